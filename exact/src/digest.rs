@@ -1,0 +1,126 @@
+//! The per-step digest by which replicas are compared (**REP-1**).
+//!
+//! A wrapping sum over all elements of a mix of index, parameter and momentum. Addition
+//! of integers commutes, so the digest may be taken in any order and by any number of
+//! threads, and costs little beside the update it is fused into. It finds accidents, not
+//! forgeries; checkpoints carry SHA-256.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// Digest of a replica's parameters and momentum.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct Digest(pub u64);
+
+impl Digest {
+    /// Adds another part of the same vector.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self(self.0.wrapping_add(other.0))
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl From<Digest> for String {
+    fn from(digest: Digest) -> Self {
+        digest.to_string()
+    }
+}
+
+impl FromStr for Digest {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        u64::from_str_radix(text, 16)
+            .map(Digest)
+            .map_err(|_| format!("{text:?} is not a digest of 16 hex digits"))
+    }
+}
+
+impl TryFrom<String> for Digest {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+/// One element's share of the digest. The mixer is SplitMix64's finaliser
+/// (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).
+#[inline(always)]
+#[must_use]
+pub fn mix(index: u64, parameter: f32, momentum: f32) -> u64 {
+    let bits = (u64::from(parameter.to_bits()) << 32) | u64::from(momentum.to_bits());
+    let mut z = bits ^ index.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}
+
+/// The digest of a stretch of a replica that starts at element `first` of the whole.
+///
+/// # Panics
+/// If `parameters` and `momentum` differ in length.
+#[must_use]
+pub fn of(first: usize, parameters: &[f32], momentum: &[f32]) -> Digest {
+    assert_eq!(parameters.len(), momentum.len(), "a replica has a momentum for every parameter");
+    let mut sum = 0u64;
+    for (i, (p, v)) in parameters.iter().zip(momentum).enumerate() {
+        sum = sum.wrapping_add(mix((first + i) as u64, *p, *v));
+    }
+    Digest(sum)
+}
+
+/// A digest of sample ids in their order: 64-bit FNV-1a over their little-endian bytes.
+#[must_use]
+pub fn of_samples(ids: impl IntoIterator<Item = u32>) -> u64 {
+    let bytes = ids.into_iter().flat_map(u32::to_le_bytes);
+    fnv1a(bytes)
+}
+
+/// 64-bit FNV-1a (Fowler, Noll, Vo).
+pub fn fnv1a(bytes: impl IntoIterator<Item = u8>) -> u64 {
+    bytes
+        .into_iter()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_add_up_to_the_whole() {
+        let p: Vec<f32> = (0..1000).map(|i| i as f32 * 0.37 - 100.0).collect();
+        let v: Vec<f32> = (0..1000).map(|i| 1.0 / (i + 1) as f32).collect();
+        let whole = of(0, &p, &v);
+        assert_eq!(of(300, &p[300..], &v[300..]).and(of(0, &p[..300], &v[..300])), whole);
+    }
+
+    #[test]
+    fn one_flipped_bit_or_two_swapped_elements_change_it() {
+        let p = vec![0.5f32; 64];
+        let v: Vec<f32> = (0..64).map(|i| i as f32).collect();
+        let whole = of(0, &p, &v);
+        let mut flipped = p.clone();
+        flipped[17] = f32::from_bits(flipped[17].to_bits() ^ 1);
+        assert_ne!(of(0, &flipped, &v), whole);
+        let mut swapped = v.clone();
+        swapped.swap(3, 40);
+        assert_ne!(of(0, &p, &swapped), whole);
+    }
+
+    #[test]
+    fn it_reads_what_it_prints() {
+        let digest = Digest(0x0123_4567_89ab_cdef);
+        assert_eq!(digest.to_string().parse::<Digest>().unwrap(), digest);
+        assert!("x".parse::<Digest>().is_err());
+    }
+}

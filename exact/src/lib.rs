@@ -1,0 +1,40 @@
+//! The arithmetic on which the coordinator and every worker must agree bit for bit.
+//!
+//! Nothing here does I/O, knows a clock, or depends on a thread's schedule: the same
+//! arguments give the same bits on every machine that rounds as IEEE 754 says. The crate
+//! holds the reduction tree ([`tree`]) and the sums along it ([`sum`]), the optimizer's
+//! update ([`update`]) with its digest ([`digest`]), the gradient's norm ([`norm`]), the
+//! streams of random words ([`random`]) and what is drawn from them ([`init`]), and the
+//! list of a network's tensors ([`manifest`]).
+//!
+//! Promises kept here (see ARCHITECTURE.md): **SUM-1** by [`tree`] and [`sum`],
+//! **REP-1** by [`update`] and [`digest`], **DATA-2** by [`random`].
+
+#![deny(unsafe_code)]
+
+pub mod digest;
+pub mod init;
+pub mod loss;
+pub mod manifest;
+pub mod norm;
+pub mod random;
+pub mod sum;
+pub mod tree;
+pub mod update;
+
+/// Elements of a gradient that travel and are summed together: 2¹⁸ floats, 1 MiB.
+///
+/// A run's chunks never change size, since [`norm`] adds up chunk by chunk.
+pub const CHUNK: usize = 1 << 18;
+
+/// How many chunks a vector of `len` elements has; the last may be short.
+#[must_use]
+pub const fn chunks(len: usize) -> usize {
+    len.div_ceil(CHUNK)
+}
+
+/// The elements of chunk `index` in a vector of `len` elements.
+#[must_use]
+pub fn chunk_range(len: usize, index: usize) -> std::ops::Range<usize> {
+    (index * CHUNK).min(len)..((index + 1) * CHUNK).min(len)
+}

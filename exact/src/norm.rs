@@ -1,0 +1,83 @@
+//! The gradient's global norm, its clip factor, and the scan for NaN and infinity.
+//!
+//! The squares are added in double precision in one fixed order: sixteen lanes inside a
+//! chunk, folded pairwise, and the chunks one after the other.
+
+const LANES: usize = 16;
+
+/// The sum of the squares of one chunk. NaN or infinite if an element is.
+#[must_use]
+pub fn sum_of_squares(chunk: &[f32]) -> f64 {
+    let mut lanes = [0f64; LANES];
+    let mut rows = chunk.chunks_exact(LANES);
+    for row in &mut rows {
+        for (lane, x) in lanes.iter_mut().zip(row) {
+            *lane += f64::from(*x) * f64::from(*x);
+        }
+    }
+    for (lane, x) in lanes.iter_mut().zip(rows.remainder()) {
+        *lane += f64::from(*x) * f64::from(*x);
+    }
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            lanes[i] += lanes[i + width];
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+/// The factor that brings a gradient of the given squared norm to at most `max_norm`, as
+/// `torch.nn.utils.clip_grad_norm_` defines it: `min(1, max_norm / (norm + 1e-6))`.
+#[must_use]
+pub fn clip_factor(squared_norm: f64, max_norm: Option<f32>) -> f32 {
+    match max_norm {
+        None => 1.0,
+        Some(max) => (f64::from(max) / (squared_norm.sqrt() + 1e-6)).min(1.0) as f32,
+    }
+}
+
+/// The index of the first NaN or infinity.
+#[must_use]
+pub fn first_non_finite(values: &[f32]) -> Option<usize> {
+    const BLOCK: usize = 1024;
+    // A block's answer is one integer maximum, which the compiler turns into vector code.
+    let worst = |block: &[f32]| block.iter().fold(0u32, |m, x| m.max(x.to_bits() & 0x7fff_ffff));
+    values
+        .chunks(BLOCK)
+        .enumerate()
+        .filter(|(_, block)| worst(block) >= 0x7f80_0000)
+        .find_map(|(i, block)| block.iter().position(|x| !x.is_finite()).map(|at| i * BLOCK + at))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn squares_add_up() {
+        let chunk: Vec<f32> = (1..=100).map(|i| i as f32).collect();
+        assert_eq!(sum_of_squares(&chunk), 338_350.0);
+        assert_eq!(sum_of_squares(&[]), 0.0);
+        assert!(sum_of_squares(&[1.0, f32::NAN]).is_nan());
+    }
+
+    #[test]
+    fn a_small_gradient_is_not_scaled() {
+        assert_eq!(clip_factor(4.0, Some(5.0)), 1.0);
+        assert_eq!(clip_factor(1e12, None), 1.0);
+        let factor = clip_factor(100.0, Some(5.0));
+        assert!((factor - 0.5).abs() < 1e-6 && factor < 0.5);
+    }
+
+    #[test]
+    fn the_first_bad_value_is_found_wherever_it_is() {
+        let mut values = vec![1.0f32; 5000];
+        assert_eq!(first_non_finite(&values), None);
+        values[4999] = f32::NEG_INFINITY;
+        assert_eq!(first_non_finite(&values), Some(4999));
+        values[1500] = f32::NAN;
+        assert_eq!(first_non_finite(&values), Some(1500));
+    }
+}

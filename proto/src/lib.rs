@@ -1,0 +1,30 @@
+//! Tally on the wire: the messages of `proto/tally/v1`, and checked conversions.
+//!
+//! What a peer sends is never trusted to be well-formed: everything that becomes a type of
+//! another crate passes through [`convert`], whose errors say what was wrong (**TRUST-1**).
+
+#![forbid(unsafe_code)]
+
+pub mod convert;
+pub mod floats;
+
+/// The generated messages and service.
+#[allow(missing_docs, clippy::all, rust_2018_idioms, rustdoc::all)]
+pub mod v1 {
+    tonic::include_proto!("tally.v1");
+}
+
+/// The version both sides must have. Raised whenever an old peer would misunderstand.
+pub const PROTOCOL: u32 = 1;
+
+/// The largest message the coordinator takes from a worker, in bytes.
+pub const MAX_FROM_WORKER: usize = 8 << 20;
+/// The largest message a worker takes from the coordinator, in bytes.
+pub const MAX_FROM_COORDINATOR: usize = 64 << 20;
+/// The most samples of a leaf, so that it fits a message.
+pub const MAX_LEAF_SAMPLES: usize = 1 << 15;
+
+/// How many chunks of one node may be on their way before the first of them is reduced.
+///
+/// It bounds the coordinator's memory to this many chunks for each contributed node.
+pub const WINDOW: usize = 8;

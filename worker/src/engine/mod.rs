@@ -1,0 +1,91 @@
+//! What a worker computes with, behind one interface.
+//!
+//! An [`Engine`] holds one replica of the network and computes with it: the gradient of a
+//! leaf, the update, answers. It knows nothing of the cluster. Three stand behind the
+//! interface: Burn on a CPU and Burn on an NVIDIA GPU ([`burn`]), and a [`synthetic`] one
+//! of any size and speed whose gradients are hashed from sample ids, with which everything
+//! but the arithmetic can be tested and measured quickly.
+
+pub mod answers;
+pub mod backend;
+pub mod burn;
+pub mod replica;
+pub mod spec;
+pub mod synthetic;
+
+use tally_data::Samples;
+use tally_exact::digest::Digest;
+use tally_exact::loss::LossParts;
+use tally_exact::manifest::Manifest;
+use tally_exact::update::Update;
+use thiserror::Error;
+
+pub use answers::Answers;
+pub use spec::{LabelLoss, ModelSpec};
+
+/// Why an engine cannot be had, or cannot compute.
+#[derive(Debug, Error)]
+pub enum EngineError {
+    /// The backend that was asked for cannot work here; the text says what is missing.
+    #[error("{0}")]
+    Unavailable(String),
+    /// The device failed.
+    #[error("the {backend} backend failed: {what}")]
+    Failed {
+        /// The backend's name.
+        backend: &'static str,
+        /// What the backend said.
+        what: String,
+    },
+}
+
+/// One replica of the network on one device, and the computing with it.
+///
+/// All flat vectors are in the order of [`manifest`](Self::manifest).
+pub trait Engine: Send {
+    /// The network's tensors.
+    fn manifest(&self) -> &Manifest;
+
+    /// The device in words, for logs: `"CPU (burn-flex, 2 threads)"`.
+    fn device(&self) -> String;
+
+    /// Takes over a committed state and returns its digest.
+    ///
+    /// # Panics
+    /// If a vector has not the manifest's length; the session checks before.
+    fn load(&mut self, parameters: Vec<f32>, momentum: Vec<f32>) -> Digest;
+
+    /// The committed state: parameters and momentum.
+    fn state(&mut self) -> (Vec<f32>, Vec<f32>);
+
+    /// Computes the gradient of `scale` times the sum of the samples' losses at the
+    /// committed parameters into `out`, and returns the losses' sums (not scaled).
+    ///
+    /// `ready` is called with a growing, final prefix of `out` whenever more of it is
+    /// done, and with all of it at the end: it can leave while the rest is computed.
+    /// Equal samples and parameters give equal bits on devices of one kind (**SUM-1**).
+    ///
+    /// # Errors
+    /// [`EngineError::Failed`] if the device does.
+    fn gradient(
+        &mut self,
+        samples: &Samples,
+        scale: f32,
+        out: &mut [f32],
+        ready: &mut dyn FnMut(&[f32]),
+    ) -> Result<LossParts, EngineError>;
+
+    /// Applies the update to the stretch of the replica that starts at element `first`,
+    /// into the second buffer, and returns the stretch's digest. The committed state stays
+    /// as it is; stretches come in any order, each once a step.
+    fn apply(&mut self, update: Update, first: usize, gradient: &[f32]) -> Digest;
+
+    /// Makes the second buffer, once every stretch of it is applied, the committed state.
+    fn commit(&mut self);
+
+    /// The network's answers at the committed parameters.
+    ///
+    /// # Errors
+    /// [`EngineError::Failed`] if the device does.
+    fn predict(&mut self, samples: &Samples) -> Result<Answers, EngineError>;
+}

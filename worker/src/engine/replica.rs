@@ -1,0 +1,81 @@
+//! A replica in the host's memory: the committed state and the second buffer (**REP-1**).
+
+use tally_exact::digest::{self, Digest};
+use tally_exact::update::Update;
+
+/// Parameters and momentum twice: the committed step's, and the next step's in the making.
+///
+/// After [`commit`](Self::commit) the second buffer holds the step before, until the next
+/// update overwrites it.
+#[derive(Debug, Default)]
+pub struct Replica {
+    parameters: Vec<f32>,
+    momentum: Vec<f32>,
+    next_parameters: Vec<f32>,
+    next_momentum: Vec<f32>,
+}
+
+impl Replica {
+    /// Takes over a committed state and returns its digest.
+    ///
+    /// # Panics
+    /// If the two differ in length.
+    pub fn load(&mut self, parameters: Vec<f32>, momentum: Vec<f32>) -> Digest {
+        let digest = digest::of(0, &parameters, &momentum);
+        self.next_parameters.resize(parameters.len(), 0.0);
+        self.next_momentum.resize(parameters.len(), 0.0);
+        self.parameters = parameters;
+        self.momentum = momentum;
+        digest
+    }
+
+    /// The committed parameters.
+    #[must_use]
+    pub fn parameters(&self) -> &[f32] {
+        &self.parameters
+    }
+
+    /// The committed momentum.
+    #[must_use]
+    pub fn momentum(&self) -> &[f32] {
+        &self.momentum
+    }
+
+    /// Updates the stretch that starts at `first` into the second buffer.
+    ///
+    /// # Panics
+    /// If the stretch reaches past the end.
+    pub fn apply(&mut self, update: Update, first: usize, gradient: &[f32]) -> Digest {
+        let stretch = first..first + gradient.len();
+        update.apply_into(
+            first,
+            gradient,
+            (&self.parameters[stretch.clone()], &self.momentum[stretch.clone()]),
+            (&mut self.next_parameters[stretch.clone()], &mut self.next_momentum[stretch]),
+        )
+    }
+
+    /// Swaps the buffers.
+    pub fn commit(&mut self) {
+        std::mem::swap(&mut self.parameters, &mut self.next_parameters);
+        std::mem::swap(&mut self.momentum, &mut self.next_momentum);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_committed_state_changes_at_the_commit_and_not_before() {
+        let mut replica = Replica::default();
+        let start = replica.load(vec![1.0, 2.0], vec![0.0, 0.0]);
+        assert_eq!(start, digest::of(0, &[1.0, 2.0], &[0.0, 0.0]));
+        let update = Update { learning_rate: 1.0, momentum: 0.5, clip: 1.0 };
+        let next = replica.apply(update, 1, &[4.0]).and(replica.apply(update, 0, &[1.0]));
+        assert_eq!(replica.parameters(), [1.0, 2.0]);
+        replica.commit();
+        assert_eq!((replica.parameters(), replica.momentum()), (&[0.0, -2.0][..], &[1.0, 4.0][..]));
+        assert_eq!(next, digest::of(0, replica.parameters(), replica.momentum()));
+    }
+}
