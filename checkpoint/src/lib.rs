@@ -1,1 +1,47 @@
-//! x
+//! Checkpoints that are whole or absent, in the format that PyTorch's users read.
+//!
+//! A checkpoint is a directory `step-NNNNNNNN` (the step in 8 digits, more if it has more)
+//! in a run's `checkpoints/`, which this crate calls the root:
+//!
+//! * `model.safetensors`: the parameters, under PyTorch's names and shapes, as `F32`, in
+//!   the order of their names;
+//! * `optimizer.safetensors`: the momentum, under the same names;
+//! * `manifest.json`: [`Meta`], the size and SHA-256 of both files, and a SHA-256 of its
+//!   own text in its first line.
+//!
+//! # CKPT-1: whole or absent, and verified when read
+//!
+//! [`write()`] fills a hidden directory beside the others, has every file and the directory
+//! itself on the disk (`fsync`), renames it into place, and has the rename on the disk
+//! before it returns. What that gives:
+//!
+//! * If the process dies at any point, every checkpoint that was there is still there,
+//!   and the new one is whole or absent. [`clean`] removes what was left half done.
+//! * The same holds if the power fails, as far as the file system and the disk keep what
+//!   `fsync` says. A checkpoint whose [`write()`] returned is there afterwards.
+//! * [`read`] compares sizes, checksums, names, shapes, the digest and the parameters'
+//!   SHA-256 before it returns anything. It finds accidents; whoever can write to the
+//!   directory can also write a checkpoint with checksums that fit.
+//!
+//! One process writes to a root at a time: the coordinator, which locks its run directory.
+//! Memory beside the model itself is a few buffers of about 1 MiB, in both directions.
+
+#![forbid(unsafe_code)]
+
+mod error;
+mod meta;
+mod store;
+mod tensors;
+mod weights;
+
+pub use error::CheckpointError;
+pub use meta::{Meta, VERSION};
+pub use store::{Checkpoint, LINKS, Newest, clean, directory, link, list, newest_whole, prune, read, write};
+pub use weights::{Weights, read_weights};
+
+/// The parameters' file in a checkpoint.
+pub const MODEL: &str = "model.safetensors";
+/// The momentum's file in a checkpoint.
+pub const OPTIMIZER: &str = "optimizer.safetensors";
+/// The manifest's file in a checkpoint.
+pub const MANIFEST: &str = "manifest.json";

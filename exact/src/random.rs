@@ -112,9 +112,9 @@ mod tests {
         assert_eq!([0; 12].map(|_| stream.below(10)), PINNED_NUMBERS);
         assert_eq!(Stream::new(1, Purpose::Permutation { epoch: 1 }).permutation(10), PINNED_ORDER);
     }
-    const PINNED_WORDS: [u32; 4] = [0, 0, 0, 0];
-    const PINNED_NUMBERS: [u32; 12] = [0; 12];
-    const PINNED_ORDER: [u32; 10] = [0; 10];
+    const PINNED_WORDS: [u32; 4] = [1_063_698_471, 3_118_473_707, 2_146_053_628, 1_444_280_143];
+    const PINNED_NUMBERS: [u32; 12] = [3, 3, 8, 3, 8, 3, 7, 9, 8, 0, 7, 5];
+    const PINNED_ORDER: [u32; 10] = [9, 5, 2, 3, 6, 0, 4, 8, 1, 7];
 
     #[test]
     fn seed_purpose_and_epoch_each_give_another_stream() {

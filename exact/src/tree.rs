@@ -82,13 +82,6 @@ impl Tree {
         }
     }
 
-    /// The smallest tree with at least `leaves` leaves (at least one, at most [`MAX_SHARDS`]).
-    #[must_use]
-    pub fn at_least(leaves: usize) -> Self {
-        let cap = MAX_SHARDS as usize;
-        Self { shards: leaves.clamp(1, cap).next_power_of_two() as u32 }
-    }
-
     /// The number of leaves, `S`.
     #[must_use]
     pub fn shards(self) -> u32 {

@@ -7,6 +7,7 @@
 
 pub mod convert;
 pub mod floats;
+pub mod pool;
 
 /// The generated messages and service.
 #[allow(missing_docs, clippy::all, rust_2018_idioms, rustdoc::all)]

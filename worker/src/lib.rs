@@ -1,3 +1,13 @@
-//! x
+//! The worker: computes gradients for a Tally cluster.
+//!
+//! [`engine`] is what it computes with; [`session`] is its life in a cluster: connect, load
+//! a state, contribute, apply, commit. [`scores`] and [`evaluate`] judge a network.
+
 #![deny(unsafe_code)]
+
+pub mod cli;
 pub mod engine;
+pub mod evaluate;
+pub mod logging;
+pub mod scores;
+pub mod session;

@@ -11,7 +11,9 @@ pub const PIXELS: usize = SIDE * SIDE;
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum BadSamples {
     /// The parts have different counts.
-    #[error("{ids} ids, {pixels} bytes of pixels, {numbers} numbers and {labels} labels do not make samples of {PIXELS} pixels")]
+    #[error(
+        "{ids} ids, {pixels} bytes of pixels, {numbers} numbers and {labels} labels do not make samples of {PIXELS} pixels"
+    )]
     Counts {
         /// How many ids.
         ids: usize,
@@ -49,7 +51,12 @@ impl Samples {
     ///
     /// # Errors
     /// [`BadSamples`] says which part is wrong.
-    pub fn new(ids: Vec<u32>, pixels: Vec<u8>, numbers: Vec<u8>, labels: Vec<u8>) -> Result<Self, BadSamples> {
+    pub fn new(
+        ids: Vec<u32>,
+        pixels: Vec<u8>,
+        numbers: Vec<u8>,
+        labels: Vec<u8>,
+    ) -> Result<Self, BadSamples> {
         let n = ids.len();
         if pixels.len() != n * PIXELS || numbers.len() != n || labels.len() != n {
             let (pixels, numbers, labels) = (pixels.len(), numbers.len(), labels.len());

@@ -46,6 +46,10 @@ pub struct Member {
     pub testing: BTreeSet<u32>,
     /// Samples it has contributed to committed steps.
     pub samples: u64,
+    /// Seconds its last update took.
+    pub apply: f64,
+    /// Seconds from its last gradient's end to the last reduced chunk.
+    pub exchange: f64,
 }
 
 impl Member {
@@ -65,6 +69,8 @@ impl Member {
             dealt: BTreeSet::new(),
             testing: BTreeSet::new(),
             samples: 0,
+            apply: 0.0,
+            exchange: 0.0,
         }
     }
 
@@ -102,7 +108,8 @@ impl Members {
     #[must_use]
     pub fn per_sample(&self, session: Session) -> f64 {
         let measured: Vec<f64> = self.0.values().filter_map(|m| m.per_sample).collect();
-        let mean = if measured.is_empty() { 1.0 } else { measured.iter().sum::<f64>() / measured.len() as f64 };
+        let mean =
+            if measured.is_empty() { 1.0 } else { measured.iter().sum::<f64>() / measured.len() as f64 };
         let own = self.0.get(&session).and_then(|m| m.per_sample);
         own.unwrap_or(mean).max(1e-9)
     }

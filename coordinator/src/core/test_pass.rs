@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-/// Samples of a leaf of the test pass; fixed, so that its sums are.
-pub const TEST_LEAF: usize = 100;
+use tally_worker::scores::TEST_LEAF;
+
 /// Leaves a worker may have at once: one to compute and one on its way.
 pub const OUTSTANDING: usize = 2;
 

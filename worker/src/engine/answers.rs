@@ -65,7 +65,8 @@ impl Answers {
                 LabelLoss::SoftmaxNll => -softmax(logits)[label],
             };
             losses.sum += square(f64::from(self.sums[index]) - f64::from(samples.sum(index)));
-            losses.difference += square(f64::from(self.differences[index]) - f64::from(samples.difference(index)));
+            losses.difference +=
+                square(f64::from(self.differences[index]) - f64::from(samples.difference(index)));
         }
         losses
     }

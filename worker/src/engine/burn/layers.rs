@@ -82,7 +82,10 @@ mod tests {
 
     #[test]
     fn relu_keeps_nan_and_gives_a_positive_zero() {
-        let x = Tensor::<Flex, 1>::from_floats([-1.0, -0.0, 0.0, 2.0, f32::NAN, f32::INFINITY], &Default::default());
+        let x = Tensor::<Flex, 1>::from_floats(
+            [-1.0, -0.0, 0.0, 2.0, f32::NAN, f32::INFINITY],
+            &Default::default(),
+        );
         let y = values(relu(x));
         assert_eq!(y[..4].iter().map(|y| y.to_bits()).collect::<Vec<_>>(), [0, 0, 0, 2.0f32.to_bits()]);
         assert!(y[4].is_nan() && y[5] == f32::INFINITY);
@@ -93,7 +96,9 @@ mod tests {
         for place in 0..4 {
             let mut window = [1.0, 2.0, 3.0, 4.0];
             let pool = |window: [f32; 4]| {
-                values(max_pool(Tensor::<Flex, 1>::from_floats(window, &Default::default()).reshape([1, 1, 2, 2])))
+                values(max_pool(
+                    Tensor::<Flex, 1>::from_floats(window, &Default::default()).reshape([1, 1, 2, 2]),
+                ))
             };
             assert_eq!(pool(window), [4.0]);
             window[place] = f32::NAN;

@@ -75,7 +75,11 @@ mod tests {
                     answers(&shifted).losses(&samples, kind).total()
                 };
                 let slope = 0.5 * (at(step) - at(-step)) / (2.0 * f64::from(step));
-                assert!((slope - f64::from(gradient[i])).abs() < 1e-5, "{kind}, output {i}: {slope}, {}", gradient[i]);
+                assert!(
+                    (slope - f64::from(gradient[i])).abs() < 1e-5,
+                    "{kind}, output {i}: {slope}, {}",
+                    gradient[i]
+                );
             }
         }
     }

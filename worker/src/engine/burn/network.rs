@@ -75,6 +75,11 @@ impl<B: Backend> Parameters<B> {
         Self { manifest, flat }
     }
 
+    /// The same parameters with each tensor as `convert` makes it.
+    pub(super) fn map<T: Backend>(&self, convert: impl Fn(Tensor<B, 1>) -> Tensor<T, 1>) -> Parameters<T> {
+        Parameters { manifest: self.manifest.clone(), flat: self.flat.iter().cloned().map(convert).collect() }
+    }
+
     pub(super) fn flat(&self) -> &[Tensor<B, 1>] {
         &self.flat
     }

@@ -34,7 +34,12 @@ impl Network for Mlp {
         .collect()
     }
 
-    fn forward<B: Backend>(&self, p: &Parameters<B>, images: Tensor<B, 4>, numbers: Tensor<B, 2>) -> Outputs<B> {
+    fn forward<B: Backend>(
+        &self,
+        p: &Parameters<B>,
+        images: Tensor<B, 4>,
+        numbers: Tensor<B, 2>,
+    ) -> Outputs<B> {
         let n = images.dims()[0];
         let x = relu(linear(p, "digit1", images.reshape([n, PIXELS])));
         let logits = linear(p, "digit2", x);

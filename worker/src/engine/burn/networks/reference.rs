@@ -41,7 +41,12 @@ impl Network for Reference {
         .collect()
     }
 
-    fn forward<B: Backend>(&self, p: &Parameters<B>, images: Tensor<B, 4>, numbers: Tensor<B, 2>) -> Outputs<B> {
+    fn forward<B: Backend>(
+        &self,
+        p: &Parameters<B>,
+        images: Tensor<B, 4>,
+        numbers: Tensor<B, 2>,
+    ) -> Outputs<B> {
         // 28×28.
         let x = relu(convolution(p, "conv1", 1, images));
         let x = max_pool(relu(convolution(p, "conv2", 1, x)));
@@ -79,8 +84,10 @@ mod tests {
         let mut names: Vec<&str> = manifest.tensors().iter().map(|t| t.name.as_str()).collect();
         assert_eq!((names[0], names[29]), ("sum3.weight", "conv1.bias"));
         names.sort_unstable();
-        let layers =
-            ["conv1", "conv2", "conv3", "conv4", "conv5", "conv6", "conv7", "dense1", "dense2", "diff1", "diff2", "diff3", "sum1", "sum2", "sum3"];
+        let layers = [
+            "conv1", "conv2", "conv3", "conv4", "conv5", "conv6", "conv7", "dense1", "dense2", "diff1",
+            "diff2", "diff3", "sum1", "sum2", "sum3",
+        ];
         assert_eq!(names, layers.map(|l| [format!("{l}.bias"), format!("{l}.weight")]).concat());
         let conv6 = &manifest.tensors()[manifest.find("conv6.weight").unwrap_or_default()];
         assert_eq!(conv6.shape, [1024, 512, 3, 3]);

@@ -1,0 +1,143 @@
+//! What can be wrong with a checkpoint, each time with where and what to do.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+use crate::meta::VERSION;
+
+/// A checkpoint or a file of weights that could not be written or used.
+#[derive(Debug, Error)]
+pub enum CheckpointError {
+    /// The system refused. Whole checkpoints that were there are still there.
+    #[error(
+        "cannot {doing} {path}: {source}; check free space, permissions and the disk (checkpoints already written are untouched)"
+    )]
+    Io {
+        /// What was tried, as in "cannot …".
+        doing: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A file of a checkpoint is not what was written.
+    #[error("checkpoint {directory} is damaged: {file} {why}; use an older checkpoint, and delete this one")]
+    Damaged {
+        /// The checkpoint.
+        directory: PathBuf,
+        /// Its file.
+        file: &'static str,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Nothing there is a checkpoint.
+    #[error(
+        "{path} is no checkpoint, it has no manifest.json; name a directory such as checkpoints/step-00000100"
+    )]
+    Absent {
+        /// The path given.
+        path: PathBuf,
+    },
+    /// A format that this version does not know.
+    #[error(
+        "checkpoint {directory} has format {found}, and this version of Tally reads format {VERSION}; use the version that wrote it"
+    )]
+    Version {
+        /// The checkpoint.
+        directory: PathBuf,
+        /// Its format.
+        found: u32,
+    },
+    /// Parameters, momentum and [`Meta`](crate::Meta) that do not belong together. Nothing
+    /// was written, since it could not be read.
+    #[error(
+        "the checkpoint of step {step} was not written: {why}; this is a fault in Tally, please report it"
+    )]
+    Refused {
+        /// The step.
+        step: u64,
+        /// What does not fit.
+        why: String,
+    },
+    /// A link by another name than "best" or "last", or to no checkpoint.
+    #[error(
+        "cannot link {name} to step {step} in {root}: only best and last, and only to a checkpoint that is there"
+    )]
+    Link {
+        /// The root.
+        root: PathBuf,
+        /// The link's name.
+        name: String,
+        /// The step it should lead to.
+        step: u64,
+    },
+    /// A file that is no safetensors file, or not a whole one.
+    #[error(
+        "{path} is no whole safetensors file: it {why}; save the weights again, for example with safetensors.torch.save_file"
+    )]
+    NotSafetensors {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A tensor of the network that a file of weights lacks.
+    #[error(
+        "{path} has no tensor {tensor}, which the network has in shape {wanted:?}; use weights of the same network"
+    )]
+    MissingTensor {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Its shape in the network.
+        wanted: Vec<u32>,
+    },
+    /// A tensor of another shape than the network's.
+    #[error(
+        "{path}: tensor {tensor} has shape {found:?}, and the network wants {wanted:?}; use weights of the same network"
+    )]
+    Shape {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Its shape in the file.
+        found: Vec<usize>,
+        /// Its shape in the network.
+        wanted: Vec<u32>,
+    },
+    /// A tensor that is not of floating-point numbers.
+    #[error("{path}: tensor {tensor} is of type {found}, not F32, F64, F16 or BF16; save it as float32")]
+    Type {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Its type in the file.
+        found: String,
+    },
+    /// A value from which no training can start.
+    #[error(
+        "{path}: element {index} of tensor {tensor} is {value}, which is no finite float32; use weights from before the run diverged"
+    )]
+    NotFinite {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The element, row-major, from 0.
+        index: usize,
+        /// Its value.
+        value: f64,
+    },
+}
+
+impl CheckpointError {
+    /// For `map_err`: the system refused `doing` on `path`.
+    pub(crate) fn io(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Io { doing, path: path.into(), source }
+    }
+}

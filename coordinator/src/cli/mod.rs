@@ -1,0 +1,94 @@
+//! The command line: options, and the small commands beside training.
+
+pub mod options;
+pub mod schedule;
+pub mod status;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use tally_worker::engine::backend::BackendChoice;
+use tally_worker::logging::LogOptions;
+
+use options::Training;
+
+/// Trains one network on many machines, with the same bits however many there are.
+///
+/// Waits for workers, deals them samples, sums their gradients every step and hands the
+/// sum back. `coordinator --workers 4` needs four times `worker --connect HOST:50051`;
+/// with --local it needs nothing else.
+#[derive(Debug, Parser)]
+#[command(name = "coordinator", version, max_term_width = 100, args_conflicts_with_subcommands = true)]
+pub struct Cli {
+    /// Train (the default), or one of these
+    #[command(subcommand)]
+    pub command: Option<Command>,
+
+    /// What `coordinator` alone does: train.
+    #[command(flatten)]
+    pub train: TrainOptions,
+}
+
+/// The commands beside training.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Print an epoch's order and random numbers, a line of JSON a step
+    Schedule(schedule::ScheduleOptions),
+    /// Show what a running cluster is doing
+    Status(status::StatusOptions),
+}
+
+/// Options of a training run.
+#[derive(Debug, Args)]
+pub struct TrainOptions {
+    /// Workers to wait for before a new run starts; later ones may join at any time
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=4096), help_heading = "Cluster")]
+    pub workers: u32,
+
+    /// Run the workers in this process, dividing the cores among them
+    #[arg(long, help_heading = "Cluster")]
+    pub local: bool,
+
+    /// What local workers compute with
+    #[arg(long, value_enum, default_value_t = BackendChoice::Auto, requires = "local", help_heading = "Cluster")]
+    pub backend: BackendChoice,
+
+    /// Threads of each local worker [default: its share of the cores]
+    #[arg(long, value_name = "N", requires = "local", value_parser = clap::value_parser!(u32).range(1..=1024), help_heading = "Cluster")]
+    pub threads: Option<u32>,
+
+    /// Where workers connect to
+    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:50051", help_heading = "Cluster")]
+    pub listen: SocketAddr,
+
+    /// Where metrics are served; port 0 takes a free one
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9000", help_heading = "Cluster")]
+    pub http_listen: SocketAddr,
+
+    /// Options that decide what is trained.
+    #[command(flatten)]
+    pub training: Training,
+
+    /// A new directory for the run [default: the next runs/run-NNNN]
+    #[arg(long, value_name = "DIR", conflicts_with = "resume", help_heading = "Run directory")]
+    pub run_dir: Option<PathBuf>,
+
+    /// Go on with a stopped run. --workers, --local, --backend, --threads, the addresses,
+    /// --checkpoint-every and --keep-checkpoints may change, and --epochs under
+    /// --lr-schedule constant; what else is given must be as it was
+    #[arg(long, value_name = "RUN_DIR", help_heading = "Run directory")]
+    pub resume: Option<PathBuf>,
+
+    /// Checkpoint after every so many steps, beside those at the ends of epochs and at a stop
+    #[arg(long, value_name = "STEPS", value_parser = clap::value_parser!(u64).range(1..), help_heading = "Run directory")]
+    pub checkpoint_every: Option<u64>,
+
+    /// Newest checkpoints to keep, beside the best [default: 3]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Run directory")]
+    pub keep_checkpoints: Option<u32>,
+
+    /// Logs.
+    #[command(flatten)]
+    pub log: LogOptions,
+}

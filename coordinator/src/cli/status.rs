@@ -1,0 +1,107 @@
+//! `coordinator status`: what a running cluster is doing, in the terminal.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::Args;
+use tally_proto::v1::cluster_client::ClusterClient;
+use tally_proto::v1::{StatusReply, StatusRequest};
+use tally_worker::session::connect;
+
+use crate::console::human_seconds;
+
+/// Options of `coordinator status`.
+#[derive(Debug, Args)]
+pub struct StatusOptions {
+    /// The coordinator
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:50051")]
+    pub connect: String,
+}
+
+/// Asks a coordinator and returns its answer as text.
+///
+/// # Errors
+/// If it is not there or does not answer.
+pub async fn run(options: &StatusOptions) -> anyhow::Result<String> {
+    let timeout = Duration::from_secs(5);
+    let channel =
+        connect::endpoint(&options.connect)?.connect_timeout(timeout).timeout(timeout).connect().await;
+    let channel = channel.with_context(|| {
+        format!("no coordinator answers at {}; is it running, and is this its --listen?", options.connect)
+    })?;
+    let reply = ClusterClient::new(channel).status(StatusRequest {}).await;
+    let reply = reply
+        .map_err(|status| anyhow::anyhow!("{} did not answer: {}", options.connect, status.message()))?;
+    Ok(render(&reply.into_inner()))
+}
+
+fn render(s: &StatusReply) -> String {
+    let mut text = String::new();
+    let mut line = |words: String| {
+        let _ = writeln!(text, "{words}");
+    };
+    line(format!("run {} ({}), start {}, {}", s.run, s.model, s.incarnation, s.run_dir));
+    line(match s.phase.as_str() {
+        "waiting" => format!("waiting for workers: {} of {} are here", s.workers.len(), s.workers_wanted),
+        phase => format!(
+            "{phase}: epoch {}/{}, step {}/{}, {:.0} images/s, {} left",
+            s.epoch,
+            s.epochs,
+            s.step,
+            s.steps,
+            s.images_per_second,
+            human_seconds(s.seconds_left)
+        ),
+    });
+    if let Some(l) = &s.loss {
+        let total = l.label + l.sum + l.difference;
+        line(format!(
+            "loss {total:.4} (digit {:.4}, sum {:.4}, difference {:.4}), learning rate {:.3e}",
+            l.label, l.sum, l.difference, s.learning_rate
+        ));
+    }
+    if let Some(t) = &s.test {
+        line(format!(
+            "last test: digit {:.2}%, sum {:.2}%, difference {:.2}%, all three {:.2}%",
+            100.0 * t.digit_accuracy,
+            100.0 * t.sum_accuracy,
+            100.0 * t.difference_accuracy,
+            100.0 * t.all_correct
+        ));
+    }
+    if !s.workers.is_empty() {
+        let width = s.workers.iter().map(|w| w.name.chars().count()).max().unwrap_or(0).max(6);
+        line(format!(
+            "\n{:width$}  {:8} {:>6} {:>10} {:>10}  device",
+            "worker", "state", "leaves", "ms/sample", "samples"
+        ));
+        for w in &s.workers {
+            let speed = 1e3 * w.seconds_per_sample;
+            let (name, state) = (&w.name, &w.state);
+            line(format!(
+                "{name:width$}  {state:8} {:>6} {speed:>10.3} {:>10}  {}",
+                w.leaves, w.samples, w.device
+            ));
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tally_proto::v1::WorkerStatus;
+
+    #[test]
+    fn a_waiting_run_says_for_whom() {
+        let reply = StatusReply {
+            phase: "waiting".into(),
+            workers_wanted: 4,
+            workers: vec![WorkerStatus { name: "a-1".into(), state: "ready".into(), ..Default::default() }],
+            ..Default::default()
+        };
+        let text = render(&reply);
+        assert!(text.contains("1 of 4 are here") && text.contains("a-1"), "{text}");
+    }
+}

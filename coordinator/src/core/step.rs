@@ -1,0 +1,114 @@
+//! One attempt at one step: who was given what, what has come, and whether it is whole.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use tally_exact::loss::LossParts;
+use tally_exact::tree::{Node, Tree};
+
+use super::assign::{self, Load};
+use super::members::Session;
+use super::reduction::Reduction;
+
+/// What was computed for one leaf.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Receipt {
+    /// The leaf.
+    pub leaf: u32,
+    /// How many samples it has.
+    pub samples: u32,
+    /// The sums of its samples' losses.
+    pub losses: LossParts,
+}
+
+/// A step in flight.
+#[derive(Debug)]
+pub struct StepInFlight {
+    /// From 1.
+    pub step: u64,
+    /// Raised when the step starts again.
+    pub attempt: u32,
+    /// Samples of the whole step.
+    pub samples: usize,
+    /// When the plans went out.
+    pub started: Duration,
+    /// When the root became whole.
+    pub reduced: Option<Duration>,
+    /// The additions.
+    pub reduction: Reduction,
+    /// What came for each leaf, by the first trailer that covered it.
+    pub receipts: BTreeMap<u32, Receipt>,
+    /// Headers that were found right, and whose chunks are therefore taken.
+    pub opened: BTreeSet<(Session, Node)>,
+    /// Trailers that have come: a second is a violation.
+    pub closed: BTreeSet<(Session, Node)>,
+    /// Waiting for the shell to say that the update is applied.
+    pub closing: bool,
+    tree: Tree,
+}
+
+impl StepInFlight {
+    /// An attempt of which nothing has come yet.
+    #[must_use]
+    pub fn new(tree: Tree, chunks: u32, step: u64, attempt: u32, samples: usize, now: Duration) -> Self {
+        Self {
+            step,
+            attempt,
+            samples,
+            started: now,
+            reduced: None,
+            reduction: Reduction::new(tree, chunks, samples),
+            receipts: BTreeMap::new(),
+            opened: BTreeSet::new(),
+            closed: BTreeSet::new(),
+            closing: false,
+            tree,
+        }
+    }
+
+    /// Whether the root and the receipts of every leaf that holds a sample are there.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.reduction.is_complete()
+            && self.receipts.values().map(|r| r.samples as usize).sum::<usize>() == self.samples
+    }
+
+    /// The losses' means over the batch, summed along the tree.
+    #[must_use]
+    pub fn loss(&self) -> LossParts {
+        let leaves = (0..self.tree.shards()).map(|leaf| self.receipts.get(&leaf).map(|r| r.losses));
+        LossParts::along_tree(leaves).scaled(1.0 / self.samples as f64)
+    }
+
+    /// Checks a trailer's receipts against the leaves of its node: each non-empty leaf
+    /// once, with its number of samples, and no other.
+    ///
+    /// # Errors
+    /// In words for the log and the worker's eviction.
+    pub fn check(&self, node: Node, receipts: &[Receipt]) -> Result<(), String> {
+        let wanted = self.tree.leaves(node).filter_map(|leaf| {
+            let samples = self.tree.samples(leaf, self.samples).len() as u32;
+            (samples > 0).then_some((leaf, samples))
+        });
+        if wanted.eq(receipts.iter().map(|r| (r.leaf, r.samples))) {
+            Ok(())
+        } else {
+            Err(format!("its receipts for {node} are not those of the node's leaves"))
+        }
+    }
+
+    /// Deals the leaves of `nodes`, of which some may be done, to workers with these loads.
+    #[must_use]
+    pub fn deal(&self, nodes: &[Node], loads: &mut [Load]) -> Vec<Vec<Node>> {
+        let mut dealt = vec![Vec::new(); loads.len()];
+        for &node in nodes {
+            let leaves = self.tree.leaves(node);
+            let quotas = assign::quotas(leaves.end - leaves.start, loads);
+            for (i, nodes) in assign::runs(self.tree, leaves, &quotas).into_iter().enumerate() {
+                dealt[i].extend(nodes.into_iter().filter(|n| !self.tree.is_empty(*n, self.samples)));
+                loads[i].busy += f64::from(quotas[i]) * loads[i].per_leaf;
+            }
+        }
+        dealt
+    }
+}

@@ -1,0 +1,380 @@
+//! Puts a run together, from the command line to the closing summary.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail, ensure};
+use tally_data::{Mnist, Paired, Schedule};
+use tally_exact::tree::Tree;
+use tally_exact::{chunks, init};
+use tally_proto::MAX_FROM_WORKER;
+use tally_proto::v1::cluster_server::ClusterServer;
+use tally_worker::scores::test_line;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+
+use crate::cli::TrainOptions;
+use crate::cli::options::DataOptions;
+use crate::console::{Console, human_seconds};
+use crate::core::events::Outcome;
+use crate::core::{Core, Shape};
+use crate::run::config::{InitConfig, RunConfig};
+use crate::run::directory::RunDirectory;
+use crate::run::journal::{History, Journal};
+use crate::run::summary::Summary;
+use crate::shell::driver::{Driver, Parts};
+use crate::shell::referee::Referee;
+use crate::shell::service::{Input, Service};
+use crate::{http, local, metrics};
+use tally_proto::pool::Pool;
+
+/// Inputs that may wait for the driver; more make the streams they come from wait.
+const INPUTS: usize = 64;
+/// How long workers may take to hear that the run is over.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// Trains, from the options to the exit code.
+///
+/// # Errors
+/// In one line, with what to do.
+pub fn run(options: &TrainOptions) -> anyhow::Result<ExitCode> {
+    options.log.init()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let result = runtime.block_on(train(options));
+    // Whatever a peer still holds open must not keep the process.
+    runtime.shutdown_timeout(Duration::from_millis(100));
+    result
+}
+
+/// A run as it is before its first step of this start.
+struct Prepared {
+    config: RunConfig,
+    directory: RunDirectory,
+    journal: Journal,
+    history: History,
+    data: Mnist,
+    step: u64,
+    referee: Referee,
+}
+
+fn new_run(options: &TrainOptions) -> anyhow::Result<Prepared> {
+    let data = options.training.data.load()?;
+    let run = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), std::process::id());
+    let mut config = options.training.configure(&data, run, options.workers)?;
+    config.checkpoint_every = options.checkpoint_every;
+    config.keep_checkpoints = options.keep_checkpoints.map_or(config.keep_checkpoints, |k| k as usize);
+    let parameters = match &options.training.init {
+        None => init::parameters(&config.tensors, config.seed),
+        Some(path) => {
+            let weights = tally_checkpoint::read_weights(path, &config.tensors)?;
+            if !weights.unknown.is_empty() {
+                tracing::warn!(
+                    "{} has tensors that {} has not: {}",
+                    path.display(),
+                    config.model,
+                    weights.unknown.join(", ")
+                );
+            }
+            let sha256 = config.tensors.sha256(&weights.values);
+            config.init = Some(InitConfig { path: path.display().to_string(), sha256 });
+            weights.values
+        }
+    };
+    let directory = RunDirectory::create(options.run_dir.as_deref())?;
+    let (journal, history) = Journal::open(&directory.file("journal.jsonl"))?;
+    // A run can start again from nothing, so its first state is kept as well.
+    directory.write_json("run.json", &config)?;
+    let referee = Referee::new(&parameters, &vec![0.0; parameters.len()]);
+    Ok(Prepared { config, directory, journal, history, data, step: 0, referee })
+}
+
+fn resumed_run(options: &TrainOptions, path: &std::path::Path) -> anyhow::Result<Prepared> {
+    let (directory, mut config) = RunDirectory::open(path)?;
+    options.training.adjust(&mut config)?;
+    config.workers = options.workers as usize;
+    config.checkpoint_every = options.checkpoint_every.or(config.checkpoint_every);
+    config.keep_checkpoints = options.keep_checkpoints.map_or(config.keep_checkpoints, |k| k as usize);
+    ensure!(
+        config.tensors == tally_worker::engine::backend::manifest(&config.model),
+        "{} was trained with another {} network than this version has; use Tally {}",
+        path.display(),
+        config.model,
+        config.tally
+    );
+    ensure!(
+        config.chunk == tally_exact::CHUNK,
+        "{} was trained with chunks of {} elements, this version has {}; use Tally {}",
+        path.display(),
+        config.chunk,
+        tally_exact::CHUNK,
+        config.tally
+    );
+    let data = DataOptions::from(&config.data).load()?;
+    ensure!(
+        data.sha256() == config.data.sha256,
+        "the data is not what {} was trained on; name the directory with the same files by --data-dir",
+        path.display()
+    );
+    let (journal, history) = Journal::open(&directory.file("journal.jsonl"))?;
+    let last = history.digests.last_key_value().map_or(0, |(step, _)| *step);
+    tally_checkpoint::clean(&directory.checkpoints())?;
+    let found = tally_checkpoint::newest_whole(&directory.checkpoints(), Some(last))?;
+    for skipped in &found.skipped {
+        tracing::warn!("skipped a damaged checkpoint: {}", skipped.1);
+    }
+    let (step, referee) = match found.checkpoint {
+        Some(checkpoint) => {
+            let (meta, step) = (&checkpoint.meta, checkpoint.meta.step);
+            ensure!(
+                meta.run == config.run && history.digests.get(&step) == Some(&meta.digest),
+                "checkpoint {step} in {} is not of this run's journal; remove it and resume again",
+                path.display()
+            );
+            (step, Referee::new(&checkpoint.parameters, &checkpoint.momentum))
+        }
+        None => {
+            if last > 0 {
+                tracing::warn!("there is no whole checkpoint; computing again from the start");
+            }
+            let parameters = match &config.init {
+                None => init::parameters(&config.tensors, config.seed),
+                Some(from) => {
+                    let weights = tally_checkpoint::read_weights(from.path.as_ref(), &config.tensors)?;
+                    if config.tensors.sha256(&weights.values) != from.sha256 {
+                        bail!("{} does not hold the weights that the run started from", from.path);
+                    }
+                    weights.values
+                }
+            };
+            (0, Referee::new(&parameters, &vec![0.0; parameters.len()]))
+        }
+    };
+    directory.write_json("run.json", &config)?;
+    Ok(Prepared { config, directory, journal, history, data, step, referee })
+}
+
+async fn train(options: &TrainOptions) -> anyhow::Result<ExitCode> {
+    let console = Console::new();
+    // The ports first: a run directory should not be made for a run that can't start.
+    let grpc = listen(options.listen, "--listen").await?;
+    let web = listen(options.http_listen, "--http-listen").await?;
+    let address = grpc.local_addr()?;
+    let handle = metrics::install()?;
+
+    let prepared = match &options.resume {
+        Some(path) => resumed_run(options, path)?,
+        None => new_run(options)?,
+    };
+    let Prepared { config, directory, journal, history, data, step, referee } = prepared;
+    let incarnation = directory.next_incarnation()?;
+    let schedule = Schedule::new(config.seed, data.train.len(), config.batch_size)?;
+    let shape = Shape {
+        tree: Tree::new(config.shards)?,
+        chunks: chunks(config.tensors.len()) as u32,
+        schedule,
+        epochs: config.epochs,
+        test_samples: data.test.len(),
+        recipe: config.optimizer,
+        checkpoint_every: config.checkpoint_every,
+        workers: config.workers,
+    };
+    let tested = history.tests.keys().filter(|&&tested| tested <= step).count() as u32;
+    let run_path = directory.path().display().to_string();
+    let last = history.digests.last_key_value().map_or(0, |(last, _)| *last);
+    greet(&console, options, &config, &run_path, address, web.local_addr()?, step, last);
+    if step >= shape.steps() && u64::from(tested) * schedule.steps_per_epoch() as u64 >= shape.steps() {
+        console
+            .note("this run is done already; start a new one, or raise --epochs under a constant schedule");
+        return Ok(ExitCode::SUCCESS);
+    }
+
+    let run = u64::from_str_radix(&config.run, 16).context("run.json: the run's identity is no number")?;
+    let elements = config.tensors.len();
+    let (inputs, receiver) = mpsc::channel(INPUTS);
+    let core = Core::new(shape, step, referee.digest(), tested);
+    let driver = Driver::new(Parts {
+        train: Paired::train(data.train, config.seed),
+        test: Paired::test(data.test, config.seed),
+        config,
+        directory,
+        journal,
+        history,
+        core,
+        referee,
+        incarnation,
+        console,
+    });
+    let (done, finished) = oneshot::channel();
+    std::thread::Builder::new().name("driver".into()).spawn(move || {
+        let _ = done.send(driver.run(receiver));
+    })?;
+
+    let (stop_grpc, grpc_stopped) = oneshot::channel::<()>();
+    let (stop_web, web_stopped) = oneshot::channel::<()>();
+    let service = Service::new(run, incarnation, elements, inputs.clone(), Pool::default());
+    let server = tokio::spawn(serve(grpc, service, async {
+        let _ = grpc_stopped.await;
+    }));
+    tokio::spawn(http::serve(web, handle, async {
+        let _ = web_stopped.await;
+    }));
+    tokio::spawn(stop_on_signal(inputs));
+
+    let mut locals = Vec::new();
+    if options.local {
+        let workers = options.workers as usize;
+        let threads = options.threads.map_or_else(|| local::share_of_cores(workers), |t| t as usize);
+        locals = local::start(workers, address, options.backend, threads)?;
+    }
+    let result = tokio::select! {
+        result = finished => result.context("the driver's thread ended without a word; please report this")?,
+        error = failed_local(&mut locals), if options.local => Err(error),
+    };
+    let _ = stop_grpc.send(());
+    let _ = stop_web.send(());
+    let _ = tokio::time::timeout(FAREWELL, server).await;
+    let (outcome, summary) = result?;
+    conclude(&outcome, &summary, &run_path)
+}
+
+async fn listen(address: std::net::SocketAddr, option: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("cannot listen on {address}; choose another address with {option}"))
+}
+
+#[allow(clippy::too_many_arguments)]
+fn greet(
+    console: &Console,
+    options: &TrainOptions,
+    config: &RunConfig,
+    run_path: &str,
+    address: std::net::SocketAddr,
+    web: std::net::SocketAddr,
+    step: u64,
+    last: u64,
+) {
+    let data = &config.data;
+    console.note(&format!(
+        "Tally {}: {} ({} parameters) on {} samples, {} epochs, batch {}, {} micro-shards, recipe {}",
+        env!("CARGO_PKG_VERSION"),
+        config.model,
+        config.tensors.len(),
+        data.train_samples,
+        config.epochs,
+        config.batch_size,
+        config.shards,
+        config.recipe
+    ));
+    if options.resume.is_some() {
+        let again = if last > step {
+            format!(", computing steps {} to {last} again", step + 1)
+        } else {
+            String::new()
+        };
+        console.note(&format!("resuming at step {step}{again}"));
+    }
+    console.note(&format!("run directory {run_path}, metrics on http://{web}/metrics"));
+    if options.local {
+        return;
+    }
+    console.note(&format!(
+        "listening on {address}; waiting for {} worker(s): worker --connect HOST:{}",
+        options.workers,
+        address.port()
+    ));
+    if !address.ip().is_loopback() {
+        console.warn("anyone who can reach this port can join the run and read the data: neither a token nor TLS is on");
+    }
+}
+
+async fn serve(
+    listener: TcpListener,
+    service: Service,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), tonic::transport::Error> {
+    let cluster = ClusterServer::new(service)
+        .max_decoding_message_size(MAX_FROM_WORKER)
+        .max_encoding_message_size(usize::MAX);
+    Server::builder()
+        .initial_stream_window_size(8 << 20)
+        .initial_connection_window_size(32 << 20)
+        .max_frame_size(Some(1 << 20))
+        .http2_keepalive_interval(Some(Duration::from_secs(5)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+        .add_service(cluster)
+        .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), shutdown)
+        .await
+}
+
+/// The first interrupt stops the run after the step in flight, the second at once.
+async fn stop_on_signal(inputs: mpsc::Sender<Input>) {
+    let (Ok(mut interrupt), Ok(mut terminate)) =
+        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    else {
+        return tracing::warn!("cannot listen for signals; Ctrl-C ends the process at once");
+    };
+    let mut asked = false;
+    loop {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        if asked || inputs.send(Input::Stop).await.is_err() {
+            std::process::exit(130);
+        }
+        asked = true;
+    }
+}
+
+/// Waits until a local worker ends with an error; one that ends well is no news.
+async fn failed_local(locals: &mut Vec<std::thread::JoinHandle<anyhow::Result<()>>>) -> anyhow::Error {
+    loop {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        while let Some(at) = locals.iter().position(std::thread::JoinHandle::is_finished) {
+            let failure = match locals.swap_remove(at).join() {
+                Ok(Ok(())) => continue,
+                Ok(Err(error)) => error,
+                Err(_) => anyhow::anyhow!("a local worker panicked; please report this"),
+            };
+            tracing::warn!("a local worker is gone: {failure:#}");
+            if locals.is_empty() {
+                return failure.context("no local worker is left");
+            }
+        }
+    }
+}
+
+#[allow(clippy::print_stdout)]
+fn conclude(outcome: &Outcome, summary: &Summary, run_path: &str) -> anyhow::Result<ExitCode> {
+    if let Outcome::Diverged { step, tensor } = outcome {
+        let kept = if summary.steps > 0 {
+            format!("the last good state, step {}, is in {run_path}/checkpoints/last", summary.steps)
+        } else {
+            "no step was committed".into()
+        };
+        bail!(
+            "the run diverged at step {step}: {tensor} has NaN or infinity in it; {kept}; try a lower --learning-rate, \
+             --clip-norm 5, or --recipe default"
+        );
+    }
+    println!(
+        "{} steps in {} ({:.0} images/s)",
+        summary.steps,
+        human_seconds(summary.wall_seconds),
+        summary.images_per_second
+    );
+    if let Some(test) = &summary.test {
+        println!("{}", test_line(test));
+    }
+    println!("parameters SHA-256 {}", summary.parameters_sha256);
+    if *outcome == Outcome::Stopped {
+        println!("stopped; go on with: coordinator --resume {run_path}");
+    } else {
+        println!("the model is in {run_path}/checkpoints/last, the best one in {run_path}/checkpoints/best");
+    }
+    Ok(ExitCode::SUCCESS)
+}

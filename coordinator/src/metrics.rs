@@ -1,0 +1,194 @@
+//! The metrics that Prometheus scrapes, all `tally_…` with base units.
+
+use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+
+use crate::core::Core;
+use crate::core::events::Committed;
+use crate::core::members::State;
+use crate::run::config::RunConfig;
+use tally_worker::scores::Scores;
+
+/// From a millisecond to a quarter of an hour, in steps of about 2.
+const SECONDS: [f64; 20] = [
+    0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0,
+    300.0, 600.0, 900.0,
+];
+
+/// Makes the process's recorder; its handle renders what `/metrics` answers.
+///
+/// # Errors
+/// If another recorder is there already.
+pub fn install() -> Result<PrometheusHandle, BuildError> {
+    let handle = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &SECONDS)?
+        .install_recorder()?;
+    describe();
+    Ok(handle)
+}
+
+fn describe() {
+    describe_gauge!("tally_build_info", "Always 1; its labels tell the version.");
+    describe_gauge!("tally_run_info", "Always 1; its labels tell the run and the model.");
+    describe_gauge!("tally_incarnation", "How often this run's coordinator has been started.");
+    describe_gauge!("tally_step", "The last committed step.");
+    describe_gauge!("tally_steps", "Steps of the whole run.");
+    describe_gauge!("tally_epoch", "The epoch of the last committed step, from 1.");
+    describe_counter!("tally_steps_total", "Steps committed since this start.");
+    describe_counter!("tally_samples_total", "Training samples committed since this start.");
+    describe_counter!("tally_samples_lost_total", "Samples that an epoch ended without; always 0.");
+    describe_counter!("tally_samples_duplicated_total", "Samples used twice in an epoch; always 0.");
+    describe_gauge!("tally_loss", "The last step's mean loss, by part.");
+    describe_gauge!("tally_learning_rate", "The last step's learning rate.");
+    describe_gauge!("tally_test_accuracy_ratio", "The last test pass's share of right answers, by answer.");
+    describe_gauge!("tally_test_loss", "The last test pass's mean loss.");
+    describe_gauge!("tally_workers", "Workers by state.");
+    describe_gauge!("tally_workers_wanted", "Workers the run waits for at its start.");
+    describe_histogram!("tally_step_seconds", Unit::Seconds, "Wall time of a step.");
+    describe_histogram!("tally_step_compute_seconds", Unit::Seconds, "Computing of a step's slowest worker.");
+    describe_histogram!(
+        "tally_step_transfer_seconds",
+        Unit::Seconds,
+        "From the slowest worker's last computing to the whole sum."
+    );
+    describe_histogram!(
+        "tally_step_waiting_seconds",
+        Unit::Seconds,
+        "The mean worker's wait for the slowest."
+    );
+    describe_histogram!("tally_test_seconds", Unit::Seconds, "Wall time of a test pass.");
+    describe_counter!(
+        "tally_gradient_received_bytes_total",
+        Unit::Bytes,
+        "Gradient bytes taken from workers."
+    );
+    describe_counter!(
+        "tally_gradient_sent_bytes_total",
+        Unit::Bytes,
+        "Summed gradient bytes sent to workers."
+    );
+    describe_counter!("tally_workers_joined_total", "Workers that became ready.");
+    describe_counter!("tally_workers_lost_total", "Workers gone, by whether they left by their own will.");
+    describe_counter!("tally_evictions_total", "Workers sent away, by whether their replica had drifted.");
+    describe_counter!("tally_aborted_attempts_total", "Steps that had to start again.");
+    describe_counter!("tally_shards_taken_over_total", "Micro-shards of lost workers computed by others.");
+    describe_counter!("tally_checkpoints_total", "Checkpoints, by result.");
+    describe_gauge!("tally_checkpoint_step", "The step of the newest checkpoint.");
+}
+
+/// What is known before the first step. Counters start at 0, so that rates exist.
+pub fn start(config: &RunConfig, incarnation: u64) {
+    gauge!("tally_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+    gauge!("tally_run_info", "run" => config.run.clone(), "model" => config.model.to_string()).set(1.0);
+    gauge!("tally_incarnation").set(incarnation as f64);
+    gauge!("tally_workers_wanted").set(config.workers as f64);
+    for name in [
+        "tally_steps_total",
+        "tally_samples_total",
+        "tally_samples_lost_total",
+        "tally_samples_duplicated_total",
+        "tally_gradient_received_bytes_total",
+        "tally_gradient_sent_bytes_total",
+        "tally_workers_joined_total",
+        "tally_aborted_attempts_total",
+        "tally_shards_taken_over_total",
+    ] {
+        counter!(name).absolute(0);
+    }
+    for polite in ["true", "false"] {
+        counter!("tally_workers_lost_total", "polite" => polite).absolute(0);
+        counter!("tally_evictions_total", "drifted" => polite).absolute(0);
+    }
+    for result in ["written", "failed"] {
+        counter!("tally_checkpoints_total", "result" => result).absolute(0);
+    }
+}
+
+/// A step counts.
+pub fn step(step: &Committed, core: &Core) {
+    gauge!("tally_step").set(step.step as f64);
+    gauge!("tally_steps").set(core.shape().steps() as f64);
+    gauge!("tally_epoch").set(f64::from(step.epoch));
+    counter!("tally_steps_total").increment(1);
+    counter!("tally_samples_total").increment(step.samples as u64);
+    counter!("tally_samples_lost_total").absolute(core.ledger().lost());
+    counter!("tally_samples_duplicated_total").absolute(core.ledger().duplicated());
+    for (part, value) in [
+        ("total", step.loss.total()),
+        ("label", step.loss.label),
+        ("sum", step.loss.sum),
+        ("difference", step.loss.difference),
+    ] {
+        gauge!("tally_loss", "part" => part).set(value);
+    }
+    gauge!("tally_learning_rate").set(f64::from(step.learning_rate));
+    histogram!("tally_step_seconds").record(step.seconds);
+    histogram!("tally_step_compute_seconds").record(step.compute_seconds);
+    histogram!("tally_step_transfer_seconds").record(step.transfer_seconds);
+    histogram!("tally_step_waiting_seconds").record(step.waiting_seconds);
+}
+
+/// A test pass is done.
+pub fn test(scores: &Scores, seconds: f64) {
+    gauge!("tally_test_loss").set(scores.loss);
+    for (answer, share) in [
+        ("digit", scores.digit_accuracy),
+        ("sum", scores.sum_accuracy),
+        ("difference", scores.difference_accuracy),
+        ("all", scores.all_correct),
+    ] {
+        gauge!("tally_test_accuracy_ratio", "answer" => answer).set(share);
+    }
+    histogram!("tally_test_seconds").record(seconds);
+}
+
+/// The cluster has changed.
+pub fn workers(core: &Core) {
+    let count = |state: State| core.members().0.values().filter(|m| m.state == state).count() as f64;
+    gauge!("tally_workers", "state" => "joining").set(count(State::Joining));
+    gauge!("tally_workers", "state" => "loading").set(count(State::Loading));
+    gauge!("tally_workers", "state" => "ready").set(count(State::Ready));
+}
+
+/// Gradient bytes were taken from a worker.
+pub fn received(bytes: usize) {
+    counter!("tally_gradient_received_bytes_total").increment(bytes as u64);
+}
+
+/// Summed gradient bytes were queued for workers.
+pub fn sent(bytes: usize) {
+    counter!("tally_gradient_sent_bytes_total").increment(bytes as u64);
+}
+
+/// A worker is ready.
+pub fn joined() {
+    counter!("tally_workers_joined_total").increment(1);
+}
+
+/// A worker is gone.
+pub fn lost(polite: bool) {
+    counter!("tally_workers_lost_total", "polite" => polite.to_string()).increment(1);
+}
+
+/// A worker was sent away.
+pub fn evicted(drifted: bool) {
+    counter!("tally_evictions_total", "drifted" => drifted.to_string()).increment(1);
+}
+
+/// An attempt was void.
+pub fn aborted() {
+    counter!("tally_aborted_attempts_total").increment(1);
+}
+
+/// Micro-shards of a lost worker were dealt again.
+pub fn taken_over(leaves: u32) {
+    counter!("tally_shards_taken_over_total").increment(u64::from(leaves));
+}
+
+/// A checkpoint was written, or could not be.
+pub fn checkpoint(written: bool, step: u64) {
+    counter!("tally_checkpoints_total", "result" => if written { "written" } else { "failed" }).increment(1);
+    if written {
+        gauge!("tally_checkpoint_step").set(step as f64);
+    }
+}

@@ -1,0 +1,702 @@
+//! The driver: one thread that feeds the core and performs its actions.
+//!
+//! It owns everything that a step changes: the core, the floats in flight, the referee's
+//! copy, the journal. It never waits for a worker; what is to be sent is queued.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use tally_checkpoint::Meta;
+use tally_data::Paired;
+use tally_exact::digest::Digest;
+use tally_exact::norm;
+use tally_exact::update::Update;
+use tally_proto::convert::LeafAnswers;
+use tally_proto::v1::{self, CoordinatorMessage, GradientDown, coordinator_message, gradient_down};
+use tally_proto::{PROTOCOL, convert, floats};
+use tokio::sync::mpsc;
+
+use super::arena::Arena;
+use super::outbox::{Bulk, Control};
+use super::referee::Referee;
+use super::service::Input;
+use crate::console::Console;
+use crate::core::events::{Action, Committed, Event, Note, Outcome};
+use crate::core::members::{Session, State};
+use crate::core::{Core, Phase};
+use crate::metrics;
+use crate::run::checkpointer::Checkpointer;
+use crate::run::config::RunConfig;
+use crate::run::directory::RunDirectory;
+use crate::run::journal::{History, Journal, Line, StepLine};
+use crate::run::summary::Summary;
+use tally_proto::pool::Chunk;
+use tally_worker::scores::TEST_LEAF;
+use tally_worker::scores::{self, Scores};
+
+/// A worker that has said hello but cannot take part yet.
+#[derive(Debug)]
+struct Guest {
+    hello: v1::Hello,
+    control: Control,
+    bulk: Option<Bulk>,
+    device: Option<String>,
+}
+
+/// A worker that takes part.
+#[derive(Debug)]
+struct Peer {
+    control: Control,
+    bulk: Bulk,
+    /// It has been sent a state, and gets what is broadcast.
+    replica: bool,
+}
+
+/// What the driver is built from.
+pub struct Parts {
+    /// The run's configuration.
+    pub config: RunConfig,
+    /// Its directory.
+    pub directory: RunDirectory,
+    /// Its journal.
+    pub journal: Journal,
+    /// What the journal says of the run so far.
+    pub history: History,
+    /// The decisions.
+    pub core: Core,
+    /// The referee's copy, at the core's committed step.
+    pub referee: Referee,
+    /// The training samples.
+    pub train: Paired,
+    /// The test samples.
+    pub test: Paired,
+    /// How often this run has been started.
+    pub incarnation: u64,
+    /// What the user sees.
+    pub console: Console,
+}
+
+/// The driver's state.
+pub struct Driver {
+    parts: Parts,
+    run: u64,
+    started: Instant,
+    guests: BTreeMap<Session, Guest>,
+    peers: BTreeMap<Session, Peer>,
+    events: VecDeque<Event>,
+    arena: Arena,
+    held: Option<Chunk>,
+    squared_norm: f64,
+    answers: BTreeMap<u32, LeafAnswers>,
+    test_started: Duration,
+    last_test: Option<Scores>,
+    best: Option<(f64, u64)>,
+    last_step: Option<Committed>,
+    /// Wall seconds a step, smoothed, for the time left.
+    step_seconds: f64,
+    checkpointer: Checkpointer,
+    joined: u64,
+    lost: u64,
+    trained_seconds: f64,
+    trained_samples: u64,
+    outcome: Option<Outcome>,
+}
+
+impl Driver {
+    /// A driver about to start.
+    #[must_use]
+    pub fn new(parts: Parts) -> Self {
+        let best = |(&step, scores): (&u64, &Scores)| (scores.all_correct, step);
+        let best = parts.history.tests.iter().map(best).fold(None, |best: Option<(f64, u64)>, next| {
+            Some(best.filter(|b| b.0 >= next.0).unwrap_or(next))
+        });
+        let checkpointer = Checkpointer::start(
+            parts.directory.checkpoints(),
+            parts.config.keep_checkpoints,
+            best.map(|(_, step)| step),
+        );
+        Self {
+            run: u64::from_str_radix(&parts.config.run, 16).unwrap_or(0),
+            started: Instant::now(),
+            guests: BTreeMap::new(),
+            peers: BTreeMap::new(),
+            events: VecDeque::new(),
+            arena: Arena::default(),
+            held: None,
+            squared_norm: 0.0,
+            answers: BTreeMap::new(),
+            test_started: Duration::ZERO,
+            last_test: parts.history.tests.last_key_value().map(|(_, scores)| scores.clone()),
+            best,
+            last_step: None,
+            step_seconds: 0.0,
+            checkpointer,
+            joined: parts.history.joined,
+            lost: parts.history.lost,
+            trained_seconds: 0.0,
+            trained_samples: 0,
+            outcome: None,
+            parts,
+        }
+    }
+
+    /// Drives the run to its end and returns what came out of it.
+    ///
+    /// # Errors
+    /// If the journal can't be written, or a step that was recomputed has other bits than
+    /// the journal recorded. What is on disk is intact then.
+    pub fn run(mut self, mut inputs: mpsc::Receiver<Input>) -> anyhow::Result<(Outcome, Summary)> {
+        let result = self.main_loop(&mut inputs);
+        if let Err(error) = &result {
+            self.farewell(&format!("the coordinator stopped: {error:#}"), true);
+        }
+        self.after_checkpoints(true);
+        result?;
+        let outcome = self.outcome.clone().unwrap_or(Outcome::Stopped);
+        let summary = self.summary(&outcome);
+        let (step, word) = (summary.steps, summary.outcome.clone());
+        self.parts.journal.append(&Line::End { step, outcome: word })?;
+        self.parts.journal.sync()?;
+        self.parts.directory.write_json("summary.json", &summary)?;
+        let reason = match &outcome {
+            Outcome::Done => "the run is done".to_string(),
+            Outcome::Stopped => "the run was stopped".to_string(),
+            Outcome::Diverged { step, .. } => format!("the run diverged at step {step}"),
+        };
+        self.farewell(&reason, outcome != Outcome::Done);
+        self.parts.console.end();
+        Ok((outcome, summary))
+    }
+
+    fn main_loop(&mut self, inputs: &mut mpsc::Receiver<Input>) -> anyhow::Result<()> {
+        let (step, _) = self.parts.core.committed();
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        self.parts.journal.append(&Line::Start {
+            incarnation: self.parts.incarnation,
+            step,
+            unix_seconds: now.map_or(0, |d| d.as_secs()),
+        })?;
+        metrics::start(&self.parts.config, self.parts.incarnation);
+        metrics::workers(&self.parts.core);
+        while self.outcome.is_none() {
+            let Some(input) = inputs.blocking_recv() else { break };
+            self.input(input);
+            while let Some(event) = self.events.pop_front() {
+                let actions = self.parts.core.handle(self.started.elapsed(), event);
+                for action in actions {
+                    self.perform(action)?;
+                }
+            }
+            self.held = None;
+            self.after_checkpoints(false);
+        }
+        Ok(())
+    }
+
+    // ---- Inputs ----
+
+    fn input(&mut self, input: Input) {
+        match input {
+            Input::Event(event) => {
+                if let Event::Lost { session, .. } = &event {
+                    self.guests.remove(session);
+                }
+                self.events.push_back(event);
+            }
+            Input::Chunk { from, node, index, data } => {
+                let (data, fault) = match data {
+                    Ok(data) => (Some(data), None),
+                    Err(fault) => (None, Some(fault)),
+                };
+                self.held = data;
+                self.events.push_back(Event::Chunk { from, node, index, fault });
+            }
+            Input::Answers { session, step, answers } => {
+                let first = answers.leaf as usize * TEST_LEAF;
+                let wanted = self.parts.test.len().saturating_sub(first).min(TEST_LEAF);
+                match LeafAnswers::from_message(&answers, wanted) {
+                    Ok(scored) if wanted > 0 => {
+                        self.answers.entry(answers.leaf).or_insert(scored);
+                        self.events.push_back(Event::Answered { session, step, leaf: answers.leaf });
+                    }
+                    Ok(_) => self.lose(session, format!("it answered leaf {}, which is none", answers.leaf)),
+                    Err(error) => self.lose(session, format!("its answers are wrong: {error}")),
+                }
+            }
+            Input::Hello { session, hello, control } => {
+                let config = &self.parts.config;
+                let welcome = v1::Welcome {
+                    protocol: PROTOCOL,
+                    build: env!("CARGO_PKG_VERSION").into(),
+                    model: config.model.to_string(),
+                    label_loss: config.label_loss.to_string(),
+                    shards: config.shards,
+                    spare: self.peers.len() >= config.shards as usize,
+                };
+                self.control(&control, session, 0, 0, coordinator_message::Body::Welcome(welcome));
+                self.guests.insert(session, Guest { hello, control, bulk: None, device: None });
+            }
+            Input::Offer { session, offer } => self.offer(session, offer),
+            Input::Attach { session, bulk, known } => {
+                let guest = self.guests.get_mut(&session).filter(|guest| guest.bulk.is_none());
+                let _ = known.send(guest.is_some());
+                if let Some(guest) = guest {
+                    guest.bulk = Some(bulk);
+                    self.let_in(session);
+                }
+            }
+            Input::Status(reply) => {
+                let _ = reply.send(self.status());
+            }
+            Input::Stop => {
+                self.parts
+                    .console
+                    .note("stopping after the step in flight (interrupt again to stop at once)");
+                self.events.push_back(Event::Stop);
+            }
+        }
+    }
+
+    fn lose(&mut self, session: Session, reason: String) {
+        if let Some(peer) = self.peers.get(&session) {
+            let evicted = v1::Evicted { reason: reason.clone() };
+            self.control(&peer.control, session, 0, 0, coordinator_message::Body::Evicted(evicted));
+        }
+        self.events.push_back(Event::Lost { session, reason, polite: false });
+    }
+
+    fn offer(&mut self, session: Session, mut offer: v1::Offer) {
+        let device = std::mem::take(&mut offer.device).chars().take(256).collect();
+        let Some(guest) = self.guests.get_mut(&session) else { return };
+        let problem = match convert::manifest(offer) {
+            Ok(manifest) if manifest == self.parts.config.tensors => None,
+            Ok(_) => Some(format!(
+                "its network {} has other tensors than this run's; run the same build of Tally on both sides",
+                self.parts.config.model
+            )),
+            Err(error) => Some(format!("its manifest is wrong: {error}")),
+        };
+        if let Some(reason) = problem {
+            tracing::warn!(worker = guest.hello.name, "refused: {reason}");
+            let control = guest.control.clone();
+            self.guests.remove(&session);
+            let refused = v1::Refused { reason };
+            return self.control(&control, session, 0, 0, coordinator_message::Body::Refused(refused));
+        }
+        guest.device = Some(device);
+        self.let_in(session);
+    }
+
+    /// A guest with a manifest and a gradient stream takes part from now on.
+    fn let_in(&mut self, session: Session) {
+        let complete = self.guests.get(&session).is_some_and(|g| g.bulk.is_some() && g.device.is_some());
+        if !complete {
+            return;
+        }
+        let Some(Guest { hello, control, bulk: Some(bulk), device: Some(device) }) =
+            self.guests.remove(&session)
+        else {
+            return;
+        };
+        self.peers.insert(session, Peer { control, bulk, replica: false });
+        let name = hello.name.chars().filter(|c| !c.is_control()).take(128).collect();
+        self.events.push_back(Event::Joined { session, name, device, threads: hello.threads });
+    }
+
+    // ---- Sending ----
+
+    fn stamp(&self, session: Session, step: u64, attempt: u32) -> Option<v1::Stamp> {
+        Some(v1::Stamp { run: self.run, incarnation: self.parts.incarnation, session, step, attempt })
+    }
+
+    fn control(
+        &self,
+        to: &Control,
+        session: Session,
+        step: u64,
+        attempt: u32,
+        body: coordinator_message::Body,
+    ) {
+        let stamp = self.stamp(session, step, attempt);
+        // A worker that is gone takes nothing; its end is told by its stream.
+        let _ = to.send(Ok(CoordinatorMessage { stamp, body: Some(body) }));
+    }
+
+    fn tell(&self, session: Session, step: u64, attempt: u32, body: coordinator_message::Body) {
+        if let Some(peer) = self.peers.get(&session) {
+            self.control(&peer.control, session, step, attempt, body);
+        }
+    }
+
+    /// Queues a message for every replica. One whose queue holds more than a few models
+    /// lags too far and is dropped; it can join again.
+    fn broadcast(&mut self, step: u64, attempt: u32, body: &gradient_down::Body) {
+        let limit = 16 * self.parts.config.tensors.len() + (64 << 20);
+        let mut sent = 0;
+        let mut lagging = Vec::new();
+        for (&session, peer) in self.peers.iter().filter(|(_, peer)| peer.replica) {
+            let stamp = self.stamp(session, step, attempt);
+            if peer.bulk.send(GradientDown { stamp, body: Some(body.clone()) }) > limit {
+                lagging.push(session);
+            }
+            sent += 1;
+        }
+        if let gradient_down::Body::Reduced(reduced) = body {
+            metrics::sent(reduced.data.len() * sent);
+        }
+        for session in lagging {
+            self.lose(session, "it lags too far behind".into());
+        }
+    }
+
+    fn tell_replicas(&self, step: u64, attempt: u32, body: &coordinator_message::Body) {
+        for (&session, peer) in self.peers.iter().filter(|(_, peer)| peer.replica) {
+            self.control(&peer.control, session, step, attempt, body.clone());
+        }
+    }
+
+    fn send_state(&mut self, session: Session) {
+        let (step, digest) = self.parts.core.committed();
+        let stamp = self.stamp(session, step, 0);
+        let Some(peer) = self.peers.get_mut(&session) else { return };
+        peer.replica = true;
+        let send = |body| {
+            peer.bulk.send(GradientDown { stamp, body: Some(body) });
+        };
+        let elements = self.parts.config.tensors.len() as u64;
+        send(gradient_down::Body::State(v1::State { elements, digest: digest.0 }));
+        let snapshot = self.parts.referee.snapshot();
+        for momentum in [false, true] {
+            for (index, chunk) in snapshot.chunks(momentum).enumerate() {
+                let data = floats::share(chunk);
+                let chunk = v1::StateChunk { momentum, index: index as u32, data };
+                send(gradient_down::Body::StateChunk(chunk));
+            }
+        }
+    }
+
+    fn farewell(&mut self, reason: &str, stopped: bool) {
+        let body = coordinator_message::Body::Finished(v1::Finished { reason: reason.into(), stopped });
+        let guests = self.guests.iter().map(|(session, guest)| (*session, &guest.control));
+        let peers = self.peers.iter().map(|(session, peer)| (*session, &peer.control));
+        for (session, control) in guests.chain(peers) {
+            self.control(control, session, 0, 0, body.clone());
+        }
+        self.guests.clear();
+        self.peers.clear();
+    }
+
+    // ---- Actions ----
+
+    fn perform(&mut self, action: Action) -> anyhow::Result<()> {
+        use coordinator_message::Body as Tell;
+        match action {
+            Action::SendState { session } => self.send_state(session),
+            Action::SendLeaf { session, step, leaf, ids } => {
+                let samples = self.parts.train.samples(&ids)?;
+                self.tell(session, step, 0, Tell::Leaf(convert::leaf(leaf, false, &samples)));
+            }
+            Action::SendTestLeaf { session, step, leaf } => {
+                let first = leaf as usize * TEST_LEAF;
+                let last = (first + TEST_LEAF).min(self.parts.test.len());
+                let ids: Vec<u32> = (first as u32..last as u32).collect();
+                let samples = self.parts.test.samples(&ids)?;
+                self.tell(session, step, 0, Tell::Leaf(convert::leaf(leaf, true, &samples)));
+            }
+            Action::Begin { step, attempt, learning_rate } => {
+                self.arena.reset(self.parts.core.shape().chunks as usize);
+                let recipe = &self.parts.config.optimizer;
+                let unclipped = recipe.clip_norm.is_none();
+                let begin = v1::Begin { learning_rate, momentum: recipe.momentum, unclipped };
+                self.broadcast(step, attempt, &gradient_down::Body::Begin(begin));
+            }
+            Action::Plan { session, step, attempt, samples, nodes } => {
+                let digest = self.parts.core.committed().1.0;
+                let nodes = nodes.iter().map(|n| n.0).collect();
+                self.tell(
+                    session,
+                    step,
+                    attempt,
+                    Tell::Plan(v1::Plan { samples: samples as u32, nodes, digest }),
+                );
+            }
+            Action::Take { node, index } => {
+                if let Some(values) = self.held.take() {
+                    metrics::received(4 * values.len());
+                    self.arena.put(node, index, values);
+                }
+            }
+            Action::Reduce(due) => {
+                if let Some((index, chunk)) = self.arena.perform(due)
+                    && let Some(flight) = self.parts.core.flight()
+                {
+                    let (step, attempt) = (flight.step, flight.attempt);
+                    let reduced = v1::Reduced { index, data: floats::share(chunk) };
+                    self.broadcast(step, attempt, &gradient_down::Body::Reduced(reduced));
+                }
+            }
+            Action::Close { step, attempt, learning_rate } => self.close(step, attempt, learning_rate),
+            Action::Commit(committed) => self.commit(*committed)?,
+            Action::Abort { step, attempt, reason } => {
+                tracing::warn!(step, attempt, "the step starts again: {reason}");
+                metrics::aborted();
+                self.parts.journal.append(&Line::Abort { step, attempt, reason: reason.clone() })?;
+                self.arena.reset(0);
+                self.tell_replicas(step, attempt, &Tell::Abort(v1::Abort { reason }));
+            }
+            Action::Evict { session, reason, drifted } => {
+                metrics::evicted(drifted);
+                self.tell(session, 0, 0, Tell::Evicted(v1::Evicted { reason }));
+            }
+            Action::Checkpoint { step } => self.checkpoint(step)?,
+            Action::TestBegin { epoch, .. } => {
+                self.answers.clear();
+                self.test_started = self.started.elapsed();
+                self.parts.console.test_begins(epoch);
+            }
+            Action::TestDone { step, epoch } => self.tested(step, epoch)?,
+            Action::Note(note) => self.note(note)?,
+            Action::Finish(outcome) => self.outcome = Some(outcome),
+        }
+        Ok(())
+    }
+
+    fn close(&mut self, step: u64, attempt: u32, learning_rate: f32) {
+        let recipe = self.parts.config.optimizer;
+        self.squared_norm = self.arena.squared_norm();
+        if !self.squared_norm.is_finite() {
+            return self.events.push_back(Event::Diverged);
+        }
+        let clip = norm::clip_factor(self.squared_norm, recipe.clip_norm);
+        self.broadcast(step, attempt, &gradient_down::Body::Close(v1::Close { clip }));
+        let update = Update { learning_rate, momentum: recipe.momentum, clip };
+        let digest = self.parts.referee.apply(update, self.arena.root());
+        self.arena.reset(0);
+        self.events.push_back(Event::Applied { digest });
+    }
+
+    fn commit(&mut self, committed: Committed) -> anyhow::Result<()> {
+        let step = committed.step;
+        match self.parts.history.digests.get(&step) {
+            // Computed before, and lost with its checkpoint: it must have come out the same.
+            Some(recorded) if *recorded != committed.digest => bail!(
+                "step {step} was recomputed and has digest {} where the journal has {recorded}: this machine does \
+                 not compute the bits of the one that ran before; resume on workers of the same kind",
+                committed.digest
+            ),
+            Some(_) => {}
+            None => self.parts.journal.append(&Line::Step(self.step_line(&committed)))?,
+        }
+        let body = coordinator_message::Body::Commit(v1::Commit { digest: committed.digest.0 });
+        self.tell_replicas(step, committed.attempt, &body);
+        let smooth = if self.step_seconds == 0.0 { 1.0 } else { 0.1 };
+        self.step_seconds += smooth * (committed.seconds - self.step_seconds);
+        self.trained_seconds += committed.seconds;
+        self.trained_samples += committed.samples as u64;
+        metrics::step(&committed, &self.parts.core);
+        let left = self.seconds_left();
+        self.parts.console.step(&committed, &self.parts.core, left);
+        self.last_step = Some(committed);
+        Ok(())
+    }
+
+    fn step_line(&self, c: &Committed) -> StepLine {
+        StepLine {
+            step: c.step,
+            epoch: c.epoch,
+            loss: c.loss.into(),
+            samples: c.samples,
+            workers: c.workers,
+            seconds: c.seconds,
+            compute_seconds: c.compute_seconds,
+            transfer_seconds: c.transfer_seconds,
+            waiting_seconds: c.waiting_seconds,
+            attempt: c.attempt,
+            learning_rate: c.learning_rate,
+            gradient_norm: self.squared_norm.sqrt(),
+            digest: c.digest,
+        }
+    }
+
+    fn checkpoint(&mut self, step: u64) -> anyhow::Result<()> {
+        // The journal is made to last first, so that it never ends before its checkpoints.
+        self.parts.journal.sync()?;
+        let snapshot = self.parts.referee.snapshot();
+        let config = &self.parts.config;
+        let meta = Meta {
+            version: tally_checkpoint::VERSION,
+            run: config.run.clone(),
+            model: config.model.to_string(),
+            label_loss: config.label_loss.to_string(),
+            step,
+            epoch: self.parts.core.shape().schedule.position(step.max(1)).0,
+            digest: self.parts.core.committed().1,
+            // Computed by the thread that writes.
+            parameters_sha256: String::new(),
+            tensors: config.tensors.clone(),
+            config: serde_json::to_value(config).context("cannot describe the run")?,
+            test: self.parts.history.tests.get(&step).and_then(|scores| serde_json::to_value(scores).ok()),
+        };
+        self.checkpointer.write(meta, snapshot);
+        Ok(())
+    }
+
+    /// Tells of checkpoints that were written since; at the end, waits for the last.
+    fn after_checkpoints(&mut self, last: bool) {
+        let done = if last { self.checkpointer.finish() } else { self.checkpointer.poll() };
+        for done in done {
+            match done.result {
+                Ok(path) => {
+                    metrics::checkpoint(true, done.step);
+                    let path = path.display().to_string();
+                    tracing::info!(step = done.step, path, "checkpoint");
+                    if let Err(error) = self.parts.journal.append(&Line::Checkpoint { step: done.step, path })
+                    {
+                        tracing::warn!("{error}");
+                    }
+                }
+                Err(error) => {
+                    // Training goes on: the older checkpoints are intact, and so is the run.
+                    metrics::checkpoint(false, done.step);
+                    self.parts.console.warn(&format!("no checkpoint at step {}: {error}", done.step));
+                }
+            }
+        }
+    }
+
+    fn tested(&mut self, step: u64, epoch: u32) -> anyhow::Result<()> {
+        let scores = scores::score(&self.parts.test, &self.answers);
+        self.answers.clear();
+        let seconds = (self.started.elapsed() - self.test_started).as_secs_f64();
+        metrics::test(&scores, seconds);
+        self.parts.console.tested(epoch, &scores, seconds);
+        if self.best.is_none_or(|(best, _)| scores.all_correct > best) {
+            self.best = Some((scores.all_correct, step));
+            self.checkpointer.best(step);
+        }
+        if !self.parts.history.tests.contains_key(&step) {
+            self.parts.journal.append(&Line::Test { step, epoch, seconds, scores: scores.clone() })?;
+        }
+        self.last_test = Some(scores);
+        Ok(())
+    }
+
+    fn note(&mut self, note: Note) -> anyhow::Result<()> {
+        let step = self.parts.core.committed().0;
+        match note {
+            Note::Ready { session } => {
+                self.joined += 1;
+                if let Some(member) = self.parts.core.members().0.get(&session) {
+                    let (worker, device) = (member.name.clone(), member.device.clone());
+                    self.parts.console.joined(&worker, &device, &self.parts.core);
+                    self.parts.journal.append(&Line::Join { step, session, worker, device })?;
+                }
+                metrics::joined();
+            }
+            Note::Lost { session, name, reason, polite } => {
+                self.peers.remove(&session);
+                self.lost += u64::from(!polite);
+                metrics::lost(polite);
+                self.parts.console.lost(&name, &reason, &self.parts.core);
+                self.parts.journal.append(&Line::Lost { step, session, worker: name, reason, polite })?;
+            }
+            Note::TakenOver { step, leaves, workers } => {
+                metrics::taken_over(leaves);
+                tracing::info!(step, leaves, workers, "a lost worker's micro-shards are computed by others");
+                self.parts.journal.append(&Line::Takeover { step, leaves, workers })?;
+            }
+        }
+        metrics::workers(&self.parts.core);
+        Ok(())
+    }
+
+    // ---- Views ----
+
+    fn seconds_left(&self) -> f64 {
+        let (step, _) = self.parts.core.committed();
+        (self.parts.core.shape().steps().saturating_sub(step)) as f64 * self.step_seconds
+    }
+
+    fn summary(&self, outcome: &Outcome) -> Summary {
+        let (steps, digest): (u64, Digest) = self.parts.core.committed();
+        let per_epoch = self.parts.core.shape().schedule.steps_per_epoch() as u64;
+        let ledger = self.parts.core.ledger();
+        let before = &self.parts.history;
+        Summary {
+            outcome: match outcome {
+                Outcome::Done => "done",
+                Outcome::Stopped => "stopped",
+                Outcome::Diverged { .. } => "diverged",
+            }
+            .into(),
+            steps,
+            epochs: (steps / per_epoch) as u32,
+            test: self.last_test.clone(),
+            parameters_sha256: self.parts.config.tensors.sha256(&self.parts.referee.snapshot().flat(false)),
+            digest: digest.to_string(),
+            wall_seconds: before.seconds + self.started.elapsed().as_secs_f64(),
+            images_per_second: self.trained_samples as f64 / self.trained_seconds.max(f64::MIN_POSITIVE),
+            samples: self.parts.core.samples_committed(),
+            samples_lost: ledger.lost(),
+            samples_duplicated: ledger.duplicated(),
+            workers_joined: self.joined,
+            workers_lost: self.lost,
+        }
+    }
+
+    fn status(&self) -> v1::StatusReply {
+        let core = &self.parts.core;
+        let (step, _) = core.committed();
+        let last = self.last_step.as_ref();
+        let phase = match core.phase() {
+            Phase::Waiting => "waiting",
+            Phase::Training => "training",
+            Phase::Testing => "testing",
+            Phase::Finished => "finished",
+        };
+        let workers = core.members().0.iter().map(|(&session, m)| v1::WorkerStatus {
+            session,
+            name: m.name.clone(),
+            device: m.device.clone(),
+            state: match m.state {
+                State::Joining => "joining",
+                State::Loading => "loading",
+                State::Ready if m.leaves > 0 || !m.testing.is_empty() => "working",
+                State::Ready if core.flight().is_some() => "spare",
+                State::Ready => "ready",
+            }
+            .into(),
+            threads: m.threads,
+            step: m.confirmed.unwrap_or(0),
+            leaves: m.leaves,
+            seconds_per_sample: m.per_sample.unwrap_or(0.0),
+            samples: m.samples,
+        });
+        let config = &self.parts.config;
+        v1::StatusReply {
+            run: config.run.clone(),
+            incarnation: self.parts.incarnation,
+            model: config.model.to_string(),
+            phase: phase.into(),
+            step,
+            steps: core.shape().steps(),
+            epoch: core.shape().schedule.position((step + 1).min(core.shape().steps())).0,
+            epochs: config.epochs,
+            loss: last.map(|l| l.loss.into()),
+            learning_rate: last.map_or(0.0, |l| f64::from(l.learning_rate)),
+            images_per_second: last.map_or(0.0, |l| l.samples as f64 / self.step_seconds.max(1e-9)),
+            seconds_left: self.seconds_left(),
+            run_dir: self.parts.directory.path().display().to_string(),
+            workers: workers.collect(),
+            workers_wanted: core.shape().workers as u32,
+            test: self.last_test.as_ref().map(|t| v1::TestStatus {
+                loss: t.loss,
+                digit_accuracy: t.digit_accuracy,
+                sum_accuracy: t.sum_accuracy,
+                difference_accuracy: t.difference_accuracy,
+                all_correct: t.all_correct,
+            }),
+        }
+    }
+}

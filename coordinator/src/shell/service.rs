@@ -1,0 +1,287 @@
+//! The gRPC service: what workers send becomes inputs of the driver, after a first check.
+//!
+//! Nothing is decided here. A message that is not well-formed ends the worker's session
+//! with an error in words (**TRUST-1**); floats are copied out of their message and
+//! scanned for NaN and infinity on the threads that receive them.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tally_exact::digest::Digest;
+use tally_exact::norm::first_non_finite;
+use tally_exact::tree::Node;
+use tally_exact::{CHUNK, chunk_range};
+use tally_proto::v1::cluster_server::Cluster;
+use tally_proto::v1::{self, GradientUp, WorkerMessage, gradient_up, worker_message};
+use tally_proto::{PROTOCOL, convert, floats};
+use tokio::sync::{mpsc, oneshot};
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::outbox::{self, Bulk, BulkStream, Control};
+use crate::core::events::{Event, Origin};
+use crate::core::members::Session;
+use crate::core::step::Receipt;
+use tally_proto::pool::{Chunk, Pool};
+
+/// What reaches the driver.
+#[derive(Debug)]
+pub enum Input {
+    /// A worker said hello and may come in.
+    Hello {
+        /// Its new session.
+        session: Session,
+        /// What it said.
+        hello: v1::Hello,
+        /// Where to send to.
+        control: Control,
+    },
+    /// It has shown its manifest.
+    Offer {
+        /// Its session.
+        session: Session,
+        /// The manifest as it came.
+        offer: v1::Offer,
+    },
+    /// It has opened its gradient stream.
+    Attach {
+        /// Its session.
+        session: Session,
+        /// Where to send to.
+        bulk: Bulk,
+        /// Told whether the session is one.
+        known: oneshot::Sender<bool>,
+    },
+    /// A message that is an event as it stands.
+    Event(Event),
+    /// A chunk with its floats.
+    Chunk {
+        /// From whom.
+        from: Origin,
+        /// The node.
+        node: Node,
+        /// The chunk.
+        index: u32,
+        /// The floats, or what is wrong with them.
+        data: Result<Chunk, String>,
+    },
+    /// Answers of the test pass, to be checked against what was asked.
+    Answers {
+        /// From whom.
+        session: Session,
+        /// The state's step.
+        step: u64,
+        /// What it answered.
+        answers: v1::Answers,
+    },
+    /// Someone asks how it goes.
+    Status(oneshot::Sender<v1::StatusReply>),
+    /// The user asks to stop.
+    Stop,
+}
+
+/// What every handler needs.
+#[derive(Clone, Debug)]
+pub struct Service {
+    run: u64,
+    incarnation: u64,
+    elements: usize,
+    inputs: mpsc::Sender<Input>,
+    pool: Pool,
+    sessions: Arc<AtomicU64>,
+}
+
+impl Service {
+    /// A service that feeds `inputs`; gradients have `elements` elements.
+    #[must_use]
+    pub fn new(run: u64, incarnation: u64, elements: usize, inputs: mpsc::Sender<Input>, pool: Pool) -> Self {
+        Self { run, incarnation, elements, inputs, pool, sessions: Arc::new(AtomicU64::new(1)) }
+    }
+
+    /// A session that nobody can guess, and that is greater than all before it.
+    fn new_session(&self) -> Session {
+        let random = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), self.run);
+        self.sessions.fetch_add(1, Ordering::Relaxed) << 40 | random >> 24
+    }
+
+    async fn input(&self, input: Input) -> Result<(), Status> {
+        self.inputs.send(input).await.map_err(|_| Status::unavailable("the run is over"))
+    }
+
+    fn check(&self, stamp: Option<v1::Stamp>, session: Session) -> Result<Origin, String> {
+        let stamp = stamp.ok_or("a message without a stamp")?;
+        if (stamp.run, stamp.incarnation) != (self.run, self.incarnation) {
+            return Err("a message of another run or incarnation".into());
+        }
+        if stamp.session != session {
+            return Err("a message of another session".into());
+        }
+        Ok(Origin { session, step: stamp.step, attempt: stamp.attempt })
+    }
+
+    fn control_input(&self, session: Session, message: WorkerMessage) -> Result<Input, String> {
+        use worker_message::Body;
+        let from = self.check(message.stamp, session)?;
+        let step = from.step;
+        Ok(match message.body.ok_or("an empty message")? {
+            Body::Hello(_) => return Err("a second hello".into()),
+            Body::Offer(offer) => Input::Offer { session, offer },
+            Body::Loaded(m) => Input::Event(Event::Loaded { session, step, digest: Digest(m.digest) }),
+            Body::Committed(m) => Input::Event(Event::Committed {
+                session,
+                step,
+                digest: Digest(m.digest),
+                apply: m.apply_seconds,
+                exchange: m.exchange_seconds,
+            }),
+            Body::NonFinite(m) => Input::Event(Event::NonFinite {
+                from,
+                node: Node(m.node),
+                tensor: m.tensor.chars().take(256).collect(),
+            }),
+            Body::Answers(answers) => Input::Answers { session, step, answers },
+            Body::Failed(m) => {
+                let reason = format!("it failed: {}", m.what.chars().take(1024).collect::<String>());
+                Input::Event(Event::Lost { session, reason, polite: false })
+            }
+            Body::Leave(_) => Input::Event(Event::Lost { session, reason: "it left".into(), polite: true }),
+        })
+    }
+
+    fn gradient_input(&self, session: Session, message: GradientUp) -> Result<Input, String> {
+        use gradient_up::Body;
+        let from = self.check(message.stamp, session)?;
+        Ok(match message.body.ok_or("an empty message")? {
+            Body::Open(_) => return Err("a second open".into()),
+            Body::Header(m) => Input::Event(Event::Header {
+                from,
+                node: Node(m.node),
+                digest: Digest(m.digest),
+                samples: m.samples,
+            }),
+            Body::Chunk(m) => {
+                let data = self.floats(m.index, &m.data);
+                Input::Chunk { from, node: Node(m.node), index: m.index, data }
+            }
+            Body::Trailer(m) => {
+                let receipts = m.receipts.iter().map(|r| {
+                    convert::receipt(r).map(|(leaf, samples, losses)| Receipt { leaf, samples, losses })
+                });
+                let receipts: Vec<Receipt> = receipts.collect::<Result<_, _>>().map_err(|e| e.to_string())?;
+                Input::Event(Event::Trailer {
+                    from,
+                    node: Node(m.node),
+                    receipts,
+                    computed: m.compute_seconds,
+                })
+            }
+        })
+    }
+
+    fn floats(&self, index: u32, bytes: &[u8]) -> Result<Chunk, String> {
+        let wanted = chunk_range(self.elements, index as usize).len();
+        let mut chunk = self.pool.take(wanted.min(CHUNK));
+        floats::read(bytes, &mut chunk).map_err(|e| format!("chunk {index}: {e}"))?;
+        match first_non_finite(&chunk) {
+            None => Ok(chunk),
+            Some(at) => Err(format!("chunk {index} has {} at {at}", chunk[at])),
+        }
+    }
+
+    async fn lost(&self, session: Session, reason: String) {
+        let _ = self.input(Input::Event(Event::Lost { session, reason, polite: false })).await;
+    }
+}
+
+/// Why a stream ended, in words.
+fn ended<T>(result: Result<Option<T>, Status>) -> Result<T, String> {
+    match result {
+        Ok(Some(message)) => Ok(message),
+        Ok(None) => Err("its connection closed".into()),
+        Err(status) => Err(format!("its connection broke: {}", status.message())),
+    }
+}
+
+#[tonic::async_trait]
+impl Cluster for Service {
+    type ControlStream = UnboundedReceiverStream<Result<v1::CoordinatorMessage, Status>>;
+    type GradientsStream = BulkStream;
+
+    async fn control(
+        &self,
+        request: Request<Streaming<WorkerMessage>>,
+    ) -> Result<Response<Self::ControlStream>, Status> {
+        let mut stream = request.into_inner();
+        let first = stream.message().await?.and_then(|m| m.body);
+        let Some(worker_message::Body::Hello(hello)) = first else {
+            return Err(Status::invalid_argument("the first message of a worker is its hello"));
+        };
+        if hello.protocol != PROTOCOL {
+            return Err(Status::failed_precondition(format!(
+                "this coordinator ({}) speaks protocol {PROTOCOL}, the worker ({}) protocol {}; run the same \
+                 version on both sides",
+                env!("CARGO_PKG_VERSION"),
+                hello.build.chars().take(64).collect::<String>(),
+                hello.protocol
+            )));
+        }
+        let session = self.new_session();
+        let (control, receiver) = mpsc::unbounded_channel();
+        self.input(Input::Hello { session, hello, control }).await?;
+        let service = self.clone();
+        tokio::spawn(async move {
+            let reason = loop {
+                match ended(stream.message().await).and_then(|m| service.control_input(session, m)) {
+                    Ok(input) => {
+                        if service.input(input).await.is_err() {
+                            return;
+                        }
+                    }
+                    Err(reason) => break reason,
+                }
+            };
+            service.lost(session, reason).await;
+        });
+        Ok(Response::new(UnboundedReceiverStream::new(receiver)))
+    }
+
+    async fn gradients(
+        &self,
+        request: Request<Streaming<GradientUp>>,
+    ) -> Result<Response<Self::GradientsStream>, Status> {
+        let mut stream = request.into_inner();
+        let first = stream.message().await?;
+        let Some(GradientUp { stamp: Some(stamp), body: Some(gradient_up::Body::Open(_)) }) = first else {
+            return Err(Status::invalid_argument("the first message of a gradient stream opens it"));
+        };
+        let session = stamp.session;
+        self.check(Some(stamp), session).map_err(Status::failed_precondition)?;
+        let (bulk, receiver) = outbox::bulk();
+        let (known, answer) = oneshot::channel();
+        self.input(Input::Attach { session, bulk, known }).await?;
+        if !answer.await.unwrap_or(false) {
+            return Err(Status::not_found("there is no such session, or it has its gradient stream"));
+        }
+        let service = self.clone();
+        tokio::spawn(async move {
+            let reason = loop {
+                match ended(stream.message().await).and_then(|m| service.gradient_input(session, m)) {
+                    Ok(input) => {
+                        if service.input(input).await.is_err() {
+                            return;
+                        }
+                    }
+                    Err(reason) => break reason,
+                }
+            };
+            service.lost(session, reason).await;
+        });
+        Ok(Response::new(receiver))
+    }
+
+    async fn status(&self, _: Request<v1::StatusRequest>) -> Result<Response<v1::StatusReply>, Status> {
+        let (reply, answer) = oneshot::channel();
+        self.input(Input::Status(reply)).await?;
+        answer.await.map(Response::new).map_err(|_| Status::unavailable("the run is over"))
+    }
+}

@@ -1,0 +1,301 @@
+//! Which engine a worker gets: its network, its backend, and what to say when a backend
+//! cannot be had.
+//!
+//! The CUDA backend loads the driver and the run-time compiler when it is first used, and
+//! panics when one is missing. So everything it needs is asked for first, and each thing
+//! missing has its own words.
+
+use std::fmt;
+use std::str::FromStr;
+
+use burn_flex::{Flex, FlexDevice};
+use rayon::ThreadPoolBuilder;
+use tally_exact::manifest::Manifest;
+
+use super::burn::networks::{Mlp, Reference};
+use super::burn::{BurnEngine, Network, Place};
+use super::synthetic::{self, SyntheticEngine};
+use super::{Engine, EngineError, LabelLoss, ModelSpec};
+
+/// The backend that is asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum BackendChoice {
+    /// CUDA where it can be had, else the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// An NVIDIA GPU.
+    Cuda,
+}
+
+impl fmt::Display for BackendChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Cpu => "cpu",
+            Self::Cuda => "cuda",
+        })
+    }
+}
+
+impl FromStr for BackendChoice {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda),
+            _ => Err(format!("{text:?} is no backend; there are auto, cpu and cuda")),
+        }
+    }
+}
+
+/// The tensors of a model, without an engine for it.
+#[must_use]
+pub fn manifest(model: &ModelSpec) -> Manifest {
+    match model {
+        ModelSpec::Reference => Reference.manifest(),
+        ModelSpec::Mlp => Mlp.manifest(),
+        ModelSpec::Synthetic(spec) => synthetic::manifest(spec),
+    }
+}
+
+/// An engine for a model; its parameters and momentum are zeros until it is given a state.
+///
+/// `device` is the GPU's number, `threads` the CPU's number of threads, where 0 means as
+/// many as there are; each matters to its own backend alone, and neither to the synthetic
+/// model.
+///
+/// # Errors
+/// [`EngineError::Unavailable`] says what the backend asked for lacks, and
+/// [`EngineError::Failed`] that it has everything and fails all the same.
+pub fn build(
+    model: &ModelSpec,
+    loss: LabelLoss,
+    backend: BackendChoice,
+    device: usize,
+    threads: usize,
+) -> Result<Box<dyn Engine>, EngineError> {
+    match model {
+        ModelSpec::Reference => build_network(Reference, loss, backend, device, threads),
+        ModelSpec::Mlp => build_network(Mlp, loss, backend, device, threads),
+        ModelSpec::Synthetic(spec) => Ok(Box::new(SyntheticEngine::new(*spec))),
+    }
+}
+
+fn build_network<N: Network>(
+    network: N,
+    loss: LabelLoss,
+    backend: BackendChoice,
+    device: usize,
+    threads: usize,
+) -> Result<Box<dyn Engine>, EngineError> {
+    if backend != BackendChoice::Cpu {
+        match cuda::place(device) {
+            Ok(place) => return Ok(Box::new(BurnEngine::new(network, loss, place))),
+            Err(error) if backend == BackendChoice::Cuda => return Err(error),
+            Err(reason) if cfg!(feature = "cuda") => tracing::info!("computing on the CPU: {reason}"),
+            Err(reason) => tracing::debug!("computing on the CPU: {reason}"),
+        }
+    }
+    Ok(Box::new(BurnEngine::new(network, loss, cpu(threads)?)))
+}
+
+/// The CPU with a pool of threads of the engine's own.
+fn cpu(threads: usize) -> Result<Place<Flex>, EngineError> {
+    let threads = match threads {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        _ => threads,
+    };
+    let pool = ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .thread_name(|index| format!("compute-{index}"))
+        .build()
+        .map_err(|error| EngineError::Failed {
+            backend: "CPU",
+            what: format!("no {threads} threads: {error}"),
+        })?;
+    let plural = if threads == 1 { "" } else { "s" };
+    Ok(Place {
+        backend: "CPU",
+        words: format!("CPU (burn-flex, {threads} thread{plural})"),
+        device: FlexDevice,
+        pool: Some(pool),
+    })
+}
+
+#[cfg(not(feature = "cuda"))]
+mod cuda {
+    use super::{EngineError, Flex, Place};
+
+    /// There is none. (Any backend's type does for one that never comes.)
+    pub fn place(_device: usize) -> Result<Place<Flex>, EngineError> {
+        Err(EngineError::Unavailable(
+            "the CUDA backend is not in this binary: build it with `--features cuda`, or choose the cpu backend".into(),
+        ))
+    }
+}
+
+#[cfg(feature = "cuda")]
+mod cuda {
+    use std::panic::catch_unwind;
+    use std::path::PathBuf;
+
+    use burn::tensor::{Tensor, TensorData};
+    use burn_cuda::{Cuda, CudaDevice};
+    use cudarc::driver::CudaContext;
+
+    use super::{EngineError, Place};
+    use crate::engine::burn::words_of;
+
+    type Gpu = Cuda<f32, i32>;
+
+    /// GPU number `device`, after a first small computation on it.
+    pub fn place(device: usize) -> Result<Place<Gpu>, EngineError> {
+        let name = catch_unwind(|| look_for_everything(device))
+            .unwrap_or_else(|panic| Err(format!("the driver panicked: {}", words_of(&*panic))))
+            .map_err(|missing| {
+                EngineError::Unavailable(format!("the CUDA backend cannot work here: {missing}"))
+            })?;
+        let place = Place {
+            backend: "CUDA",
+            words: format!("{name} (CUDA device {device})"),
+            device: CudaDevice::new(device),
+            pool: None,
+        };
+        place.run(try_out)?;
+        Ok(place)
+    }
+
+    /// Compiles and runs a kernel.
+    fn try_out(device: &CudaDevice) -> Result<(), String> {
+        let data = TensorData::new(vec![1.0f32, 2.0], [2]);
+        let doubled = (Tensor::<Gpu, 1>::from_data(data, device) * 2.0).try_into_data();
+        let values = doubled
+            .map_err(|error| error.to_string())?
+            .to_vec::<f32>()
+            .map_err(|error| format!("{error:?}"))?;
+        if values == [2.0, 4.0] { Ok(()) } else { Err(format!("it made {values:?} of twice [1, 2]")) }
+    }
+
+    /// The device's name, or what is missing.
+    fn look_for_everything(device: usize) -> Result<String, String> {
+        if !libraries::driver() {
+            return Err("there is no NVIDIA driver (libcuda was not found)".into());
+        }
+        let count = CudaContext::device_count()
+            .map_err(|error| format!("the NVIDIA driver finds no device: {error}"))?;
+        if i32::try_from(device).map_or(true, |device| device >= count) {
+            return Err(format!(
+                "there is no device {device}: the NVIDIA driver knows {count}, numbered from 0"
+            ));
+        }
+        if !libraries::nvrtc() {
+            return Err("the run-time compiler is missing (libnvrtc was not found); \
+                        it comes with the CUDA toolkit, as package cuda-nvrtc"
+                .into());
+        }
+        headers()?;
+        let name = CudaContext::new(device).and_then(|context| context.name());
+        name.map_err(|error| format!("device {device} does not answer: {error}"))
+    }
+
+    /// Looks for the headers where cubecl-cuda does, which compiles every kernel with them.
+    fn headers() -> Result<(), String> {
+        let there = |path: &str| PathBuf::from(path).exists();
+        let root = match std::env::var("CUDA_PATH") {
+            Ok(path) => path,
+            Err(_) if there("/usr/local/cuda") => "/usr/local/cuda".into(),
+            Err(_) if there("/opt/cuda") => "/opt/cuda".into(),
+            Err(_) if there("/usr/bin/nvcc") => "/usr".into(),
+            Err(_) => {
+                return Err(
+                    "the CUDA headers are missing: neither CUDA_PATH is set nor is there a /usr/local/cuda; \
+                            they come with the CUDA toolkit, as package cuda-cudart-dev"
+                        .into(),
+                );
+            }
+        };
+        let header = PathBuf::from(root).join("include/cuda_runtime.h");
+        if header.exists() {
+            return Ok(());
+        }
+        Err(format!(
+            "the CUDA headers are missing: there is no {}; set CUDA_PATH to the folder whose include/ has them",
+            header.display()
+        ))
+    }
+
+    /// Whether the libraries that are loaded at run time can be.
+    #[allow(unsafe_code)] // cudarc marks these two so because loading a library runs its initialisers.
+    mod libraries {
+        pub fn driver() -> bool {
+            // SAFETY: it only loads libcuda, NVIDIA's own, which the backend would load next.
+            unsafe { cudarc::driver::sys::is_culib_present() }
+        }
+        pub fn nvrtc() -> bool {
+            // SAFETY: it only loads libnvrtc, NVIDIA's own, which the backend would load next.
+            unsafe { cudarc::nvrtc::sys::is_culib_present() }
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use clap::ValueEnum;
+
+    use super::*;
+
+    #[test]
+    fn a_backend_reads_as_it_prints() {
+        for choice in BackendChoice::value_variants() {
+            assert_eq!(choice.to_string().parse::<BackendChoice>().unwrap(), *choice);
+            assert_eq!(<BackendChoice as ValueEnum>::from_str(&choice.to_string(), false).unwrap(), *choice);
+        }
+        assert!("gpu".parse::<BackendChoice>().unwrap_err().contains("auto, cpu and cuda"));
+    }
+
+    #[test]
+    fn an_engine_has_its_models_manifest() {
+        for text in ["mlp", "synthetic:parameters=9", "reference"] {
+            let model = text.parse().unwrap();
+            let engine = build(&model, LabelLoss::CrossEntropy, BackendChoice::Auto, 0, 1).unwrap();
+            assert_eq!(engine.manifest(), &manifest(&model));
+        }
+    }
+
+    #[test]
+    fn the_device_is_named_with_its_threads() {
+        let device = |threads| {
+            build(&ModelSpec::Mlp, LabelLoss::CrossEntropy, BackendChoice::Cpu, 0, threads).unwrap().device()
+        };
+        assert_eq!(device(1), "CPU (burn-flex, 1 thread)");
+        assert_eq!(device(2), "CPU (burn-flex, 2 threads)");
+        assert!(device(0).starts_with("CPU (burn-flex, "));
+    }
+
+    #[test]
+    #[cfg(not(feature = "cuda"))]
+    fn cuda_that_was_not_built_in_says_so() {
+        let error = build(&ModelSpec::Mlp, LabelLoss::CrossEntropy, BackendChoice::Cuda, 0, 1).err().unwrap();
+        assert!(matches!(error, EngineError::Unavailable(_)), "{error:?}");
+        assert!(
+            error.to_string().contains("--features cuda") && !error.to_string().contains('\n'),
+            "{error}"
+        );
+    }
+
+    #[test]
+    #[cfg(feature = "cuda")]
+    fn cuda_that_cannot_work_says_what_is_missing() {
+        // No machine has so many devices; one without a driver says that first.
+        let error =
+            build(&ModelSpec::Mlp, LabelLoss::CrossEntropy, BackendChoice::Cuda, 4096, 1).err().unwrap();
+        assert!(matches!(error, EngineError::Unavailable(_)), "{error:?}");
+        let text = error.to_string();
+        assert!(text.contains("libcuda") || text.contains("device"), "{text}");
+        assert!(!text.contains('\n'), "{text}");
+    }
+}

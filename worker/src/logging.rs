@@ -1,0 +1,68 @@
+//! Logs and exit codes, the same for both binaries.
+
+use std::process::ExitCode;
+
+use clap::{Args, ValueEnum};
+use tracing_subscriber::EnvFilter;
+
+/// How a line of the log looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people
+    Text,
+    /// For machines: an object a line
+    Json,
+}
+
+/// Options for logs.
+#[derive(Clone, Debug, Args)]
+pub struct LogOptions {
+    /// error, warn, info, debug or trace; or a filter such as tally_worker=debug
+    #[arg(long, value_name = "LEVEL", default_value = "warn", global = true, help_heading = "Logs")]
+    pub log_level: String,
+
+    /// How log lines look, on standard error
+    #[arg(long, value_enum, default_value_t = LogFormat::Text, global = true, help_heading = "Logs")]
+    pub log_format: LogFormat,
+}
+
+impl LogOptions {
+    /// Starts logging for the process; a second call in one process changes nothing.
+    ///
+    /// # Errors
+    /// If the level is none.
+    pub fn init(&self) -> anyhow::Result<()> {
+        let filter = EnvFilter::try_new(&self.log_level).map_err(|e| {
+            anyhow::anyhow!("--log-level {}: {e}; use error, warn, info, debug or trace", self.log_level)
+        })?;
+        let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+        let _ = match self.log_format {
+            LogFormat::Text => logs.try_init(),
+            LogFormat::Json => logs.json().try_init(),
+        };
+        Ok(())
+    }
+}
+
+/// The exit code of a command; an error is printed on one line.
+#[must_use]
+#[allow(clippy::print_stderr)]
+pub fn exit_code(result: anyhow::Result<ExitCode>) -> ExitCode {
+    match result {
+        Ok(code) => code,
+        Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Whoever read our output has read enough: `… | head` is no failure.
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        let io = cause.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+        let json = cause.downcast_ref::<serde_json::Error>().and_then(serde_json::Error::io_error_kind);
+        io.or(json) == Some(std::io::ErrorKind::BrokenPipe)
+    })
+}

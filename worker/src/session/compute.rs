@@ -1,0 +1,596 @@
+//! The compute thread: owns the engine, and does everything strictly in the order of steps.
+//!
+//! The control and the gradient stream race each other: a commit may arrive before the sum
+//! it commits, a plan before the commit of the step before. Each kind of message waits in
+//! its own queue here until its turn has come, so a replica is always at a committed step,
+//! never between two (**REP-1**).
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::mpsc::{Receiver, TryRecvError};
+use std::time::Instant;
+
+use bytes::Bytes;
+use tally_data::Samples;
+use tally_exact::digest::{self, Digest};
+use tally_exact::norm::first_non_finite;
+use tally_exact::sum::{self, Fold};
+use tally_exact::tree::{Node, Tree};
+use tally_exact::update::Update;
+use tally_exact::{chunk_range, chunks};
+use tally_proto::pool::Pool;
+use tally_proto::v1::{
+    self, Receipt, Stamp, WorkerMessage, coordinator_message, gradient_down, worker_message,
+};
+use tally_proto::{convert, floats};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+
+use super::sender::Item;
+use crate::engine::{Engine, LabelLoss};
+
+/// What reaches the compute thread. The permit goes back when the message is done with.
+#[derive(Debug)]
+pub enum Input {
+    /// From the control stream.
+    Control(Stamp, coordinator_message::Body, OwnedSemaphorePermit),
+    /// From the gradient stream.
+    Gradient(Stamp, gradient_down::Body, OwnedSemaphorePermit),
+    /// The session is over.
+    End,
+}
+
+/// A state on its way in.
+#[derive(Debug)]
+struct Loading {
+    step: u64,
+    digest: Digest,
+    parameters: Vec<f32>,
+    momentum: Vec<f32>,
+    missing: usize,
+}
+
+/// The second buffer: the update of the next step in the making.
+#[derive(Debug)]
+struct Second {
+    step: u64,
+    attempt: u32,
+    begin: v1::Begin,
+    /// Reduced chunks that wait for the clip factor.
+    held: Vec<(usize, Bytes)>,
+    seen: Vec<bool>,
+    missing: usize,
+    clip: Option<f32>,
+    applied: usize,
+    digest: Digest,
+    /// When the last reduced chunk came.
+    whole_at: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Plan {
+    step: u64,
+    attempt: u32,
+    samples: usize,
+    nodes: VecDeque<Node>,
+}
+
+/// Why the thread stops before it is told to, in words for the coordinator.
+struct Failure(String);
+
+/// The thread's state.
+pub struct Compute {
+    engine: Box<dyn Engine>,
+    tree: Option<Tree>,
+    loss: LabelLoss,
+    stamp: Stamp,
+    control: mpsc::UnboundedSender<WorkerMessage>,
+    items: mpsc::UnboundedSender<Item>,
+    pool: Pool,
+    /// Full-length buffers for the gradients of leaves.
+    buffers: Vec<Vec<f32>>,
+    scratch: Vec<f32>,
+    committed: Option<(u64, Digest)>,
+    loading: Option<Loading>,
+    second: Option<Second>,
+    /// Attempts up to this one are void.
+    void: u32,
+    leaves: HashMap<(u64, u32), Samples>,
+    gradients: VecDeque<(Stamp, gradient_down::Body, OwnedSemaphorePermit)>,
+    plans: VecDeque<Plan>,
+    commits: VecDeque<(u64, Digest)>,
+    tests: VecDeque<(u64, u32, Samples)>,
+    /// When the last contribution of the step was computed.
+    contributed_at: Option<Instant>,
+    ended: bool,
+}
+
+impl Compute {
+    /// A thread about to start. `stamp` is the session's.
+    #[must_use]
+    pub fn new(
+        engine: Box<dyn Engine>,
+        shards: u32,
+        loss: LabelLoss,
+        stamp: Stamp,
+        control: mpsc::UnboundedSender<WorkerMessage>,
+        items: mpsc::UnboundedSender<Item>,
+    ) -> Self {
+        Self {
+            engine,
+            tree: Tree::new(shards).ok(),
+            loss,
+            stamp,
+            control,
+            items,
+            pool: Pool::default(),
+            buffers: Vec::new(),
+            scratch: Vec::new(),
+            committed: None,
+            loading: None,
+            second: None,
+            void: 0,
+            leaves: HashMap::new(),
+            gradients: VecDeque::new(),
+            plans: VecDeque::new(),
+            commits: VecDeque::new(),
+            tests: VecDeque::new(),
+            contributed_at: None,
+            ended: false,
+        }
+    }
+
+    /// Works until the session ends, and gives the engine back.
+    #[must_use]
+    pub fn run(mut self, inbox: &Receiver<Input>) -> Box<dyn Engine> {
+        if let Err(Failure(what)) = self.main_loop(inbox) {
+            tracing::error!("{what}");
+            self.tell(0, worker_message::Body::Failed(v1::Failed { what }));
+            // The coordinator answers by ending the session.
+            while !matches!(inbox.recv(), Ok(Input::End) | Err(_)) {}
+        }
+        self.engine
+    }
+
+    fn main_loop(&mut self, inbox: &Receiver<Input>) -> Result<(), Failure> {
+        while !self.ended {
+            match inbox.recv() {
+                Ok(input) => self.take(input)?,
+                Err(_) => return Ok(()),
+            }
+            self.drain(inbox)?;
+            while !self.ended && self.advance(inbox)? {
+                self.drain(inbox)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn drain(&mut self, inbox: &Receiver<Input>) -> Result<(), Failure> {
+        loop {
+            match inbox.try_recv() {
+                Ok(input) => self.take(input)?,
+                Err(TryRecvError::Empty) => return Ok(()),
+                Err(TryRecvError::Disconnected) => {
+                    self.ended = true;
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    fn tell(&self, step: u64, body: worker_message::Body) {
+        let stamp = Some(Stamp { step, attempt: 0, ..self.stamp });
+        let _ = self.control.send(WorkerMessage { stamp, body: Some(body) });
+    }
+
+    // ---- What comes in ----
+
+    fn take(&mut self, input: Input) -> Result<(), Failure> {
+        match input {
+            Input::End => self.ended = true,
+            Input::Gradient(stamp, body, permit) => self.gradients.push_back((stamp, body, permit)),
+            Input::Control(stamp, body, _permit) => self.take_control(stamp, body)?,
+        }
+        Ok(())
+    }
+
+    fn take_control(&mut self, stamp: Stamp, body: coordinator_message::Body) -> Result<(), Failure> {
+        use coordinator_message::Body;
+        match body {
+            Body::Leaf(leaf) => {
+                let (number, test) = (leaf.leaf, leaf.test);
+                let samples =
+                    convert::samples(leaf).map_err(|e| Failure(format!("the coordinator's samples: {e}")))?;
+                if test {
+                    self.tests.push_back((stamp.step, number, samples));
+                } else {
+                    self.leaves.insert((stamp.step, number), samples);
+                }
+            }
+            Body::Plan(plan) => {
+                let tree =
+                    self.tree.ok_or_else(|| Failure("the coordinator's number of shards is none".into()))?;
+                let nodes: VecDeque<Node> = plan.nodes.into_iter().map(Node).collect();
+                if let Some(bad) = nodes.iter().find(|n| !tree.contains(**n)) {
+                    return Err(Failure(format!("the coordinator planned {bad}, which the tree has not")));
+                }
+                let samples = plan.samples as usize;
+                self.plans.push_back(Plan { step: stamp.step, attempt: stamp.attempt, samples, nodes });
+            }
+            Body::Commit(commit) => self.commits.push_back((stamp.step, Digest(commit.digest))),
+            Body::Abort(abort) => {
+                tracing::info!(step = stamp.step, attempt = stamp.attempt, "aborted: {}", abort.reason);
+                self.void = self.void.max(stamp.attempt);
+                let _ = self.items.send(Item::Void { attempt: self.void });
+                if self.second.as_ref().is_some_and(|s| s.attempt <= self.void) {
+                    self.second = None;
+                }
+                self.plans.retain(|plan| plan.attempt > self.void);
+            }
+            // The handshake is over, and the ends are the pump's.
+            _ => {}
+        }
+        Ok(())
+    }
+
+    // ---- What is next ----
+
+    fn step(&self) -> Option<u64> {
+        self.committed.map(|(step, _)| step)
+    }
+
+    /// Does one thing whose turn has come; false if there is none.
+    fn advance(&mut self, inbox: &Receiver<Input>) -> Result<bool, Failure> {
+        Ok(self.advance_gradients()?
+            || self.advance_commit()
+            || self.advance_plan(inbox)?
+            || self.advance_test()?)
+    }
+
+    fn advance_gradients(&mut self) -> Result<bool, Failure> {
+        let Some((stamp, body, _)) = self.gradients.front() else { return Ok(false) };
+        let is_state = matches!(body, gradient_down::Body::State(_) | gradient_down::Body::StateChunk(_));
+        // The sum of the step after next waits until the next one is committed.
+        if !is_state && self.step().is_some_and(|step| stamp.step > step + 1) {
+            return Ok(false);
+        }
+        let stamp = *stamp;
+        let Some((_, body, _permit)) = self.gradients.pop_front() else { return Ok(false) };
+        match body {
+            gradient_down::Body::State(state) => self.state_begins(stamp.step, &state)?,
+            gradient_down::Body::StateChunk(chunk) => self.state_chunk(&chunk)?,
+            _ if Some(stamp.step) != self.step().map(|s| s + 1) || stamp.attempt <= self.void => {}
+            gradient_down::Body::Begin(begin) => {
+                let n = chunks(self.engine.manifest().len());
+                self.second = Some(Second {
+                    step: stamp.step,
+                    attempt: stamp.attempt,
+                    begin,
+                    held: Vec::new(),
+                    seen: vec![false; n],
+                    missing: n,
+                    clip: begin.unclipped.then_some(1.0),
+                    applied: 0,
+                    digest: Digest::default(),
+                    whole_at: None,
+                });
+            }
+            gradient_down::Body::Reduced(reduced) => self.reduced(stamp, reduced)?,
+            gradient_down::Body::Close(close) => {
+                if let Some(second) = self.second.as_mut().filter(|s| s.attempt == stamp.attempt) {
+                    second.clip = Some(close.clip);
+                    for (index, data) in std::mem::take(&mut second.held) {
+                        self.apply(index, &data)?;
+                    }
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    fn state_begins(&mut self, step: u64, state: &v1::State) -> Result<(), Failure> {
+        let wanted = self.engine.manifest().len();
+        if state.elements != wanted as u64 {
+            return Err(Failure(format!(
+                "the coordinator's state has {} elements, not {wanted}",
+                state.elements
+            )));
+        }
+        self.committed = None;
+        self.second = None;
+        self.loading = Some(Loading {
+            step,
+            digest: Digest(state.digest),
+            parameters: vec![0.0; wanted],
+            momentum: vec![0.0; wanted],
+            missing: 2 * chunks(wanted),
+        });
+        Ok(())
+    }
+
+    fn state_chunk(&mut self, chunk: &v1::StateChunk) -> Result<(), Failure> {
+        let Some(loading) = &mut self.loading else { return Err(Failure("a chunk of no state came".into())) };
+        let into = if chunk.momentum { &mut loading.momentum } else { &mut loading.parameters };
+        let range = chunk_range(into.len(), chunk.index as usize);
+        floats::read(&chunk.data, &mut into[range])
+            .map_err(|e| Failure(format!("the coordinator's state: {e}")))?;
+        loading.missing = loading.missing.saturating_sub(1);
+        if loading.missing > 0 {
+            return Ok(());
+        }
+        let Some(loaded) = self.loading.take() else { return Ok(()) };
+        let digest = self.engine.load(loaded.parameters, loaded.momentum);
+        if digest != loaded.digest {
+            return Err(Failure(format!("the state came damaged: digest {digest}, not {}", loaded.digest)));
+        }
+        self.committed = Some((loaded.step, digest));
+        self.tell(loaded.step, worker_message::Body::Loaded(v1::Loaded { digest: digest.0 }));
+        Ok(())
+    }
+
+    // ---- The update ----
+
+    fn reduced(&mut self, stamp: Stamp, reduced: v1::Reduced) -> Result<(), Failure> {
+        let Some(second) = self.second.as_mut().filter(|s| s.attempt == stamp.attempt) else { return Ok(()) };
+        let index = reduced.index as usize;
+        match second.seen.get_mut(index) {
+            Some(seen) if !*seen => *seen = true,
+            _ => return Err(Failure(format!("chunk {index} of the sum came twice, or is none"))),
+        }
+        second.missing -= 1;
+        if second.missing == 0 {
+            second.whole_at = Some(Instant::now());
+        }
+        if second.clip.is_some() {
+            self.apply(index, &reduced.data)
+        } else {
+            second.held.push((index, reduced.data));
+            Ok(())
+        }
+    }
+
+    /// Applies a reduced chunk to the second buffer.
+    fn apply(&mut self, index: usize, data: &[u8]) -> Result<(), Failure> {
+        let Some(second) = &mut self.second else { return Ok(()) };
+        let range = chunk_range(self.engine.manifest().len(), index);
+        self.scratch.resize(range.len(), 0.0);
+        floats::read(data, &mut self.scratch)
+            .map_err(|e| Failure(format!("chunk {index} of the sum: {e}")))?;
+        let update = Update {
+            learning_rate: second.begin.learning_rate,
+            momentum: second.begin.momentum,
+            clip: second.clip.unwrap_or(1.0),
+        };
+        let part = self.engine.apply(update, range.start, &self.scratch);
+        second.digest = second.digest.and(part);
+        second.applied += 1;
+        Ok(())
+    }
+
+    fn advance_commit(&mut self) -> bool {
+        let (Some(&(step, digest)), Some(at)) = (self.commits.front(), self.step()) else { return false };
+        if step <= at {
+            self.commits.pop_front();
+            return true;
+        }
+        let Some(second) =
+            self.second.take_if(|s| s.step == step && step == at + 1 && s.applied == s.seen.len())
+        else {
+            return false;
+        };
+        self.commits.pop_front();
+        let between = |from: Option<Instant>, to: Option<Instant>| match (from, to) {
+            (Some(from), Some(to)) => to.saturating_duration_since(from).as_secs_f64(),
+            _ => 0.0,
+        };
+        if second.digest == digest {
+            self.engine.commit();
+            self.committed = Some((step, digest));
+            self.leaves.retain(|&(of, _), _| of > step);
+        }
+        let contributed_at = self.contributed_at.take();
+        // With another digest this replica stays where it was; the coordinator sends it away.
+        self.tell(
+            step,
+            worker_message::Body::Committed(v1::Committed {
+                digest: second.digest.0,
+                apply_seconds: between(second.whole_at, Some(Instant::now())),
+                exchange_seconds: between(contributed_at, second.whole_at),
+            }),
+        );
+        true
+    }
+
+    // ---- A contribution ----
+
+    fn advance_plan(&mut self, inbox: &Receiver<Input>) -> Result<bool, Failure> {
+        let at = self.step();
+        let (Some(plan), Some(at)) = (self.plans.front_mut(), at) else { return Ok(false) };
+        if plan.step <= at || plan.attempt <= self.void {
+            self.plans.pop_front();
+            return Ok(true);
+        }
+        if plan.step > at + 1 {
+            return Ok(false);
+        }
+        let (step, attempt, samples) = (plan.step, plan.attempt, plan.samples);
+        match plan.nodes.pop_front() {
+            Some(node) => self.contribute(inbox, step, attempt, samples, node)?,
+            None => {
+                self.plans.pop_front();
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether what is computed for this attempt is still wanted.
+    fn wanted(&self, step: u64, attempt: u32) -> bool {
+        !self.ended && attempt > self.void && self.step() == Some(step - 1)
+    }
+
+    fn contribute(
+        &mut self,
+        inbox: &Receiver<Input>,
+        step: u64,
+        attempt: u32,
+        samples: usize,
+        node: Node,
+    ) -> Result<(), Failure> {
+        let (Some(tree), Some((_, digest))) = (self.tree, self.committed) else { return Ok(()) };
+        let full: Vec<u32> =
+            tree.leaves(node).filter(|&leaf| !tree.samples(leaf, samples).is_empty()).collect();
+        let mut ids = Vec::new();
+        for &leaf in &full {
+            let dealt =
+                self.leaves.get(&(step, leaf)).filter(|s| s.len() == tree.samples(leaf, samples).len());
+            let dealt = dealt
+                .ok_or_else(|| Failure(format!("the samples of leaf {leaf} of step {step} did not come")))?;
+            ids.extend_from_slice(dealt.ids());
+        }
+        let header = v1::Header { node: node.0, digest: digest.0, samples: digest::of_samples(ids) };
+        let _ = self.items.send(Item::Header { step, attempt, header });
+
+        let elements = self.engine.manifest().len();
+        let last = tree.leaves(node).end - 1;
+        let mut receipts = Vec::with_capacity(full.len());
+        let mut fold = Fold::default();
+        let mut computed = 0.0;
+        let mut sent = false;
+        for leaf in tree.leaves(node) {
+            let Some(samples_of_leaf) = self.leaves.get(&(step, leaf)).filter(|_| full.contains(&leaf))
+            else {
+                fold.push(None, add_buffers(&mut self.buffers));
+                continue;
+            };
+            let started = Instant::now();
+            let mut out = self.buffers.pop().unwrap_or_default();
+            out.resize(elements, 0.0);
+            let scale = 1.0 / samples as f32;
+            // The last leaf's gradient goes straight on through the left children that wait
+            // for it, and leaves chunk by chunk while the rest of it is computed.
+            let mut stream =
+                Stream { items: &self.items, pool: &self.pool, attempt, node, next: 0, bad: None };
+            let losses = {
+                let pending: Vec<&Vec<f32>> =
+                    if leaf == last { fold.pending().collect() } else { Vec::new() };
+                let mut ready = |prefix: &[f32]| {
+                    if leaf == last {
+                        stream.send(prefix, elements, &pending);
+                    }
+                };
+                self.engine.gradient(samples_of_leaf, scale, &mut out, &mut ready)
+            };
+            let losses = losses.map_err(|e| Failure(e.to_string()))?;
+            let bad = stream.bad;
+            sent |= leaf == last;
+            if let Some(element) = bad {
+                return self.not_finite(step, attempt, node, self.tensor_at(element));
+            }
+            if !losses.is_finite() {
+                return self.not_finite(step, attempt, node, "the loss".into());
+            }
+            let count = samples_of_leaf.len() as u32;
+            receipts.push(Receipt { leaf, samples: count, losses: Some(losses.into()) });
+            if leaf == last {
+                self.buffers.push(out);
+            } else {
+                fold.push(Some(out), add_buffers(&mut self.buffers));
+            }
+            computed += started.elapsed().as_secs_f64();
+            // Between two leaves, see whether the attempt still stands.
+            self.drain(inbox)?;
+            if !self.wanted(step, attempt) {
+                self.buffers.extend(fold.drain());
+                return Ok(());
+            }
+        }
+        if sent {
+            self.buffers.extend(fold.drain());
+        } else if let Some(sum) = fold.finish() {
+            let mut stream =
+                Stream { items: &self.items, pool: &self.pool, attempt, node, next: 0, bad: None };
+            stream.send(&sum, elements, &[]);
+            if let Some(element) = stream.bad {
+                return self.not_finite(step, attempt, node, self.tensor_at(element));
+            }
+            self.buffers.push(sum);
+        }
+        self.contributed_at = Some(Instant::now());
+        let trailer = v1::Trailer { node: node.0, receipts, compute_seconds: computed };
+        let _ = self.items.send(Item::Trailer { attempt, trailer });
+        Ok(())
+    }
+
+    fn tensor_at(&self, element: usize) -> String {
+        let manifest = self.engine.manifest();
+        let at = (0..manifest.tensors().len()).find(|&i| manifest.range(i).contains(&element));
+        at.map_or_else(|| "the gradient".into(), |i| manifest.tensors()[i].name.clone())
+    }
+
+    fn not_finite(&mut self, step: u64, attempt: u32, node: Node, tensor: String) -> Result<(), Failure> {
+        tracing::warn!(step, "NaN or infinity in {tensor}");
+        let stamp = Some(Stamp { step, attempt, ..self.stamp });
+        let body = worker_message::Body::NonFinite(v1::NonFinite { node: node.0, tensor });
+        let _ = self.control.send(WorkerMessage { stamp, body: Some(body) });
+        Ok(())
+    }
+
+    // ---- The test pass ----
+
+    fn advance_test(&mut self) -> Result<bool, Failure> {
+        let (Some((step, _, _)), Some(at)) = (self.tests.front(), self.step()) else { return Ok(false) };
+        if *step > at {
+            return Ok(false);
+        }
+        let Some((step, leaf, samples)) = self.tests.pop_front() else { return Ok(false) };
+        if step == at {
+            let answers = self.engine.predict(&samples).map_err(|e| Failure(e.to_string()))?;
+            let answers = answers.leaf(&samples, self.loss).to_message(leaf);
+            self.tell(step, worker_message::Body::Answers(answers));
+        }
+        Ok(true)
+    }
+}
+
+/// `left + right` of two full-length buffers; the right one is free again.
+fn add_buffers(free: &mut Vec<Vec<f32>>) -> impl FnMut(Vec<f32>, Vec<f32>) -> Vec<f32> + '_ {
+    |mut left, right| {
+        sum::add(&mut left, &right);
+        free.push(right);
+        left
+    }
+}
+
+/// A node's sum on its way to the sender, chunk by chunk.
+struct Stream<'a> {
+    items: &'a mpsc::UnboundedSender<Item>,
+    pool: &'a Pool,
+    attempt: u32,
+    node: Node,
+    next: usize,
+    /// The first element that is NaN or infinite; nothing is sent from there on.
+    bad: Option<usize>,
+}
+
+impl Stream<'_> {
+    /// Sends the chunks that `prefix` completes, the waiting left children added on the way.
+    fn send(&mut self, prefix: &[f32], elements: usize, pending: &[&Vec<f32>]) {
+        while self.bad.is_none() {
+            let range = chunk_range(elements, self.next);
+            if range.is_empty() || range.end > prefix.len() {
+                return;
+            }
+            let mut chunk = self.pool.take(range.len());
+            chunk.copy_from_slice(&prefix[range.clone()]);
+            for left in pending {
+                sum::add_left(&left[range.clone()], &mut chunk);
+            }
+            if let Some(at) = first_non_finite(&chunk) {
+                self.bad = Some(range.start + at);
+                return;
+            }
+            let (attempt, node, index) = (self.attempt, self.node.0, self.next as u32);
+            let _ = self.items.send(Item::Chunk { attempt, node, index, data: floats::share(chunk) });
+            self.next += 1;
+        }
+    }
+}

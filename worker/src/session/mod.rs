@@ -1,0 +1,154 @@
+//! A worker's life in a cluster: find the coordinator, take part, come back after a loss.
+//!
+//! One session is one stay. [`pump`] moves messages between the network and the compute
+//! thread; [`compute`] owns the engine and works strictly in the order of steps;
+//! [`sender`] sends contributions as credits allow. Tokio's threads never compute.
+
+pub mod compute;
+pub mod connect;
+pub mod pump;
+pub mod sender;
+
+use std::future::Future;
+use std::time::{Duration, Instant};
+
+use anyhow::bail;
+
+use crate::engine::Engine;
+use crate::engine::backend::BackendChoice;
+
+/// Waits between two tries grow from this …
+const FIRST_WAIT: Duration = Duration::from_millis(100);
+/// … to this, so that a restarted coordinator finds its workers back soon.
+const LONGEST_WAIT: Duration = Duration::from_secs(2);
+
+/// What a worker is started with.
+#[derive(Clone, Debug)]
+pub struct WorkerOptions {
+    /// `HOST:PORT` of the coordinator.
+    pub connect: String,
+    /// Give up after so long without one.
+    pub connect_timeout: Duration,
+    /// For people.
+    pub name: String,
+    /// What to compute with.
+    pub backend: BackendChoice,
+    /// Which device of it.
+    pub device: usize,
+    /// Threads, on a CPU.
+    pub threads: usize,
+    /// Print what happens on standard error.
+    pub tell: bool,
+}
+
+impl WorkerOptions {
+    /// A worker for this coordinator, with defaults for the rest.
+    #[must_use]
+    pub fn new(connect: String) -> Self {
+        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        Self {
+            connect,
+            connect_timeout: Duration::from_secs(60),
+            name: format!("{host}-{}", std::process::id()),
+            backend: BackendChoice::Auto,
+            device: 0,
+            threads: 1,
+            tell: false,
+        }
+    }
+
+    fn tell(&self, text: &str) {
+        if self.tell {
+            #[allow(clippy::print_stderr)]
+            {
+                eprintln!("{text}");
+            }
+        } else {
+            tracing::info!(worker = self.name, "{text}");
+        }
+    }
+}
+
+/// How a session ended.
+#[derive(Debug)]
+pub enum Ended {
+    /// The run is over.
+    Finished(String),
+    /// This worker cannot take part, now or later.
+    Refused(String),
+    /// The connection or the coordinator is gone, or sent this worker away: try again.
+    Lost(String),
+    /// The user asked to leave.
+    Left,
+}
+
+/// The engine of the last session, kept for the next if it fits.
+#[derive(Default)]
+pub struct Kept {
+    /// What it was built for.
+    pub spec: Option<(String, String)>,
+    /// The engine.
+    pub engine: Option<Box<dyn Engine>>,
+}
+
+/// Works until the run is over or `leave` is ready.
+///
+/// # Errors
+/// If no coordinator was found within the time limit, or it refused this worker.
+pub async fn run(options: WorkerOptions, leave: impl Future<Output = ()>) -> anyhow::Result<()> {
+    tokio::pin!(leave);
+    let mut kept = Kept::default();
+    let mut wait = FIRST_WAIT;
+    let mut alone_since = Instant::now();
+    let mut told = false;
+    loop {
+        let channel = tokio::select! {
+            channel = connect::connect(&options.connect) => channel,
+            () = &mut leave => return Ok(()),
+        };
+        let reason = match channel {
+            Ok(channel) => {
+                let welcomed = &mut false;
+                let ended = pump::session(&options, channel, &mut kept, welcomed, leave.as_mut()).await;
+                if *welcomed {
+                    alone_since = Instant::now();
+                    wait = FIRST_WAIT;
+                }
+                match ended {
+                    Ended::Finished(reason) => {
+                        options.tell(&format!("finished: {reason}"));
+                        return Ok(());
+                    }
+                    Ended::Left => {
+                        options.tell("left the cluster");
+                        return Ok(());
+                    }
+                    Ended::Refused(reason) => bail!("{} refused this worker: {reason}", options.connect),
+                    Ended::Lost(reason) => {
+                        options.tell(&format!("lost the coordinator: {reason}; trying again"));
+                        told = true;
+                        reason
+                    }
+                }
+            }
+            Err(reason @ connect::ConnectError::Address { .. }) => return Err(reason.into()),
+            Err(reason) => reason.to_string(),
+        };
+        if alone_since.elapsed() >= options.connect_timeout {
+            bail!(
+                "no coordinator at {} for {} s ({reason}); start it, check the address, or raise --connect-timeout",
+                options.connect,
+                options.connect_timeout.as_secs()
+            );
+        }
+        if !told {
+            options.tell(&format!("no coordinator at {} yet ({reason}); trying again", options.connect));
+            told = true;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = &mut leave => return Ok(()),
+        }
+        wait = (wait * 2).min(LONGEST_WAIT);
+    }
+}

@@ -1,0 +1,242 @@
+//! Sends contributions, as far as credits reach.
+//!
+//! A chunk may leave once it is less than a window ahead of the number of chunks already
+//! reduced; the coordinator's memory is bounded by that. What may not leave yet waits here,
+//! node by node, so that a node that waits holds up no other: a survivor may have to send
+//! a lost worker's node before its own can go on (**LIVE-1**).
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use tally_proto::WINDOW;
+use tally_proto::v1::gradient_up::Body;
+use tally_proto::v1::{Chunk, GradientUp, Header, Stamp, Trailer};
+use tokio::sync::mpsc;
+
+/// What the sender is told.
+#[derive(Debug)]
+pub enum Item {
+    /// A node's contribution begins.
+    Header {
+        /// The step.
+        step: u64,
+        /// The attempt.
+        attempt: u32,
+        /// What to send.
+        header: Header,
+    },
+    /// A chunk of it; chunks come in order.
+    Chunk {
+        /// The attempt.
+        attempt: u32,
+        /// The node.
+        node: u32,
+        /// The chunk.
+        index: u32,
+        /// The floats.
+        data: Bytes,
+    },
+    /// It is whole.
+    Trailer {
+        /// The attempt.
+        attempt: u32,
+        /// What to send.
+        trailer: Trailer,
+    },
+    /// The coordinator has summed this chunk.
+    Reduced {
+        /// The attempt.
+        attempt: u32,
+        /// The chunk.
+        index: u32,
+    },
+    /// Attempts up to this one are void.
+    Void {
+        /// The attempt.
+        attempt: u32,
+    },
+}
+
+/// One node's contribution on its way.
+#[derive(Debug)]
+struct Node {
+    node: u32,
+    header: Option<Header>,
+    chunks: VecDeque<(u32, Bytes)>,
+    trailer: Option<Trailer>,
+}
+
+/// The contributions of one attempt. Attempts only ever rise, over all steps.
+#[derive(Debug)]
+struct Outgoing {
+    step: u64,
+    attempt: u32,
+    nodes: Vec<Node>,
+    reduced: Vec<bool>,
+    credits: usize,
+}
+
+impl Outgoing {
+    fn new(chunks: usize) -> Self {
+        Self { step: 0, attempt: 0, nodes: Vec::new(), reduced: vec![false; chunks], credits: WINDOW }
+    }
+
+    /// Moves on to `attempt` if it is newer; false if it is older.
+    fn turn(&mut self, attempt: u32) -> bool {
+        if attempt > self.attempt {
+            self.attempt = attempt;
+            self.nodes.clear();
+            self.reduced.fill(false);
+            self.credits = WINDOW;
+        }
+        attempt == self.attempt
+    }
+
+    fn take(&mut self, item: Item) {
+        match item {
+            Item::Header { step, attempt, header } if self.turn(attempt) => {
+                self.step = step;
+                let node = header.node;
+                self.nodes.push(Node { node, header: Some(header), chunks: VecDeque::new(), trailer: None });
+            }
+            Item::Chunk { attempt, node, index, data } if self.turn(attempt) => {
+                if let Some(node) = self.nodes.iter_mut().find(|n| n.node == node) {
+                    node.chunks.push_back((index, data));
+                }
+            }
+            Item::Trailer { attempt, trailer } if self.turn(attempt) => {
+                if let Some(node) = self.nodes.iter_mut().find(|n| n.node == trailer.node) {
+                    node.trailer = Some(trailer);
+                }
+            }
+            Item::Reduced { attempt, index } if self.turn(attempt) => {
+                if let Some(reduced) = self.reduced.get_mut(index as usize)
+                    && !std::mem::replace(reduced, true)
+                {
+                    self.credits += 1;
+                }
+            }
+            Item::Void { attempt } => {
+                self.turn(attempt + 1);
+            }
+            // Of an attempt that is void.
+            _ => {}
+        }
+    }
+
+    /// The next message that may leave.
+    fn next(&mut self) -> Option<Body> {
+        for at in 0..self.nodes.len() {
+            let node = &mut self.nodes[at];
+            if let Some(header) = node.header.take() {
+                return Some(Body::Header(header));
+            }
+            // What is summed already need not be sent.
+            while node
+                .chunks
+                .front()
+                .is_some_and(|(index, _)| self.reduced.get(*index as usize) == Some(&true))
+            {
+                node.chunks.pop_front();
+            }
+            if let Some((index, data)) =
+                node.chunks.pop_front_if(|(index, _)| (*index as usize) < self.credits)
+            {
+                return Some(Body::Chunk(Chunk { node: node.node, index, data }));
+            }
+            if node.chunks.is_empty()
+                && let Some(trailer) = node.trailer.take()
+            {
+                self.nodes.remove(at);
+                return Some(Body::Trailer(trailer));
+            }
+        }
+        None
+    }
+}
+
+/// Sends until the session ends.
+pub async fn run(
+    stamp: Stamp,
+    chunks: usize,
+    mut items: mpsc::UnboundedReceiver<Item>,
+    up: mpsc::Sender<GradientUp>,
+) {
+    let mut outgoing = Outgoing::new(chunks);
+    while let Some(item) = items.recv().await {
+        outgoing.take(item);
+        loop {
+            while let Ok(item) = items.try_recv() {
+                outgoing.take(item);
+            }
+            let Some(body) = outgoing.next() else { break };
+            let stamp = Stamp { step: outgoing.step, attempt: outgoing.attempt, ..stamp };
+            if up.send(GradientUp { stamp: Some(stamp), body: Some(body) }).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn contribute(out: &mut Outgoing, attempt: u32, node: u32, chunks: u32) {
+        out.take(Item::Header { step: 1, attempt, header: Header { node, digest: 0, samples: 0 } });
+        for index in 0..chunks {
+            out.take(Item::Chunk { attempt, node, index, data: Bytes::new() });
+        }
+        out.take(Item::Trailer { attempt, trailer: Trailer { node, ..Default::default() } });
+    }
+
+    /// `h2` a header, `2.0` chunk 0 of node 2, `t2` a trailer.
+    fn drain(out: &mut Outgoing) -> String {
+        let mut sent = Vec::new();
+        while let Some(body) = out.next() {
+            sent.push(match body {
+                Body::Header(h) => format!("h{}", h.node),
+                Body::Chunk(c) => format!("{}.{}", c.node, c.index),
+                Body::Trailer(t) => format!("t{}", t.node),
+                Body::Open(_) => "open".into(),
+            });
+        }
+        sent.join(" ")
+    }
+
+    #[test]
+    fn chunks_leave_as_credits_come() {
+        let mut out = Outgoing::new(WINDOW + 2);
+        contribute(&mut out, 1, 2, WINDOW as u32 + 2);
+        assert_eq!(drain(&mut out), "h2 2.0 2.1 2.2 2.3 2.4 2.5 2.6 2.7");
+        out.take(Item::Reduced { attempt: 1, index: 0 });
+        out.take(Item::Reduced { attempt: 1, index: 0 });
+        assert_eq!(drain(&mut out), "2.8");
+        out.take(Item::Reduced { attempt: 1, index: 1 });
+        assert_eq!(drain(&mut out), "2.9 t2");
+    }
+
+    #[test]
+    fn live_1_a_node_that_waits_holds_up_no_other_and_what_is_summed_is_not_sent() {
+        let mut out = Outgoing::new(10);
+        contribute(&mut out, 1, 2, 10);
+        drain(&mut out);
+        out.take(Item::Reduced { attempt: 1, index: 0 });
+        // Node 3's owner died; its other chunks have to come from here before node 2 goes on.
+        contribute(&mut out, 1, 3, 10);
+        assert_eq!(drain(&mut out), "2.8 h3 3.1 3.2 3.3 3.4 3.5 3.6 3.7 3.8");
+    }
+
+    #[test]
+    fn a_void_attempt_is_not_sent() {
+        let mut out = Outgoing::new(10);
+        contribute(&mut out, 1, 2, 10);
+        out.next();
+        out.take(Item::Void { attempt: 1 });
+        assert_eq!(drain(&mut out), "");
+        contribute(&mut out, 1, 3, 1);
+        assert_eq!(drain(&mut out), "");
+        contribute(&mut out, 2, 3, 1);
+        assert_eq!(drain(&mut out), "h3 3.0 t3");
+    }
+}
