@@ -6,16 +6,12 @@
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
-use std::fs::File;
-use std::io::Read;
-use std::path::Path;
 use std::sync::LazyLock;
 use std::time::Instant;
 
-use flate2::read::GzDecoder;
 use serde_json::Value;
-use tally_data::Samples;
 use tally_data::samples::PIXELS;
+use tally_data::{Mnist, Samples};
 use tally_exact::loss::LossParts;
 use tally_exact::manifest::Manifest;
 use tally_exact::sum;
@@ -62,28 +58,15 @@ fn weights(manifest: &Manifest) -> Vec<f32> {
     values
 }
 
-/// Bytes from `first` on of one of MNIST's files.
-fn idx(file: &str, first: usize, size: usize) -> Vec<u8> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../coordinator/data/mnist").join(file);
-    let mut bytes = vec![0; first + size];
-    GzDecoder::new(File::open(path).unwrap()).read_exact(&mut bytes).unwrap();
-    bytes.split_off(first)
-}
+static MNIST: LazyLock<Mnist> = LazyLock::new(|| Mnist::embedded().unwrap());
 
-/// The first samples of the training set that any test needs.
-static PIXELS_AND_LABELS: LazyLock<(Vec<u8>, Vec<u8>)> = LazyLock::new(|| {
-    let n = 20 * 64;
-    (idx("train-images-idx3-ubyte.gz", 16, n * PIXELS), idx("train-labels-idx1-ubyte.gz", 8, n))
-});
-
-/// The samples from `first` to before `end`; sample j has the number (7j + 3) mod 10.
+/// The training samples from `first` to before `end`; sample j has the number (7j + 3) mod 10.
 fn samples(first: usize, end: usize) -> Samples {
-    let (pixels, labels) = &*PIXELS_AND_LABELS;
     Samples::new(
         (first as u32..end as u32).collect(),
-        pixels[first * PIXELS..end * PIXELS].to_vec(),
+        MNIST.train.pixels()[first * PIXELS..end * PIXELS].to_vec(),
         (first..end).map(|j| ((7 * j + 3) % 10) as u8).collect(),
-        labels[first..end].to_vec(),
+        MNIST.train.labels()[first..end].to_vec(),
     )
     .unwrap()
 }

@@ -19,6 +19,11 @@ pub mod reduction;
 pub mod step;
 pub mod test_pass;
 
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+mod simulation;
+
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use tally_data::Schedule;
@@ -34,6 +39,9 @@ use recipe::Recipe;
 use reduction::Verdict;
 use step::{Receipt, StepInFlight};
 use test_pass::{OUTSTANDING, TestPass};
+
+/// Commits whose digests are remembered; a replica that confirms an older one lags too far.
+const RECENT: usize = 64;
 
 /// What a run is, as far as decisions go. Fixed for the run.
 #[derive(Clone, Debug)]
@@ -89,6 +97,8 @@ pub struct Core {
     /// The referee's step and digest.
     committed: u64,
     digest: Digest,
+    /// The digests of the last commits, with which replicas that lag a little are compared.
+    recent: VecDeque<(u64, Digest)>,
     /// The newest checkpoint's step, so that none is written twice.
     checkpointed: Option<u64>,
     attempt: u32,
@@ -122,6 +132,7 @@ impl Core {
                 * shape.schedule.samples() as u64,
             committed,
             digest,
+            recent: VecDeque::from([(committed, digest)]),
             checkpointed: (committed > 0).then_some(committed),
             attempt: 0,
             flight: None,
@@ -265,11 +276,14 @@ impl Core {
         {
             return self.evict(now, session, format!("it confirmed step {step} out of turn"), false);
         }
-        // An older digest was compared when it was the newest, by the worker itself with
-        // the commit record, and is compared again in the header of its next contribution.
-        if step == self.committed && digest != self.digest {
-            let reason = format!("its replica drifted: digest {digest} at step {step}, not {}", self.digest);
-            return self.evict(now, session, reason, true);
+        let recent = self.recent.iter().find(|(of, _)| *of == step).map(|(_, digest)| *digest);
+        match recent {
+            Some(wanted) if wanted == digest => {}
+            Some(wanted) => {
+                let reason = format!("its replica drifted: digest {digest} at step {step}, not {wanted}");
+                return self.evict(now, session, reason, true);
+            }
+            None => return self.evict(now, session, format!("it lags at step {step}"), false),
         }
         member.confirmed = Some(step);
         if member.state == State::Loading && step + 1 >= self.committed {
@@ -554,6 +568,10 @@ impl Core {
         }
         self.committed = step;
         self.digest = digest;
+        if self.recent.len() == RECENT {
+            self.recent.pop_front();
+        }
+        self.recent.push_back((step, digest));
         self.non_finite = 0;
         if step.is_multiple_of(self.shape.schedule.steps_per_epoch() as u64) {
             self.ledger.end_epoch();
