@@ -9,7 +9,6 @@ use tally_exact::tree::Tree;
 use tally_exact::{chunks, init};
 use tally_proto::MAX_FROM_WORKER;
 use tally_proto::v1::cluster_server::ClusterServer;
-use tally_worker::scores::test_line;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
@@ -367,8 +366,14 @@ fn conclude(outcome: &Outcome, summary: &Summary, run_path: &str) -> anyhow::Res
         human_seconds(summary.wall_seconds),
         summary.images_per_second
     );
-    if let Some(test) = &summary.test {
-        println!("{}", test_line(test));
+    if let Some(t) = &summary.test {
+        println!(
+            "test: digit {:.2}%, sum {:.2}%, difference {:.2}%, all three {:.2}%",
+            100.0 * t.digit_accuracy,
+            100.0 * t.sum_accuracy,
+            100.0 * t.difference_accuracy,
+            100.0 * t.all_correct
+        );
     }
     println!("parameters SHA-256 {}", summary.parameters_sha256);
     if *outcome == Outcome::Stopped {

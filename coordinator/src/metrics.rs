@@ -56,6 +56,16 @@ fn describe() {
         Unit::Seconds,
         "The mean worker's wait for the slowest."
     );
+    describe_histogram!(
+        "tally_worker_apply_seconds",
+        Unit::Seconds,
+        "A worker's update, after the whole sum came."
+    );
+    describe_histogram!(
+        "tally_worker_round_seconds",
+        Unit::Seconds,
+        "From the beginning of a worker's contribution to the whole sum."
+    );
     describe_histogram!("tally_test_seconds", Unit::Seconds, "Wall time of a test pass.");
     describe_counter!(
         "tally_gradient_received_bytes_total",
@@ -126,6 +136,14 @@ pub fn step(step: &Committed, core: &Core) {
     histogram!("tally_step_compute_seconds").record(step.compute_seconds);
     histogram!("tally_step_transfer_seconds").record(step.transfer_seconds);
     histogram!("tally_step_waiting_seconds").record(step.waiting_seconds);
+}
+
+/// A worker has told how long its part of a step took.
+pub fn worker_times(apply: f64, round: f64) {
+    histogram!("tally_worker_apply_seconds").record(apply);
+    if round > 0.0 {
+        histogram!("tally_worker_round_seconds").record(round);
+    }
 }
 
 /// A test pass is done.

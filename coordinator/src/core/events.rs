@@ -90,8 +90,9 @@ pub enum Event {
         digest: Digest,
         /// Seconds it took to apply the update.
         apply: f64,
-        /// Seconds from its gradient's end to the last reduced chunk.
-        exchange: f64,
+        /// Seconds from the beginning of its contribution to the last reduced chunk; 0 for a
+        /// spare.
+        round: f64,
     },
     /// A worker has answered a leaf of the test pass; the shell keeps the answers.
     Answered {

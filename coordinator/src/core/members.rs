@@ -46,10 +46,6 @@ pub struct Member {
     pub testing: BTreeSet<u32>,
     /// Samples it has contributed to committed steps.
     pub samples: u64,
-    /// Seconds its last update took.
-    pub apply: f64,
-    /// Seconds from its last gradient's end to the last reduced chunk.
-    pub exchange: f64,
 }
 
 impl Member {
@@ -69,8 +65,6 @@ impl Member {
             dealt: BTreeSet::new(),
             testing: BTreeSet::new(),
             samples: 0,
-            apply: 0.0,
-            exchange: 0.0,
         }
     }
 

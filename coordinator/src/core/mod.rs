@@ -182,12 +182,7 @@ impl Core {
                 let step = self.committed + 1;
                 self.diverged(step, "the summed gradient".into());
             }
-            Event::Committed { session, step, digest, apply, exchange } => {
-                if let Some(member) = self.members.0.get_mut(&session) {
-                    (member.apply, member.exchange) = (apply, exchange);
-                }
-                self.confirmed(now, session, step, digest);
-            }
+            Event::Committed { session, step, digest, .. } => self.confirmed(now, session, step, digest),
             Event::Answered { session, step, leaf } => self.answered(now, session, step, leaf),
             Event::Lost { session, reason, polite } => self.lost(now, session, reason, polite),
             Event::Stop => {

@@ -305,7 +305,7 @@ impl Simulation {
                     step,
                     digest: own,
                     apply: 0.0,
-                    exchange: 0.0,
+                    round: 0.0,
                 });
             }
             Message::Abort { attempt } => {

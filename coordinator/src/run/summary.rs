@@ -1,8 +1,12 @@
 //! `summary.json`: what came out of a run.
 
+use std::collections::VecDeque;
+
 use serde::{Deserialize, Serialize};
 
 use tally_worker::scores::Scores;
+
+use crate::core::events::Committed;
 
 /// Written when a run ends, and when a stretch of it is stopped.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -14,7 +18,7 @@ pub struct Summary {
     /// Whole epochs.
     pub epochs: u32,
     /// The last test pass, if there was one.
-    pub test: Option<Scores>,
+    pub test: Option<TestSummary>,
     /// SHA-256 over the model's tensors in the order of their names, little-endian `f32`.
     pub parameters_sha256: String,
     /// Digest of parameters and momentum, as in the journal.
@@ -23,6 +27,8 @@ pub struct Summary {
     pub wall_seconds: f64,
     /// Training samples a second, over the time spent in steps.
     pub images_per_second: f64,
+    /// Where the time of a step went.
+    pub median_seconds: MedianSeconds,
     /// Training samples committed.
     pub samples: u64,
     /// Samples that an epoch ended without: always 0.
@@ -33,4 +39,101 @@ pub struct Summary {
     pub workers_joined: u64,
     /// Workers that were lost against their will.
     pub workers_lost: u64,
+}
+
+/// A test pass in five numbers; the journal has the rest.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TestSummary {
+    /// Mean loss over the test set.
+    pub loss: f64,
+    /// Share of digits that are right, from 0 to 1.
+    pub digit_accuracy: f64,
+    /// Share of sums that are right.
+    pub sum_accuracy: f64,
+    /// Share of differences that are right.
+    pub difference_accuracy: f64,
+    /// Share of samples with all three right.
+    pub all_correct: f64,
+}
+
+impl From<&Scores> for TestSummary {
+    fn from(s: &Scores) -> Self {
+        Self {
+            loss: s.loss,
+            digit_accuracy: s.digit_accuracy,
+            sum_accuracy: s.sum_accuracy,
+            difference_accuracy: s.difference_accuracy,
+            all_correct: s.all_correct,
+        }
+    }
+}
+
+/// Medians over the last steps (at most [`REMEMBERED`]) of this start, in seconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct MedianSeconds {
+    /// A step, from its plans to its commit.
+    pub step: f64,
+    /// Computing of the slowest worker.
+    pub compute: f64,
+    /// From there until the gradient was summed.
+    pub transfer: f64,
+    /// The mean worker's wait for the slowest.
+    pub waiting: f64,
+    /// A worker's round: from the beginning of its contribution to the whole sum.
+    pub round: f64,
+    /// A worker's update after that.
+    pub apply: f64,
+}
+
+/// Times that are remembered, of each kind.
+pub const REMEMBERED: usize = 4096;
+
+/// The last times of each kind.
+#[derive(Debug, Default)]
+pub struct Times {
+    kinds: [VecDeque<f64>; 6],
+}
+
+impl Times {
+    fn remember(&mut self, kind: usize, seconds: f64) {
+        let times = &mut self.kinds[kind];
+        if times.len() == REMEMBERED {
+            times.pop_front();
+        }
+        times.push_back(seconds);
+    }
+
+    /// A step counts.
+    pub fn step(&mut self, step: &Committed) {
+        let parts = [step.seconds, step.compute_seconds, step.transfer_seconds, step.waiting_seconds];
+        for (kind, seconds) in parts.into_iter().enumerate() {
+            self.remember(kind, seconds);
+        }
+    }
+
+    /// A worker has told its own times; a spare has no round.
+    pub fn worker(&mut self, apply: f64, round: f64) {
+        if round > 0.0 {
+            self.remember(4, round);
+        }
+        self.remember(5, apply);
+    }
+
+    /// The medians; 0 where nothing was measured.
+    #[must_use]
+    pub fn medians(&self) -> MedianSeconds {
+        let median = |kind: usize| {
+            let mut times: Vec<f64> = self.kinds[kind].iter().copied().collect();
+            times.sort_by(f64::total_cmp);
+            times.get(times.len() / 2).copied().unwrap_or(0.0)
+        };
+        MedianSeconds {
+            step: median(0),
+            compute: median(1),
+            transfer: median(2),
+            waiting: median(3),
+            round: median(4),
+            apply: median(5),
+        }
+    }
 }

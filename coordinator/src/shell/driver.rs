@@ -30,7 +30,7 @@ use crate::run::checkpointer::Checkpointer;
 use crate::run::config::RunConfig;
 use crate::run::directory::RunDirectory;
 use crate::run::journal::{History, Journal, Line, StepLine};
-use crate::run::summary::Summary;
+use crate::run::summary::{Summary, TestSummary, Times};
 use tally_proto::pool::Chunk;
 use tally_worker::scores::TEST_LEAF;
 use tally_worker::scores::{self, Scores};
@@ -100,6 +100,7 @@ pub struct Driver {
     lost: u64,
     trained_seconds: f64,
     trained_samples: u64,
+    times: Times,
     outcome: Option<Outcome>,
 }
 
@@ -136,6 +137,7 @@ impl Driver {
             lost: parts.history.lost,
             trained_seconds: 0.0,
             trained_samples: 0,
+            times: Times::default(),
             outcome: None,
             parts,
         }
@@ -201,6 +203,10 @@ impl Driver {
             Input::Event(event) => {
                 if let Event::Lost { session, .. } = &event {
                     self.guests.remove(session);
+                }
+                if let Event::Committed { apply, round, .. } = &event {
+                    self.times.worker(*apply, *round);
+                    metrics::worker_times(*apply, *round);
                 }
                 self.events.push_back(event);
             }
@@ -494,6 +500,7 @@ impl Driver {
         self.step_seconds += smooth * (committed.seconds - self.step_seconds);
         self.trained_seconds += committed.seconds;
         self.trained_samples += committed.samples as u64;
+        self.times.step(&committed);
         metrics::step(&committed, &self.parts.core);
         let left = self.seconds_left();
         self.parts.console.step(&committed, &self.parts.core, left);
@@ -632,11 +639,12 @@ impl Driver {
             .into(),
             steps,
             epochs: (steps / per_epoch) as u32,
-            test: self.last_test.clone(),
+            test: self.last_test.as_ref().map(TestSummary::from),
             parameters_sha256: self.parts.config.tensors.sha256(&self.parts.referee.snapshot().flat(false)),
             digest: digest.to_string(),
             wall_seconds: before.seconds + self.started.elapsed().as_secs_f64(),
             images_per_second: self.trained_samples as f64 / self.trained_seconds.max(f64::MIN_POSITIVE),
+            median_seconds: self.times.medians(),
             samples: self.parts.core.samples_committed(),
             samples_lost: ledger.lost(),
             samples_duplicated: ledger.duplicated(),

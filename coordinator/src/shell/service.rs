@@ -132,7 +132,7 @@ impl Service {
                 step,
                 digest: Digest(m.digest),
                 apply: m.apply_seconds,
-                exchange: m.exchange_seconds,
+                round: m.round_seconds,
             }),
             Body::NonFinite(m) => Input::Event(Event::NonFinite {
                 from,

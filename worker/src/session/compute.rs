@@ -98,8 +98,8 @@ pub struct Compute {
     plans: VecDeque<Plan>,
     commits: VecDeque<(u64, Digest)>,
     tests: VecDeque<(u64, u32, Samples)>,
-    /// When the last contribution of the step was computed.
-    contributed_at: Option<Instant>,
+    /// When this step's first contribution was begun.
+    began_at: Option<Instant>,
     ended: bool,
 }
 
@@ -133,7 +133,7 @@ impl Compute {
             plans: VecDeque::new(),
             commits: VecDeque::new(),
             tests: VecDeque::new(),
-            contributed_at: None,
+            began_at: None,
             ended: false,
         }
     }
@@ -387,14 +387,14 @@ impl Compute {
             self.committed = Some((step, digest));
             self.leaves.retain(|&(of, _), _| of > step);
         }
-        let contributed_at = self.contributed_at.take();
+        let began_at = self.began_at.take();
         // With another digest this replica stays where it was; the coordinator sends it away.
         self.tell(
             step,
             worker_message::Body::Committed(v1::Committed {
                 digest: second.digest.0,
                 apply_seconds: between(second.whole_at, Some(Instant::now())),
-                exchange_seconds: between(contributed_at, second.whole_at),
+                round_seconds: between(began_at, second.whole_at),
             }),
         );
         true
@@ -449,6 +449,7 @@ impl Compute {
         let header = v1::Header { node: node.0, digest: digest.0, samples: digest::of_samples(ids) };
         let _ = self.items.send(Item::Header { step, attempt, header });
 
+        self.began_at.get_or_insert_with(Instant::now);
         let elements = self.engine.manifest().len();
         let last = tree.leaves(node).end - 1;
         let mut receipts = Vec::with_capacity(full.len());
@@ -514,7 +515,6 @@ impl Compute {
             }
             self.buffers.push(sum);
         }
-        self.contributed_at = Some(Instant::now());
         let trailer = v1::Trailer { node: node.0, receipts, compute_seconds: computed };
         let _ = self.items.send(Item::Trailer { attempt, trailer });
         Ok(())
