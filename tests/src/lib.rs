@@ -1,1 +1,15 @@
-//! x
+//! Everything that needs more than one process.
+//!
+//! [`cluster`] starts the real binaries, as a user does, and looks at what they print and
+//! write. The tests beside this library are one idea a file; each test's name begins with
+//! the promise it proves (see ARCHITECTURE.md). None asserts how long something took: what
+//! is waited for has a deadline so generous that only a hang reaches it.
+
+#![forbid(unsafe_code)]
+// A harness fails by panicking, with what the processes printed.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+pub mod cluster;
+mod process;
+mod relay;
+mod run_dir;

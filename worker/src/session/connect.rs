@@ -40,6 +40,7 @@ pub fn endpoint(address: &str) -> Result<Endpoint, ConnectError> {
         // A stream takes a few chunks at once; the queues behind it are bounded by credits.
         .initial_stream_window_size(8 << 20)
         .initial_connection_window_size(32 << 20)
+        .max_frame_size(1 << 20)
         .http2_keep_alive_interval(Duration::from_secs(5))
         .keep_alive_timeout(Duration::from_secs(10))
         .keep_alive_while_idle(true))

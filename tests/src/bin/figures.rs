@@ -1,0 +1,281 @@
+//! Measures whole runs and prints one table and one JSON object: the figures of
+//! `docs/performance.md`.
+//!
+//! `cargo run --release -p tally-tests --bin figures` takes about three minutes. With
+//! `--python PATH` (a Python that has PyTorch) it times PyTorch's all-reduce and step in
+//! the same rounds, so that both see the same machine.
+
+#![forbid(unsafe_code)]
+#![allow(clippy::print_stdout)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail, ensure};
+use clap::Parser;
+use serde::Serialize;
+use serde_json::Value;
+use tally_tests::cluster::binaries;
+
+/// Measure whole runs: a step's parts, the all-reduce alone, memory.
+#[derive(Debug, Parser)]
+struct Options {
+    /// Rounds; the medians over all of them are printed
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+
+    /// Steps of the reference network in each round
+    #[arg(long, default_value_t = 8)]
+    steps: usize,
+
+    /// A Python with PyTorch, to time the same there in the same rounds
+    #[arg(long, value_name = "PATH")]
+    python: Option<PathBuf>,
+
+    /// Leave out the reference network
+    #[arg(long)]
+    allreduce_only: bool,
+}
+
+/// One measurement of one cluster.
+#[derive(Clone, Debug, Default, Serialize)]
+struct Measured {
+    workers: usize,
+    threads: usize,
+    step_ms: f64,
+    compute_ms: f64,
+    transfer_ms: f64,
+    waiting_ms: f64,
+    round_ms: f64,
+    apply_ms: f64,
+    cpu_seconds_a_step: f64,
+    coordinator_mib: f64,
+    worker_mib: f64,
+}
+
+/// Peak memory in MiB and CPU seconds of a process that still runs.
+fn usage(pid: u32) -> Option<(f64, f64)> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let peak = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    let kib: f64 = peak.trim().trim_end_matches(" kB").trim().parse().ok()?;
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // Behind the command's closing bracket: state, …; user and system time are the 12th and 13th.
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    let ticks = fields.get(11)?.parse::<f64>().ok()? + fields.get(12)?.parse::<f64>().ok()?;
+    Some((kib / 1024.0, ticks / 100.0))
+}
+
+struct Kill(Child);
+
+impl Drop for Kill {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn port_of(log: &Path) -> anyhow::Result<String> {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while Instant::now() < deadline {
+        let text = fs::read_to_string(log).unwrap_or_default();
+        let port = text.lines().find_map(|l| l.strip_prefix("listening on 127.0.0.1:")?.split(';').next());
+        if let Some(port) = port {
+            return Ok(port.into());
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    bail!("the coordinator did not start: {}", fs::read_to_string(log).unwrap_or_default())
+}
+
+/// Trains `steps` steps with separate processes and reads the medians of its summary.
+fn cluster(
+    workers: usize,
+    threads: usize,
+    steps: usize,
+    batch: usize,
+    extra: &[&str],
+) -> anyhow::Result<Measured> {
+    let directory = tempfile::tempdir()?;
+    let run = directory.path().join("run");
+    let log = directory.path().join("log");
+    let mut command = Command::new(binaries().join("coordinator"));
+    command.args(["--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0", "--epochs", "1"]);
+    command.args(["--workers", &workers.to_string(), "--batch-size", &batch.to_string()]);
+    command.args(["--train-limit", &(steps * batch).to_string(), "--test-limit", "1"]);
+    command.arg("--run-dir").arg(&run).args(extra);
+    command.stdout(Stdio::null()).stderr(fs::File::create(&log)?);
+    let mut coordinator = Kill(command.spawn().context("cannot start the coordinator")?);
+    let port = port_of(&log)?;
+    let mut processes = Vec::new();
+    for _ in 0..workers {
+        let mut worker = Command::new(binaries().join("worker"));
+        worker.args(["--connect", &format!("127.0.0.1:{port}"), "--backend", "cpu"]);
+        worker.args(["--threads", &threads.to_string()]).stdout(Stdio::null()).stderr(Stdio::null());
+        processes.push(Kill(worker.spawn().context("cannot start a worker")?));
+    }
+    let mut last = vec![(0.0, 0.0); workers + 1];
+    let status = loop {
+        let pids = std::iter::once(coordinator.0.id()).chain(processes.iter().map(|p| p.0.id()));
+        for (last, pid) in last.iter_mut().zip(pids) {
+            *last = usage(pid).unwrap_or(*last);
+        }
+        if let Some(status) = coordinator.0.try_wait()? {
+            break status;
+        }
+        thread::sleep(Duration::from_millis(20));
+    };
+    ensure!(status.success(), "the run failed: {}", fs::read_to_string(&log)?);
+    let summary: Value = serde_json::from_slice(&fs::read(run.join("summary.json"))?)?;
+    let ms = |part: &str| summary["median_seconds"][part].as_f64().unwrap_or(0.0) * 1e3;
+    Ok(Measured {
+        workers,
+        threads,
+        step_ms: ms("step"),
+        compute_ms: ms("compute"),
+        transfer_ms: ms("transfer"),
+        waiting_ms: ms("waiting"),
+        round_ms: ms("round"),
+        apply_ms: ms("apply"),
+        cpu_seconds_a_step: last.iter().map(|l| l.1).sum::<f64>() / steps as f64,
+        coordinator_mib: last[0].0,
+        worker_mib: last[1..].iter().map(|l| l.0).fold(0.0, f64::max),
+    })
+}
+
+fn peer(python: &Path, args: &[&str]) -> anyhow::Result<f64> {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/peer/torch_peer.py");
+    let output = Command::new(python).arg(script).args(args).stderr(Stdio::null()).output()?;
+    ensure!(output.status.success(), "{} {script} {args:?} failed; has it PyTorch?", python.display());
+    let text = String::from_utf8_lossy(&output.stdout);
+    let line = text.lines().last().context("the PyTorch script printed nothing")?;
+    serde_json::from_str::<Value>(line)?["median_ms"].as_f64().context("the PyTorch script printed no time")
+}
+
+fn median(values: impl IntoIterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.into_iter().collect();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// The medians over rounds, field by field.
+fn medians(rounds: &[Measured]) -> Measured {
+    let of = |field: fn(&Measured) -> f64| median(rounds.iter().map(field));
+    Measured {
+        workers: rounds.first().map_or(0, |m| m.workers),
+        threads: rounds.first().map_or(0, |m| m.threads),
+        step_ms: of(|m| m.step_ms),
+        compute_ms: of(|m| m.compute_ms),
+        transfer_ms: of(|m| m.transfer_ms),
+        waiting_ms: of(|m| m.waiting_ms),
+        round_ms: of(|m| m.round_ms),
+        apply_ms: of(|m| m.apply_ms),
+        cpu_seconds_a_step: of(|m| m.cpu_seconds_a_step),
+        coordinator_mib: of(|m| m.coordinator_mib),
+        worker_mib: of(|m| m.worker_mib),
+    }
+}
+
+#[derive(Serialize)]
+struct Row {
+    what: &'static str,
+    #[serde(flatten)]
+    tally: Measured,
+    pytorch_ms: Option<f64>,
+    ratio: Option<f64>,
+}
+
+fn main() -> anyhow::Result<()> {
+    let options = Options::parse();
+    // As many leaves as workers and a clip factor that waits for the whole sum: what a
+    // worker's round then holds is the making of one gradient and the all-reduce.
+    let synthetic = |workers: usize| -> anyhow::Result<Measured> {
+        let shards = workers.to_string();
+        let model = "synthetic:parameters=6402764";
+        let extra = ["--model", model, "--shards", &shards, "--clip-norm", "1e30"];
+        cluster(workers, 1, 60, workers, &extra)
+    };
+    let (mut reduce, mut reduce_peer) = (vec![Vec::new(); 3], vec![Vec::new(); 3]);
+    let (mut train, mut train_peer) = (vec![Vec::new(); 2], vec![Vec::new(); 2]);
+    for round in 1..=options.rounds {
+        eprintln!("round {round} of {}", options.rounds);
+        for (at, workers) in [2, 4, 8].into_iter().enumerate() {
+            reduce[at].push(synthetic(workers)?);
+            if let Some(python) = &options.python {
+                reduce_peer[at].push(peer(python, &["allreduce", "--procs", &workers.to_string()])?);
+            }
+        }
+        if options.allreduce_only {
+            continue;
+        }
+        for (at, (workers, threads)) in [(1, 2), (2, 1)].into_iter().enumerate() {
+            train[at].push(cluster(workers, threads, options.steps, 64, &[])?);
+            if let Some(python) = &options.python {
+                let steps = options.steps.to_string();
+                let args: &[&str] = match workers {
+                    1 => &["step", "--threads", "2", "--steps", &steps],
+                    _ => &["ddp", "--procs", "2", "--threads", "1", "--steps", &steps],
+                };
+                train_peer[at].push(peer(python, args)?);
+            }
+        }
+    }
+    let row = |what, tally: Measured, pytorch: &[f64], ours: fn(&Measured) -> f64| {
+        let pytorch_ms = (!pytorch.is_empty()).then(|| median(pytorch.iter().copied()));
+        let ratio = pytorch_ms.map(|theirs| ours(&tally) / theirs);
+        Row { what, tally, pytorch_ms, ratio }
+    };
+    let mut rows = Vec::new();
+    for (measured, peer) in reduce.iter().zip(&reduce_peer) {
+        rows.push(row("all-reduce of 25.6 MB", medians(measured), peer, |m| m.round_ms));
+    }
+    for (measured, peer) in train.iter().zip(&train_peer).filter(|(m, _)| !m.is_empty()) {
+        rows.push(row("step, batch 64, 8 shards", medians(measured), peer, |m| m.step_ms));
+    }
+    println!(
+        "{:25} {:>7} {:>7} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>9} {:>9} {:>9} {:>6}",
+        "",
+        "workers",
+        "threads",
+        "step",
+        "compute",
+        "transfer",
+        "waiting",
+        "round",
+        "apply",
+        "CPU s",
+        "coord.",
+        "worker",
+        "PyTorch",
+        "ratio"
+    );
+    for r in &rows {
+        let m = &r.tally;
+        let shown = |value: Option<f64>, digits: usize| value.map_or("-".into(), |v| format!("{v:.digits$}"));
+        println!(
+            "{:25} {:>7} {:>7} {:>8.1} {:>8.1} {:>8.1} {:>8.1} {:>8.1} {:>8.1} {:>8.2} {:>5.0} MiB {:>5.0} MiB {:>9} {:>6}",
+            r.what,
+            m.workers,
+            m.threads,
+            m.step_ms,
+            m.compute_ms,
+            m.transfer_ms,
+            m.waiting_ms,
+            m.round_ms,
+            m.apply_ms,
+            m.cpu_seconds_a_step,
+            m.coordinator_mib,
+            m.worker_mib,
+            shown(r.pytorch_ms, 1),
+            shown(r.ratio, 2)
+        );
+    }
+    println!(
+        "(times in ms, medians of {} rounds; \"round\" is the all-reduce with the making of its gradient)",
+        options.rounds
+    );
+    println!("{}", serde_json::to_string(&rows)?);
+    Ok(())
+}

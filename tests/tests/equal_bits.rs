@@ -1,0 +1,88 @@
+//! **SUM-1**: the same seed gives the same bits, however many workers there are and
+//! wherever they run.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::collections::BTreeSet;
+
+use tally_tests::cluster::{RunDir, digests, events, train_apart, train_local};
+
+type Train = fn(usize, &[&str]) -> RunDir;
+
+/// 1 to 4 workers, as threads of the coordinator and as processes of their own.
+const ALL: [(Train, usize); 8] = [
+    (train_local, 1),
+    (train_local, 2),
+    (train_local, 3),
+    (train_local, 4),
+    (train_apart, 1),
+    (train_apart, 2),
+    (train_apart, 3),
+    (train_apart, 4),
+];
+
+/// Trains in several ways and compares the parameters, and the state after every step.
+fn clusters_agree(clusters: &[(Train, usize)], steps: usize, options: &[&str]) {
+    let runs = clusters.iter().map(|&(train, workers)| outcome(&train(workers, options), steps, workers));
+    let seen: BTreeSet<_> = runs.collect();
+    assert_eq!(seen.len(), 1, "{seen:#?}");
+}
+
+/// What may not differ: the parameters, the digests of every step, the test's answers.
+fn outcome(run: &RunDir, steps: usize, workers: usize) -> (String, Vec<String>, String) {
+    let (summary, journal) = (run.summary(), run.journal());
+    assert_eq!(summary["steps"], steps);
+    assert_eq!(summary["workers_joined"], workers);
+    assert_eq!((&summary["samples_lost"], &summary["samples_duplicated"]), (&0.into(), &0.into()));
+    // Were it one worker that computed all, equal bits would be no news.
+    let contributed = events(&journal, "step").iter().filter_map(|s| s["workers"].as_u64()).max();
+    assert_eq!(contributed, Some(workers as u64), "workers that took part");
+    (run.sha256(), digests(&journal), summary["test"].to_string())
+}
+
+#[test]
+fn sum_1_synthetic_gradients_of_several_chunks_have_the_same_bits_for_any_workers() {
+    let model = "synthetic:parameters=600000,us-per-sample=20";
+    let options = ["--model", model, "--epochs", "2", "--train-limit", "640", "--test-limit", "150"];
+    clusters_agree(&ALL, 20, &options);
+}
+
+#[test]
+fn sum_1_a_small_network_has_the_same_bits_for_any_workers() {
+    let options = ["--model", "mlp", "--epochs", "2", "--train-limit", "640", "--test-limit", "150"];
+    clusters_agree(&ALL, 20, &options);
+}
+
+/// 100 samples in batches of 24: four steps and a short fifth one, whose leaves have no
+/// sample or one, since 4 samples are cut into 16.
+#[test]
+fn sum_1_a_short_last_batch_with_empty_leaves_has_the_same_bits_for_any_workers() {
+    let options = ["--model", "mlp", "--batch-size", "24", "--shards", "16", "--epochs", "4"];
+    clusters_agree(&ALL, 20, &[&options[..], &["--train-limit", "100", "--test-limit", "30"]].concat());
+}
+
+/// A batch smaller than the number of leaves: every step has empty leaves, and a worker's
+/// whole subtree may be empty.
+#[test]
+fn sum_1_a_batch_smaller_than_the_shards_has_the_same_bits_for_any_workers() {
+    let options = ["--model", "mlp", "--batch-size", "5", "--shards", "32", "--epochs", "2"];
+    clusters_agree(&ALL, 20, &[&options[..], &["--train-limit", "50", "--test-limit", "10"]].concat());
+}
+
+/// The original's network, 25.6 MB a gradient. Leaves of one or two samples, and half of
+/// the clusters, keep it short.
+#[test]
+fn sum_1_the_reference_network_has_the_same_bits_for_any_workers() {
+    let clusters: [(Train, usize); 4] =
+        [(train_local, 1), (train_apart, 2), (train_local, 3), (train_apart, 4)];
+    let options = ["--model", "reference", "--batch-size", "5", "--shards", "4", "--epochs", "1"];
+    clusters_agree(&clusters, 20, &[&options[..], &["--train-limit", "100", "--test-limit", "8"]].concat());
+}
+
+/// Other seeds give other bits; else the tests above would prove nothing.
+#[test]
+fn data_2_another_seed_gives_other_bits() {
+    let options = ["--model", "mlp", "--epochs", "1", "--train-limit", "64", "--test-limit", "10"];
+    let seeds = ["1", "2"].map(|seed| train_local(1, &[&options[..], &["--seed", seed]].concat()).sha256());
+    assert_ne!(seeds[0], seeds[1]);
+}

@@ -1,0 +1,181 @@
+//! Workers die, come late, leave and come back: **LIVE-1**, **DATA-1**, **REP-1**.
+//!
+//! Each run's journal has the digest of parameters and momentum after every step. They are
+//! compared with those of a run of the same seed that nobody disturbed, so a test may stop
+//! its run once it has seen enough.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::sync::OnceLock;
+
+use tally_tests::cluster::{Coordinator, RunDir, Signal, Worker, digests, events, train_local};
+
+/// Epochs of four steps, each followed by a test pass. The time a sample takes is no part
+/// of the bits.
+fn options(us_per_sample: u32, epochs: u32) -> Vec<String> {
+    let model = format!("synthetic:parameters=50000,us-per-sample={us_per_sample}");
+    let schedule = ["--train-limit", "250", "--test-limit", "12", "--lr-schedule", "constant"];
+    let options = ["--model", &model, "--epochs", &epochs.to_string()].map(String::from);
+    options.into_iter().chain(schedule.map(String::from)).collect()
+}
+
+/// The digests of the undisturbed run, as many steps as any test needs.
+fn undisturbed() -> &'static [String] {
+    static DIGESTS: OnceLock<Vec<String>> = OnceLock::new();
+    DIGESTS.get_or_init(|| {
+        let options = options(0, 100);
+        digests(&train_local(1, &options.iter().map(String::as_str).collect::<Vec<_>>()).journal())
+    })
+}
+
+fn coordinator(run: &RunDir, workers: &str, us_per_sample: u32, epochs: u32) -> Coordinator {
+    let cluster = ["--workers", workers, "--run-dir", run.arg()].map(String::from);
+    Coordinator::start(cluster.into_iter().chain(options(us_per_sample, epochs)))
+}
+
+/// The run has the undisturbed bits in each of its steps, and used every sample once.
+fn is_undisturbed(run: &RunDir) {
+    let found = digests(&run.journal());
+    let wanted = undisturbed().get(..found.len()).unwrap();
+    assert!(!found.is_empty() && found == wanted, "{found:?}\nis not\n{wanted:?}");
+    let summary = run.summary();
+    assert_eq!((&summary["samples_lost"], &summary["samples_duplicated"]), (&0.into(), &0.into()));
+    // Counted without the ledger: the samples that the steps of each whole epoch had.
+    let journal = run.journal();
+    for epoch in 1..=summary["epochs"].as_u64().unwrap() {
+        let steps = events(&journal, "step").into_iter().filter(|step| step["epoch"] == epoch);
+        assert_eq!(steps.map(|step| step["samples"].as_u64().unwrap()).sum::<u64>(), 250, "epoch {epoch}");
+    }
+}
+
+fn stop(coordinator: &Coordinator) {
+    coordinator.signal(Signal::INT);
+    coordinator.succeed();
+}
+
+#[test]
+fn live_1_data_1_a_killed_worker_changes_no_bit_and_loses_no_sample() {
+    let run = RunDir::new();
+    let coordinator = coordinator(&run, "3", 2000, 12);
+    let workers = Worker::start_many(coordinator.grpc_port(), 3);
+    run.wait_for_step(9);
+    workers[1].kill9();
+    coordinator.succeed();
+
+    is_undisturbed(&run);
+    let (summary, journal) = (run.summary(), run.journal());
+    assert_eq!((&summary["outcome"], &summary["steps"]), (&"done".into(), &48.into()));
+    assert_eq!((&summary["workers_joined"], &summary["workers_lost"]), (&3.into(), &1.into()));
+    let lost = events(&journal, "lost");
+    assert_eq!((&lost[0]["worker"], &lost[0]["polite"]), (&"worker-2".into(), &false.into()));
+    // No step was skipped or started again: others computed its micro-shards.
+    assert!(events(&journal, "abort").is_empty(), "{journal:?}");
+    // REP-1: those that were left stayed replicas to the end.
+    workers[0].succeed();
+    workers[2].succeed();
+    assert!(!coordinator.stderr().contains("drifted"), "{}", coordinator.stderr());
+}
+
+/// The step in flight goes on with the survivor: the death is noticed, and the work
+/// dealt again, within a step that takes seconds.
+#[test]
+fn live_1_the_step_in_flight_survives_its_worker() {
+    let run = RunDir::new();
+    let coordinator = coordinator(&run, "2", 30_000, 1);
+    let workers = Worker::start_many(coordinator.grpc_port(), 2);
+    run.wait_for_step(1);
+    // Half of 64 samples take it about a second; it is now at the first of them.
+    workers[0].kill9();
+    let journal = run.wait_for("takeover", |line| line["event"] == "takeover");
+    let step = events(&journal, "takeover")[0]["step"].as_u64().unwrap();
+    run.wait_for_step(step);
+    stop(&coordinator);
+    is_undisturbed(&run);
+    let journal = run.journal();
+    assert!(events(&journal, "abort").is_empty(), "{journal:?}");
+    let taken = events(&journal, "step")[step as usize - 1];
+    assert_eq!(taken["samples"], if step % 4 == 0 { 250 - 3 * 64 } else { 64 }, "the batch did not shrink");
+}
+
+#[test]
+fn rep_1_a_worker_that_joins_late_takes_part() {
+    let run = RunDir::new();
+    let coordinator = coordinator(&run, "1", 1000, 100);
+    let port = coordinator.grpc_port();
+    let first = Worker::start(port, ["--name", "early"]);
+    run.wait_for_step(2);
+    let late = Worker::start(port, ["--name", "late"]);
+    let journal = run.wait_for("join of the late one", |l| l["event"] == "join" && l["worker"] == "late");
+    let joined = events(&journal, "join")[1]["step"].as_u64().unwrap();
+    assert!(joined >= 2, "it joined at step {joined}");
+    run.wait_for("step of two workers", |line| line["event"] == "step" && line["workers"] == 2);
+    run.wait_for_step(joined + 4);
+    stop(&coordinator);
+    is_undisturbed(&run);
+    assert_eq!((&run.summary()["workers_joined"], &run.summary()["workers_lost"]), (&2.into(), &0.into()));
+    for worker in [first, late] {
+        worker.succeed();
+    }
+}
+
+#[test]
+fn live_1_a_worker_may_leave_politely() {
+    let run = RunDir::new();
+    let coordinator = coordinator(&run, "2", 1000, 100);
+    let workers = Worker::start_many(coordinator.grpc_port(), 2);
+    run.wait_for_step(3);
+    workers[0].signal(Signal::INT);
+    workers[0].succeed();
+    assert!(workers[0].stderr().contains("left the cluster"), "{}", workers[0].stderr());
+    let journal = run.wait_for("loss", |line| line["event"] == "lost");
+    let left = events(&journal, "lost")[0];
+    assert_eq!((&left["worker"], &left["polite"]), (&"worker-1".into(), &true.into()));
+    run.wait_for_step(left["step"].as_u64().unwrap() + 5);
+    stop(&coordinator);
+    is_undisturbed(&run);
+    assert_eq!(run.summary()["workers_lost"], 0, "a polite leave is no loss");
+}
+
+#[test]
+fn live_1_the_only_worker_may_be_replaced() {
+    let run = RunDir::new();
+    let coordinator = coordinator(&run, "1", 500, 5);
+    let port = coordinator.grpc_port();
+    let first = Worker::start(port, ["--name", "first"]);
+    run.wait_for_step(5);
+    first.kill9();
+    coordinator.wait_for_line("worker first is gone");
+    let second = Worker::start(port, ["--name", "second"]);
+    coordinator.succeed();
+    second.succeed();
+    is_undisturbed(&run);
+    let summary = run.summary();
+    assert_eq!((&summary["outcome"], &summary["steps"]), (&"done".into(), &20.into()));
+    assert_eq!((&summary["workers_joined"], &summary["workers_lost"]), (&2.into(), &1.into()));
+}
+
+/// More workers than micro-shards: the last ones are told that they are spares, compute
+/// nothing, follow every step, and take over when they are needed.
+#[test]
+fn live_1_a_spare_takes_over() {
+    let run = RunDir::new();
+    let cluster = ["--workers", "3", "--shards", "2", "--run-dir", run.arg()].map(String::from);
+    let coordinator = Coordinator::start(cluster.into_iter().chain(options(2000, 100)));
+    let workers = Worker::start_many(coordinator.grpc_port(), 3);
+    run.wait_for_step(3);
+    let journal = run.journal();
+    assert!(
+        events(&journal, "step").iter().all(|step| step["workers"] == 2),
+        "two leaves are two workers' work"
+    );
+    workers[0].kill9();
+    let journal = run.wait_for("loss", |line| line["event"] == "lost");
+    let lost = events(&journal, "lost")[0]["step"].as_u64().unwrap();
+    // One of three is dead, and two still compute.
+    run.wait_for("step", |l| {
+        l["event"] == "step" && l["step"].as_u64() > Some(lost + 1) && l["workers"] == 2
+    });
+    stop(&coordinator);
+    let summary = run.summary();
+    assert_eq!((&summary["samples_lost"], &summary["samples_duplicated"]), (&0.into(), &0.into()));
+}
