@@ -14,9 +14,11 @@ use tally_tests::cluster::{Coordinator, RunDir, Signal, Worker, digests, events,
 /// of the bits.
 fn options(us_per_sample: u32, epochs: u32) -> Vec<String> {
     let model = format!("synthetic:parameters=50000,us-per-sample={us_per_sample}");
-    let schedule = ["--train-limit", "250", "--test-limit", "12", "--lr-schedule", "constant"];
+    // A learning rate that does not depend on the number of epochs.
+    let schedule = ["--lr-schedule", "constant", "--warmup-steps", "10"];
+    let data = ["--train-limit", "250", "--test-limit", "12"];
     let options = ["--model", &model, "--epochs", &epochs.to_string()].map(String::from);
-    options.into_iter().chain(schedule.map(String::from)).collect()
+    options.into_iter().chain([schedule, data].concat().into_iter().map(String::from)).collect()
 }
 
 /// The digests of the undisturbed run, as many steps as any test needs.

@@ -201,8 +201,11 @@ impl Driver {
     fn input(&mut self, input: Input) {
         match input {
             Input::Event(event) => {
-                if let Event::Lost { session, .. } = &event {
+                if let Event::Lost { session, reason, polite } = &event {
                     self.guests.remove(session);
+                    if !polite {
+                        self.send_away(*session, reason);
+                    }
                 }
                 if let Event::Committed { apply, round, .. } = &event {
                     self.times.worker(*apply, *round);
@@ -264,11 +267,14 @@ impl Driver {
         }
     }
 
+    /// Tells a worker why its session is over; one whose connection broke does not hear it.
+    fn send_away(&self, session: Session, reason: &str) {
+        let evicted = v1::Evicted { reason: reason.into() };
+        self.tell(session, 0, 0, coordinator_message::Body::Evicted(evicted));
+    }
+
     fn lose(&mut self, session: Session, reason: String) {
-        if let Some(peer) = self.peers.get(&session) {
-            let evicted = v1::Evicted { reason: reason.clone() };
-            self.control(&peer.control, session, 0, 0, coordinator_message::Body::Evicted(evicted));
-        }
+        self.send_away(session, &reason);
         self.events.push_back(Event::Lost { session, reason, polite: false });
     }
 
@@ -453,7 +459,7 @@ impl Driver {
             }
             Action::Evict { session, reason, drifted } => {
                 metrics::evicted(drifted);
-                self.tell(session, 0, 0, Tell::Evicted(v1::Evicted { reason }));
+                self.send_away(session, &reason);
             }
             Action::Checkpoint { step } => self.checkpoint(step)?,
             Action::TestBegin { epoch, .. } => {

@@ -74,8 +74,10 @@ impl WorkerOptions {
 pub enum Ended {
     /// The run is over.
     Finished(String),
-    /// This worker cannot take part, now or later.
+    /// The coordinator does not take this worker, now or later.
     Refused(String),
+    /// This worker cannot compute, now or later.
+    Failed(String),
     /// The connection or the coordinator is gone, or sent this worker away: try again.
     Lost(String),
     /// The user asked to leave.
@@ -123,6 +125,7 @@ pub async fn run(options: WorkerOptions, leave: impl Future<Output = ()>) -> any
                         options.tell("left the cluster");
                         return Ok(());
                     }
+                    Ended::Failed(reason) => bail!("{reason}"),
                     Ended::Refused(reason) => bail!("{} refused this worker: {reason}", options.connect),
                     Ended::Lost(reason) => {
                         options.tell(&format!("lost the coordinator: {reason}; trying again"));

@@ -94,7 +94,7 @@ async fn take_part(
         )));
     }
     build_engine(options, kept, &welcome).await?;
-    let Some(engine) = kept.engine.take() else { return Err(Ended::Refused("there is no engine".into())) };
+    let Some(engine) = kept.engine.take() else { return Err(Ended::Failed("there is no engine".into())) };
     *welcomed = true;
     let spare = if welcome.spare { ", as a spare until there is work" } else { "" };
     options.tell(&format!("joined {}: {} on {}{spare}", options.connect, welcome.model, engine.device()));
@@ -132,7 +132,7 @@ async fn take_part(
         let _ = done.send(compute.run(&inbox));
     });
     if let Err(error) = thread {
-        return Err(Ended::Refused(format!("no thread to compute with: {error}")));
+        return Err(Ended::Failed(format!("no thread to compute with: {error}")));
     }
 
     let ended = tokio::select! {
@@ -156,8 +156,9 @@ async fn take_part(
     let _ = inputs.send(Input::End);
     drop(inputs);
     match computed.await {
-        Ok(engine) => kept.engine = Some(engine),
-        Err(_) => *kept = Kept::default(),
+        Ok((engine, None)) => kept.engine = Some(engine),
+        Ok((_, Some(what))) => return Ok(Ended::Failed(what)),
+        Err(_) => return Ok(Ended::Failed("the compute thread panicked; please report this".into())),
     }
     Ok(ended)
 }
@@ -189,7 +190,7 @@ async fn build_engine(options: &WorkerOptions, kept: &mut Kept, welcome: &v1::We
     let built =
         tokio::task::spawn_blocking(move || backend::build(&model, loss, backend, device, threads)).await;
     let engine =
-        built.map_err(|e| Ended::Refused(e.to_string()))?.map_err(|e| Ended::Refused(e.to_string()))?;
+        built.map_err(|e| Ended::Failed(e.to_string()))?.map_err(|e| Ended::Failed(e.to_string()))?;
     *kept = Kept { spec: Some(spec), engine: Some(engine) };
     Ok(())
 }
