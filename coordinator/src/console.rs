@@ -84,9 +84,12 @@ impl Console {
         self.images_per_second += if first { 1.0 } else { 0.1 } * (now - self.images_per_second);
         let index = (step.step - 1) % per_epoch + 1;
         let loss = step.loss;
-        let parts = format!(
-            "loss {:.3} (digit {:.3}, sum {:.3}, difference {:.3})",
+        let left = human_seconds(seconds_left);
+        // What matters most comes first: a narrow terminal cuts the line off at its end.
+        let message = format!(
+            "loss {:.3}  {:.0} images/s  {left} left  (digit {:.3}, sum {:.3}, difference {:.3})",
             loss.total(),
+            self.images_per_second,
             loss.label,
             loss.sum,
             loss.difference
@@ -97,8 +100,7 @@ impl Console {
             }
             if let Some(bar) = &self.bar {
                 bar.set_position(index);
-                let left = human_seconds(seconds_left);
-                bar.set_message(format!("{parts}  {:.0} images/s  {left} left", self.images_per_second));
+                bar.set_message(message);
                 if index == per_epoch {
                     bar.abandon();
                     self.bar = None;
@@ -109,12 +111,8 @@ impl Console {
             || self.last_plain.is_none_or(|t| t.elapsed() >= PLAIN_EVERY)
         {
             self.last_plain = Some(Instant::now());
-            let (epochs, rate) = (shape.epochs, self.images_per_second);
-            let left = human_seconds(seconds_left);
-            self.note(&format!(
-                "epoch {}/{epochs}  step {index}/{per_epoch}  {parts}  {rate:.0} images/s  {left} left",
-                step.epoch
-            ));
+            let epochs = shape.epochs;
+            self.note(&format!("epoch {}/{epochs}  step {index}/{per_epoch}  {message}", step.epoch));
         }
         self.epoch = step.epoch;
     }

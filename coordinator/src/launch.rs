@@ -30,6 +30,8 @@ use crate::shell::service::{Input, Service};
 use crate::{http, local, metrics};
 use tally_proto::pool::Pool;
 
+/// Where workers connect to, unless told otherwise.
+const PORT: u16 = 50051;
 /// Inputs that may wait for the driver; more make the streams they come from wait.
 const INPUTS: usize = 64;
 /// How long workers may take to hear that the run is over.
@@ -158,7 +160,9 @@ fn resumed_run(options: &TrainOptions, path: &std::path::Path) -> anyhow::Result
 async fn train(options: &TrainOptions) -> anyhow::Result<ExitCode> {
     let console = Console::new();
     // The ports first: a run directory should not be made for a run that can't start.
-    let grpc = listen(options.listen, "--listen").await?;
+    let loopback = if options.local { [127, 0, 0, 1] } else { [0, 0, 0, 0] };
+    let address = options.listen.unwrap_or_else(|| (loopback, PORT).into());
+    let grpc = listen(address, "--listen").await?;
     let web = listen(options.http_listen, "--http-listen").await?;
     let address = grpc.local_addr()?;
     let handle = metrics::install()?;

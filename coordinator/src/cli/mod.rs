@@ -58,9 +58,10 @@ pub struct TrainOptions {
     #[arg(long, value_name = "N", requires = "local", value_parser = clap::value_parser!(u32).range(1..=1024), help_heading = "Cluster")]
     pub threads: Option<u32>,
 
-    /// Where workers connect to
-    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:50051", help_heading = "Cluster")]
-    pub listen: SocketAddr,
+    /// Where workers connect to; port 0 takes a free one [default: 0.0.0.0:50051, with --local
+    /// 127.0.0.1:50051]
+    #[arg(long, value_name = "ADDRESS", help_heading = "Cluster")]
+    pub listen: Option<SocketAddr>,
 
     /// Where metrics are served; port 0 takes a free one
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9000", help_heading = "Cluster")]
