@@ -19,13 +19,13 @@ fn vector() -> Vec<f32> {
 }
 
 #[divan::bench]
-fn add(bencher: Bencher) {
+fn add(bencher: Bencher<'_, '_>) {
     let (mut left, right) = (vector(), vector());
     bencher.counter(BytesCount::new(12 * ELEMENTS)).bench_local(|| sum::add(black_box(&mut left), &right));
 }
 
 #[divan::bench]
-fn update_in_place(bencher: Bencher) {
+fn update_in_place(bencher: Bencher<'_, '_>) {
     let (gradient, mut parameters, mut momentum) = (vector(), vector(), vec![0.0; ELEMENTS]);
     let update = Update { learning_rate: 1e-6, momentum: 0.9, clip: 1.0 };
     bencher
@@ -34,7 +34,7 @@ fn update_in_place(bencher: Bencher) {
 }
 
 #[divan::bench]
-fn update_into_second_buffer(bencher: Bencher) {
+fn update_into_second_buffer(bencher: Bencher<'_, '_>) {
     let (gradient, parameters, momentum) = (vector(), vector(), vector());
     let (mut p, mut v) = (vector(), vector());
     let update = Update { learning_rate: 1e-6, momentum: 0.9, clip: 1.0 };
@@ -44,7 +44,7 @@ fn update_into_second_buffer(bencher: Bencher) {
 }
 
 #[divan::bench]
-fn digest_of_a_state(bencher: Bencher) {
+fn digest_of_a_state(bencher: Bencher<'_, '_>) {
     let (parameters, momentum) = (vector(), vector());
     bencher
         .counter(BytesCount::new(8 * ELEMENTS))
@@ -52,7 +52,7 @@ fn digest_of_a_state(bencher: Bencher) {
 }
 
 #[divan::bench]
-fn norm_by_chunks(bencher: Bencher) {
+fn norm_by_chunks(bencher: Bencher<'_, '_>) {
     let gradient = vector();
     bencher
         .counter(BytesCount::new(4 * ELEMENTS))
@@ -60,7 +60,7 @@ fn norm_by_chunks(bencher: Bencher) {
 }
 
 #[divan::bench]
-fn scan_for_nan(bencher: Bencher) {
+fn scan_for_nan(bencher: Bencher<'_, '_>) {
     let gradient = vector();
     bencher
         .counter(BytesCount::new(4 * ELEMENTS))

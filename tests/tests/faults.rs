@@ -58,7 +58,7 @@ fn stop(coordinator: &Coordinator) {
 #[test]
 fn live_1_data_1_a_killed_worker_changes_no_bit_and_loses_no_sample() {
     let run = RunDir::new();
-    let coordinator = coordinator(&run, "3", 2000, 12);
+    let coordinator = coordinator(&run, "3", 2000, 20);
     let workers = Worker::start_many(coordinator.grpc_port(), 3);
     run.wait_for_step(9);
     workers[1].kill9();
@@ -66,7 +66,7 @@ fn live_1_data_1_a_killed_worker_changes_no_bit_and_loses_no_sample() {
 
     is_undisturbed(&run);
     let (summary, journal) = (run.summary(), run.journal());
-    assert_eq!((&summary["outcome"], &summary["steps"]), (&"done".into(), &48.into()));
+    assert_eq!((&summary["outcome"], &summary["steps"]), (&"done".into(), &80.into()));
     assert_eq!((&summary["workers_joined"], &summary["workers_lost"]), (&3.into(), &1.into()));
     let lost = events(&journal, "lost");
     assert_eq!((&lost[0]["worker"], &lost[0]["polite"]), (&"worker-2".into(), &false.into()));
@@ -141,10 +141,10 @@ fn live_1_a_worker_may_leave_politely() {
 #[test]
 fn live_1_the_only_worker_may_be_replaced() {
     let run = RunDir::new();
-    let coordinator = coordinator(&run, "1", 500, 5);
+    let coordinator = coordinator(&run, "1", 1500, 5);
     let port = coordinator.grpc_port();
     let first = Worker::start(port, ["--name", "first"]);
-    run.wait_for_step(5);
+    run.wait_for_step(3);
     first.kill9();
     coordinator.wait_for_line("worker first is gone");
     let second = Worker::start(port, ["--name", "second"]);
@@ -166,10 +166,8 @@ fn live_1_a_spare_takes_over() {
     let workers = Worker::start_many(coordinator.grpc_port(), 3);
     run.wait_for_step(3);
     let journal = run.journal();
-    assert!(
-        events(&journal, "step").iter().all(|step| step["workers"] == 2),
-        "two leaves are two workers' work"
-    );
+    let most = events(&journal, "step").iter().filter_map(|step| step["workers"].as_u64()).max();
+    assert_eq!(most, Some(2), "two leaves are two workers' work");
     workers[0].kill9();
     let journal = run.wait_for("loss", |line| line["event"] == "lost");
     let lost = events(&journal, "lost")[0]["step"].as_u64().unwrap();

@@ -123,7 +123,7 @@ impl Core {
     /// test pass is done.
     #[must_use]
     pub fn new(shape: Shape, committed: u64, digest: Digest, tested: u32) -> Self {
-        let deck = Deck::new(shape.schedule.clone());
+        let deck = Deck::new(shape.schedule);
         let mut core = Self {
             deck,
             members: Members::default(),
