@@ -464,7 +464,6 @@ mod tests {
             parameters_sha256: tensors.sha256(&parameters),
             tensors,
             config: serde_json::json!({ "seed": 1 }),
-            test: None,
         };
         Checkpoint { meta, parameters, momentum }
     }

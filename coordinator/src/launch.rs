@@ -1,6 +1,8 @@
 //! Puts a run together, from the command line to the closing summary.
 
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
@@ -191,12 +193,12 @@ async fn train(options: &TrainOptions) -> anyhow::Result<ExitCode> {
     if step >= shape.steps() && u64::from(tested) * schedule.steps_per_epoch() as u64 >= shape.steps() {
         console
             .note("this run is done already; start a new one, or raise --epochs under a constant schedule");
-        return Ok(ExitCode::SUCCESS);
     }
 
     let run = u64::from_str_radix(&config.run, 16).context("run.json: the run's identity is no number")?;
     let elements = config.tensors.len();
     let (inputs, receiver) = mpsc::channel(INPUTS);
+    let started = Arc::new(AtomicBool::new(false));
     let core = Core::new(shape, step, referee.digest(), tested);
     let driver = Driver::new(Parts {
         train: Paired::train(data.train, config.seed),
@@ -209,8 +211,9 @@ async fn train(options: &TrainOptions) -> anyhow::Result<ExitCode> {
         referee,
         incarnation,
         console,
+        started: started.clone(),
     });
-    let (done, finished) = oneshot::channel();
+    let (done, mut finished) = oneshot::channel();
     std::thread::Builder::new().name("driver".into()).spawn(move || {
         let _ = done.send(driver.run(receiver));
     })?;
@@ -221,10 +224,11 @@ async fn train(options: &TrainOptions) -> anyhow::Result<ExitCode> {
     let server = tokio::spawn(serve(grpc, service, async {
         let _ = grpc_stopped.await;
     }));
-    tokio::spawn(http::serve(web, handle, async {
+    tokio::spawn(http::serve(web, handle.clone(), async {
         let _ = web_stopped.await;
     }));
-    tokio::spawn(stop_on_signal(inputs));
+    tokio::spawn(metrics::keep_up(handle));
+    tokio::spawn(stop_on_signal(inputs.clone()));
 
     let mut locals = Vec::new();
     if options.local {
@@ -233,8 +237,13 @@ async fn train(options: &TrainOptions) -> anyhow::Result<ExitCode> {
         locals = local::start(workers, address, options.backend, threads)?;
     }
     let result = tokio::select! {
-        result = finished => result.context("the driver's thread ended without a word; please report this")?,
-        error = failed_local(&mut locals), if options.local => Err(error),
+        result = &mut finished => result.context("the driver's thread ended without a word; please report this")?,
+        error = failed_local(&mut locals, &started), if options.local => {
+            // Nobody may ever come to go on: keep what there is.
+            let _ = inputs.send(Input::Stop).await;
+            let _ = finished.await;
+            Err(error)
+        }
     };
     let _ = stop_grpc.send(());
     let _ = stop_web.send(());
@@ -333,8 +342,12 @@ async fn stop_on_signal(inputs: mpsc::Sender<Input>) {
     }
 }
 
-/// Waits until a local worker ends with an error; one that ends well is no news.
-async fn failed_local(locals: &mut Vec<std::thread::JoinHandle<anyhow::Result<()>>>) -> anyhow::Error {
+/// Waits until a local worker ends with an error before the run has started, when it would
+/// be waited for in vain, or until the last one has.
+async fn failed_local(
+    locals: &mut Vec<std::thread::JoinHandle<anyhow::Result<()>>>,
+    started: &AtomicBool,
+) -> anyhow::Error {
     loop {
         tokio::time::sleep(Duration::from_millis(100)).await;
         while let Some(at) = locals.iter().position(std::thread::JoinHandle::is_finished) {
@@ -343,6 +356,9 @@ async fn failed_local(locals: &mut Vec<std::thread::JoinHandle<anyhow::Result<()
                 Ok(Err(error)) => error,
                 Err(_) => anyhow::anyhow!("a local worker panicked; please report this"),
             };
+            if !started.load(Ordering::Relaxed) {
+                return failure;
+            }
             tracing::warn!("a local worker is gone: {failure:#}");
             if locals.is_empty() {
                 return failure.context("no local worker is left");

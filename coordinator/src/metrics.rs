@@ -86,6 +86,15 @@ fn describe() {
     describe_gauge!("tally_checkpoint_step", "The step of the newest checkpoint.");
 }
 
+/// Folds in what was recorded, every few seconds, whether or not anyone scrapes; else the
+/// samples of histograms would pile up.
+pub async fn keep_up(handle: PrometheusHandle) {
+    loop {
+        tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+        handle.run_upkeep();
+    }
+}
+
 /// What is known before the first step. Counters start at 0, so that rates exist.
 pub fn start(config: &RunConfig, incarnation: u64) {
     gauge!("tally_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);

@@ -17,8 +17,8 @@ pub enum BadMessage {
     /// A leaf with more samples than one may have.
     #[error("a leaf of {0} samples; the most is {MAX_LEAF_SAMPLES}")]
     LeafTooLarge(usize),
-    /// Losses that are NaN, infinite or negative where they must be numbers.
-    #[error("a leaf's losses are not finite")]
+    /// Losses that are NaN, infinite or absurdly large.
+    #[error("a leaf's losses are no sound numbers")]
     Losses,
     /// Answers whose parts have different counts.
     #[error("answers for {got} samples where {wanted} were asked for")]
@@ -150,10 +150,12 @@ impl LeafAnswers {
 /// A receipt's leaf, samples and losses.
 ///
 /// # Errors
-/// [`BadMessage`] if the losses are missing or not finite.
+/// [`BadMessage`] if the losses are missing or no sound numbers.
 pub fn receipt(receipt: &v1::Receipt) -> Result<(u32, u32, LossParts), BadMessage> {
     let losses: LossParts = receipt.losses.ok_or(BadMessage::Missing("loss"))?.into();
-    if !losses.is_finite() {
+    // Far above any loss in single precision, and far below where a sum could overflow.
+    let sound = |part: f64| part.is_finite() && part.abs() < 1e200;
+    if !(sound(losses.label) && sound(losses.sum) && sound(losses.difference)) {
         return Err(BadMessage::Losses);
     }
     Ok((receipt.leaf, receipt.samples, losses))

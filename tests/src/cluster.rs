@@ -5,6 +5,7 @@
 
 use std::env;
 use std::ffi::{OsStr, OsString};
+use std::fs;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -31,10 +32,18 @@ pub fn binaries() -> &'static Path {
 }
 
 /// Has cargo build the binaries beside the current executable, `target/PROFILE/[deps/]NAME`.
+///
+/// Nextest runs every test in a process of its own; the first of a run builds for all, and
+/// leaves the run's number behind to say so.
 fn build() -> PathBuf {
     let this = env::current_exe().expect("the current executable has a path");
     let in_profile = |dir: &Path| dir.file_name().is_none_or(|n| n != "deps" && n != "examples");
     let directory = this.ancestors().skip(1).find(|dir| in_profile(dir)).expect("it lies in a directory");
+    let run = env::var("NEXTEST_RUN_ID").unwrap_or_default();
+    let built_by = directory.join("tally-tests.run");
+    if !run.is_empty() && fs::read_to_string(&built_by).is_ok_and(|last| last == run) {
+        return directory.into();
+    }
     let name = |path: &Path| path.file_name().map(OsStr::to_owned).expect("a directory has a name");
     let profile = match name(directory) {
         debug if debug == "debug" => "dev".into(),
@@ -51,6 +60,10 @@ fn build() -> PathBuf {
         .status();
     let built = status.as_ref().is_ok_and(std::process::ExitStatus::success);
     assert!(built, "cannot build the binaries ({status:?}); name their directory in TALLY_BIN_DIR");
+    if !run.is_empty() {
+        // Failing to say so costs time alone.
+        let _ = fs::write(&built_by, run);
+    }
     directory.into()
 }
 
@@ -59,9 +72,7 @@ fn build() -> PathBuf {
 /// # Panics
 /// If it can't be started or does not end.
 pub fn run(binary: &str, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Output {
-    let process = Process::start(&binaries().join(binary), args);
-    let status = process.wait();
-    Output { status, stdout: process.stdout(), stderr: process.stderr() }
+    Process::start(&binaries().join(binary), args).output()
 }
 
 /// Trains to the end with workers in the coordinator's process.

@@ -27,6 +27,27 @@ pub struct Output {
     pub stderr: String,
 }
 
+impl Output {
+    /// The promise about bad input: an exit code that is not 0 and no signal; one line that
+    /// begins with `error:`, the last, which has all of `words` (the thing and the remedy);
+    /// no panic and no backtrace.
+    ///
+    /// # Panics
+    /// If that is not so.
+    pub fn is_refused(&self, words: &[&str]) {
+        let stderr = &self.stderr;
+        assert!(self.status.code().is_some_and(|code| code != 0), "{}:\n{stderr}", self.status);
+        let errors: Vec<&str> = stderr.lines().filter(|line| line.starts_with("error: ")).collect();
+        let last = stderr.lines().last();
+        assert!(errors.len() == 1 && last == Some(errors[0]), "not one line of error at the end:\n{stderr}");
+        for word in words {
+            assert!(errors[0].contains(word), "no {word:?} in {:?}", errors[0]);
+        }
+        let lower = stderr.to_lowercase();
+        assert!(!lower.contains("panicked") && !lower.contains("backtrace"), "{stderr}");
+    }
+}
+
 /// What a stream of the child has said so far, and whether it has ended.
 #[derive(Debug, Default)]
 struct Heard {
@@ -188,6 +209,14 @@ impl Process {
             assert!(Instant::now() < end, "{self:?} does not end; its standard error:\n{}", self.stderr());
             std::thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    /// Waits for its end and returns all that it printed.
+    ///
+    /// # Panics
+    /// If the [`DEADLINE`] passes first.
+    pub fn output(&self) -> Output {
+        Output { status: self.wait(), stdout: self.stdout(), stderr: self.stderr() }
     }
 
     /// Waits for its end, which must be a good one.

@@ -96,7 +96,11 @@ fn live_1_the_step_in_flight_survives_its_worker() {
     let journal = run.journal();
     assert!(events(&journal, "abort").is_empty(), "{journal:?}");
     let taken = events(&journal, "step")[step as usize - 1];
-    assert_eq!(taken["samples"], if step % 4 == 0 { 250 - 3 * 64 } else { 64 }, "the batch did not shrink");
+    assert_eq!(
+        taken["samples"],
+        if step.is_multiple_of(4) { 250 - 3 * 64 } else { 64 },
+        "the batch did not shrink"
+    );
 }
 
 #[test]

@@ -36,8 +36,7 @@ fn stopped_at(step: u64) -> (RunDir, Output) {
     run.wait_for_step(step);
     coordinator.signal(Signal::INT);
     coordinator.succeed();
-    let output =
-        Output { status: coordinator.wait(), stdout: coordinator.stdout(), stderr: coordinator.stderr() };
+    let output = coordinator.output();
     (run, output)
 }
 
@@ -59,14 +58,6 @@ fn is_undisturbed(run: &RunDir, model: &str) {
 
 fn last_step(run: &RunDir) -> u64 {
     digests(&run.journal()).len() as u64
-}
-
-/// One line that begins with `error:` and has all of `words`; a code that is not 0.
-fn is_refused(output: &Output, words: &[&str]) {
-    let errors: Vec<&str> = output.stderr.lines().filter(|line| line.starts_with("error:")).collect();
-    assert_eq!(errors.len(), 1, "{}", output.stderr);
-    assert!(!output.status.success() && words.iter().all(|word| errors[0].contains(word)), "{errors:?}");
-    assert!(!output.stderr.contains("panicked"), "{}", output.stderr);
 }
 
 fn refused_resume(options: &[&str]) -> Output {
@@ -188,7 +179,7 @@ fn resume_1_options_that_decide_the_bits_cannot_change() {
         ("--epochs", "5"),
     ] {
         let output = refused_resume(&["--resume", run.arg(), option, value]);
-        is_refused(&output, &[option, "cannot change on --resume"]);
+        output.is_refused(&[option, "cannot change on --resume"]);
     }
     assert_eq!(run.journal(), before);
     resume(&run).succeed();
@@ -201,8 +192,8 @@ fn a_run_directory_in_use_is_refused() {
     let first = Coordinator::start([&["--run-dir", run.arg()], &options(SLOW)[..]].concat());
     // It says this once the directory is its own; and it waits for a worker for ever.
     first.grpc_port();
-    is_refused(&refused_resume(&["--resume", run.arg()]), &[run.arg(), "in use by another coordinator"]);
-    is_refused(&refused_resume(&["--run-dir", run.arg()]), &[run.arg(), "in use by another coordinator"]);
+    refused_resume(&["--resume", run.arg()]).is_refused(&[run.arg(), "in use by another coordinator"]);
+    refused_resume(&["--run-dir", run.arg()]).is_refused(&[run.arg(), "in use by another coordinator"]);
     assert!(first.is_running());
 }
 
@@ -210,17 +201,17 @@ fn a_run_directory_in_use_is_refused() {
 fn a_directory_with_a_run_is_not_overwritten() {
     let (run, _) = stopped_at(2);
     let before = run.journal();
-    is_refused(&refused_resume(&["--run-dir", run.arg()]), &[run.arg(), "--resume"]);
+    refused_resume(&["--run-dir", run.arg()]).is_refused(&[run.arg(), "--resume"]);
     assert_eq!(run.journal(), before);
 }
 
 #[test]
 fn what_is_no_run_directory_cannot_be_resumed() {
     let run = RunDir::new();
-    is_refused(&refused_resume(&["--resume", run.arg()]), &[run.arg(), "is no run directory", "run.json"]);
+    refused_resume(&["--resume", run.arg()]).is_refused(&[run.arg(), "is no run directory", "run.json"]);
     assert!(!run.path().exists());
     fs::create_dir(run.path()).unwrap();
-    is_refused(&refused_resume(&["--resume", run.arg()]), &[run.arg(), "is no run directory"]);
+    refused_resume(&["--resume", run.arg()]).is_refused(&[run.arg(), "is no run directory"]);
     assert_eq!(fs::read_dir(run.path()).unwrap().count(), 0, "nothing was put into it");
 }
 
@@ -231,7 +222,7 @@ fn resume_1_a_damaged_journal_is_named() {
     let path = run.path().join("journal.jsonl");
     let whole = fs::read_to_string(&path).unwrap();
     fs::write(&path, whole.replacen("\"step\":2,", "\"step\":", 1)).unwrap();
-    is_refused(&refused_resume(&["--resume", run.arg()]), &["journal.jsonl is damaged at line"]);
+    refused_resume(&["--resume", run.arg()]).is_refused(&["journal.jsonl is damaged at line"]);
     fs::write(&path, whole).unwrap();
     assert!(!events(&run.journal(), "end").is_empty());
     resume(&run).succeed();

@@ -122,9 +122,18 @@ fn metrics(text: &str) -> BTreeMap<String, f64> {
 #[test]
 fn metrics_tell_of_steps_workers_seconds_and_bytes() {
     let run = RunDir::new();
-    let (coordinator, _workers) = training(&run);
-    assert_eq!(get(coordinator.http_port(), "/healthz"), "ok\n");
-    let found = metrics(&get(coordinator.http_port(), "/metrics"));
+    let (coordinator, workers) = training(&run);
+    let port = coordinator.http_port();
+    assert_eq!(get(port, "/healthz"), "ok\n");
+    assert_eq!(metrics(&get(port, "/metrics"))["tally_workers{state=\"ready\"}"], 2.0);
+    // The values belong together only while nothing happens: without workers.
+    for worker in &workers {
+        worker.signal(Signal::INT);
+        worker.succeed();
+    }
+    run.wait_for("loss", |line| line["event"] == "lost" && line["worker"] == "worker-1");
+    run.wait_for("loss", |line| line["event"] == "lost" && line["worker"] == "worker-2");
+    let found = metrics(&get(port, "/metrics"));
     let value = |name: &str| *found.get(name).unwrap_or_else(|| panic!("no {name} in {found:#?}"));
 
     let steps = value("tally_steps_total");
@@ -140,15 +149,16 @@ fn metrics_tell_of_steps_workers_seconds_and_bytes() {
     for answer in ["digit", "sum", "difference", "all"] {
         assert!((0.0..=1.0).contains(&value(&format!("tally_test_accuracy_ratio{{answer=\"{answer}\"}}"))));
     }
-    assert_eq!(value("tally_workers{state=\"ready\"}"), 2.0);
     assert_eq!(value("tally_workers_joined_total"), 2.0);
+    assert_eq!(value("tally_workers_lost_total{polite=\"true\"}"), 2.0);
+    assert_eq!(value("tally_workers_lost_total{polite=\"false\"}"), 0.0);
     assert_eq!(value("tally_workers_wanted"), 2.0);
     for part in ["step", "step_compute", "step_transfer", "step_waiting"] {
         assert_eq!(value(&format!("tally_{part}_seconds_count")), steps);
         assert!(value(&format!("tally_{part}_seconds_sum")) >= 0.0);
     }
-    // Two workers, a gradient of 50 000 floats each and the sum to each; the step in flight
-    // may have added to that.
+    // A gradient of 50 000 floats from each of two workers and the sum to each, from and to
+    // one since the other left; and what had come of the step in flight.
     let model = 4.0 * 50_000.0;
     for direction in ["received", "sent"] {
         let bytes = value(&format!("tally_gradient_{direction}_bytes_total")) / model;
@@ -266,7 +276,8 @@ fn json_logs_are_an_object_a_line() {
 fn plain_output_has_no_control_characters() {
     let run = RunDir::new();
     let options = ["--model", "mlp", "--epochs", "2", "--train-limit", "128", "--test-limit", "10"];
-    let coordinator = Coordinator::start([&["--local", "--run-dir", run.arg()], &options[..]].concat());
+    let cluster = ["--local", "--run-dir", run.arg(), "--log-level", "debug"];
+    let coordinator = Coordinator::start([&cluster[..], &options].concat());
     coordinator.succeed();
     for text in [coordinator.stdout(), coordinator.stderr()] {
         assert!(!text.chars().any(|c| c.is_control() && c != '\n'), "{text:?}");

@@ -1,5 +1,6 @@
 //! Logs and exit codes, the same for both binaries.
 
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
@@ -35,7 +36,10 @@ impl LogOptions {
         let filter = EnvFilter::try_new(&self.log_level).map_err(|e| {
             anyhow::anyhow!("--log-level {}: {e}; use error, warn, info, debug or trace", self.log_level)
         })?;
-        let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+        // Colours are for terminals; in a file or a pipe they are noise.
+        let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+        let logs =
+            tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours);
         let _ = match self.log_format {
             LogFormat::Text => logs.try_init(),
             LogFormat::Json => logs.json().try_init(),

@@ -276,7 +276,8 @@ impl Training {
         same("--lr-schedule", self.lr_schedule.as_ref(), &o.lr_schedule, LrSchedule::to_string)?;
         same("--seed", self.seed.as_ref(), &config.seed, u64::to_string)?;
         same("--model", self.model.as_ref(), &config.model, ModelSpec::to_string)?;
-        if let Some(recipe) = self.recipe {
+        // A custom recipe is one whose parts were given; they have just been compared.
+        if let Some(recipe) = self.recipe.filter(|_| config.recipe != "custom") {
             let name = format!("{recipe:?}").to_lowercase();
             same("--recipe", Some(&name), &config.recipe, String::clone)?;
         }

@@ -112,6 +112,8 @@ pub enum Event {
         /// It left by its own will.
         polite: bool,
     },
+    /// The shell is ready; a resumed run may have nothing left to do.
+    Wake,
     /// The run is to stop after the step in flight.
     Stop,
 }

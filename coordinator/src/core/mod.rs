@@ -41,7 +41,7 @@ use step::{Receipt, StepInFlight};
 use test_pass::{OUTSTANDING, TestPass};
 
 /// Commits whose digests are remembered; a replica that confirms an older one lags too far.
-const RECENT: usize = 64;
+const RECENT: usize = 1024;
 
 /// What a run is, as far as decisions go. Fixed for the run.
 #[derive(Clone, Debug)]
@@ -109,9 +109,9 @@ pub struct Core {
     started: bool,
     stopping: bool,
     finished: bool,
-    /// Gradients with NaN found at the step being computed: one may be a worker's fault,
-    /// the second is the model's.
-    non_finite: u32,
+    /// Who last found NaN in a gradient of the step being computed: one worker's may be its
+    /// own fault, a second worker's is the model's.
+    non_finite: Option<Session>,
     /// The last assignment's quotas and the workers they were for, kept while they serve.
     last_quotas: Option<(Vec<Session>, Vec<u32>)>,
     actions: Vec<Action>,
@@ -141,7 +141,7 @@ impl Core {
             started: committed > 0,
             stopping: false,
             finished: false,
-            non_finite: 0,
+            non_finite: None,
             last_quotas: None,
             actions: Vec::new(),
             shape,
@@ -185,8 +185,8 @@ impl Core {
             Event::Committed { session, step, digest, .. } => self.confirmed(now, session, step, digest),
             Event::Answered { session, step, leaf } => self.answered(now, session, step, leaf),
             Event::Lost { session, reason, polite } => self.lost(now, session, reason, polite),
-            Event::Stop => {
-                self.stopping = true;
+            Event::Wake | Event::Stop => {
+                self.stopping |= matches!(event, Event::Stop);
                 if self.flight.is_none() {
                     self.boundary(now);
                 }
@@ -314,8 +314,7 @@ impl Core {
             // Nobody is left to finish the step. Whoever comes next gets the committed
             // state, so the attempt has to start from nothing.
             self.abort("no worker is left");
-            self.send_states();
-            return;
+            return self.boundary(now);
         }
         let open: Vec<Node> = member.open.into_iter().collect();
         self.take_over(now, &open);
@@ -411,7 +410,7 @@ impl Core {
         let loads: Vec<Load> = ready.iter().map(load).collect();
         let quotas = self.quotas(&ready, &loads);
         let mut nodes = assign::runs(tree, 0..tree.shards(), &quotas);
-        if self.non_finite > 0 && ready.len() > 1 {
+        if self.non_finite.is_some() && ready.len() > 1 {
             // Somebody else computes what was NaN, to tell a broken worker from a broken model.
             nodes.rotate_right(1);
         }
@@ -498,6 +497,8 @@ impl Core {
         let key = (from.session, node);
         let fault = if !flight.opened.contains(&key) || !flight.closed.insert(key) {
             Some(format!("it closed {node}, which is not open"))
+        } else if !(0..flight.reduction.chunks()).all(|chunk| flight.reduction.is_covered(node, chunk)) {
+            Some(format!("it closed {node} before all of its chunks had come"))
         } else {
             flight.check(node, &receipts).err()
         };
@@ -567,7 +568,7 @@ impl Core {
             self.recent.pop_front();
         }
         self.recent.push_back((step, digest));
-        self.non_finite = 0;
+        self.non_finite = None;
         if step.is_multiple_of(self.shape.schedule.steps_per_epoch() as u64) {
             self.ledger.end_epoch();
         }
@@ -645,11 +646,16 @@ impl Core {
                 false,
             );
         }
-        self.non_finite += 1;
-        if self.non_finite > 1 {
-            return self.diverged(from.step, tensor);
+        let (session, reason) = (from.session, format!("the gradient of {tensor} is not finite"));
+        let before = self.non_finite.replace(session);
+        let alone = self.members.ready().iter().all(|&ready| ready == session);
+        match before {
+            // Another share, the same worker: it is the worker.
+            Some(before) if before == session && !alone => return self.violated(now, session, reason),
+            // Two workers have found it, or one that nobody can check.
+            Some(_) => return self.diverged(from.step, tensor),
+            None => self.abort(&reason),
         }
-        self.abort(&format!("the gradient of {tensor} is not finite"));
         self.boundary(now);
     }
 

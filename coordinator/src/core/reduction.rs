@@ -66,7 +66,8 @@ impl Reduction {
 
     /// Whether this node's value no longer matters for this chunk: it, or a node above it,
     /// is whole.
-    fn is_covered(&self, node: Node, chunk: u32) -> bool {
+    #[must_use]
+    pub fn is_covered(&self, node: Node, chunk: u32) -> bool {
         let mut at = Some(node);
         while let Some(node) = at {
             if self.is_whole(node, chunk) {

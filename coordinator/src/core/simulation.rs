@@ -334,6 +334,18 @@ impl Simulation {
         self.workers.keys().nth(at).copied()
     }
 
+    /// The worker says that its gradient has NaN in it. Only one worker ever does in a
+    /// step: a second would mean that the model has diverged.
+    fn report_nan(&mut self, session: Session) {
+        let from = self.core.flight().map(|f| Origin { session, step: f.step, attempt: f.attempt });
+        let node = self.core.members().0.get(&session).and_then(|m| m.open.first().copied());
+        let others = self.core.members().ready().len() > 1;
+        let allowed = self.core.non_finite.is_none_or(|before| before == session && others);
+        if let (Some(from), Some(node), true) = (from, node, allowed) {
+            self.feed(Event::NonFinite { from, node, tensor: "conv1.weight".into() });
+        }
+    }
+
     /// One random thing happens; `faults` is how many may still go wrong.
     fn tick(&mut self, faults: &mut u32) {
         // A new run waits until it has as many workers as it was told.
@@ -343,7 +355,7 @@ impl Simulation {
         let Some(session) = self.random_worker() else { return self.join() };
         if *faults > 0 && self.chance(12) {
             *faults -= 1;
-            match self.rng.below(7) {
+            match self.rng.below(8) {
                 0 => self.lose(session, false),
                 1 => self.lose(session, true),
                 2 => self.join(),
@@ -364,15 +376,15 @@ impl Simulation {
                     let said = self.workers[&session].outbox.front().cloned();
                     self.workers.get_mut(&session).unwrap().outbox.extend(said);
                 }
-                _ => {
-                    let from =
-                        self.core.flight().map(|f| Origin { session, step: f.step, attempt: f.attempt });
-                    let node = self.core.members().0.get(&session).and_then(|m| m.open.first().copied());
-                    // One NaN in a step is a worker's fault; the second would be the model's.
-                    if let (Some(from), Some(node), 0) = (from, node, self.core.non_finite) {
-                        self.feed(Event::NonFinite { from, node, tensor: "conv1.weight".into() });
+                // A contribution with a hole in it.
+                6 => {
+                    let chunk = |e: &Event| matches!(e, Event::Chunk { .. });
+                    let outbox = &mut self.workers.get_mut(&session).unwrap().outbox;
+                    if let Some(at) = outbox.iter().position(chunk) {
+                        outbox.remove(at);
                     }
                 }
+                _ => self.report_nan(session),
             }
         } else if self.chance(2) {
             self.deliver(session);
@@ -420,23 +432,37 @@ fn rep_1_a_replica_with_wrong_bits_is_sent_away_and_counted() {
     assert_eq!((run.outcome, run.drifted, run.workers.len()), (Some(Outcome::Done), 1, 2));
 }
 
-#[test]
-fn the_second_nan_of_a_step_is_the_models() {
-    let mut simulation = Simulation::new(1, 2);
-    let mut reports = 0;
+/// Drives a run of three workers to step 4, where `who` report NaN one after the other.
+fn with_nan_from(who: &[Session]) -> Simulation {
+    let mut simulation = Simulation::new(1, 3);
+    let mut reports = who.iter();
+    let mut next = reports.next();
     while simulation.outcome.is_none() {
         simulation.tick(&mut 0);
-        let flight = simulation.core.flight().filter(|f| f.step == 4 && f.opened.is_empty());
-        let Some((step, attempt)) = flight.map(|f| (f.step, f.attempt)) else { continue };
-        let open = simulation.core.members().0.iter().find_map(|(s, m)| Some((*s, *m.open.first()?)));
-        if let Some((session, node)) = open {
-            reports += 1;
+        let Some((step, attempt)) = simulation.core.flight().map(|f| (f.step, f.attempt)) else { continue };
+        let Some(&session) = next.filter(|_| step == 4) else { continue };
+        let member = simulation.core.members().0.get(&session);
+        if let Some(node) = member.and_then(|m| m.open.first().copied()) {
+            next = reports.next();
             let from = Origin { session, step, attempt };
             simulation.feed(Event::NonFinite { from, node, tensor: "conv6.weight".into() });
         }
     }
+    simulation
+}
+
+#[test]
+fn nan_that_two_workers_find_is_the_models() {
+    let run = with_nan_from(&[1, 2]);
     let expect = Outcome::Diverged { step: 4, tensor: "conv6.weight".into() };
-    assert_eq!((simulation.outcome, reports, simulation.commits), (Some(expect), 2, vec![1, 2, 3]));
+    assert_eq!((run.outcome, run.commits), (Some(expect), vec![1, 2, 3]));
+}
+
+#[test]
+fn nan_that_only_one_worker_finds_is_its_own() {
+    let run = with_nan_from(&[2, 2]);
+    assert_eq!((run.outcome, run.commits.len(), run.workers.len()), (Some(Outcome::Done), 9, 2));
+    assert!(!run.workers.contains_key(&2));
 }
 
 #[test]
@@ -448,6 +474,27 @@ fn a_stop_lets_the_step_in_flight_finish() {
     simulation.feed(Event::Stop);
     let run = simulation.run(0);
     assert_eq!((run.outcome, run.commits), (Some(Outcome::Stopped), vec![1, 2]));
+}
+
+#[test]
+fn a_stop_ends_even_if_every_worker_goes() {
+    for seed in 0..50 {
+        let mut simulation = Simulation::new(seed, 3);
+        while simulation.core.flight().is_none_or(|f| f.step < 2) {
+            simulation.tick(&mut 0);
+        }
+        simulation.feed(Event::Stop);
+        while let Some(session) = simulation.random_worker() {
+            simulation.lose(session, false);
+        }
+        assert_eq!(simulation.outcome, Some(Outcome::Stopped), "seed {seed}");
+    }
+}
+
+#[test]
+fn a_run_that_was_done_before_it_could_say_so_ends_at_once() {
+    let mut core = Core::new(shape(2), 9, Digest(1), 3);
+    assert_eq!(core.handle(Duration::ZERO, Event::Wake), [Action::Finish(Outcome::Done)]);
 }
 
 #[test]

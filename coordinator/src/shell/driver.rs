@@ -4,12 +4,15 @@
 //! copy, the journal. It never waits for a worker; what is to be sent is queued.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use tally_checkpoint::Meta;
 use tally_data::Paired;
 use tally_exact::digest::Digest;
+use tally_exact::manifest::Manifest;
 use tally_exact::norm;
 use tally_exact::update::Update;
 use tally_proto::convert::LeafAnswers;
@@ -20,7 +23,7 @@ use tokio::sync::mpsc;
 use super::arena::Arena;
 use super::outbox::{Bulk, Control};
 use super::referee::Referee;
-use super::service::Input;
+use super::service::{Hello, Input};
 use crate::console::Console;
 use crate::core::events::{Action, Committed, Event, Note, Outcome};
 use crate::core::members::{Session, State};
@@ -35,10 +38,13 @@ use tally_proto::pool::Chunk;
 use tally_worker::scores::TEST_LEAF;
 use tally_worker::scores::{self, Scores};
 
+/// Workers that may be between their hello and their first work.
+const MOST_GUESTS: usize = 4096;
+
 /// A worker that has said hello but cannot take part yet.
 #[derive(Debug)]
 struct Guest {
-    hello: v1::Hello,
+    hello: Hello,
     control: Control,
     bulk: Option<Bulk>,
     device: Option<String>,
@@ -75,6 +81,8 @@ pub struct Parts {
     pub incarnation: u64,
     /// What the user sees.
     pub console: Console,
+    /// Becomes true at the first step of this start.
+    pub started: Arc<AtomicBool>,
 }
 
 /// The driver's state.
@@ -101,6 +109,8 @@ pub struct Driver {
     trained_seconds: f64,
     trained_samples: u64,
     times: Times,
+    /// The last checkpoint that could not be written, and why.
+    unsaved: Option<(u64, String)>,
     outcome: Option<Outcome>,
 }
 
@@ -138,6 +148,7 @@ impl Driver {
             trained_seconds: 0.0,
             trained_samples: 0,
             times: Times::default(),
+            unsaved: None,
             outcome: None,
             parts,
         }
@@ -149,25 +160,36 @@ impl Driver {
     /// If the journal can't be written, or a step that was recomputed has other bits than
     /// the journal recorded. What is on disk is intact then.
     pub fn run(mut self, mut inputs: mpsc::Receiver<Input>) -> anyhow::Result<(Outcome, Summary)> {
-        let result = self.main_loop(&mut inputs);
+        let result = self.main_loop(&mut inputs).and_then(|()| self.conclude());
         if let Err(error) = &result {
+            self.after_checkpoints(true);
             self.farewell(&format!("the coordinator stopped: {error:#}"), true);
         }
+        self.parts.console.end();
+        result
+    }
+
+    /// The last checkpoint, the journal's last line, the summary, and a word to the workers.
+    fn conclude(&mut self) -> anyhow::Result<(Outcome, Summary)> {
         self.after_checkpoints(true);
-        result?;
         let outcome = self.outcome.clone().unwrap_or(Outcome::Stopped);
         let summary = self.summary(&outcome);
         let (step, word) = (summary.steps, summary.outcome.clone());
         self.parts.journal.append(&Line::End { step, outcome: word })?;
         self.parts.journal.sync()?;
         self.parts.directory.write_json("summary.json", &summary)?;
+        if let Some((_, error)) = self.unsaved.take_if(|(unsaved, _)| *unsaved == step) {
+            bail!(
+                "the state of step {step} could not be saved: {error}; make room and go on with --resume {}",
+                self.parts.directory.path().display()
+            );
+        }
         let reason = match &outcome {
             Outcome::Done => "the run is done".to_string(),
             Outcome::Stopped => "the run was stopped".to_string(),
             Outcome::Diverged { step, .. } => format!("the run diverged at step {step}"),
         };
         self.farewell(&reason, outcome != Outcome::Done);
-        self.parts.console.end();
         Ok((outcome, summary))
     }
 
@@ -181,17 +203,28 @@ impl Driver {
         })?;
         metrics::start(&self.parts.config, self.parts.incarnation);
         metrics::workers(&self.parts.core);
+        if let Some((_, step)) = self.best {
+            // It may have been found just before the last stop.
+            self.checkpointer.best(step);
+        }
+        // A run that was done before it could say so has nothing to wait for.
+        self.events.push_back(Event::Wake);
+        self.handle_events()?;
         while self.outcome.is_none() {
             let Some(input) = inputs.blocking_recv() else { break };
             self.input(input);
-            while let Some(event) = self.events.pop_front() {
-                let actions = self.parts.core.handle(self.started.elapsed(), event);
-                for action in actions {
-                    self.perform(action)?;
-                }
-            }
+            self.handle_events()?;
             self.held = None;
             self.after_checkpoints(false);
+        }
+        Ok(())
+    }
+
+    fn handle_events(&mut self) -> anyhow::Result<()> {
+        while let Some(event) = self.events.pop_front() {
+            for action in self.parts.core.handle(self.started.elapsed(), event) {
+                self.perform(action)?;
+            }
         }
         Ok(())
     }
@@ -207,7 +240,9 @@ impl Driver {
                         self.send_away(*session, reason);
                     }
                 }
-                if let Event::Committed { apply, round, .. } = &event {
+                if let Event::Committed { session, apply, round, .. } = &event
+                    && self.peers.contains_key(session)
+                {
                     self.times.worker(*apply, *round);
                     metrics::worker_times(*apply, *round);
                 }
@@ -222,14 +257,21 @@ impl Driver {
                 self.events.push_back(Event::Chunk { from, node, index, fault });
             }
             Input::Answers { session, step, answers } => {
-                let first = answers.leaf as usize * TEST_LEAF;
-                let wanted = self.parts.test.len().saturating_sub(first).min(TEST_LEAF);
+                let leaf = answers.leaf;
+                let member = self.parts.core.members().0.get(&session);
+                if step != self.parts.core.committed().0 || member.is_none_or(|m| !m.testing.contains(&leaf))
+                {
+                    return self.lose(
+                        session,
+                        format!("it answered leaf {leaf} of the test pass, which it was not given"),
+                    );
+                }
+                let wanted = self.parts.test.len().saturating_sub(leaf as usize * TEST_LEAF).min(TEST_LEAF);
                 match LeafAnswers::from_message(&answers, wanted) {
-                    Ok(scored) if wanted > 0 => {
-                        self.answers.entry(answers.leaf).or_insert(scored);
-                        self.events.push_back(Event::Answered { session, step, leaf: answers.leaf });
+                    Ok(answers) => {
+                        self.answers.entry(leaf).or_insert(answers);
+                        self.events.push_back(Event::Answered { session, step, leaf });
                     }
-                    Ok(_) => self.lose(session, format!("it answered leaf {}, which is none", answers.leaf)),
                     Err(error) => self.lose(session, format!("its answers are wrong: {error}")),
                 }
             }
@@ -245,8 +287,11 @@ impl Driver {
                 };
                 self.control(&control, session, 0, 0, coordinator_message::Body::Welcome(welcome));
                 self.guests.insert(session, Guest { hello, control, bulk: None, device: None });
+                if self.guests.len() > MOST_GUESTS {
+                    self.refuse(session, "too many workers are joining; try again later".into());
+                }
             }
-            Input::Offer { session, offer } => self.offer(session, offer),
+            Input::Offer { session, manifest, device } => self.offer(session, manifest, device),
             Input::Attach { session, bulk, known } => {
                 let guest = self.guests.get_mut(&session).filter(|guest| guest.bulk.is_none());
                 let _ = known.send(guest.is_some());
@@ -278,10 +323,9 @@ impl Driver {
         self.events.push_back(Event::Lost { session, reason, polite: false });
     }
 
-    fn offer(&mut self, session: Session, mut offer: v1::Offer) {
-        let device = std::mem::take(&mut offer.device).chars().take(256).collect();
+    fn offer(&mut self, session: Session, manifest: Result<Manifest, String>, device: String) {
         let Some(guest) = self.guests.get_mut(&session) else { return };
-        let problem = match convert::manifest(offer) {
+        let problem = match manifest {
             Ok(manifest) if manifest == self.parts.config.tensors => None,
             Ok(_) => Some(format!(
                 "its network {} has other tensors than this run's; run the same build of Tally on both sides",
@@ -290,14 +334,18 @@ impl Driver {
             Err(error) => Some(format!("its manifest is wrong: {error}")),
         };
         if let Some(reason) = problem {
-            tracing::warn!(worker = guest.hello.name, "refused: {reason}");
-            let control = guest.control.clone();
-            self.guests.remove(&session);
-            let refused = v1::Refused { reason };
-            return self.control(&control, session, 0, 0, coordinator_message::Body::Refused(refused));
+            return self.refuse(session, reason);
         }
         guest.device = Some(device);
         self.let_in(session);
+    }
+
+    fn refuse(&mut self, session: Session, reason: String) {
+        if let Some(guest) = self.guests.remove(&session) {
+            tracing::warn!(worker = guest.hello.name, "refused: {reason}");
+            let refused = coordinator_message::Body::Refused(v1::Refused { reason });
+            self.control(&guest.control, session, 0, 0, refused);
+        }
     }
 
     /// A guest with a manifest and a gradient stream takes part from now on.
@@ -312,8 +360,8 @@ impl Driver {
             return;
         };
         self.peers.insert(session, Peer { control, bulk, replica: false });
-        let name = hello.name.chars().filter(|c| !c.is_control()).take(128).collect();
-        self.events.push_back(Event::Joined { session, name, device, threads: hello.threads });
+        let Hello { name, threads } = hello;
+        self.events.push_back(Event::Joined { session, name, device, threads });
     }
 
     // ---- Sending ----
@@ -417,6 +465,7 @@ impl Driver {
                 self.tell(session, step, 0, Tell::Leaf(convert::leaf(leaf, true, &samples)));
             }
             Action::Begin { step, attempt, learning_rate } => {
+                self.parts.started.store(true, Ordering::Relaxed);
                 self.arena.reset(self.parts.core.shape().chunks as usize);
                 let recipe = &self.parts.config.optimizer;
                 let unclipped = recipe.clip_norm.is_none();
@@ -451,7 +500,7 @@ impl Driver {
             Action::Close { step, attempt, learning_rate } => self.close(step, attempt, learning_rate),
             Action::Commit(committed) => self.commit(*committed)?,
             Action::Abort { step, attempt, reason } => {
-                tracing::warn!(step, attempt, "the step starts again: {reason}");
+                tracing::warn!(step, attempt, "an attempt at the step is void: {reason}");
                 metrics::aborted();
                 self.parts.journal.append(&Line::Abort { step, attempt, reason: reason.clone() })?;
                 self.arena.reset(0);
@@ -549,7 +598,6 @@ impl Driver {
             parameters_sha256: String::new(),
             tensors: config.tensors.clone(),
             config: serde_json::to_value(config).context("cannot describe the run")?,
-            test: self.parts.history.tests.get(&step).and_then(|scores| serde_json::to_value(scores).ok()),
         };
         self.checkpointer.write(meta, snapshot);
         Ok(())
@@ -573,6 +621,7 @@ impl Driver {
                     // Training goes on: the older checkpoints are intact, and so is the run.
                     metrics::checkpoint(false, done.step);
                     self.parts.console.warn(&format!("no checkpoint at step {}: {error}", done.step));
+                    self.unsaved = Some((done.step, error));
                 }
             }
         }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tally_exact::digest::Digest;
+use tally_exact::manifest::Manifest;
 use tally_exact::norm::first_non_finite;
 use tally_exact::tree::Node;
 use tally_exact::{CHUNK, chunk_range};
@@ -24,6 +25,15 @@ use crate::core::members::Session;
 use crate::core::step::Receipt;
 use tally_proto::pool::{Chunk, Pool};
 
+/// What a worker says of itself.
+#[derive(Clone, Debug)]
+pub struct Hello {
+    /// For people.
+    pub name: String,
+    /// Threads it computes with.
+    pub threads: u32,
+}
+
 /// What reaches the driver.
 #[derive(Debug)]
 pub enum Input {
@@ -32,7 +42,7 @@ pub enum Input {
         /// Its new session.
         session: Session,
         /// What it said.
-        hello: v1::Hello,
+        hello: Hello,
         /// Where to send to.
         control: Control,
     },
@@ -40,8 +50,10 @@ pub enum Input {
     Offer {
         /// Its session.
         session: Session,
-        /// The manifest as it came.
-        offer: v1::Offer,
+        /// The manifest, or what is wrong with it.
+        manifest: Result<Manifest, String>,
+        /// The device in words.
+        device: String,
     },
     /// It has opened its gradient stream.
     Attach {
@@ -125,23 +137,25 @@ impl Service {
         let step = from.step;
         Ok(match message.body.ok_or("an empty message")? {
             Body::Hello(_) => return Err("a second hello".into()),
-            Body::Offer(offer) => Input::Offer { session, offer },
+            Body::Offer(mut offer) => {
+                let device = printable(&std::mem::take(&mut offer.device), 256);
+                let manifest = convert::manifest(offer).map_err(|e| e.to_string());
+                Input::Offer { session, manifest, device }
+            }
             Body::Loaded(m) => Input::Event(Event::Loaded { session, step, digest: Digest(m.digest) }),
             Body::Committed(m) => Input::Event(Event::Committed {
                 session,
                 step,
                 digest: Digest(m.digest),
-                apply: m.apply_seconds,
-                round: m.round_seconds,
+                apply: seconds(m.apply_seconds)?,
+                round: seconds(m.round_seconds)?,
             }),
-            Body::NonFinite(m) => Input::Event(Event::NonFinite {
-                from,
-                node: Node(m.node),
-                tensor: m.tensor.chars().take(256).collect(),
-            }),
+            Body::NonFinite(m) => {
+                Input::Event(Event::NonFinite { from, node: Node(m.node), tensor: printable(&m.tensor, 256) })
+            }
             Body::Answers(answers) => Input::Answers { session, step, answers },
             Body::Failed(m) => {
-                let reason = format!("it failed: {}", m.what.chars().take(1024).collect::<String>());
+                let reason = format!("it failed: {}", printable(&m.what, 1024));
                 Input::Event(Event::Lost { session, reason, polite: false })
             }
             Body::Leave(_) => Input::Event(Event::Lost { session, reason: "it left".into(), polite: true }),
@@ -172,7 +186,7 @@ impl Service {
                     from,
                     node: Node(m.node),
                     receipts,
-                    computed: m.compute_seconds,
+                    computed: seconds(m.compute_seconds)?,
                 })
             }
         })
@@ -191,6 +205,16 @@ impl Service {
     async fn lost(&self, session: Session, reason: String) {
         let _ = self.input(Input::Event(Event::Lost { session, reason, polite: false })).await;
     }
+}
+
+/// A peer's words, fit for a terminal and a journal.
+fn printable(text: &str, most: usize) -> String {
+    text.chars().filter(|c| !c.is_control()).take(most).collect()
+}
+
+/// A peer's measurement: NaN or infinity would make the journal unreadable.
+fn seconds(value: f64) -> Result<f64, String> {
+    (0.0..=1e9).contains(&value).then_some(value).ok_or_else(|| format!("it measured {value} seconds"))
 }
 
 /// Why a stream ended, in words.
@@ -221,10 +245,11 @@ impl Cluster for Service {
                 "this coordinator ({}) speaks protocol {PROTOCOL}, the worker ({}) protocol {}; run the same \
                  version on both sides",
                 env!("CARGO_PKG_VERSION"),
-                hello.build.chars().take(64).collect::<String>(),
+                printable(&hello.build, 64),
                 hello.protocol
             )));
         }
+        let hello = Hello { name: printable(&hello.name, 128), threads: hello.threads };
         let session = self.new_session();
         let (control, receiver) = mpsc::unbounded_channel();
         self.input(Input::Hello { session, hello, control }).await?;

@@ -251,7 +251,7 @@ impl Compute {
         let Some((stamp, body, _)) = self.gradients.front() else { return Ok(false) };
         let is_state = matches!(body, gradient_down::Body::State(_) | gradient_down::Body::StateChunk(_));
         // The sum of the step after next waits until the next one is committed.
-        if !is_state && self.step().is_some_and(|step| stamp.step > step + 1) {
+        if !is_state && self.step().is_some_and(|step| stamp.step > step.saturating_add(1)) {
             return Ok(false);
         }
         let stamp = *stamp;
@@ -259,7 +259,8 @@ impl Compute {
         match body {
             gradient_down::Body::State(state) => self.state_begins(stamp.step, &state)?,
             gradient_down::Body::StateChunk(chunk) => self.state_chunk(&chunk)?,
-            _ if Some(stamp.step) != self.step().map(|s| s + 1) || stamp.attempt <= self.void => {}
+            _ if Some(stamp.step) != self.step().map(|s| s.saturating_add(1))
+                || stamp.attempt <= self.void => {}
             gradient_down::Body::Begin(begin) => {
                 let n = chunks(self.engine.manifest().len());
                 self.second = Some(Second {
@@ -373,8 +374,9 @@ impl Compute {
             self.commits.pop_front();
             return true;
         }
-        let Some(second) =
-            self.second.take_if(|s| s.step == step && step == at + 1 && s.applied == s.seen.len())
+        let Some(second) = self
+            .second
+            .take_if(|s| s.step == step && step == at.saturating_add(1) && s.applied == s.seen.len())
         else {
             return false;
         };
@@ -410,7 +412,7 @@ impl Compute {
             self.plans.pop_front();
             return Ok(true);
         }
-        if plan.step > at + 1 {
+        if plan.step > at.saturating_add(1) {
             return Ok(false);
         }
         let (step, attempt, samples) = (plan.step, plan.attempt, plan.samples);
@@ -768,7 +770,8 @@ mod tests {
 
     #[test]
     fn trust_1_a_coordinator_that_breaks_the_rules_is_left_with_a_reason() {
-        let hostile: [(fn(&mut Bench), &str); 5] = [
+        type Hostile = (fn(&mut Bench), &'static str);
+        let hostile: [Hostile; 5] = [
             (
                 |b| b.gradient(0, 0, gradient_down::Body::State(v1::State { elements: 5, digest: 0 })),
                 "5 elements",

@@ -1,11 +1,12 @@
 //! A worker's life in a cluster: find the coordinator, take part, come back after a loss.
 //!
-//! One session is one stay. [`pump`] moves messages between the network and the compute
+//! One session is one stay. [`handshake`] begins it; [`pump`] moves messages between the network and the compute
 //! thread; [`compute`] owns the engine and works strictly in the order of steps;
 //! [`sender`] sends contributions as credits allow. Tokio's threads never compute.
 
 pub mod compute;
 pub mod connect;
+pub mod handshake;
 pub mod pump;
 pub mod sender;
 
@@ -128,8 +129,11 @@ pub async fn run(options: WorkerOptions, leave: impl Future<Output = ()>) -> any
                     Ended::Failed(reason) => bail!("{reason}"),
                     Ended::Refused(reason) => bail!("{} refused this worker: {reason}", options.connect),
                     Ended::Lost(reason) => {
-                        options.tell(&format!("lost the coordinator: {reason}; trying again"));
-                        told = true;
+                        // Something that answers but never lets us in is told of once, below.
+                        if *welcomed {
+                            options.tell(&format!("lost the coordinator: {reason}; trying again"));
+                            told = true;
+                        }
                         reason
                     }
                 }

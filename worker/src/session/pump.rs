@@ -1,24 +1,21 @@
-//! One session: the handshake, then messages between the network and the compute thread.
+//! One session: messages between the network and the compute thread.
 
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
-use tally_proto::v1::cluster_client::ClusterClient;
-use tally_proto::v1::{
-    self, CoordinatorMessage, Stamp, WorkerMessage, coordinator_message, gradient_up, worker_message,
-};
-use tally_proto::{MAX_FROM_COORDINATOR, PROTOCOL, convert};
+use tally_proto::convert;
+use tally_proto::v1::{self, CoordinatorMessage, Stamp, WorkerMessage, gradient_up, worker_message};
 use tokio::sync::{Semaphore, mpsc, oneshot};
-use tokio_stream::wrappers::{ReceiverStream, UnboundedReceiverStream};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
 use tonic::transport::Channel;
-use tonic::{Code, Status, Streaming};
 
 use super::compute::{Compute, Input};
+use super::handshake::{self, Admitted, broken, last_word, next};
 use super::sender::{self, Item};
 use super::{Ended, Kept, WorkerOptions};
-use crate::engine::backend;
 
 /// Messages that may wait for the compute thread, of each stream; then the network waits.
 /// A chunk is 1 MiB, so this bounds what a fast coordinator can make a worker hold.
@@ -40,23 +37,6 @@ pub async fn session(
     }
 }
 
-fn lost(status: &Status) -> Ended {
-    match status.code() {
-        Code::FailedPrecondition | Code::InvalidArgument | Code::Unimplemented => {
-            Ended::Refused(status.message().into())
-        }
-        _ => Ended::Lost(status.message().into()),
-    }
-}
-
-async fn next(stream: &mut Streaming<CoordinatorMessage>) -> Result<CoordinatorMessage, Ended> {
-    match stream.message().await {
-        Ok(Some(message)) => Ok(message),
-        Ok(None) => Err(Ended::Lost("it closed the connection".into())),
-        Err(status) => Err(lost(&status)),
-    }
-}
-
 async fn take_part(
     options: &WorkerOptions,
     channel: Channel,
@@ -64,36 +44,11 @@ async fn take_part(
     welcomed: &mut bool,
     mut leave: Pin<&mut impl Future<Output = ()>>,
 ) -> Result<Ended, Ended> {
-    let mut client = ClusterClient::new(channel)
-        .max_decoding_message_size(MAX_FROM_COORDINATOR)
-        .max_encoding_message_size(usize::MAX);
-    let (control, outgoing) = mpsc::unbounded_channel();
-    let hello = v1::Hello {
-        protocol: PROTOCOL,
-        build: env!("CARGO_PKG_VERSION").into(),
-        name: options.name.clone(),
-        backend: options.backend.to_string(),
-        threads: options.threads as u32,
-        capabilities: Vec::new(),
-        held: Vec::new(),
+    let admitted = tokio::select! {
+        admitted = handshake::admit(options, channel, kept) => admitted?,
+        () = leave.as_mut() => return Ok(Ended::Left),
     };
-    let _ = control.send(WorkerMessage { stamp: None, body: Some(worker_message::Body::Hello(hello)) });
-    let incoming = client.control(UnboundedReceiverStream::new(outgoing)).await.map_err(|s| lost(&s))?;
-    let mut incoming = incoming.into_inner();
-
-    let first = next(&mut incoming).await?;
-    let (Some(stamp), Some(coordinator_message::Body::Welcome(welcome))) = (first.stamp, first.body) else {
-        return Err(Ended::Refused("its first message was no welcome".into()));
-    };
-    if welcome.protocol != PROTOCOL {
-        return Err(Ended::Refused(format!(
-            "it ({}) speaks protocol {}, this worker ({}) protocol {PROTOCOL}; run the same version on both sides",
-            welcome.build,
-            welcome.protocol,
-            env!("CARGO_PKG_VERSION")
-        )));
-    }
-    build_engine(options, kept, &welcome).await?;
+    let Admitted { mut client, control, mut incoming, stamp, welcome } = admitted;
     let Some(engine) = kept.engine.take() else { return Err(Ended::Failed("there is no engine".into())) };
     *welcomed = true;
     let spare = if welcome.spare { ", as a spare until there is work" } else { "" };
@@ -102,7 +57,7 @@ async fn take_part(
     let (up, up_stream) = mpsc::channel(UP);
     let open = v1::GradientUp { stamp: Some(stamp), body: Some(gradient_up::Body::Open(v1::Open {})) };
     let _ = up.try_send(open);
-    let bulk = client.gradients(ReceiverStream::new(up_stream)).await.map_err(|s| lost(&s));
+    let bulk = client.gradients(ReceiverStream::new(up_stream)).await.map_err(|s| broken(&s));
     let mut bulk = match bulk {
         Ok(bulk) => bulk.into_inner(),
         Err(ended) => {
@@ -119,7 +74,7 @@ async fn take_part(
     tracing::debug!(elements, chunks, "session {}", stamp.session);
     tokio::spawn(sender::run(stamp, chunks, queue, up));
     let (inputs, inbox) = std::sync::mpsc::channel();
-    let (done, computed) = oneshot::channel();
+    let (done, mut computed) = oneshot::channel();
     let compute = Compute::new(
         engine,
         welcome.shards,
@@ -135,7 +90,13 @@ async fn take_part(
         return Err(Ended::Failed(format!("no thread to compute with: {error}")));
     }
 
+    let mut early = None;
     let ended = tokio::select! {
+        // The thread ends before it is told to only by a panic.
+        result = &mut computed => {
+            early = Some(result);
+            Ended::Failed(String::new())
+        }
         ended = pump_control(&mut incoming, stamp, inputs.clone()) => ended,
         ended = pump_gradients(&mut bulk, stamp, inputs.clone(), &items) => ended,
         () = leave.as_mut() => {
@@ -150,12 +111,16 @@ async fn take_part(
     };
     // The bulk stream may break a moment before the word that says why.
     let ended = match ended {
-        Ended::Lost(reason) => last_word(&mut incoming, reason).await,
+        Ended::Lost(reason) => why(&mut incoming, reason).await,
         other => other,
     };
     let _ = inputs.send(Input::End);
     drop(inputs);
-    match computed.await {
+    let result = match early {
+        Some(result) => result,
+        None => computed.await,
+    };
+    match result {
         Ok((engine, None)) => kept.engine = Some(engine),
         Ok((_, Some(what))) => return Ok(Ended::Failed(what)),
         Err(_) => return Ok(Ended::Failed("the compute thread panicked; please report this".into())),
@@ -163,36 +128,22 @@ async fn take_part(
     Ok(ended)
 }
 
-async fn last_word(incoming: &mut Streaming<CoordinatorMessage>, reason: String) -> Ended {
+/// A stream that breaks is often followed by the word that says why, on the other one.
+async fn why(incoming: &mut Streaming<CoordinatorMessage>, reason: String) -> Ended {
     let word = async {
         loop {
-            match next(incoming).await.map(|m| m.body) {
-                Ok(Some(coordinator_message::Body::Finished(f))) => return Ended::Finished(f.reason),
-                Ok(Some(coordinator_message::Body::Evicted(e))) => return Ended::Lost(e.reason),
-                Ok(_) => {}
-                Err(_) => return Ended::Lost(reason.clone()),
+            match next(incoming).await {
+                Ok(message) => {
+                    if let Some(ended) = message.body.as_ref().and_then(last_word) {
+                        return Some(ended);
+                    }
+                }
+                Err(_) => return None,
             }
         }
     };
-    tokio::time::timeout(std::time::Duration::from_millis(200), word)
-        .await
-        .unwrap_or(Ended::Lost(reason.clone()))
-}
-
-async fn build_engine(options: &WorkerOptions, kept: &mut Kept, welcome: &v1::Welcome) -> Result<(), Ended> {
-    let spec = (welcome.model.clone(), welcome.label_loss.clone());
-    if kept.spec.as_ref() == Some(&spec) && kept.engine.is_some() {
-        return Ok(());
-    }
-    let model = spec.0.parse().map_err(Ended::Refused)?;
-    let loss = spec.1.parse().map_err(Ended::Refused)?;
-    let (backend, device, threads) = (options.backend, options.device, options.threads);
-    let built =
-        tokio::task::spawn_blocking(move || backend::build(&model, loss, backend, device, threads)).await;
-    let engine =
-        built.map_err(|e| Ended::Failed(e.to_string()))?.map_err(|e| Ended::Failed(e.to_string()))?;
-    *kept = Kept { spec: Some(spec), engine: Some(engine) };
-    Ok(())
+    let word = tokio::time::timeout(std::time::Duration::from_millis(200), word).await;
+    word.ok().flatten().unwrap_or(Ended::Lost(reason))
 }
 
 /// Whether a message is of this session.
@@ -217,15 +168,10 @@ async fn pump_control(
             Ok(stamp) => stamp,
             Err(ended) => return ended,
         };
-        let body = match message.body {
-            Some(coordinator_message::Body::Finished(f)) => return Ended::Finished(f.reason),
-            Some(coordinator_message::Body::Refused(r)) => return Ended::Refused(r.reason),
-            Some(coordinator_message::Body::Evicted(e)) => {
-                return Ended::Lost(format!("it sent us away: {}", e.reason));
-            }
-            Some(body) => body,
-            None => return Ended::Lost("it sent an empty message".into()),
-        };
+        let Some(body) = message.body else { return Ended::Lost("it sent an empty message".into()) };
+        if let Some(ended) = last_word(&body) {
+            return ended;
+        }
         let Ok(permit) = room.clone().acquire_owned().await else { return Ended::Lost("closing".into()) };
         if inputs.send(Input::Control(stamp, body, permit)).is_err() {
             return Ended::Lost("the engine failed".into());
@@ -244,7 +190,7 @@ async fn pump_gradients(
         let message = match bulk.message().await {
             Ok(Some(message)) => message,
             Ok(None) => return Ended::Lost("it closed the connection".into()),
-            Err(status) => return lost(&status),
+            Err(status) => return broken(&status),
         };
         let stamp = match check(message.stamp, ours) {
             Ok(stamp) => stamp,

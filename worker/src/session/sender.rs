@@ -117,7 +117,7 @@ impl Outgoing {
                 }
             }
             Item::Void { attempt } => {
-                self.turn(attempt + 1);
+                self.turn(attempt.saturating_add(1));
             }
             // Of an attempt that is void.
             _ => {}

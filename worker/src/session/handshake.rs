@@ -1,0 +1,118 @@
+//! The beginning of a session: hello, welcome, an engine for what is trained.
+
+use tally_proto::v1::cluster_client::ClusterClient;
+use tally_proto::v1::{self, CoordinatorMessage, Stamp, WorkerMessage, coordinator_message, worker_message};
+use tally_proto::{MAX_FROM_COORDINATOR, PROTOCOL};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tonic::transport::Channel;
+use tonic::{Code, Status, Streaming};
+
+use super::{Ended, Kept, WorkerOptions};
+use crate::engine::backend;
+
+/// A worker that has been let in, with an engine in [`Kept`].
+pub struct Admitted {
+    /// For the gradient stream.
+    pub client: ClusterClient<Channel>,
+    /// To the coordinator.
+    pub control: mpsc::UnboundedSender<WorkerMessage>,
+    /// From the coordinator.
+    pub incoming: Streaming<CoordinatorMessage>,
+    /// The session's.
+    pub stamp: Stamp,
+    /// What is trained.
+    pub welcome: v1::Welcome,
+}
+
+/// How a session ends when a stream breaks with this status.
+pub fn broken(status: &Status) -> Ended {
+    match status.code() {
+        Code::FailedPrecondition | Code::InvalidArgument | Code::Unimplemented => {
+            Ended::Refused(status.message().into())
+        }
+        _ => Ended::Lost(status.message().into()),
+    }
+}
+
+/// The next message on the control stream, or how the session ends.
+pub async fn next(stream: &mut Streaming<CoordinatorMessage>) -> Result<CoordinatorMessage, Ended> {
+    match stream.message().await {
+        Ok(Some(message)) => Ok(message),
+        Ok(None) => Err(Ended::Lost("it closed the connection".into())),
+        Err(status) => Err(broken(&status)),
+    }
+}
+
+/// How the session ends, if this message ends it.
+pub fn last_word(body: &coordinator_message::Body) -> Option<Ended> {
+    match body {
+        coordinator_message::Body::Finished(f) => Some(Ended::Finished(f.reason.clone())),
+        coordinator_message::Body::Refused(r) => Some(Ended::Refused(r.reason.clone())),
+        coordinator_message::Body::Evicted(e) => Some(Ended::Lost(format!("it sent us away: {}", e.reason))),
+        _ => None,
+    }
+}
+
+/// Says hello, hears what is trained, and builds the engine for it unless it is kept.
+///
+/// # Errors
+/// How the session ends instead.
+pub async fn admit(options: &WorkerOptions, channel: Channel, kept: &mut Kept) -> Result<Admitted, Ended> {
+    let mut client = ClusterClient::new(channel)
+        .max_decoding_message_size(MAX_FROM_COORDINATOR)
+        .max_encoding_message_size(usize::MAX);
+    let (control, outgoing) = mpsc::unbounded_channel();
+    let hello = v1::Hello {
+        protocol: PROTOCOL,
+        build: env!("CARGO_PKG_VERSION").into(),
+        name: options.name.clone(),
+        backend: options.backend.to_string(),
+        threads: options.threads as u32,
+        capabilities: Vec::new(),
+        held: Vec::new(),
+    };
+    let _ = control.send(WorkerMessage { stamp: None, body: Some(worker_message::Body::Hello(hello)) });
+    let incoming = client.control(UnboundedReceiverStream::new(outgoing)).await.map_err(|s| broken(&s))?;
+    let mut incoming = incoming.into_inner();
+    let first = next(&mut incoming).await?;
+    if let Some(ended) = first.body.as_ref().and_then(last_word) {
+        return Err(ended);
+    }
+    let (Some(stamp), Some(coordinator_message::Body::Welcome(welcome))) = (first.stamp, first.body) else {
+        return Err(Ended::Refused("its first message was no welcome".into()));
+    };
+    if welcome.protocol != PROTOCOL {
+        return Err(Ended::Refused(format!(
+            "it ({}) speaks protocol {}, this worker ({}) protocol {PROTOCOL}; run the same version on both sides",
+            welcome.build,
+            welcome.protocol,
+            env!("CARGO_PKG_VERSION")
+        )));
+    }
+    // The run may end, or this worker be sent away, while the engine is built.
+    tokio::select! {
+        built = build_engine(options, kept, &welcome) => built?,
+        word = next(&mut incoming) => {
+            let unexpected = || Ended::Lost("it spoke before it was offered a manifest".into());
+            return Err(word?.body.as_ref().and_then(last_word).unwrap_or_else(unexpected));
+        }
+    }
+    Ok(Admitted { client, control, incoming, stamp, welcome })
+}
+
+async fn build_engine(options: &WorkerOptions, kept: &mut Kept, welcome: &v1::Welcome) -> Result<(), Ended> {
+    let spec = (welcome.model.clone(), welcome.label_loss.clone());
+    if kept.spec.as_ref() == Some(&spec) && kept.engine.is_some() {
+        return Ok(());
+    }
+    let model = spec.0.parse().map_err(Ended::Refused)?;
+    let loss = spec.1.parse().map_err(Ended::Refused)?;
+    let (backend, device, threads) = (options.backend, options.device, options.threads);
+    let built =
+        tokio::task::spawn_blocking(move || backend::build(&model, loss, backend, device, threads)).await;
+    let engine =
+        built.map_err(|e| Ended::Failed(e.to_string()))?.map_err(|e| Ended::Failed(e.to_string()))?;
+    *kept = Kept { spec: Some(spec), engine: Some(engine) };
+    Ok(())
+}
