@@ -32,7 +32,10 @@ fn clusters_agree(clusters: &[(Train, usize)], steps: usize, options: &[&str]) {
 fn outcome(run: &RunDir, steps: usize, workers: usize) -> (String, Vec<String>, String) {
     let (summary, journal) = (run.summary(), run.journal());
     assert_eq!(summary["steps"], steps);
-    assert_eq!(summary["workers_joined"], workers);
+    // Nobody was sent away. (A machine so busy that a connection breaks changes no bit.)
+    let broke = |loss: &&&serde_json::Value| loss["reason"].to_string().contains("its connection");
+    let lost = events(&journal, "lost");
+    assert_eq!(lost.iter().filter(broke).count(), lost.len(), "{lost:?}");
     assert_eq!((&summary["samples_lost"], &summary["samples_duplicated"]), (&0.into(), &0.into()));
     // Were it one worker that computed all, equal bits would be no news.
     let contributed = events(&journal, "step").iter().filter_map(|s| s["workers"].as_u64()).max();

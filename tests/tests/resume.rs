@@ -17,7 +17,7 @@ use tally_tests::cluster::{
 const OPTIONS: [&str; 8] =
     ["--train-limit", "500", "--test-limit", "12", "--epochs", "4", "--checkpoint-every", "3"];
 const STEPS: u64 = 32;
-/// A step takes half a tenth of a second, so that it can be interrupted.
+/// A step takes some tens of milliseconds, so that it can be interrupted.
 const SLOW: &str = "synthetic:parameters=50000,us-per-sample=800";
 
 fn options(model: &str) -> Vec<&str> {
@@ -67,7 +67,7 @@ fn refused_resume(options: &[&str]) -> Output {
 
 #[test]
 fn resume_1_an_interrupted_run_ends_in_the_same_bits() {
-    // Inside the second epoch, and neither at a checkpoint of --checkpoint-every.
+    // Inside the second epoch.
     let (run, output) = stopped_at(10);
     let step = last_step(&run);
     assert!((10..STEPS).contains(&step), "stopped at step {step}");

@@ -109,8 +109,8 @@ pub struct Core {
     started: bool,
     stopping: bool,
     finished: bool,
-    /// Who last found NaN in a gradient of the step being computed: one worker's may be its
-    /// own fault, a second worker's is the model's.
+    /// Who found NaN in a gradient of the step being computed: one worker's may be its own
+    /// fault, so others compute the step without it; a second worker's is the model's.
     non_finite: Option<Session>,
     /// The last assignment's quotas and the workers they were for, kept while they serve.
     last_quotas: Option<(Vec<Session>, Vec<u32>)>,
@@ -398,6 +398,10 @@ impl Core {
         if ready.len() < wanted.max(1) {
             return;
         }
+        if ready.len() > 1 {
+            // Others compute what was NaN, to tell a broken worker from a broken model.
+            ready.retain(|session| Some(*session) != self.non_finite);
+        }
         self.started = true;
         let step = self.committed + 1;
         self.attempt += 1;
@@ -409,11 +413,7 @@ impl Core {
             |session: &Session| Load { busy: 0.0, per_leaf: self.members.per_sample(*session) * mean_leaf };
         let loads: Vec<Load> = ready.iter().map(load).collect();
         let quotas = self.quotas(&ready, &loads);
-        let mut nodes = assign::runs(tree, 0..tree.shards(), &quotas);
-        if self.non_finite.is_some() && ready.len() > 1 {
-            // Somebody else computes what was NaN, to tell a broken worker from a broken model.
-            nodes.rotate_right(1);
-        }
+        let nodes = assign::runs(tree, 0..tree.shards(), &quotas);
         self.flight = Some(StepInFlight::new(tree, self.shape.chunks, step, attempt, samples, now));
         let learning_rate = self.shape.recipe.rate(step, self.shape.steps());
         self.actions.push(Action::Begin { step, attempt, learning_rate });
@@ -568,7 +568,11 @@ impl Core {
             self.recent.pop_front();
         }
         self.recent.push_back((step, digest));
-        self.non_finite = None;
+        if let Some(session) = self.non_finite.take()
+            && self.members.0.get(&session).is_some_and(|member| member.leaves == 0)
+        {
+            self.evict(now, session, "it found NaN in a gradient where others found none".into(), false);
+        }
         if step.is_multiple_of(self.shape.schedule.steps_per_epoch() as u64) {
             self.ledger.end_epoch();
         }
@@ -647,15 +651,13 @@ impl Core {
             );
         }
         let (session, reason) = (from.session, format!("the gradient of {tensor} is not finite"));
-        let before = self.non_finite.replace(session);
         let alone = self.members.ready().iter().all(|&ready| ready == session);
-        match before {
-            // Another share, the same worker: it is the worker.
-            Some(before) if before == session && !alone => return self.violated(now, session, reason),
-            // Two workers have found it, or one that nobody can check.
-            Some(_) => return self.diverged(from.step, tensor),
-            None => self.abort(&reason),
+        if self.non_finite.is_some_and(|before| before != session || alone) {
+            // Two workers have found it, or one, twice, that nobody can check.
+            return self.diverged(from.step, tensor);
         }
+        self.non_finite = Some(session);
+        self.abort(&reason);
         self.boundary(now);
     }
 

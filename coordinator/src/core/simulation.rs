@@ -456,11 +456,12 @@ fn nan_that_two_workers_find_is_the_models() {
     let run = with_nan_from(&[1, 2]);
     let expect = Outcome::Diverged { step: 4, tensor: "conv6.weight".into() };
     assert_eq!((run.outcome, run.commits), (Some(expect), vec![1, 2, 3]));
+    assert_eq!(run.workers.len(), 3, "nobody is sent away for it");
 }
 
 #[test]
 fn nan_that_only_one_worker_finds_is_its_own() {
-    let run = with_nan_from(&[2, 2]);
+    let run = with_nan_from(&[2]);
     assert_eq!((run.outcome, run.commits.len(), run.workers.len()), (Some(Outcome::Done), 9, 2));
     assert!(!run.workers.contains_key(&2));
 }

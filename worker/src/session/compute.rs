@@ -91,8 +91,9 @@ pub struct Compute {
     committed: Option<(u64, Digest)>,
     loading: Option<Loading>,
     second: Option<Second>,
-    /// Attempts up to this one are void.
-    void: u32,
+    /// A step and the attempt at it up to which all are void. No other step's are: the step
+    /// before is committed, though this replica may still be busy with its sum.
+    void: (u64, u32),
     leaves: HashMap<(u64, u32), Samples>,
     gradients: VecDeque<(Stamp, gradient_down::Body, OwnedSemaphorePermit)>,
     plans: VecDeque<Plan>,
@@ -127,7 +128,7 @@ impl Compute {
             committed: None,
             loading: None,
             second: None,
-            void: 0,
+            void: (0, 0),
             leaves: HashMap::new(),
             gradients: VecDeque::new(),
             plans: VecDeque::new(),
@@ -220,12 +221,12 @@ impl Compute {
             Body::Commit(commit) => self.commits.push_back((stamp.step, Digest(commit.digest))),
             Body::Abort(abort) => {
                 tracing::info!(step = stamp.step, attempt = stamp.attempt, "aborted: {}", abort.reason);
-                self.void = self.void.max(stamp.attempt);
-                let _ = self.items.send(Item::Void { attempt: self.void });
-                if self.second.as_ref().is_some_and(|s| s.attempt <= self.void) {
+                // Attempts rise over all steps, and aborts come in their order.
+                self.void = (stamp.step, stamp.attempt);
+                let _ = self.items.send(Item::Void { attempt: stamp.attempt });
+                if self.second.as_ref().is_some_and(|s| self.is_void(s.step, s.attempt)) {
                     self.second = None;
                 }
-                self.plans.retain(|plan| plan.attempt > self.void);
             }
             // The handshake is over, and the ends are the pump's.
             _ => {}
@@ -260,7 +261,7 @@ impl Compute {
             gradient_down::Body::State(state) => self.state_begins(stamp.step, &state)?,
             gradient_down::Body::StateChunk(chunk) => self.state_chunk(&chunk)?,
             _ if Some(stamp.step) != self.step().map(|s| s.saturating_add(1))
-                || stamp.attempt <= self.void => {}
+                || self.is_void(stamp.step, stamp.attempt) => {}
             gradient_down::Body::Begin(begin) => {
                 let n = chunks(self.engine.manifest().len());
                 self.second = Some(Second {
@@ -408,14 +409,14 @@ impl Compute {
     fn advance_plan(&mut self, inbox: &Receiver<Input>) -> Result<bool, Failure> {
         let at = self.step();
         let (Some(plan), Some(at)) = (self.plans.front_mut(), at) else { return Ok(false) };
-        if plan.step <= at || plan.attempt <= self.void {
+        let (step, attempt, samples) = (plan.step, plan.attempt, plan.samples);
+        if step <= at || (step == self.void.0 && attempt <= self.void.1) {
             self.plans.pop_front();
             return Ok(true);
         }
-        if plan.step > at.saturating_add(1) {
+        if step > at.saturating_add(1) {
             return Ok(false);
         }
-        let (step, attempt, samples) = (plan.step, plan.attempt, plan.samples);
         match plan.nodes.pop_front() {
             Some(node) => self.contribute(inbox, step, attempt, samples, node)?,
             None => {
@@ -425,9 +426,13 @@ impl Compute {
         Ok(true)
     }
 
+    fn is_void(&self, step: u64, attempt: u32) -> bool {
+        step == self.void.0 && attempt <= self.void.1
+    }
+
     /// Whether what is computed for this attempt is still wanted.
     fn wanted(&self, step: u64, attempt: u32) -> bool {
-        !self.ended && attempt > self.void && self.step() == Some(step - 1)
+        !self.ended && !self.is_void(step, attempt) && self.step() == Some(step - 1)
     }
 
     fn contribute(
@@ -731,6 +736,35 @@ mod tests {
         bench.commit(1, digest);
         assert_eq!(bench.committed(), digest);
         assert_eq!(bench.end(), None);
+    }
+
+    /// LIVE-1: a slow replica hears that an attempt at the next step is void while it is busy
+    /// with the sum of this one, which is committed.
+    #[test]
+    fn live_1_the_abort_of_a_step_leaves_the_step_before_alone() {
+        for overtakes in [true, false] {
+            let mut bench = Bench::new();
+            bench.load();
+            let abort = coordinator_message::Body::Abort(v1::Abort { reason: "test".into() });
+            let first = if overtakes {
+                bench.control(2, 2, abort);
+                bench.sum(1, 1)
+            } else {
+                let first = bench.sum(1, 1);
+                bench.control(2, 2, abort);
+                first
+            };
+            bench.commit(1, first);
+            assert_eq!(bench.committed(), first);
+            let begin = v1::Begin { learning_rate: 0.1, momentum: 0.9, unclipped: true };
+            bench.gradient(2, 2, gradient_down::Body::Begin(begin));
+            let wrong = v1::Reduced { index: 0, data: floats::copy(&[9.0; 1000]) };
+            bench.gradient(2, 2, gradient_down::Body::Reduced(wrong));
+            let second = bench.sum(2, 3);
+            bench.commit(2, second);
+            assert_eq!(bench.committed(), second);
+            assert_eq!(bench.end(), None);
+        }
     }
 
     #[test]
