@@ -13,6 +13,7 @@ use tally_proto::MAX_FROM_WORKER;
 use tally_proto::v1::cluster_server::ClusterServer;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
@@ -20,7 +21,8 @@ use tonic::transport::server::TcpIncoming;
 use crate::cli::TrainOptions;
 use crate::cli::options::DataOptions;
 use crate::console::{Console, human_seconds};
-use crate::core::events::Outcome;
+use crate::core::events::{Event, Outcome};
+use crate::core::recovery::Recorded;
 use crate::core::{Core, Shape};
 use crate::run::config::{InitConfig, RunConfig};
 use crate::run::directory::RunDirectory;
@@ -36,6 +38,11 @@ use tally_proto::pool::Pool;
 const PORT: u16 = 50051;
 /// Inputs that may wait for the driver; more make the streams they come from wait.
 const INPUTS: usize = 64;
+/// How long a resumed run waits for workers that hold a newer state than its checkpoint.
+/// Their waits between two tries are at most 2 s.
+const GRACE: Duration = Duration::from_secs(5);
+/// How often the core looks at its clock.
+const TICK: Duration = Duration::from_millis(10);
 /// How long workers may take to hear that the run is over.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -69,6 +76,7 @@ fn new_run(options: &TrainOptions) -> anyhow::Result<Prepared> {
     let mut config = options.training.configure(&data, run, options.workers)?;
     config.checkpoint_every = options.checkpoint_every;
     config.keep_checkpoints = options.keep_checkpoints.map_or(config.keep_checkpoints, |k| k as usize);
+    config.audit_rate = options.audit_rate.unwrap_or(0.0);
     let parameters = match &options.training.init {
         None => init::parameters(&config.tensors, config.seed),
         Some(path) => {
@@ -100,6 +108,7 @@ fn resumed_run(options: &TrainOptions, path: &std::path::Path) -> anyhow::Result
     config.workers = options.workers as usize;
     config.checkpoint_every = options.checkpoint_every.or(config.checkpoint_every);
     config.keep_checkpoints = options.keep_checkpoints.map_or(config.keep_checkpoints, |k| k as usize);
+    config.audit_rate = options.audit_rate.unwrap_or(config.audit_rate);
     ensure!(
         config.tensors == tally_worker::engine::backend::manifest(&config.model),
         "{} was trained with another {} network than this version has; use Tally {}",
@@ -185,8 +194,15 @@ async fn train(options: &TrainOptions) -> anyhow::Result<ExitCode> {
         recipe: config.optimizer,
         checkpoint_every: config.checkpoint_every,
         workers: config.workers,
+        audit_rate: config.audit_rate,
     };
-    let tested = history.tests.keys().filter(|&&tested| tested <= step).count() as u32;
+    let recorded = Recorded {
+        digests: history.digests.clone(),
+        tests: history.tests.keys().copied().collect(),
+        // Local workers have died with the coordinator.
+        grace: if options.local { Duration::ZERO } else { GRACE },
+    };
+    let tested = recorded.tested(step);
     let run_path = directory.path().display().to_string();
     let last = history.digests.last_key_value().map_or(0, |(last, _)| *last);
     greet(&console, options, &config, &run_path, address, web.local_addr()?, step, last);
@@ -199,7 +215,7 @@ async fn train(options: &TrainOptions) -> anyhow::Result<ExitCode> {
     let elements = config.tensors.len();
     let (inputs, receiver) = mpsc::channel(INPUTS);
     let started = Arc::new(AtomicBool::new(false));
-    let core = Core::new(shape, step, referee.digest(), tested);
+    let core = Core::new(shape, step, referee.digest(), recorded);
     let driver = Driver::new(Parts {
         train: Paired::train(data.train, config.seed),
         test: Paired::test(data.test, config.seed),
@@ -229,6 +245,7 @@ async fn train(options: &TrainOptions) -> anyhow::Result<ExitCode> {
     }));
     tokio::spawn(metrics::keep_up(handle));
     tokio::spawn(stop_on_signal(inputs.clone()));
+    tokio::spawn(tick(inputs.clone()));
 
     let mut locals = Vec::new();
     if options.local {
@@ -282,12 +299,15 @@ fn greet(
         config.recipe
     ));
     if options.resume.is_some() {
-        let again = if last > step {
-            format!(", computing steps {} to {last} again", step + 1)
-        } else {
-            String::new()
+        let newer = match (last > step, options.local) {
+            (false, _) => String::new(),
+            (true, true) => format!(", computing steps {} to {last} again", step + 1),
+            (true, false) => format!(
+                "; waiting up to {} s for a worker that holds a newer state (the journal ends at step {last})",
+                GRACE.as_secs()
+            ),
         };
-        console.note(&format!("resuming at step {step}{again}"));
+        console.note(&format!("resuming at step {step}{newer}"));
     }
     console.note(&format!("run directory {run_path}, metrics on http://{web}/metrics"));
     if options.local {
@@ -320,6 +340,18 @@ async fn serve(
         .add_service(cluster)
         .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), shutdown)
         .await
+}
+
+/// Tells the driver that time passes, unless it is busy anyway.
+async fn tick(inputs: mpsc::Sender<Input>) {
+    let mut ticks = tokio::time::interval(TICK);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        if matches!(inputs.try_send(Input::Event(Event::Tick)), Err(TrySendError::Closed(_))) {
+            return;
+        }
+    }
 }
 
 /// The first interrupt stops the run after the step in flight, the second at once.

@@ -82,6 +82,16 @@ fn describe() {
     describe_counter!("tally_evictions_total", "Workers sent away, by whether their replica had drifted.");
     describe_counter!("tally_aborted_attempts_total", "Steps that had to start again.");
     describe_counter!("tally_shards_taken_over_total", "Micro-shards of lost workers computed by others.");
+    describe_counter!(
+        "tally_shards_late_total",
+        "Micro-shards that others computed too, as a worker was late."
+    );
+    describe_gauge!("tally_step_deadline_seconds", Unit::Seconds, "When the last step's last share was due.");
+    describe_counter!(
+        "tally_audits_total",
+        "Shares that a second worker computed too, by whether the bits were equal."
+    );
+    describe_counter!("tally_steps_recomputed_total", "Steps that a resumed run had to compute again.");
     describe_counter!("tally_checkpoints_total", "Checkpoints, by result.");
     describe_gauge!("tally_checkpoint_step", "The step of the newest checkpoint.");
 }
@@ -111,8 +121,13 @@ pub fn start(config: &RunConfig, incarnation: u64) {
         "tally_workers_joined_total",
         "tally_aborted_attempts_total",
         "tally_shards_taken_over_total",
+        "tally_shards_late_total",
+        "tally_steps_recomputed_total",
     ] {
         counter!(name).absolute(0);
+    }
+    for equal in ["true", "false"] {
+        counter!("tally_audits_total", "equal" => equal).absolute(0);
     }
     for polite in ["true", "false"] {
         counter!("tally_workers_lost_total", "polite" => polite).absolute(0);
@@ -210,6 +225,26 @@ pub fn aborted() {
 /// Micro-shards of a lost worker were dealt again.
 pub fn taken_over(leaves: u32) {
     counter!("tally_shards_taken_over_total").increment(u64::from(leaves));
+}
+
+/// A worker was past its deadline.
+pub fn late(leaves: u32) {
+    counter!("tally_shards_late_total").increment(u64::from(leaves));
+}
+
+/// When the last share of a step was due.
+pub fn deadline(deadline: Option<std::time::Duration>) {
+    gauge!("tally_step_deadline_seconds").set(deadline.unwrap_or_default().as_secs_f64());
+}
+
+/// Two workers have computed the same.
+pub fn audited(equal: bool) {
+    counter!("tally_audits_total", "equal" => equal.to_string()).increment(1);
+}
+
+/// A step was computed again after a resume.
+pub fn recomputed() {
+    counter!("tally_steps_recomputed_total").increment(1);
 }
 
 /// A checkpoint was written, or could not be.

@@ -44,6 +44,13 @@ impl Node {
         self.0.is_multiple_of(2)
     }
 
+    /// Whether `other` is this node or below it.
+    #[must_use]
+    pub fn covers(self, other: Node) -> bool {
+        let (own, below) = (self.0.max(1).ilog2(), other.0.max(1).ilog2());
+        own <= below && other.0 >> (below - own) == self.0
+    }
+
     /// Both children, left first. Only meaningful above the leaves.
     #[must_use]
     pub fn children(self) -> [Node; 2] {

@@ -45,6 +45,12 @@ impl Schedule {
         Ok(Self { seed, samples: count, batch_size })
     }
 
+    /// What the orders are drawn from.
+    #[must_use]
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
     /// How many samples an epoch has.
     #[must_use]
     pub fn samples(&self) -> usize {

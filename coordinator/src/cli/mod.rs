@@ -76,10 +76,15 @@ pub struct TrainOptions {
     pub run_dir: Option<PathBuf>,
 
     /// Go on with a stopped run. --workers, --local, --backend, --threads, the addresses,
-    /// --checkpoint-every and --keep-checkpoints may change, and --epochs under
+    /// --checkpoint-every, --keep-checkpoints and --audit-rate may change, and --epochs under
     /// --lr-schedule constant; what else is given must be as it was
     #[arg(long, value_name = "RUN_DIR", help_heading = "Run directory")]
     pub resume: Option<PathBuf>,
+
+    /// In this share of the steps, 0 to 1, a second worker computes what another contributes,
+    /// and the bits are compared [default: 0]
+    #[arg(long, value_name = "RATE", value_parser = rate, help_heading = "Cluster")]
+    pub audit_rate: Option<f64>,
 
     /// Checkpoint after every so many steps, beside those at the ends of epochs and at a stop
     #[arg(long, value_name = "STEPS", value_parser = clap::value_parser!(u64).range(1..), help_heading = "Run directory")]
@@ -92,4 +97,10 @@ pub struct TrainOptions {
     /// Logs.
     #[command(flatten)]
     pub log: LogOptions,
+}
+
+/// A share, from 0 to 1.
+fn rate(text: &str) -> Result<f64, String> {
+    let rate = text.parse().ok().filter(|rate: &f64| (0.0..=1.0).contains(rate));
+    rate.ok_or_else(|| "a rate is a number from 0 to 1".into())
 }

@@ -240,6 +240,7 @@ impl Training {
             workers: workers as usize,
             checkpoint_every: None,
             keep_checkpoints: 3,
+            audit_rate: 0.0,
         })
     }
 

@@ -4,6 +4,7 @@ use tally_exact::digest::Digest;
 use tally_exact::loss::LossParts;
 use tally_exact::tree::Node;
 
+use super::audit::Finding;
 use super::members::Session;
 use super::reduction::Due;
 use super::step::Receipt;
@@ -21,8 +22,20 @@ pub enum Event {
         device: String,
         /// Threads it computes with.
         threads: u32,
+        /// Steps of this run whose state it holds, with their digests.
+        held: Vec<(u64, Digest)>,
     },
-    /// It has loaded the state it was sent.
+    /// The state it was asked for has come whole; the shell keeps it until
+    /// [`Action::Adopt`].
+    Uploaded {
+        /// Its session.
+        session: Session,
+        /// The state's step.
+        step: u64,
+        /// The digest of what came.
+        digest: Digest,
+    },
+    /// It has loaded the state it was sent, or found the one it holds to be right.
     Loaded {
         /// Its session.
         session: Session,
@@ -50,6 +63,8 @@ pub enum Event {
         node: Node,
         /// The chunk.
         index: u32,
+        /// The digest of its floats, if [`Core::is_audited`](super::Core::is_audited) asks for it.
+        digest: Option<Digest>,
         /// What is wrong with its floats, if anything.
         fault: Option<String>,
     },
@@ -103,6 +118,17 @@ pub enum Event {
         /// The leaf.
         leaf: u32,
     },
+    /// A worker has computed a node that another contributes.
+    Audited {
+        /// From whom.
+        from: Origin,
+        /// The node.
+        node: Node,
+        /// The digest of the sum it got.
+        digest: Digest,
+    },
+    /// Time has passed.
+    Tick,
     /// A worker is gone, or has to go.
     Lost {
         /// Its session.
@@ -136,6 +162,24 @@ pub enum Action {
     SendState {
         /// To whom.
         session: Session,
+    },
+    /// Tell a worker that the state it holds is the committed one, and from then on
+    /// everything that is broadcast.
+    Keep {
+        /// Whom.
+        session: Session,
+    },
+    /// Ask a worker for the state of a step.
+    Upload {
+        /// Whom.
+        session: Session,
+        /// The step.
+        step: u64,
+    },
+    /// Make the state that was uploaded the referee's.
+    Adopt {
+        /// Its step.
+        step: u64,
     },
     /// Send a worker the samples of a leaf.
     SendLeaf {
@@ -178,6 +222,19 @@ pub enum Action {
         samples: usize,
         /// The nodes.
         nodes: Vec<Node>,
+    },
+    /// Have a worker compute a node and answer with [`Event::Audited`].
+    Audit {
+        /// Whom.
+        session: Session,
+        /// The step.
+        step: u64,
+        /// The attempt.
+        attempt: u32,
+        /// Samples of the whole step.
+        samples: usize,
+        /// The node.
+        node: Node,
     },
     /// Keep the chunk that was just handled as this node's value.
     Take {
@@ -291,7 +348,36 @@ pub enum Note {
         /// It left by its own will.
         polite: bool,
     },
-    /// Leaves of a lost worker were dealt to others in the same step.
+    /// A restarted coordinator goes on from the state that a worker held.
+    Adopted {
+        /// Who held it.
+        session: Session,
+        /// Its step.
+        step: u64,
+    },
+    /// A worker is past its deadline: its leaves were dealt to others as well.
+    Late {
+        /// Who.
+        session: Session,
+        /// The step.
+        step: u64,
+        /// How many leaves.
+        leaves: u32,
+    },
+    /// Two workers have computed the same node.
+    Audited {
+        /// The step.
+        step: u64,
+        /// The node.
+        node: Node,
+        /// Who contributed it.
+        owner: Session,
+        /// Who checked it first.
+        checker: Session,
+        /// How it ended.
+        finding: Finding,
+    },
+    /// Leaves of a lost or late worker were dealt to others in the same step.
     TakenOver {
         /// The step.
         step: u64,

@@ -1,7 +1,9 @@
 //! Who is in the cluster, how far each replica is, and how fast it computes.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
+use tally_exact::digest::Digest;
 use tally_exact::tree::Node;
 
 /// One stay of one worker; never used again.
@@ -46,12 +48,18 @@ pub struct Member {
     pub testing: BTreeSet<u32>,
     /// Samples it has contributed to committed steps.
     pub samples: u64,
+    /// When its share of the step in flight is due.
+    pub due: Duration,
+    /// Steps whose state it held when it came, with their digests.
+    pub held: Vec<(u64, Digest)>,
+    /// It has been ready before.
+    pub met: bool,
 }
 
 impl Member {
     /// A member that has just joined.
     #[must_use]
-    pub fn new(name: String, device: String, threads: u32) -> Self {
+    pub fn new(name: String, device: String, threads: u32, held: Vec<(u64, Digest)>) -> Self {
         Self {
             name,
             device,
@@ -65,6 +73,9 @@ impl Member {
             dealt: BTreeSet::new(),
             testing: BTreeSet::new(),
             samples: 0,
+            due: Duration::ZERO,
+            held,
+            met: false,
         }
     }
 
@@ -107,6 +118,31 @@ impl Members {
         let own = self.0.get(&session).and_then(|m| m.per_sample);
         own.unwrap_or(mean).max(1e-9)
     }
+
+    /// Brings the estimates of idle workers that are thought slow a little nearer to the
+    /// others': who is given nothing is measured no more, and may be slow no longer.
+    pub fn forgive(&mut self) {
+        let working = self.0.values().filter(|m| m.leaves > 0).filter_map(|m| m.per_sample);
+        let (sum, count) = working.fold((0.0, 0), |(sum, count), next| (sum + next, count + 1));
+        if count == 0 {
+            return;
+        }
+        let mean = sum / f64::from(count);
+        for member in self.0.values_mut().filter(|m| m.leaves == 0) {
+            if let Some(own) = member.per_sample.as_mut().filter(|own| **own > mean) {
+                *own = mean + 0.9 * (*own - mean);
+            }
+        }
+    }
+
+    /// Workers that have not confirmed the last two commits have no part in the next step.
+    pub fn part_from_laggards(&mut self, committed: u64) {
+        for member in self.0.values_mut().filter(|m| m.state == State::Ready) {
+            if member.confirmed.is_none_or(|step| step + 1 < committed) {
+                member.state = State::Loading;
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -117,7 +153,7 @@ mod tests {
     fn a_newcomer_counts_as_average_and_one_slow_leaf_moves_little() {
         let mut members = Members::default();
         for session in 1..=3 {
-            members.0.insert(session, Member::new(String::new(), String::new(), 1));
+            members.0.insert(session, Member::new(String::new(), String::new(), 1, Vec::new()));
         }
         let mut measure = |session, seconds| {
             if let Some(member) = members.0.get_mut(&session) {

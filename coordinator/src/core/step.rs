@@ -7,6 +7,7 @@ use tally_exact::loss::LossParts;
 use tally_exact::tree::{Node, Tree};
 
 use super::assign::{self, Load};
+use super::audit::Audit;
 use super::members::Session;
 use super::reduction::Reduction;
 
@@ -42,6 +43,12 @@ pub struct StepInFlight {
     pub opened: BTreeSet<(Session, Node)>,
     /// Trailers that have come: a second is a violation.
     pub closed: BTreeSet<(Session, Node)>,
+    /// Nodes that were dealt again because this worker was late with them.
+    pub hedged: BTreeSet<(Session, Node)>,
+    /// The audit that the commit waits for.
+    pub audit: Option<Audit>,
+    /// Who was asked to audit what, and has not answered.
+    pub audits: BTreeSet<(Session, Node)>,
     /// Waiting for the shell to say that the update is applied.
     pub closing: bool,
     tree: Tree,
@@ -61,6 +68,9 @@ impl StepInFlight {
             receipts: BTreeMap::new(),
             opened: BTreeSet::new(),
             closed: BTreeSet::new(),
+            hedged: BTreeSet::new(),
+            audit: None,
+            audits: BTreeSet::new(),
             closing: false,
             tree,
         }
@@ -95,6 +105,33 @@ impl StepInFlight {
         } else {
             Err(format!("its receipts for {node} are not those of the node's leaves"))
         }
+    }
+
+    /// Leaves of a node that hold a sample.
+    #[must_use]
+    pub fn full_leaves(&self, node: Node) -> u32 {
+        let full = |leaf: &u32| !self.tree.samples(*leaf, self.samples).is_empty();
+        self.tree.leaves(node).filter(full).count() as u32
+    }
+
+    /// Whether nothing of a node is missing: neither its sum nor a receipt.
+    #[must_use]
+    pub fn is_done(&self, node: Node) -> bool {
+        let all = 0..self.reduction.chunks();
+        all.into_iter().all(|chunk| self.reduction.is_covered(node, chunk))
+            && self.tree.leaves(node).all(|leaf| {
+                self.receipts.contains_key(&leaf) || self.tree.samples(leaf, self.samples).is_empty()
+            })
+    }
+
+    /// Whether the sum waits for a node: a chunk of it is missing that may be sent by now, or
+    /// nothing but its trailer is.
+    #[must_use]
+    pub fn awaits(&self, node: Node) -> bool {
+        let chunks = self.reduction.chunks();
+        let allowed = chunks.min(self.reduction.emitted() + tally_proto::WINDOW as u32);
+        let all_here = (0..allowed).all(|chunk| self.reduction.is_covered(node, chunk));
+        !self.is_done(node) && (!all_here || allowed == chunks)
     }
 
     /// Deals the leaves of `nodes`, of which some may be done, to workers with these loads.

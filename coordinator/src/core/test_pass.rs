@@ -1,8 +1,13 @@
 //! The test pass: fixed leaves of the test set, dealt to whoever is free.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use tally_worker::scores::TEST_LEAF;
+
+use super::Core;
+use super::events::Action;
+use super::members::{Session, State};
 
 /// Leaves a worker may have at once: one to compute and one on its way.
 pub const OUTSTANDING: usize = 2;
@@ -12,18 +17,38 @@ pub const OUTSTANDING: usize = 2;
 pub struct TestPass {
     waiting: BTreeSet<u32>,
     unanswered: BTreeSet<u32>,
+    /// When each leaf was dealt last.
+    dealt: BTreeMap<u32, Duration>,
+    /// The longest that an answer has taken.
+    longest: Option<Duration>,
 }
 
 impl TestPass {
     /// A pass over leaves `0..leaves`, none answered.
     #[must_use]
     pub fn new(leaves: u32) -> Self {
-        Self { waiting: (0..leaves).collect(), unanswered: (0..leaves).collect() }
+        Self {
+            waiting: (0..leaves).collect(),
+            unanswered: (0..leaves).collect(),
+            dealt: BTreeMap::new(),
+            longest: None,
+        }
     }
 
     /// The next leaf that nobody has.
-    pub fn take(&mut self) -> Option<u32> {
-        self.waiting.pop_first()
+    pub fn take(&mut self, now: Duration) -> Option<u32> {
+        let leaf = self.waiting.pop_first()?;
+        self.dealt.insert(leaf, now);
+        Some(leaf)
+    }
+
+    /// Leaves whose answer is missing for twice as long as any took are dealt once more.
+    pub fn overdue(&mut self, now: Duration) {
+        let Some(longest) = self.longest else { return };
+        let patience = 2 * longest + Duration::from_millis(50);
+        let late = |leaf: &&u32| self.dealt.get(leaf).is_some_and(|dealt| now >= *dealt + patience);
+        let late: Vec<u32> = self.unanswered.iter().filter(late).copied().collect();
+        self.waiting.extend(late);
     }
 
     /// A worker was lost with these leaves.
@@ -32,8 +57,11 @@ impl TestPass {
     }
 
     /// An answer has come; true if it is the leaf's first.
-    pub fn answer(&mut self, leaf: u32) -> bool {
+    pub fn answer(&mut self, now: Duration, leaf: u32) -> bool {
         self.waiting.remove(&leaf);
+        if let Some(dealt) = self.dealt.remove(&leaf) {
+            self.longest = self.longest.max(Some(now.saturating_sub(dealt)));
+        }
         self.unanswered.remove(&leaf)
     }
 
@@ -50,6 +78,52 @@ pub fn leaves(samples: usize) -> u32 {
     samples.div_ceil(TEST_LEAF) as u32
 }
 
+impl Core {
+    pub(super) fn deal_test_leaves(&mut self, now: Duration) {
+        let Some(test) = &mut self.test else { return };
+        loop {
+            let free = self.members.0.iter_mut().filter(|(_, m)| m.state == State::Ready);
+            let Some((&session, member)) = free.min_by_key(|(_, m)| m.testing.len()) else { return };
+            if member.testing.len() >= OUTSTANDING {
+                return;
+            }
+            let Some(leaf) = test.take(now) else { return };
+            if member.testing.insert(leaf) {
+                self.actions.push(Action::SendTestLeaf { session, step: self.committed, leaf });
+            }
+        }
+    }
+
+    pub(super) fn test_overdue(&mut self, now: Duration) {
+        if let Some(test) = &mut self.test {
+            test.overdue(now);
+            self.deal_test_leaves(now);
+        }
+    }
+
+    pub(super) fn answered(&mut self, now: Duration, session: Session, step: u64, leaf: u32) {
+        let Some(member) = self.members.0.get_mut(&session) else { return };
+        let given = member.testing.remove(&leaf);
+        // An answer that is late is no fault: somebody else has given it.
+        let Some(test) = self.test.as_mut().filter(|_| step == self.committed) else { return };
+        if !given || member.confirmed != Some(step) {
+            let reason = format!("it answered leaf {leaf} of the test pass, which it was not given");
+            return self.evict(now, session, reason, false);
+        }
+        test.answer(now, leaf);
+        if !test.is_complete() {
+            return self.deal_test_leaves(now);
+        }
+        self.test = None;
+        for member in self.members.0.values_mut() {
+            member.testing.clear();
+        }
+        self.tested = (self.committed / self.shape.schedule.steps_per_epoch() as u64) as u32;
+        self.actions.push(Action::TestDone { step: self.committed, epoch: self.tested });
+        self.boundary(now);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -57,12 +131,28 @@ mod tests {
     #[test]
     fn a_lost_workers_leaves_are_dealt_again() {
         let mut pass = TestPass::new(3);
-        assert_eq!((pass.take(), pass.take(), pass.take(), pass.take()), (Some(0), Some(1), Some(2), None));
-        assert!(pass.answer(1));
+        let now = Duration::ZERO;
+        let taken: Vec<u32> = std::iter::from_fn(|| pass.take(now)).collect();
+        assert_eq!(taken, [0, 1, 2]);
+        assert!(pass.answer(now, 1));
         pass.give_back([0, 1]);
-        assert_eq!((pass.take(), pass.take()), (Some(0), None));
-        assert!(pass.answer(2) && !pass.answer(2) && pass.answer(0));
+        assert_eq!((pass.take(now), pass.take(now)), (Some(0), None));
+        assert!(pass.answer(now, 2) && !pass.answer(now, 2) && pass.answer(now, 0));
         assert!(pass.is_complete());
+    }
+
+    #[test]
+    fn live_1_a_leaf_whose_answer_is_late_is_dealt_once_more() {
+        let mut pass = TestPass::new(2);
+        let at = Duration::from_secs;
+        assert_eq!((pass.take(at(0)), pass.take(at(0))), (Some(0), Some(1)));
+        pass.overdue(at(1000));
+        assert_eq!(pass.take(at(1000)), None, "nothing is known yet of how long it takes");
+        assert!(pass.answer(at(1000), 0));
+        pass.overdue(at(1001));
+        assert_eq!(pass.take(at(1001)), None);
+        pass.overdue(at(2001));
+        assert_eq!((pass.take(at(2001)), pass.take(at(2001))), (Some(1), None));
     }
 
     #[test]

@@ -46,6 +46,9 @@ pub struct RunConfig {
     pub checkpoint_every: Option<u64>,
     /// How many checkpoints are kept beside the best and the last.
     pub keep_checkpoints: usize,
+    /// The share of steps in which a second worker checks another's bits.
+    #[serde(default)]
+    pub audit_rate: f64,
     /// The network's tensors.
     pub tensors: Manifest,
 }

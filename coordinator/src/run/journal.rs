@@ -77,6 +77,39 @@ pub enum Line {
         /// By how many workers.
         workers: usize,
     },
+    /// A worker was past its deadline; its leaves were dealt to others as well.
+    Hedge {
+        /// The step.
+        step: u64,
+        /// Its session.
+        session: u64,
+        /// Its name.
+        worker: String,
+        /// How many leaves.
+        leaves: u32,
+    },
+    /// A restarted coordinator went on from the state that a worker held.
+    Adopt {
+        /// The state's step.
+        step: u64,
+        /// The worker's session.
+        session: u64,
+        /// Its name.
+        worker: String,
+    },
+    /// Two workers got different bits for the same node.
+    Audit {
+        /// The step.
+        step: u64,
+        /// The node of the tree.
+        node: u32,
+        /// Who contributed it.
+        owner: String,
+        /// Who checked it.
+        checker: String,
+        /// Whose bits were its own, if a third worker could tell.
+        alone: Option<String>,
+    },
     /// An attempt was void.
     Abort {
         /// The step.

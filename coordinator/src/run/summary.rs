@@ -39,6 +39,12 @@ pub struct Summary {
     pub workers_joined: u64,
     /// Workers that were lost against their will.
     pub workers_lost: u64,
+    /// Shares that a second worker computed too, since this start.
+    #[serde(default)]
+    pub audits: u64,
+    /// Those whose bits differed.
+    #[serde(default)]
+    pub audits_differed: u64,
 }
 
 /// A test pass in five numbers; the journal has the rest.

@@ -36,11 +36,7 @@ impl Arena {
 
     /// Keeps a node's chunk, and drops those of the nodes below it, which it covers.
     pub fn put(&mut self, node: Node, index: u32, values: Chunk) {
-        self.waiting.retain(|&(other, chunk), _| {
-            let below = other.0.checked_ilog2() > node.0.checked_ilog2()
-                && other.0 >> (other.0.ilog2() - node.0.ilog2()) == node.0;
-            chunk != index || !below
-        });
+        self.waiting.retain(|&(other, chunk), _| chunk != index || !node.covers(other));
         self.waiting.insert((node, index), values);
     }
 

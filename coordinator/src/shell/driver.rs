@@ -3,7 +3,7 @@
 //! It owns everything that a step changes: the core, the floats in flight, the referee's
 //! copy, the journal. It never waits for a worker; what is to be sent is queued.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -11,10 +11,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use tally_checkpoint::Meta;
 use tally_data::Paired;
-use tally_exact::digest::Digest;
+use tally_exact::digest::{self, Digest};
 use tally_exact::manifest::Manifest;
 use tally_exact::norm;
+use tally_exact::tree::Node;
 use tally_exact::update::Update;
+use tally_exact::{CHUNK, chunk_range};
 use tally_proto::convert::LeafAnswers;
 use tally_proto::v1::{self, CoordinatorMessage, GradientDown, coordinator_message, gradient_down};
 use tally_proto::{PROTOCOL, convert, floats};
@@ -25,6 +27,7 @@ use super::outbox::{Bulk, Control};
 use super::referee::Referee;
 use super::service::{Hello, Input};
 use crate::console::Console;
+use crate::core::audit::Finding;
 use crate::core::events::{Action, Committed, Event, Note, Outcome};
 use crate::core::members::{Session, State};
 use crate::core::{Core, Phase};
@@ -57,6 +60,17 @@ struct Peer {
     bulk: Bulk,
     /// It has been sent a state, and gets what is broadcast.
     replica: bool,
+}
+
+/// A state on its way in from a worker, after a crash of the coordinator.
+#[derive(Debug)]
+struct Upload {
+    session: Session,
+    step: u64,
+    parameters: Vec<f32>,
+    momentum: Vec<f32>,
+    /// Chunks that have not come, of both.
+    missing: BTreeSet<(bool, u32)>,
 }
 
 /// What the driver is built from.
@@ -95,6 +109,7 @@ pub struct Driver {
     events: VecDeque<Event>,
     arena: Arena,
     held: Option<Chunk>,
+    upload: Option<Upload>,
     squared_norm: f64,
     answers: BTreeMap<u32, LeafAnswers>,
     test_started: Duration,
@@ -135,6 +150,7 @@ impl Driver {
             events: VecDeque::new(),
             arena: Arena::default(),
             held: None,
+            upload: None,
             squared_norm: 0.0,
             answers: BTreeMap::new(),
             test_started: Duration::ZERO,
@@ -253,12 +269,21 @@ impl Driver {
                     Ok(data) => (Some(data), None),
                     Err(fault) => (None, Some(fault)),
                 };
+                let audited = data.as_ref().filter(|_| self.parts.core.is_audited(from, node));
+                let digest = audited.map(|values| digest::of(index as usize * CHUNK, values, values));
                 self.held = data;
-                self.events.push_back(Event::Chunk { from, node, index, fault });
+                self.events.push_back(Event::Chunk { from, node, index, digest, fault });
+            }
+            Input::State { session, step, momentum, index, data } => {
+                self.state_chunk(session, step, momentum, index, data);
             }
             Input::Answers { session, step, answers } => {
                 let leaf = answers.leaf;
                 let member = self.parts.core.members().0.get(&session);
+                if step < self.parts.core.committed().0 || self.parts.core.phase() != Phase::Testing {
+                    // Others have answered it in the meantime.
+                    return;
+                }
                 if step != self.parts.core.committed().0 || member.is_none_or(|m| !m.testing.contains(&leaf))
                 {
                     return self.lose(
@@ -360,8 +385,8 @@ impl Driver {
             return;
         };
         self.peers.insert(session, Peer { control, bulk, replica: false });
-        let Hello { name, threads } = hello;
-        self.events.push_back(Event::Joined { session, name, device, threads });
+        let Hello { name, threads, held } = hello;
+        self.events.push_back(Event::Joined { session, name, device, threads, held });
     }
 
     // ---- Sending ----
@@ -436,6 +461,35 @@ impl Driver {
         }
     }
 
+    /// A chunk of a state that a worker was asked for (**RESUME-1**).
+    fn state_chunk(
+        &mut self,
+        session: Session,
+        step: u64,
+        momentum: bool,
+        index: u32,
+        data: Result<Chunk, String>,
+    ) {
+        let asked = |u: &&mut Upload| {
+            (u.session, u.step) == (session, step) && u.missing.contains(&(momentum, index))
+        };
+        let Some(upload) = self.upload.as_mut().filter(asked) else {
+            return self.lose(session, "it sent a state that it was not asked for".into());
+        };
+        upload.missing.remove(&(momentum, index));
+        let values = match data {
+            Ok(values) => values,
+            Err(fault) => return self.lose(session, format!("the state that it sent is wrong: {fault}")),
+        };
+        let into = if momentum { &mut upload.momentum } else { &mut upload.parameters };
+        let range = chunk_range(into.len(), index as usize);
+        into[range].copy_from_slice(&values);
+        if upload.missing.is_empty() {
+            let digest = digest::of(0, &upload.parameters, &upload.momentum);
+            self.events.push_back(Event::Uploaded { session, step, digest });
+        }
+    }
+
     fn farewell(&mut self, reason: &str, stopped: bool) {
         let body = coordinator_message::Body::Finished(v1::Finished { reason: reason.into(), stopped });
         let guests = self.guests.iter().map(|(session, guest)| (*session, &guest.control));
@@ -453,6 +507,35 @@ impl Driver {
         use coordinator_message::Body as Tell;
         match action {
             Action::SendState { session } => self.send_state(session),
+            Action::Keep { session } => {
+                let (step, digest) = self.parts.core.committed();
+                if let Some(peer) = self.peers.get_mut(&session) {
+                    peer.replica = true;
+                }
+                self.tell(session, step, 0, Tell::Keep(v1::Keep { digest: digest.0 }));
+            }
+            Action::Upload { session, step } => {
+                let elements = self.parts.config.tensors.len();
+                let chunks = self.parts.core.shape().chunks;
+                self.upload = Some(Upload {
+                    session,
+                    step,
+                    parameters: vec![0.0; elements],
+                    momentum: vec![0.0; elements],
+                    missing: [false, true]
+                        .into_iter()
+                        .flat_map(|m| (0..chunks).map(move |i| (m, i)))
+                        .collect(),
+                });
+                self.tell(session, step, 0, Tell::Upload(v1::Upload {}));
+            }
+            Action::Adopt { step } => {
+                if let Some(upload) = self.upload.take() {
+                    self.parts.referee = Referee::new(&upload.parameters, &upload.momentum);
+                }
+                let tests = self.parts.history.tests.range(..=step);
+                self.last_test = tests.last().map(|(_, scores)| scores.clone());
+            }
             Action::SendLeaf { session, step, leaf, ids } => {
                 let samples = self.parts.train.samples(&ids)?;
                 self.tell(session, step, 0, Tell::Leaf(convert::leaf(leaf, false, &samples)));
@@ -479,8 +562,13 @@ impl Driver {
                     session,
                     step,
                     attempt,
-                    Tell::Plan(v1::Plan { samples: samples as u32, nodes, digest }),
+                    Tell::Plan(v1::Plan { samples: samples as u32, nodes, digest, audit: false }),
                 );
+            }
+            Action::Audit { session, step, attempt, samples, node } => {
+                let (digest, nodes) = (self.parts.core.committed().1.0, vec![node.0]);
+                let plan = v1::Plan { samples: samples as u32, nodes, digest, audit: true };
+                self.tell(session, step, attempt, Tell::Plan(plan));
             }
             Action::Take { node, index } => {
                 if let Some(values) = self.held.take() {
@@ -497,7 +585,10 @@ impl Driver {
                     self.broadcast(step, attempt, &gradient_down::Body::Reduced(reduced));
                 }
             }
-            Action::Close { step, attempt, learning_rate } => self.close(step, attempt, learning_rate),
+            Action::Close { step, attempt, learning_rate } => {
+                metrics::deadline(self.parts.core.deadline());
+                self.close(step, attempt, learning_rate);
+            }
             Action::Commit(committed) => self.commit(*committed)?,
             Action::Abort { step, attempt, reason } => {
                 tracing::warn!(step, attempt, "an attempt at the step is void: {reason}");
@@ -546,7 +637,7 @@ impl Driver {
                  not compute the bits of the one that ran before; resume on workers of the same kind",
                 committed.digest
             ),
-            Some(_) => {}
+            Some(_) => metrics::recomputed(),
             None => self.parts.journal.append(&Line::Step(self.step_line(&committed)))?,
         }
         let body = coordinator_message::Body::Commit(v1::Commit { digest: committed.digest.0 });
@@ -663,13 +754,65 @@ impl Driver {
                 self.parts.console.lost(&name, &reason, &self.parts.core);
                 self.parts.journal.append(&Line::Lost { step, session, worker: name, reason, polite })?;
             }
+            Note::Adopted { session, step } => {
+                let worker = self.name_of(session);
+                self.parts.console.note(&format!("going on from step {step}, which worker {worker} held"));
+                self.parts.journal.append(&Line::Adopt { step, session, worker })?;
+            }
+            Note::Late { session, step, leaves } => {
+                let worker = self.name_of(session);
+                let due = self.parts.core.deadline().unwrap_or_default().as_secs_f64();
+                metrics::late(leaves);
+                tracing::info!(
+                    step,
+                    worker,
+                    leaves,
+                    "late: due {due:.3} s after the step began; others compute its share too"
+                );
+                self.parts.journal.append(&Line::Hedge { step, session, worker, leaves })?;
+            }
+            Note::Audited { step, node, owner, checker, finding } => {
+                self.audited(step, node, owner, checker, finding)?
+            }
             Note::TakenOver { step, leaves, workers } => {
                 metrics::taken_over(leaves);
-                tracing::info!(step, leaves, workers, "a lost worker's micro-shards are computed by others");
+                tracing::info!(step, leaves, workers, "a worker's micro-shards are computed by others");
                 self.parts.journal.append(&Line::Takeover { step, leaves, workers })?;
             }
         }
         metrics::workers(&self.parts.core);
+        Ok(())
+    }
+
+    fn name_of(&self, session: Session) -> String {
+        self.parts.core.members().0.get(&session).map_or_else(|| format!("{session:x}"), |m| m.name.clone())
+    }
+
+    fn audited(
+        &mut self,
+        step: u64,
+        node: Node,
+        owner: Session,
+        checker: Session,
+        finding: Finding,
+    ) -> anyhow::Result<()> {
+        metrics::audited(finding == Finding::Equal);
+        if finding == Finding::Equal {
+            return Ok(());
+        }
+        let (owner, checker) = (self.name_of(owner), self.name_of(checker));
+        let alone = match finding {
+            Finding::Alone(session) => Some(self.name_of(session)),
+            _ => None,
+        };
+        let verdict = alone.as_ref().map_or_else(
+            || "nobody could decide".to_string(),
+            |name| format!("a third worker agrees with the other: {name} is sent away"),
+        );
+        self.parts.console.warn(&format!(
+            "audit of step {step}: workers {owner} and {checker} got different bits for {node}; {verdict}"
+        ));
+        self.parts.journal.append(&Line::Audit { step, node: node.0, owner, checker, alone })?;
         Ok(())
     }
 
@@ -705,6 +848,8 @@ impl Driver {
             samples_duplicated: ledger.duplicated(),
             workers_joined: self.joined,
             workers_lost: self.lost,
+            audits: self.parts.core.audits().equal + self.parts.core.audits().differed,
+            audits_differed: self.parts.core.audits().differed,
         }
     }
 
@@ -714,6 +859,7 @@ impl Driver {
         let last = self.last_step.as_ref();
         let phase = match core.phase() {
             Phase::Waiting => "waiting",
+            Phase::Recovering => "recovering",
             Phase::Training => "training",
             Phase::Testing => "testing",
             Phase::Finished => "finished",

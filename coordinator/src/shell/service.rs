@@ -25,6 +25,9 @@ use crate::core::members::Session;
 use crate::core::step::Receipt;
 use tally_proto::pool::{Chunk, Pool};
 
+/// A worker holds its committed state and the one before.
+const MOST_HELD: usize = 2;
+
 /// What a worker says of itself.
 #[derive(Clone, Debug)]
 pub struct Hello {
@@ -32,6 +35,8 @@ pub struct Hello {
     pub name: String,
     /// Threads it computes with.
     pub threads: u32,
+    /// Steps of this run whose state it holds, newest first, with their digests.
+    pub held: Vec<(u64, Digest)>,
 }
 
 /// What reaches the driver.
@@ -72,6 +77,19 @@ pub enum Input {
         from: Origin,
         /// The node.
         node: Node,
+        /// The chunk.
+        index: u32,
+        /// The floats, or what is wrong with them.
+        data: Result<Chunk, String>,
+    },
+    /// A chunk of the state that a worker was asked for.
+    State {
+        /// From whom.
+        session: Session,
+        /// The state's step.
+        step: u64,
+        /// Of the momentum, not of the parameters.
+        momentum: bool,
         /// The chunk.
         index: u32,
         /// The floats, or what is wrong with them.
@@ -154,6 +172,9 @@ impl Service {
                 Input::Event(Event::NonFinite { from, node: Node(m.node), tensor: printable(&m.tensor, 256) })
             }
             Body::Answers(answers) => Input::Answers { session, step, answers },
+            Body::Audited(m) => {
+                Input::Event(Event::Audited { from, node: Node(m.node), digest: Digest(m.digest) })
+            }
             Body::Failed(m) => {
                 let reason = format!("it failed: {}", printable(&m.what, 1024));
                 Input::Event(Event::Lost { session, reason, polite: false })
@@ -176,6 +197,10 @@ impl Service {
             Body::Chunk(m) => {
                 let data = self.floats(m.index, &m.data);
                 Input::Chunk { from, node: Node(m.node), index: m.index, data }
+            }
+            Body::StateChunk(m) => {
+                let data = self.floats(m.index, &m.data);
+                Input::State { session, step: from.step, momentum: m.momentum, index: m.index, data }
             }
             Body::Trailer(m) => {
                 let receipts = m.receipts.iter().map(|r| {
@@ -249,7 +274,12 @@ impl Cluster for Service {
                 hello.protocol
             )));
         }
-        let hello = Hello { name: printable(&hello.name, 128), threads: hello.threads };
+        let ours = hello.held.iter().filter(|held| held.run == self.run).take(MOST_HELD);
+        let hello = Hello {
+            name: printable(&hello.name, 128),
+            threads: hello.threads,
+            held: ours.map(|held| (held.step, Digest(held.digest))).collect(),
+        };
         let session = self.new_session();
         let (control, receiver) = mpsc::unbounded_channel();
         self.input(Input::Hello { session, hello, control }).await?;

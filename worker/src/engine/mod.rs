@@ -58,6 +58,10 @@ pub trait Engine: Send {
     /// The committed state: parameters and momentum.
     fn state(&mut self) -> (Vec<f32>, Vec<f32>);
 
+    /// The state of the step before the committed one, while nothing has been written over it:
+    /// from a commit to the first [`apply`](Self::apply) after it.
+    fn before(&mut self) -> Option<(Vec<f32>, Vec<f32>)>;
+
     /// Computes the gradient of `scale` times the sum of the samples' losses at the
     /// committed parameters into `out`, and returns the losses' sums (not scaled).
     ///

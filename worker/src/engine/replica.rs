@@ -6,9 +6,11 @@ use tally_exact::update::Update;
 /// Parameters and momentum twice: the committed step's, and the next step's in the making.
 ///
 /// After [`commit`](Self::commit) the second buffer holds the step before, until the next
-/// update overwrites it.
+/// update overwrites it: see [`before`](Self::before).
 #[derive(Debug, Default)]
 pub struct Replica {
+    /// Nothing has been written over the step before.
+    holds_before: bool,
     parameters: Vec<f32>,
     momentum: Vec<f32>,
     next_parameters: Vec<f32>,
@@ -26,6 +28,7 @@ impl Replica {
         self.next_momentum.resize(parameters.len(), 0.0);
         self.parameters = parameters;
         self.momentum = momentum;
+        self.holds_before = false;
         digest
     }
 
@@ -41,11 +44,18 @@ impl Replica {
         &self.momentum
     }
 
+    /// Parameters and momentum of the step before, while they are there.
+    #[must_use]
+    pub fn before(&self) -> Option<(&[f32], &[f32])> {
+        self.holds_before.then_some((&self.next_parameters, &self.next_momentum))
+    }
+
     /// Updates the stretch that starts at `first` into the second buffer.
     ///
     /// # Panics
     /// If the stretch reaches past the end.
     pub fn apply(&mut self, update: Update, first: usize, gradient: &[f32]) -> Digest {
+        self.holds_before = false;
         let stretch = first..first + gradient.len();
         update.apply_into(
             first,
@@ -59,6 +69,7 @@ impl Replica {
     pub fn commit(&mut self) {
         std::mem::swap(&mut self.parameters, &mut self.next_parameters);
         std::mem::swap(&mut self.momentum, &mut self.next_momentum);
+        self.holds_before = true;
     }
 }
 
@@ -77,5 +88,8 @@ mod tests {
         replica.commit();
         assert_eq!((replica.parameters(), replica.momentum()), (&[0.0, -2.0][..], &[1.0, 4.0][..]));
         assert_eq!(next, digest::of(0, replica.parameters(), replica.momentum()));
+        assert_eq!(replica.before(), Some((&[1.0, 2.0][..], &[0.0, 0.0][..])));
+        replica.apply(update, 0, &[0.0]);
+        assert_eq!(replica.before(), None, "it is being written over");
     }
 }

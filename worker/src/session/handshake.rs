@@ -70,7 +70,7 @@ pub async fn admit(options: &WorkerOptions, channel: Channel, kept: &mut Kept) -
         backend: options.backend.to_string(),
         threads: options.threads as u32,
         capabilities: Vec::new(),
-        held: Vec::new(),
+        held: held(kept),
     };
     let _ = control.send(WorkerMessage { stamp: None, body: Some(worker_message::Body::Hello(hello)) });
     let incoming = client.control(UnboundedReceiverStream::new(outgoing)).await.map_err(|s| broken(&s))?;
@@ -90,6 +90,13 @@ pub async fn admit(options: &WorkerOptions, channel: Channel, kept: &mut Kept) -
             env!("CARGO_PKG_VERSION")
         )));
     }
+    // A coordinator that was thought dead and replaced must not take its workers back.
+    if let Some((run, newest)) = kept.run
+        && run == stamp.run
+        && stamp.incarnation < newest
+    {
+        return Err(Ended::Lost(format!("it is incarnation {}; {newest} has taken over", stamp.incarnation)));
+    }
     // The run may end, or this worker be sent away, while the engine is built.
     tokio::select! {
         built = build_engine(options, kept, &welcome) => built?,
@@ -99,6 +106,12 @@ pub async fn admit(options: &WorkerOptions, channel: Channel, kept: &mut Kept) -
         }
     }
     Ok(Admitted { client, control, incoming, stamp, welcome })
+}
+
+/// What the engine still holds, in case the coordinator was lost and needs it back.
+fn held(kept: &Kept) -> Vec<v1::Held> {
+    let Some((run, _)) = kept.run else { return Vec::new() };
+    kept.held.iter().map(|&(step, digest)| v1::Held { run, step, digest: digest.0 }).collect()
 }
 
 async fn build_engine(options: &WorkerOptions, kept: &mut Kept, welcome: &v1::Welcome) -> Result<(), Ended> {
@@ -113,6 +126,6 @@ async fn build_engine(options: &WorkerOptions, kept: &mut Kept, welcome: &v1::We
         tokio::task::spawn_blocking(move || backend::build(&model, loss, backend, device, threads)).await;
     let engine =
         built.map_err(|e| Ended::Failed(e.to_string()))?.map_err(|e| Ended::Failed(e.to_string()))?;
-    *kept = Kept { spec: Some(spec), engine: Some(engine) };
+    *kept = Kept { spec: Some(spec), engine: Some(engine), run: kept.run, held: Vec::new() };
     Ok(())
 }

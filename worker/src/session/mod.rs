@@ -14,6 +14,7 @@ use std::future::Future;
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
+use tally_exact::digest::Digest;
 
 use crate::engine::Engine;
 use crate::engine::backend::BackendChoice;
@@ -92,6 +93,10 @@ pub struct Kept {
     pub spec: Option<(String, String)>,
     /// The engine.
     pub engine: Option<Box<dyn Engine>>,
+    /// The run it took part in last, and the newest incarnation of its coordinator.
+    pub run: Option<(u64, u64)>,
+    /// Steps of that run whose state the engine holds, newest first, with their digests.
+    pub held: Vec<(u64, Digest)>,
 }
 
 /// Works until the run is over or `leave` is ready.

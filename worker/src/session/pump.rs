@@ -12,7 +12,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tonic::transport::Channel;
 
-use super::compute::{Compute, Input};
+use super::compute::{Compute, Input, Rest};
 use super::handshake::{self, Admitted, broken, last_word, next};
 use super::sender::{self, Item};
 use super::{Ended, Kept, WorkerOptions};
@@ -50,6 +50,10 @@ async fn take_part(
     };
     let Admitted { mut client, control, mut incoming, stamp, welcome } = admitted;
     let Some(engine) = kept.engine.take() else { return Err(Ended::Failed("there is no engine".into())) };
+    let same_run = kept.run.is_some_and(|(run, _)| run == stamp.run);
+    let held = std::mem::take(&mut kept.held);
+    let held = if same_run { held } else { Vec::new() };
+    kept.run = Some((stamp.run, stamp.incarnation));
     *welcomed = true;
     let spare = if welcome.spare { ", as a spare until there is work" } else { "" };
     options.tell(&format!("joined {}: {} on {}{spare}", options.connect, welcome.model, engine.device()));
@@ -61,7 +65,7 @@ async fn take_part(
     let mut bulk = match bulk {
         Ok(bulk) => bulk.into_inner(),
         Err(ended) => {
-            kept.engine = Some(engine);
+            (kept.engine, kept.held) = (Some(engine), held);
             return Err(ended);
         }
     };
@@ -77,6 +81,7 @@ async fn take_part(
     let (done, mut computed) = oneshot::channel();
     let compute = Compute::new(
         engine,
+        held,
         welcome.shards,
         welcome.label_loss.parse().unwrap_or_default(),
         stamp,
@@ -121,8 +126,8 @@ async fn take_part(
         None => computed.await,
     };
     match result {
-        Ok((engine, None)) => kept.engine = Some(engine),
-        Ok((_, Some(what))) => return Ok(Ended::Failed(what)),
+        Ok(Rest { failed: Some(what), .. }) => return Ok(Ended::Failed(what)),
+        Ok(Rest { engine, held, .. }) => (kept.engine, kept.held) = (Some(engine), held),
         Err(_) => return Ok(Ended::Failed("the compute thread panicked; please report this".into())),
     }
     Ok(ended)

@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 use tally_proto::WINDOW;
 use tally_proto::v1::gradient_up::Body;
-use tally_proto::v1::{Chunk, GradientUp, Header, Stamp, Trailer};
+use tally_proto::v1::{Chunk, GradientUp, Header, Stamp, StateChunk, Trailer};
 use tokio::sync::mpsc;
 
 /// What the sender is told.
@@ -43,6 +43,13 @@ pub enum Item {
         /// What to send.
         trailer: Trailer,
     },
+    /// A chunk of the state that the coordinator asked for; they need no credit.
+    State {
+        /// The state's step.
+        step: u64,
+        /// What to send.
+        chunk: StateChunk,
+    },
     /// The coordinator has summed this chunk.
     Reduced {
         /// The attempt.
@@ -74,11 +81,19 @@ struct Outgoing {
     nodes: Vec<Node>,
     reduced: Vec<bool>,
     credits: usize,
+    state: VecDeque<(u64, StateChunk)>,
 }
 
 impl Outgoing {
     fn new(chunks: usize) -> Self {
-        Self { step: 0, attempt: 0, nodes: Vec::new(), reduced: vec![false; chunks], credits: WINDOW }
+        Self {
+            step: 0,
+            attempt: 0,
+            nodes: Vec::new(),
+            reduced: vec![false; chunks],
+            credits: WINDOW,
+            state: VecDeque::new(),
+        }
     }
 
     /// Moves on to `attempt` if it is newer; false if it is older.
@@ -116,6 +131,7 @@ impl Outgoing {
                     self.credits += 1;
                 }
             }
+            Item::State { step, chunk } => self.state.push_back((step, chunk)),
             Item::Void { attempt } => {
                 self.turn(attempt.saturating_add(1));
             }
@@ -124,8 +140,16 @@ impl Outgoing {
         }
     }
 
-    /// The next message that may leave.
-    fn next(&mut self) -> Option<Body> {
+    /// The next message that may leave, with the step and attempt it belongs to.
+    fn next(&mut self) -> Option<(u64, u32, Body)> {
+        if let Some((step, chunk)) = self.state.pop_front() {
+            return Some((step, 0, Body::StateChunk(chunk)));
+        }
+        let body = self.next_of_step()?;
+        Some((self.step, self.attempt, body))
+    }
+
+    fn next_of_step(&mut self) -> Option<Body> {
         for at in 0..self.nodes.len() {
             let node = &mut self.nodes[at];
             if let Some(header) = node.header.take() {
@@ -169,8 +193,8 @@ pub async fn run(
             while let Ok(item) = items.try_recv() {
                 outgoing.take(item);
             }
-            let Some(body) = outgoing.next() else { break };
-            let stamp = Stamp { step: outgoing.step, attempt: outgoing.attempt, ..stamp };
+            let Some((step, attempt, body)) = outgoing.next() else { break };
+            let stamp = Stamp { step, attempt, ..stamp };
             if up.send(GradientUp { stamp: Some(stamp), body: Some(body) }).await.is_err() {
                 return;
             }
@@ -193,11 +217,12 @@ mod tests {
     /// `h2` a header, `2.0` chunk 0 of node 2, `t2` a trailer.
     fn drain(out: &mut Outgoing) -> String {
         let mut sent = Vec::new();
-        while let Some(body) = out.next() {
+        while let Some((_, _, body)) = out.next() {
             sent.push(match body {
                 Body::Header(h) => format!("h{}", h.node),
                 Body::Chunk(c) => format!("{}.{}", c.node, c.index),
                 Body::Trailer(t) => format!("t{}", t.node),
+                Body::StateChunk(c) => format!("s{}", c.index),
                 Body::Open(_) => "open".into(),
             });
         }

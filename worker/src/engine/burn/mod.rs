@@ -137,6 +137,10 @@ impl<B: Backend, N: Network> Engine for BurnEngine<B, N> {
         (self.replica.parameters().to_vec(), self.replica.momentum().to_vec())
     }
 
+    fn before(&mut self) -> Option<(Vec<f32>, Vec<f32>)> {
+        self.replica.before().map(|(parameters, momentum)| (parameters.to_vec(), momentum.to_vec()))
+    }
+
     fn gradient(
         &mut self,
         samples: &Samples,

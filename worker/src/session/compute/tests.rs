@@ -1,0 +1,246 @@
+//! The compute thread alone, between its queues.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
+
+use tally_exact::init;
+use tokio::sync::Semaphore;
+
+use super::*;
+use crate::engine::ModelSpec;
+use crate::engine::backend::{self, BackendChoice};
+
+/// A compute thread with a small synthetic engine, and both ends of its queues.
+struct Bench {
+    inputs: Sender<Input>,
+    heard: mpsc::UnboundedReceiver<WorkerMessage>,
+    items: mpsc::UnboundedReceiver<Item>,
+    room: Arc<Semaphore>,
+    /// A second engine that shows what should come out.
+    twin: Box<dyn Engine>,
+    thread: std::thread::JoinHandle<(Box<dyn Engine>, Option<String>)>,
+}
+
+const STAMP: Stamp = Stamp { run: 1, incarnation: 1, session: 1, step: 0, attempt: 0 };
+
+impl Bench {
+    fn new() -> Self {
+        let model: ModelSpec = "synthetic:parameters=1000".parse().unwrap();
+        let build = || backend::build(&model, LabelLoss::default(), BackendChoice::Cpu, 0, 1).unwrap();
+        let (control, heard) = mpsc::unbounded_channel();
+        let (out, items) = mpsc::unbounded_channel();
+        let (inputs, inbox) = channel();
+        let compute = Compute::new(build(), 4, LabelLoss::default(), STAMP, control, out);
+        let thread = std::thread::spawn(move || compute.run(&inbox));
+        Self { inputs, heard, items, room: Arc::new(Semaphore::new(1000)), twin: build(), thread }
+    }
+
+    fn control(&self, step: u64, attempt: u32, body: coordinator_message::Body) {
+        let permit = self.room.clone().try_acquire_owned().unwrap();
+        self.inputs.send(Input::Control(Stamp { step, attempt, ..STAMP }, body, permit)).unwrap();
+    }
+
+    fn gradient(&self, step: u64, attempt: u32, body: gradient_down::Body) {
+        let permit = self.room.clone().try_acquire_owned().unwrap();
+        self.inputs.send(Input::Gradient(Stamp { step, attempt, ..STAMP }, body, permit)).unwrap();
+    }
+
+    fn load(&mut self) {
+        let parameters = init::parameters(self.twin.manifest(), 1);
+        let momentum = vec![0.0; parameters.len()];
+        let digest = self.twin.load(parameters.clone(), momentum.clone()).0;
+        let elements = parameters.len() as u64;
+        self.gradient(0, 0, gradient_down::Body::State(v1::State { elements, digest }));
+        for (momentum, values) in [(false, parameters), (true, momentum)] {
+            let chunk = v1::StateChunk { momentum, index: 0, data: floats::copy(&values) };
+            self.gradient(0, 0, gradient_down::Body::StateChunk(chunk));
+        }
+        assert!(matches!(self.hear(), worker_message::Body::Loaded(l) if l.digest == digest));
+    }
+
+    fn hear(&mut self) -> worker_message::Body {
+        self.heard.blocking_recv().unwrap().body.unwrap()
+    }
+
+    /// Sends a step's sum; returns the digest the referee would have.
+    fn sum(&mut self, step: u64, attempt: u32) -> u64 {
+        let gradient: Vec<f32> = (0..1000).map(|i| (step as f32) * 0.001 * i as f32).collect();
+        let begin = v1::Begin { learning_rate: 0.1, momentum: 0.9, unclipped: false };
+        self.gradient(step, attempt, gradient_down::Body::Begin(begin));
+        let reduced = v1::Reduced { index: 0, data: floats::copy(&gradient) };
+        self.gradient(step, attempt, gradient_down::Body::Reduced(reduced));
+        self.gradient(step, attempt, gradient_down::Body::Close(v1::Close { clip: 0.5 }));
+        let update = Update { learning_rate: 0.1, momentum: 0.9, clip: 0.5 };
+        let digest = self.twin.apply(update, 0, &gradient);
+        self.twin.commit();
+        digest.0
+    }
+
+    fn commit(&self, step: u64, digest: u64) {
+        self.control(step, 1, coordinator_message::Body::Commit(v1::Commit { digest }));
+    }
+
+    fn committed(&mut self) -> u64 {
+        match self.hear() {
+            worker_message::Body::Committed(committed) => committed.digest,
+            other => panic!("{other:?} where a commit should be"),
+        }
+    }
+
+    fn end(self) -> Option<String> {
+        self.inputs.send(Input::End).unwrap();
+        self.thread.join().unwrap().1
+    }
+}
+
+#[test]
+fn rep_1_the_streams_may_race_each_other() {
+    let mut bench = Bench::new();
+    bench.load();
+    // The sums of three steps come before the first commit …
+    let digests = [bench.sum(1, 1), bench.sum(2, 2), bench.sum(3, 3)];
+    bench.commit(1, digests[0]);
+    bench.commit(2, digests[1]);
+    assert_eq!([bench.committed(), bench.committed()], [digests[0], digests[1]]);
+    bench.commit(3, digests[2]);
+    assert_eq!(bench.committed(), digests[2]);
+    // … and a commit before its sum.
+    let mut twin = Bench::new();
+    twin.load();
+    (1..=3).for_each(|step| {
+        twin.sum(step, step as u32);
+    });
+    let fourth = twin.sum(4, 4);
+    bench.commit(4, fourth);
+    assert_eq!(bench.sum(4, 4), fourth);
+    assert_eq!(bench.committed(), fourth);
+    assert_eq!((bench.end(), twin.end()), (None, None));
+}
+
+#[test]
+fn a_new_attempt_voids_what_was_applied_for_the_old_one() {
+    let mut bench = Bench::new();
+    bench.load();
+    let begin = v1::Begin { learning_rate: 0.1, momentum: 0.9, unclipped: true };
+    bench.gradient(1, 1, gradient_down::Body::Begin(begin));
+    let wrong = v1::Reduced { index: 0, data: floats::copy(&[9.0; 1000]) };
+    bench.gradient(1, 1, gradient_down::Body::Reduced(wrong));
+    bench.control(1, 1, coordinator_message::Body::Abort(v1::Abort { reason: "test".into() }));
+    let digest = bench.sum(1, 2);
+    bench.commit(1, digest);
+    assert_eq!(bench.committed(), digest);
+    assert_eq!(bench.end(), None);
+}
+
+/// LIVE-1: a slow replica hears that an attempt at the next step is void while it is busy
+/// with the sum of this one, which is committed.
+#[test]
+fn live_1_the_abort_of_a_step_leaves_the_step_before_alone() {
+    for overtakes in [true, false] {
+        let mut bench = Bench::new();
+        bench.load();
+        let abort = coordinator_message::Body::Abort(v1::Abort { reason: "test".into() });
+        let first = if overtakes {
+            bench.control(2, 2, abort);
+            bench.sum(1, 1)
+        } else {
+            let first = bench.sum(1, 1);
+            bench.control(2, 2, abort);
+            first
+        };
+        bench.commit(1, first);
+        assert_eq!(bench.committed(), first);
+        let begin = v1::Begin { learning_rate: 0.1, momentum: 0.9, unclipped: true };
+        bench.gradient(2, 2, gradient_down::Body::Begin(begin));
+        let wrong = v1::Reduced { index: 0, data: floats::copy(&[9.0; 1000]) };
+        bench.gradient(2, 2, gradient_down::Body::Reduced(wrong));
+        let second = bench.sum(2, 3);
+        bench.commit(2, second);
+        assert_eq!(bench.committed(), second);
+        assert_eq!(bench.end(), None);
+    }
+}
+
+#[test]
+fn sum_1_a_subtree_is_the_sum_of_its_leaves_and_nodes_go_out_in_order() {
+    let mut bench = Bench::new();
+    bench.load();
+    let samples = |id: u32| Samples::new(vec![id], vec![0; 784], vec![1], vec![2]).unwrap();
+    // Three samples in four leaves: the first is empty.
+    for leaf in 1..4 {
+        let body = coordinator_message::Body::Leaf(convert::leaf(leaf, false, &samples(leaf)));
+        bench.control(1, 0, body);
+    }
+    let plan = v1::Plan { samples: 3, nodes: vec![2, 3], digest: 0 };
+    bench.control(1, 1, coordinator_message::Body::Plan(plan));
+    let mut leaf = |id| {
+        let mut out = vec![0.0; 1000];
+        bench.twin.gradient(&samples(id), 1.0 / 3.0, &mut out, &mut |_| {}).unwrap();
+        out
+    };
+    let mut right = leaf(2);
+    sum::add(&mut right, &leaf(3));
+    let expect = [(2, floats::copy(&leaf(1))), (3, floats::copy(&right))];
+    for (wanted, sum) in expect {
+        assert!(
+            matches!(bench.items.blocking_recv(), Some(Item::Header { header, .. }) if header.node == wanted)
+        );
+        let Some(Item::Chunk { node, data, .. }) = bench.items.blocking_recv() else { panic!("no chunk") };
+        assert_eq!((node, data), (wanted, sum));
+        assert!(
+            matches!(bench.items.blocking_recv(), Some(Item::Trailer { trailer, .. }) if trailer.node == wanted)
+        );
+    }
+    assert_eq!(bench.end(), None);
+}
+
+#[test]
+fn trust_1_a_coordinator_that_breaks_the_rules_is_left_with_a_reason() {
+    type Hostile = (fn(&mut Bench), &'static str);
+    let hostile: [Hostile; 5] = [
+        (
+            |b| b.gradient(0, 0, gradient_down::Body::State(v1::State { elements: 5, digest: 0 })),
+            "5 elements",
+        ),
+        (|b| b.gradient(0, 0, gradient_down::Body::StateChunk(v1::StateChunk::default())), "no state"),
+        (
+            |b| {
+                b.control(
+                    1,
+                    1,
+                    coordinator_message::Body::Plan(v1::Plan { samples: 1, nodes: vec![99], digest: 0 }),
+                )
+            },
+            "99",
+        ),
+        (
+            |b| {
+                b.control(
+                    1,
+                    1,
+                    coordinator_message::Body::Leaf(v1::Leaf { ids: vec![1], ..Default::default() }),
+                )
+            },
+            "samples",
+        ),
+        (
+            |b| {
+                b.load();
+                b.gradient(1, 1, gradient_down::Body::Begin(v1::Begin::default()));
+                b.gradient(
+                    1,
+                    1,
+                    gradient_down::Body::Reduced(v1::Reduced { index: u32::MAX, data: Bytes::new() }),
+                );
+            },
+            "none",
+        ),
+    ];
+    for (break_rules, word) in hostile {
+        let mut bench = Bench::new();
+        break_rules(&mut bench);
+        let told = bench.hear();
+        assert!(matches!(&told, worker_message::Body::Failed(f) if f.what.contains(word)), "{told:?}");
+        assert!(bench.end().is_some_and(|why| why.contains(word)));
+    }
+}
