@@ -185,6 +185,19 @@ impl Worker {
         Self(Process::start(&binaries().join("worker"), with_defaults(args, &defaults)))
     }
 
+    /// Starts one whose synthetic engine departs from the others', such as `slower=3`.
+    ///
+    /// # Panics
+    /// If it can't be started.
+    pub fn start_quirky(port: u16, quirks: &str, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Self {
+        let address = format!("127.0.0.1:{port}");
+        let defaults = [("--connect", address.as_str()), ("--backend", "cpu"), ("--threads", "1")];
+        let program =
+            [format!("TALLY_SYNTHETIC={quirks}").into(), binaries().join("worker").into_os_string()];
+        let args = program.into_iter().chain(with_defaults(args, &defaults));
+        Self(Process::start(Path::new("env"), args))
+    }
+
     /// Starts `n` of them, named `worker-1` and so on.
     ///
     /// # Panics

@@ -13,3 +13,4 @@ pub mod cluster;
 mod process;
 mod relay;
 mod run_dir;
+pub mod undisturbed;

@@ -6,54 +6,8 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use std::sync::OnceLock;
-
-use tally_tests::cluster::{Coordinator, RunDir, Signal, Worker, digests, events, train_local};
-
-/// Epochs of four steps, each followed by a test pass. The time a sample takes is no part
-/// of the bits.
-fn options(us_per_sample: u32, epochs: u32) -> Vec<String> {
-    let model = format!("synthetic:parameters=50000,us-per-sample={us_per_sample}");
-    // A learning rate that does not depend on the number of epochs.
-    let schedule = ["--lr-schedule", "constant", "--warmup-steps", "10"];
-    let data = ["--train-limit", "250", "--test-limit", "12"];
-    let options = ["--model", &model, "--epochs", &epochs.to_string()].map(String::from);
-    options.into_iter().chain([schedule, data].concat().into_iter().map(String::from)).collect()
-}
-
-/// The digests of the undisturbed run, as many steps as any test needs.
-fn undisturbed() -> &'static [String] {
-    static DIGESTS: OnceLock<Vec<String>> = OnceLock::new();
-    DIGESTS.get_or_init(|| {
-        let options = options(0, 100);
-        digests(&train_local(1, &options.iter().map(String::as_str).collect::<Vec<_>>()).journal())
-    })
-}
-
-fn coordinator(run: &RunDir, workers: &str, us_per_sample: u32, epochs: u32) -> Coordinator {
-    let cluster = ["--workers", workers, "--run-dir", run.arg()].map(String::from);
-    Coordinator::start(cluster.into_iter().chain(options(us_per_sample, epochs)))
-}
-
-/// The run has the undisturbed bits in each of its steps, and used every sample once.
-fn is_undisturbed(run: &RunDir) {
-    let found = digests(&run.journal());
-    let wanted = undisturbed().get(..found.len()).unwrap();
-    assert!(!found.is_empty() && found == wanted, "{found:?}\nis not\n{wanted:?}");
-    let summary = run.summary();
-    assert_eq!((&summary["samples_lost"], &summary["samples_duplicated"]), (&0.into(), &0.into()));
-    // Counted without the ledger: the samples that the steps of each whole epoch had.
-    let journal = run.journal();
-    for epoch in 1..=summary["epochs"].as_u64().unwrap() {
-        let steps = events(&journal, "step").into_iter().filter(|step| step["epoch"] == epoch);
-        assert_eq!(steps.map(|step| step["samples"].as_u64().unwrap()).sum::<u64>(), 250, "epoch {epoch}");
-    }
-}
-
-fn stop(coordinator: &Coordinator) {
-    coordinator.signal(Signal::INT);
-    coordinator.succeed();
-}
+use tally_tests::cluster::{Coordinator, RunDir, Signal, Worker, events};
+use tally_tests::undisturbed::{coordinator, is_undisturbed, options, stop};
 
 #[test]
 fn live_1_data_1_a_killed_worker_changes_no_bit_and_loses_no_sample() {

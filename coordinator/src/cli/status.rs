@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
+use serde_json::json;
 use tally_proto::v1::cluster_client::ClusterClient;
 use tally_proto::v1::{StatusReply, StatusRequest};
 use tally_worker::session::connect;
@@ -17,6 +18,10 @@ pub struct StatusOptions {
     /// The coordinator
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:50051")]
     pub connect: String,
+
+    /// Print it as one JSON object
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Asks a coordinator and returns its answer as text.
@@ -33,7 +38,31 @@ pub async fn run(options: &StatusOptions) -> anyhow::Result<String> {
     let reply = ClusterClient::new(channel).status(StatusRequest {}).await;
     let reply = reply
         .map_err(|status| anyhow::anyhow!("{} did not answer: {}", options.connect, status.message()))?;
-    Ok(render(&reply.into_inner()))
+    let reply = reply.into_inner();
+    Ok(if options.json { format!("{}\n", as_json(&reply)) } else { render(&reply) })
+}
+
+fn as_json(s: &StatusReply) -> serde_json::Value {
+    let workers = s.workers.iter().map(|w| {
+        json!({
+            "name": w.name, "device": w.device, "state": w.state, "threads": w.threads, "step": w.step,
+            "leaves": w.leaves, "seconds_per_sample": w.seconds_per_sample, "samples": w.samples,
+        })
+    });
+    json!({
+        "run": s.run, "incarnation": s.incarnation, "model": s.model, "phase": s.phase,
+        "step": s.step, "steps": s.steps, "epoch": s.epoch, "epochs": s.epochs,
+        "loss": s.loss.map(|l| json!({
+            "total": l.label + l.sum + l.difference, "label": l.label, "sum": l.sum, "difference": l.difference,
+        })),
+        "learning_rate": s.learning_rate, "images_per_second": s.images_per_second,
+        "seconds_left": s.seconds_left, "run_dir": s.run_dir, "workers_wanted": s.workers_wanted,
+        "workers": workers.collect::<Vec<_>>(),
+        "test": s.test.map(|t| json!({
+            "loss": t.loss, "digit_accuracy": t.digit_accuracy, "sum_accuracy": t.sum_accuracy,
+            "difference_accuracy": t.difference_accuracy, "all_correct": t.all_correct,
+        })),
+    })
 }
 
 fn render(s: &StatusReply) -> String {
@@ -44,6 +73,7 @@ fn render(s: &StatusReply) -> String {
     line(format!("run {} ({}), start {}, {}", s.run, s.model, s.incarnation, s.run_dir));
     line(match s.phase.as_str() {
         "waiting" => format!("waiting for workers: {} of {} are here", s.workers.len(), s.workers_wanted),
+        "recovering" => "looking for a worker that holds a newer state than the checkpoint".to_string(),
         phase => format!(
             "{phase}: epoch {}/{}, step {}/{}, {:.0} images/s, {} left",
             s.epoch,

@@ -176,13 +176,21 @@ impl Core {
         let Some(finding) = finding else { return };
         let Some(flight) = &mut self.flight else { return };
         let Some(audit) = flight.audit.take() else { return };
-        let (step, node, owner, checker) = (flight.step, audit.node, audit.owner, audit.checkers[0].0);
+        let (step, node, owner) = (flight.step, audit.node, audit.owner);
+        let name =
+            |session: Session| self.members.0.get(&session).map_or_else(String::new, |m| m.name.clone());
+        let alone = match finding {
+            Finding::Alone(session) => Some(name(session)),
+            _ => None,
+        };
+        let checker = name(audit.checkers[0].0);
+        let note = Note::Audited { step, node, owner: name(owner), checker, alone, finding };
         if finding == Finding::Equal {
             self.audits.equal += 1;
         } else {
             self.audits.differed += 1;
         }
-        self.actions.push(Action::Note(Note::Audited { step, node, owner, checker, finding }));
+        self.actions.push(Action::Note(note));
         let fault = format!("its bits for {node} of step {step} are not those that two others got");
         match finding {
             Finding::Equal => self.close_if_complete(),

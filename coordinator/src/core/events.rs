@@ -370,10 +370,12 @@ pub enum Note {
         step: u64,
         /// The node.
         node: Node,
-        /// Who contributed it.
-        owner: Session,
-        /// Who checked it first.
-        checker: Session,
+        /// Who contributed it, by name.
+        owner: String,
+        /// Who checked it first, by name.
+        checker: String,
+        /// Whose bits were its own, by name.
+        alone: Option<String>,
         /// How it ended.
         finding: Finding,
     },

@@ -283,9 +283,10 @@ impl Core {
     /// A worker broke the rules after a header that was right. What was reduced may rest
     /// on it, so the attempt is void.
     pub(super) fn violated(&mut self, now: Duration, session: Session, fault: String) {
-        if !self.breaks("violation-forgiven") {
-            self.abort(&fault);
+        if self.breaks("violation-forgiven") {
+            return self.evict(now, session, fault, false);
         }
+        self.abort(&fault);
         self.evict(now, session, fault, false);
         self.boundary(now);
     }

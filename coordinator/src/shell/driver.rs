@@ -14,7 +14,6 @@ use tally_data::Paired;
 use tally_exact::digest::{self, Digest};
 use tally_exact::manifest::Manifest;
 use tally_exact::norm;
-use tally_exact::tree::Node;
 use tally_exact::update::Update;
 use tally_exact::{CHUNK, chunk_range};
 use tally_proto::convert::LeafAnswers;
@@ -771,8 +770,9 @@ impl Driver {
                 );
                 self.parts.journal.append(&Line::Hedge { step, session, worker, leaves })?;
             }
-            Note::Audited { step, node, owner, checker, finding } => {
-                self.audited(step, node, owner, checker, finding)?
+            Note::Audited { step, node, owner, checker, alone, finding } => {
+                let line = Line::Audit { step, node: node.0, owner, checker, alone };
+                self.audited(line, finding == Finding::Equal)?;
             }
             Note::TakenOver { step, leaves, workers } => {
                 metrics::taken_over(leaves);
@@ -788,32 +788,20 @@ impl Driver {
         self.parts.core.members().0.get(&session).map_or_else(|| format!("{session:x}"), |m| m.name.clone())
     }
 
-    fn audited(
-        &mut self,
-        step: u64,
-        node: Node,
-        owner: Session,
-        checker: Session,
-        finding: Finding,
-    ) -> anyhow::Result<()> {
-        metrics::audited(finding == Finding::Equal);
-        if finding == Finding::Equal {
+    fn audited(&mut self, line: Line, equal: bool) -> anyhow::Result<()> {
+        metrics::audited(equal);
+        let Line::Audit { step, node, owner, checker, alone } = &line else { return Ok(()) };
+        if equal {
             return Ok(());
         }
-        let (owner, checker) = (self.name_of(owner), self.name_of(checker));
-        let alone = match finding {
-            Finding::Alone(session) => Some(self.name_of(session)),
-            _ => None,
-        };
         let verdict = alone.as_ref().map_or_else(
             || "nobody could decide".to_string(),
-            |name| format!("a third worker agrees with the other: {name} is sent away"),
+            |name| format!("a third worker decided: {name} is sent away"),
         );
         self.parts.console.warn(&format!(
-            "audit of step {step}: workers {owner} and {checker} got different bits for {node}; {verdict}"
+            "audit of step {step}: workers {owner} and {checker} got different bits for node {node}; {verdict}"
         ));
-        self.parts.journal.append(&Line::Audit { step, node: node.0, owner, checker, alone })?;
-        Ok(())
+        Ok(self.parts.journal.append(&line)?)
     }
 
     // ---- Views ----

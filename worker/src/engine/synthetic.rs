@@ -44,6 +44,27 @@ pub fn manifest(spec: &SyntheticSpec) -> Manifest {
     Manifest::new(specs.collect()).expect("four tensors make a manifest")
 }
 
+/// How one worker's engine departs from the others', for tests: the environment variable
+/// `TALLY_SYNTHETIC`, such as `slower=3,flip=10`. What is not understood is not heeded.
+#[derive(Debug)]
+struct Quirks {
+    /// It takes so many times as long.
+    slower: f64,
+    /// A bit of every so-manieth leaf's gradient is wrong; 0 for none.
+    flip: u64,
+}
+
+impl Quirks {
+    fn from_environment() -> Self {
+        let text = std::env::var("TALLY_SYNTHETIC").unwrap_or_default();
+        let value = |name: &str| {
+            let of = text.split(',').find_map(|part| part.strip_prefix(name)?.strip_prefix('='));
+            of.and_then(|value| value.parse::<f64>().ok()).filter(|value| value.is_finite() && *value >= 0.0)
+        };
+        Self { slower: value("slower").unwrap_or(1.0), flip: value("flip").unwrap_or(0.0) as u64 }
+    }
+}
+
 /// A [`Replica`] with hashed gradients.
 pub struct SyntheticEngine {
     spec: SyntheticSpec,
@@ -51,6 +72,8 @@ pub struct SyntheticEngine {
     replica: Replica,
     /// Noise in ±1, twice over, so that a stretch of [`NOISE`] may start anywhere in the first.
     noise: Vec<f32>,
+    quirks: Quirks,
+    leaves: u64,
 }
 
 impl SyntheticEngine {
@@ -62,12 +85,12 @@ impl SyntheticEngine {
         replica.load(vec![0.0; manifest.len()], vec![0.0; manifest.len()]);
         let once = (0..NOISE as u64).map(|i| (2.0 * fraction(mix(i)) - 1.0) as f32);
         let noise = once.clone().chain(once).collect();
-        Self { spec, manifest, replica, noise }
+        Self { spec, manifest, replica, noise, quirks: Quirks::from_environment(), leaves: 0 }
     }
 
     /// The time that a leaf of these samples takes.
     fn duration(&self, samples: &Samples, hash: u64) -> Duration {
-        let whole = self.spec.per_sample.as_secs_f64() * samples.len() as f64;
+        let whole = self.spec.per_sample.as_secs_f64() * samples.len() as f64 * self.quirks.slower;
         let stray = self.spec.jitter * (2.0 * fraction(mix(hash ^ 1)) - 1.0);
         Duration::from_secs_f64((whole * (1.0 + stray)).clamp(0.0, 1e6))
     }
@@ -110,6 +133,8 @@ impl Engine for SyntheticEngine {
             scale * samples.ids().iter().map(|&id| fraction(mix(u64::from(id))) as f32 - 0.5).sum::<f32>();
         let pull = 0.01 * scale * samples.len() as f32;
 
+        self.leaves += 1;
+        let flip = self.quirks.flip > 0 && self.leaves.is_multiple_of(self.quirks.flip);
         let parameters = self.replica.parameters();
         let all = out.len();
         for first in (0..all).step_by(CHUNK) {
@@ -122,6 +147,9 @@ impl Engine for SyntheticEngine {
                 for (g, (noise, p)) in out[block..block + size].iter_mut().zip(inputs) {
                     *g = height * noise + pull * p;
                 }
+            }
+            if flip && first == 0 {
+                out[0] = f32::from_bits(out[0].to_bits() ^ 1);
             }
             let due = duration.mul_f64(end as f64 / all as f64);
             std::thread::sleep(due.saturating_sub(start.elapsed()));

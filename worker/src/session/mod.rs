@@ -108,7 +108,9 @@ pub async fn run(options: WorkerOptions, leave: impl Future<Output = ()>) -> any
     let mut kept = Kept::default();
     let mut wait = FIRST_WAIT;
     let mut alone_since = Instant::now();
-    let mut told = false;
+    // The last reason that was told, so that each is told once.
+    let mut told = None;
+    let mut lost = false;
     loop {
         let channel = tokio::select! {
             channel = connect::connect(&options.connect) => channel,
@@ -137,7 +139,7 @@ pub async fn run(options: WorkerOptions, leave: impl Future<Output = ()>) -> any
                         // Something that answers but never lets us in is told of once, below.
                         if *welcomed {
                             options.tell(&format!("lost the coordinator: {reason}; trying again"));
-                            told = true;
+                            lost = true;
                         }
                         reason
                     }
@@ -153,9 +155,12 @@ pub async fn run(options: WorkerOptions, leave: impl Future<Output = ()>) -> any
                 options.connect_timeout.as_secs()
             );
         }
-        if !told {
-            options.tell(&format!("no coordinator at {} yet ({reason}); trying again", options.connect));
-            told = true;
+        if told.as_ref() != Some(&reason) {
+            // A coordinator that was just lost is told of already.
+            if !std::mem::take(&mut lost) {
+                options.tell(&format!("no coordinator at {} yet ({reason}); trying again", options.connect));
+            }
+            told = Some(reason);
         }
         tokio::select! {
             () = tokio::time::sleep(wait) => {}

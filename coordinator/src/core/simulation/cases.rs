@@ -91,7 +91,7 @@ fn resume_1_a_state_that_the_journal_does_not_confirm_is_not_taken() {
     for worker in &mut world.workers {
         // It said that it holds step 5; its memory is another.
         worker.committed = Some((5, Digest(666)));
-        worker.drifted = true;
+        (worker.drifted, worker.faulty) = (true, true);
     }
     world.crash(false);
     let counts = world.ends_well();
@@ -183,7 +183,7 @@ fn flipped(seed: u64, workers: usize, flips: u32) -> Counts {
     for _ in 0..flips {
         let owner = world.core.flight().and_then(|f| f.audit.as_ref()).map(|a| a.owner());
         if let Some(worker) = owner.and_then(|owner| world.worker_of(owner)) {
-            worker.flip = true;
+            (worker.flip, worker.faulty) = (true, true);
         }
     }
     world.ends_well()
@@ -218,7 +218,7 @@ fn an_audit_of_honest_workers_finds_nothing() {
 #[test]
 fn rep_1_a_replica_with_wrong_bits_is_sent_away_and_counted() {
     let mut world = World::new(1, 3);
-    world.workers[1].corrupt = true;
+    (world.workers[1].corrupt, world.workers[1].faulty) = (true, true);
     assert_eq!(world.ends_well().drifted, 1);
 }
 
@@ -228,6 +228,7 @@ fn rep_1_a_replica_with_wrong_bits_is_sent_away_and_counted() {
 fn with_nan_from(who: &[usize]) -> World {
     let mut world = World::with(1, quiet(3));
     for &at in who {
+        world.workers[at].faulty = true;
         let session = world.workers[at].session.unwrap();
         world.until(|w| {
             let working = w.core.members().0.get(&session).is_some_and(|m| !m.open.is_empty());

@@ -63,6 +63,8 @@ pub struct Worker {
     pub corrupt: bool,
     /// It has come out wrong.
     pub drifted: bool,
+    /// It has broken a rule, or will: it may be sent away.
+    pub faulty: bool,
     /// The next contribution comes out wrong.
     pub flip: bool,
     pub committed: Option<(u64, Digest)>,
@@ -105,7 +107,7 @@ impl Worker {
             self.held = std::iter::once(committed).chain(before).collect();
         }
         let held = std::mem::take(&mut self.held);
-        *self = Self { held, drifted: self.drifted, ..Self::default() };
+        *self = Self { held, drifted: self.drifted, faulty: self.faulty, ..Self::default() };
     }
 
     /// Takes a message from the control stream.

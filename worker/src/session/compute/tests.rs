@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 
-use tally_exact::init;
+use tally_exact::{chunk_range, chunks, init, sum};
 use tokio::sync::Semaphore;
 
 use super::*;
@@ -18,21 +18,28 @@ struct Bench {
     room: Arc<Semaphore>,
     /// A second engine that shows what should come out.
     twin: Box<dyn Engine>,
-    thread: std::thread::JoinHandle<(Box<dyn Engine>, Option<String>)>,
+    thread: std::thread::JoinHandle<Rest>,
 }
 
 const STAMP: Stamp = Stamp { run: 1, incarnation: 1, session: 1, step: 0, attempt: 0 };
 
 impl Bench {
-    fn new() -> Self {
+    fn build() -> Box<dyn Engine> {
         let model: ModelSpec = "synthetic:parameters=1000".parse().unwrap();
-        let build = || backend::build(&model, LabelLoss::default(), BackendChoice::Cpu, 0, 1).unwrap();
+        backend::build(&model, LabelLoss::default(), BackendChoice::Cpu, 0, 1).unwrap()
+    }
+
+    fn new() -> Self {
+        Self::with(Self::build(), Vec::new())
+    }
+
+    fn with(engine: Box<dyn Engine>, held: Vec<(u64, Digest)>) -> Self {
         let (control, heard) = mpsc::unbounded_channel();
         let (out, items) = mpsc::unbounded_channel();
         let (inputs, inbox) = channel();
-        let compute = Compute::new(build(), 4, LabelLoss::default(), STAMP, control, out);
+        let compute = Compute::new(engine, held, 4, LabelLoss::default(), STAMP, control, out);
         let thread = std::thread::spawn(move || compute.run(&inbox));
-        Self { inputs, heard, items, room: Arc::new(Semaphore::new(1000)), twin: build(), thread }
+        Self { inputs, heard, items, room: Arc::new(Semaphore::new(1000)), twin: Self::build(), thread }
     }
 
     fn control(&self, step: u64, attempt: u32, body: coordinator_message::Body) {
@@ -89,7 +96,7 @@ impl Bench {
 
     fn end(self) -> Option<String> {
         self.inputs.send(Input::End).unwrap();
-        self.thread.join().unwrap().1
+        self.thread.join().unwrap().failed
     }
 }
 
@@ -171,7 +178,7 @@ fn sum_1_a_subtree_is_the_sum_of_its_leaves_and_nodes_go_out_in_order() {
         let body = coordinator_message::Body::Leaf(convert::leaf(leaf, false, &samples(leaf)));
         bench.control(1, 0, body);
     }
-    let plan = v1::Plan { samples: 3, nodes: vec![2, 3], digest: 0 };
+    let plan = v1::Plan { samples: 3, nodes: vec![2, 3], digest: 0, audit: false };
     bench.control(1, 1, coordinator_message::Body::Plan(plan));
     let mut leaf = |id| {
         let mut out = vec![0.0; 1000];
@@ -181,7 +188,7 @@ fn sum_1_a_subtree_is_the_sum_of_its_leaves_and_nodes_go_out_in_order() {
     let mut right = leaf(2);
     sum::add(&mut right, &leaf(3));
     let expect = [(2, floats::copy(&leaf(1))), (3, floats::copy(&right))];
-    for (wanted, sum) in expect {
+    for (wanted, sum) in expect.clone() {
         assert!(
             matches!(bench.items.blocking_recv(), Some(Item::Header { header, .. }) if header.node == wanted)
         );
@@ -191,7 +198,65 @@ fn sum_1_a_subtree_is_the_sum_of_its_leaves_and_nodes_go_out_in_order() {
             matches!(bench.items.blocking_recv(), Some(Item::Trailer { trailer, .. }) if trailer.node == wanted)
         );
     }
+    // An audit of the same node gets the same bits, and sends their digest alone.
+    let plan = v1::Plan { samples: 3, nodes: vec![3], audit: true, ..Default::default() };
+    bench.control(1, 1, coordinator_message::Body::Plan(plan));
+    let Some(worker_message::Body::Audited(audited)) = bench.heard.blocking_recv().unwrap().body else {
+        panic!("no answer")
+    };
+    assert_eq!(audited.digest, tally_exact::digest::of(0, &right, &right).0);
+    assert!(bench.items.try_recv().is_err());
     assert_eq!(bench.end(), None);
+}
+
+/// RESUME-1: what a worker holds after it lost its coordinator is what it can give back, and
+/// go on from.
+#[test]
+fn resume_1_the_state_that_is_held_is_offered_uploaded_and_kept() {
+    let mut bench = Bench::new();
+    bench.load();
+    let first = bench.sum(1, 1);
+    bench.commit(1, first);
+    assert_eq!(bench.committed(), first);
+    bench.inputs.send(Input::End).unwrap();
+    let rest = bench.thread.join().unwrap();
+    let start = rest.held[1].1;
+    assert_eq!(rest.held, [(1, Digest(first)), (0, start)]);
+
+    let mut bench = Bench::with(rest.engine, rest.held);
+    for (step, digest) in [(1, Digest(first)), (0, start)] {
+        bench.control(step, 0, coordinator_message::Body::Upload(v1::Upload {}));
+        let mut state = [vec![0.0; 1000], vec![0.0; 1000]];
+        for _ in 0..2 * chunks(1000) {
+            let Some(Item::State { step: of, chunk }) = bench.items.blocking_recv() else {
+                panic!("no state")
+            };
+            assert_eq!(of, step);
+            let range = chunk_range(1000, chunk.index as usize);
+            floats::read(&chunk.data, &mut state[usize::from(chunk.momentum)][range]).unwrap();
+        }
+        assert_eq!(tally_exact::digest::of(0, &state[0], &state[1]), digest);
+    }
+    bench.control(1, 0, coordinator_message::Body::Keep(v1::Keep { digest: first }));
+    let Some(worker_message::Body::Loaded(loaded)) = bench.heard.blocking_recv().unwrap().body else {
+        panic!("it does not go on")
+    };
+    assert_eq!(loaded.digest, first);
+    assert_eq!(bench.end(), None);
+}
+
+#[test]
+fn rep_1_a_state_that_was_damaged_while_it_was_held_is_not_gone_on_from() {
+    let mut bench = Bench::new();
+    bench.load();
+    bench.inputs.send(Input::End).unwrap();
+    let mut rest = bench.thread.join().unwrap();
+    let (mut parameters, momentum) = rest.engine.state();
+    parameters[7] += 1.0;
+    rest.engine.load(parameters, momentum);
+    let bench = Bench::with(rest.engine, rest.held.clone());
+    bench.control(0, 0, coordinator_message::Body::Keep(v1::Keep { digest: rest.held[0].1.0 }));
+    assert!(bench.end().is_some_and(|why| why.contains("damaged")));
 }
 
 #[test]
@@ -208,7 +273,7 @@ fn trust_1_a_coordinator_that_breaks_the_rules_is_left_with_a_reason() {
                 b.control(
                     1,
                     1,
-                    coordinator_message::Body::Plan(v1::Plan { samples: 1, nodes: vec![99], digest: 0 }),
+                    coordinator_message::Body::Plan(v1::Plan { nodes: vec![99], ..Default::default() }),
                 )
             },
             "99",
