@@ -6,7 +6,9 @@
 use std::fs;
 use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
@@ -173,8 +175,8 @@ impl Crew {
         if !ended {
             process.kill9();
         }
-        let failed = !process.output().status.success();
-        self.bury("coordinator", self.starts, &process, failed);
+        let wrong = !stopped_well(process.output().status);
+        self.bury("coordinator", self.starts, &process, wrong);
         ensure!(ended, "the coordinator did not end within {} s", END.as_secs());
         Ok(())
     }
@@ -293,7 +295,7 @@ impl Crew {
             }
         }
         if let Some(process) = self.coordinator.take_if(|p| !p.is_running()) {
-            let well = self.farewell && process.output().status.success();
+            let well = self.farewell && stopped_well(process.output().status);
             self.bury("coordinator", self.starts, &process, !well);
         }
     }
@@ -352,6 +354,12 @@ impl Drop for Crew {
         // Before the network that it lives in.
         self.kill_all();
     }
+}
+
+/// How a coordinator that was told to stop may end: well, or by the signal itself where it
+/// came before the coordinator listened for it.
+fn stopped_well(status: ExitStatus) -> bool {
+    status.success() || status.signal() == Some(Signal::TERM.as_raw())
 }
 
 fn wait_for_end(process: &Process) -> bool {

@@ -83,6 +83,28 @@ pub struct Restart {
     pub to_step_ms: Option<f64>,
 }
 
+/// Faults and the journal in the order of their times, for people who look for a cause. Of
+/// the steps, those that were waited for long.
+#[must_use]
+pub fn timeline(facts: &[Fact], lines: &[Seen]) -> String {
+    let mut all: Vec<(f64, String)> = Vec::new();
+    for fact in facts {
+        let who = fact.worker.as_deref().unwrap_or("");
+        all.push((fact.at, format!("> {who} {}", fact.fault)));
+        all.push((fact.until, format!("< {who} {}: undone", fact.fault)));
+    }
+    let mut last = 0.0;
+    for seen in lines {
+        if !seen.is("step") {
+            all.push((seen.at, seen.line.to_string()));
+        } else if std::mem::replace(&mut last, seen.at) + 1.0 < seen.at {
+            all.push((seen.at, format!("step {}", seen.step())));
+        }
+    }
+    all.sort_by(|a, b| a.0.total_cmp(&b.0));
+    all.into_iter().map(|(at, what)| format!("{at:10.4}  {what}\n")).collect()
+}
+
 /// The line that tells of a fault, if there is one.
 fn noticed<'a>(fact: &Fact, lines: &'a [Seen]) -> Option<&'a Seen> {
     let worker = fact.worker.as_deref();
@@ -129,7 +151,7 @@ pub fn rows(facts: &[Fact], lines: &[Seen]) -> Vec<Row> {
     kinds.into_iter().map(row).collect()
 }
 
-/// Every start of the coordinator after the first.
+/// Every start of the coordinator that followed a fault of it.
 #[must_use]
 pub fn restarts(facts: &[Fact], lines: &[Seen]) -> Vec<Restart> {
     let starts: Vec<usize> = (0..lines.len()).filter(|i| lines[*i].is("start")).collect();
@@ -144,19 +166,20 @@ pub fn restarts(facts: &[Fact], lines: &[Seen]) -> Vec<Restart> {
             .filter(|s| s.line["event"].as_str().is_some_and(|event| event.starts_with("adopt")))
             .map(Seen::step);
         let resumed = adopted.chain([after[0].step()]).max().unwrap_or(0);
-        let cause = facts.iter().rev().find(|f| f.fault.hits_coordinator() && f.until <= after[0].at);
+        let previous = before.iter().rev().find(|s| s.is("start")).map_or(0.0, |s| s.at);
+        let since_then = |f: &&Fact| f.until > previous && f.until <= after[0].at;
+        let cause = facts.iter().find(|f| f.fault.hits_coordinator() && since_then(f))?;
         let first = step.map(|index| after[index].at);
-        let span = cause.map(|cause| (cause.at, first.unwrap_or(f64::INFINITY)));
-        Restart {
+        Some(Restart {
             incarnation: after[0].line["incarnation"].as_u64().unwrap_or(0),
             journalled,
             resumed,
             recomputed: journalled.saturating_sub(resumed),
-            survived: span.is_some_and(|(from, to)| someone_lived(facts, before, from, to)),
-            to_step_ms: cause.zip(first).map(|(cause, first)| 1e3 * (first - cause.until)),
-        }
+            survived: someone_lived(facts, before, cause.at, first.unwrap_or(f64::INFINITY)),
+            to_step_ms: first.map(|first| 1e3 * (first - cause.until)),
+        })
     };
-    starts.iter().skip(1).map(restart).collect()
+    starts.iter().skip(1).filter_map(restart).collect()
 }
 
 /// Whether a worker was a part of the cluster at `from`, and no fault hit it until `to`.

@@ -58,8 +58,8 @@ impl Fault {
         (Self::Stall, 6),
         (Self::Delay, 6),
         (Self::Cable, 6),
-        (Self::KillCoordinator, 6),
-        (Self::StopCoordinator, 3),
+        (Self::KillCoordinator, 5),
+        (Self::StopCoordinator, 2),
         (Self::KillAll, 2),
         (Self::KillEverything, 1),
     ];
@@ -145,6 +145,9 @@ impl Settings {
 
 /// How long a worker is left alone after a fault, to be a part of the cluster again.
 const SETTLE: Duration = Duration::from_millis(700);
+
+/// How long a coordinator that was started again is left alone. Others are not.
+const BETWEEN_STARTS: Duration = Duration::from_secs(5);
 
 /// How long the plan waits at most to kill all at once.
 const LONGEST_WAIT: Duration = Duration::from_secs(3);
@@ -257,11 +260,11 @@ impl Planned<'_> {
             let at = now.max(self.all_free());
             let until = at + lasts + SETTLE;
             self.busy.iter_mut().for_each(|busy| *busy = until.max(*busy));
-            self.coordinator_busy = at + lasts + SETTLE;
+            self.coordinator_busy = at + lasts + BETWEEN_STARTS;
             return Some(Action { at, fault, slot: None, lasts, delay, rough });
         }
         if fault.hits_coordinator() {
-            self.coordinator_busy = now + lasts + 2 * SETTLE;
+            self.coordinator_busy = now + lasts + BETWEEN_STARTS;
             return Some(Action { at: now, fault, slot: None, lasts, delay, rough });
         }
         let targets = self.targets(fault, now);

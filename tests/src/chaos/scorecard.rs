@@ -25,7 +25,7 @@ pub struct Scorecard {
     pub promises: Vec<Promise>,
     /// The figures by kind of fault.
     pub rows: Vec<Row>,
-    /// Every start of the coordinator but the first.
+    /// Every start of the coordinator that followed a fault of it.
     pub restarts: Vec<Restart>,
     /// Why workers were lost, with counts.
     pub lost: BTreeMap<String, usize>,
@@ -61,11 +61,11 @@ impl Scorecard {
         let faults: usize = self.rows.iter().map(|row| row.done).sum();
         let _ = writeln!(
             text,
-            "{faults} faults in {:.0} s, {} steps, {} starts of the coordinator; from step to step {} ms in the median, {} \
+            "{faults} faults in {:.0} s, {} steps, {} restarts of the coordinator; from step to step {} ms in the median, {} \
              the greatest. Cables: {}.\n",
             self.seconds,
             self.steps,
-            self.restarts.len() + 1,
+            self.restarts.len(),
             ms(self.step_ms.median),
             ms(self.step_ms.max),
             self.network,
