@@ -96,7 +96,7 @@ pub fn timeline(facts: &[Fact], lines: &[Seen]) -> String {
     let mut last = 0.0;
     for seen in lines {
         if !seen.is("step") {
-            all.push((seen.at, seen.line.to_string()));
+            all.push((seen.at, seen.line.to_string().chars().take(240).collect()));
         } else if std::mem::replace(&mut last, seen.at) + 1.0 < seen.at {
             all.push((seen.at, format!("step {}", seen.step())));
         }
@@ -111,7 +111,7 @@ fn noticed<'a>(fact: &Fact, lines: &'a [Seen]) -> Option<&'a Seen> {
     let named = |s: &Seen| worker.is_some() && s.line["worker"].as_str() == worker;
     let mut after = lines.iter().filter(|s| s.at >= fact.at);
     match fact.fault {
-        Fault::Join => after.find(|s| s.is("join") && named(s)),
+        Fault::Join => after.find(|s| s.is("join") && named(s)).filter(|s| s.at <= fact.until),
         Fault::KillAll | Fault::KillEverything => after.find(|s| s.is("lost")).filter(|s| s.at <= fact.until),
         Fault::KillCoordinator | Fault::StopCoordinator | Fault::Delay => None,
         _ => after

@@ -74,7 +74,7 @@ pub fn run(options: &Options, directory: &Path) -> anyhow::Result<Scorecard> {
             name: "LIVE-1",
             what: "steps go on while a worker lives, and the run comes to its end",
             kept: ended.is_ok(),
-            found: ended.as_ref().map_or_else(|error| first_line(error), |()| "it did".into()),
+            found: ended.as_ref().map_or_else(first_line, |()| "it did".into()),
         },
         truth::each_step_once(&journal),
         truth::each_sample_once(&journal, &summary, options.samples as u64),
