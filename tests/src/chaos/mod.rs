@@ -17,6 +17,7 @@ mod watch;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure};
@@ -32,6 +33,9 @@ use watch::Watch;
 use crate::cluster::{Process, binaries};
 pub use options::Options;
 pub use scorecard::Scorecard;
+
+/// Becomes true when the user has had enough: what was begun is taken down then.
+pub static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 /// How often processes are looked after between two moments.
 const LOOK: Duration = Duration::from_millis(5);
@@ -216,6 +220,7 @@ impl Storm<'_> {
     fn wait_until(&mut self, done: impl Fn(&Watch) -> bool, again: bool) -> anyhow::Result<()> {
         let since = self.watch.now();
         while !done(self.watch) {
+            ensure!(!INTERRUPTED.load(Ordering::Relaxed), "interrupted");
             self.crew.look_after(again);
             let down = self.doings.all().iter().any(|f| f.fault.hits_coordinator() && f.until.is_infinite());
             ensure!(down || self.crew.has_coordinator() || done(self.watch), "the coordinator is gone");
@@ -242,6 +247,7 @@ fn reference(options: &Options, directory: &Path, epochs: u64) -> anyhow::Result
     let process = Process::start(&binaries().join("coordinator"), args);
     let watch = Watch::start(&run.join("journal.jsonl"));
     while process.is_running() {
+        ensure!(!INTERRUPTED.load(Ordering::Relaxed), "interrupted");
         let silent = watch.now() - watch.last_step().1;
         ensure!(silent < options.patience as f64, "the undisturbed run makes no step for {silent:.0} s");
         std::thread::sleep(10 * LOOK);
