@@ -14,6 +14,7 @@ fn the_promises_hold_under_twenty_seconds_of_chaos() {
         minutes: 1.0 / 3.0,
         action_every: 700,
         samples: 1000,
+        encores: 2,
         // What pulls cables needs privileges that a test should not.
         no_namespaces: true,
         // Others may test on this machine as well.

@@ -106,6 +106,12 @@ impl Crew {
         self.slots[slot].name.clone()
     }
 
+    /// The names of those that are there all the time, but for their faults.
+    #[must_use]
+    pub fn lasting_names(&self) -> Vec<String> {
+        (0..self.lasting).map(|slot| self.name(slot)).collect()
+    }
+
     /// What went wrong that nobody did on purpose.
     #[must_use]
     pub fn complaints(&self) -> &[String] {

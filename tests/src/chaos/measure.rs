@@ -4,7 +4,7 @@
 //! Faults overlap, about one a second, and each is measured as if it were alone. So a time
 //! may hold another fault's share, and the median says more than the greatest.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
@@ -182,25 +182,58 @@ pub fn restarts(facts: &[Fact], lines: &[Seen]) -> Vec<Restart> {
     starts.iter().skip(1).filter_map(restart).collect()
 }
 
-/// Whether a worker was a part of the cluster at `from`, and no fault hit it until `to`.
-fn someone_lived(facts: &[Fact], before: &[Seen], from: f64, to: f64) -> bool {
-    let mut members: BTreeMap<&str, bool> = BTreeMap::new();
-    // What is told after `from` is an end that `from` brought.
-    for line in before.iter().filter(|s| s.at < from) {
-        if let Some(worker) = line.line["worker"].as_str() {
-            members.insert(worker, line.is("join"));
-        }
-        if line.is("start") {
-            members.clear();
+/// The names of those who are a part of the cluster after these lines.
+pub fn members<'a>(lines: impl DoubleEndedIterator<Item = &'a Seen>) -> BTreeSet<&'a str> {
+    let mut newest: BTreeMap<&str, bool> = BTreeMap::new();
+    for line in lines.rev().take_while(|s| !s.is("start")) {
+        if let Some(worker) = line.line["worker"].as_str().filter(|_| line.is("join") || line.is("lost")) {
+            newest.entry(worker).or_insert(line.is("join"));
         }
     }
+    newest.into_iter().filter_map(|(worker, present)| present.then_some(worker)).collect()
+}
+
+/// Workers killed one at a time, in peace otherwise. Milliseconds.
+#[derive(Clone, Debug, Serialize)]
+pub struct Alone {
+    /// From the kill to the journal's line.
+    pub detection: Quantiles,
+    /// A step of whole workers, just before a kill.
+    pub step: Quantiles,
+    /// The step in which a worker died, what it left undone included.
+    pub struck: Quantiles,
+}
+
+/// The figures of kills that were done one at a time.
+#[must_use]
+pub fn alone(facts: &[Fact], lines: &[Seen]) -> Alone {
+    let seconds = |s: &Seen| s.line["seconds"].as_f64().unwrap_or(0.0);
+    let steps: Vec<&Seen> = lines.iter().filter(|s| s.is("step")).collect();
+    let before = |fact: &Fact| steps.partition_point(|s| s.at < fact.at);
+    let whole =
+        facts.iter().flat_map(|f| steps[before(f).saturating_sub(3)..before(f)].iter().map(|s| seconds(s)));
+    let struck = facts.iter().filter_map(|fact| {
+        let step = noticed(fact, lines)?.step() + 1;
+        steps[before(fact)..].iter().find(|s| s.step() == step).map(|s| seconds(s))
+    });
+    Alone {
+        detection: Quantiles::of(facts.iter().filter_map(|fact| Some(noticed(fact, lines)?.at - fact.at))),
+        step: Quantiles::of(whole),
+        struck: Quantiles::of(struck),
+    }
+}
+
+/// Whether a worker was a part of the cluster at `from`, and no fault hit it until `to`.
+fn someone_lived(facts: &[Fact], before: &[Seen], from: f64, to: f64) -> bool {
+    // What is told after `from` is an end that `from` brought.
+    let members = members(before.iter().filter(|s| s.at < from));
     let overlaps = |fact: &Fact| fact.at <= to && fact.until >= from;
     let stopped = |fact: &Fact| fact.fault == Fault::StopCoordinator || fact.fault.hits_all_workers();
     if facts.iter().any(|fact| stopped(fact) && overlaps(fact)) {
         return false;
     }
     let hurt = |worker: &str| facts.iter().any(|f| overlaps(f) && f.worker.as_deref() == Some(worker));
-    members.iter().any(|(worker, present)| *present && !hurt(worker))
+    members.iter().any(|worker| !hurt(worker))
 }
 
 #[cfg(test)]
@@ -253,6 +286,23 @@ mod tests {
         ]);
         let row = rows(&[fact(Fault::Kill, Some("w1"), 1.2, 1.4)], &lines).remove(0);
         assert_eq!((row.detection.count, row.recovery.count), (0, 0));
+    }
+
+    #[test]
+    fn a_kill_alone_is_compared_with_the_steps_before_it() {
+        let step = |step: u64, seconds: f64| json!({"event": "step", "step": step, "seconds": seconds});
+        let lines = seen(&[
+            (1.0, step(1, 0.5)),
+            (1.5, step(2, 0.5)),
+            (1.6, json!({"event": "lost", "step": 2, "worker": "w1"})),
+            (2.5, step(3, 1.0)),
+            (3.0, step(4, 0.5)),
+        ]);
+        let alone = alone(&[fact(Fault::Kill, Some("w1"), 1.575, 2.75)], &lines);
+        assert_eq!(
+            (alone.detection.median.round(), alone.step.median, alone.struck.max),
+            (25.0, 500.0, 1000.0)
+        );
     }
 
     #[test]

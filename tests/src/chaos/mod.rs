@@ -24,13 +24,13 @@ use anyhow::{bail, ensure};
 
 use crew::Crew;
 use faults::{Doings, timeline};
-use measure::Quantiles;
+use measure::{Fact, Quantiles};
 use network::Network;
-use plan::Settings;
+use plan::{Fault, Settings};
 use truth::Promise;
 use watch::Watch;
 
-use crate::cluster::{Process, binaries};
+use crate::cluster::{Process, Signal, binaries};
 pub use options::Options;
 pub use scorecard::Scorecard;
 
@@ -51,10 +51,16 @@ pub fn run(options: &Options, directory: &Path) -> anyhow::Result<Scorecard> {
     let actions = plan::plan(&settings);
     let mut crew = Crew::new(directory, &settings, network)?;
     let watch = Watch::start(&crew.run().join("journal.jsonl"));
-    let mut storm =
-        Storm { options, crew: &mut crew, watch: &watch, doings: Doings::default(), seconds: 0.0 };
+    let mut storm = Storm {
+        options,
+        crew: &mut crew,
+        watch: &watch,
+        doings: Doings::default(),
+        encored: Vec::new(),
+        seconds: 0.0,
+    };
     let ended = storm.whole(&settings, &actions);
-    let (doings, seconds) = (storm.doings, storm.seconds);
+    let (doings, encored, seconds) = (storm.doings, storm.encored, storm.seconds);
     if let Err(error) = &ended {
         crew.complain(format!("{error:#}"));
     }
@@ -100,6 +106,7 @@ pub fn run(options: &Options, directory: &Path) -> anyhow::Result<Scorecard> {
         step_ms: Quantiles::of(commits.windows(2).map(|pair| pair[1] - pair[0])),
         promises,
         rows: measure::rows(&facts, &seen),
+        alone: measure::alone(&encored, &seen),
         restarts,
         lost: truth::reasons(&journal, "lost"),
         aborts: truth::reasons(&journal, "abort"),
@@ -145,6 +152,8 @@ struct Storm<'a> {
     crew: &'a mut Crew,
     watch: &'a Watch,
     doings: Doings,
+    /// What was done in peace.
+    encored: Vec<Fact>,
     /// How long faults happened.
     seconds: f64,
 }
@@ -168,6 +177,7 @@ impl Storm<'_> {
             }
         }
         eprintln!("peace …");
+        self.encores(settings)?;
         self.end()
     }
 
@@ -181,6 +191,35 @@ impl Storm<'_> {
         self.crew.start_coordinator(&args);
         self.crew.start_lasting();
         self.wait_until(|watch| watch.last_step().0 > 0, true)
+    }
+
+    /// Kills workers one at a time, each when all are there. What nobody takes over now, no
+    /// restart of anything takes over either, so the run would stand still (**LIVE-1**).
+    fn encores(&mut self, settings: &Settings) -> anyhow::Result<()> {
+        for number in 0..self.options.encores {
+            let slot = number % settings.workers;
+            let (names, since) = (self.crew.lasting_names(), self.watch.last_step().0);
+            let whole = |watch: &Watch| {
+                let all = watch.look(|seen| {
+                    let members = measure::members(seen.iter());
+                    names.iter().all(|name| members.contains(name.as_str()))
+                });
+                all && watch.last_step().0 >= since + 5
+            };
+            self.wait_until(whole, true)?;
+            // At another moment of a step each time.
+            std::thread::sleep(settings.step * number as u32 / self.options.encores as u32);
+            let (at, step) = (self.watch.now(), self.watch.last_step().0);
+            self.crew.kill_worker(slot, Signal::KILL);
+            // A worker that is alone has nobody who could take over.
+            if settings.workers > 1 {
+                self.wait_until(|watch| watch.last_step().0 >= step + 3, true)?;
+            }
+            self.crew.start_worker(slot);
+            let worker = Some(self.crew.name(slot));
+            self.encored.push(Fact { fault: Fault::Kill, worker, at, until: self.watch.now() });
+        }
+        Ok(())
     }
 
     /// Stops the run, and lets it go on undisturbed to the end of its epoch.

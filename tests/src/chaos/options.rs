@@ -42,6 +42,10 @@ pub struct Options {
     #[arg(long, value_name = "N", default_value_t = 2)]
     pub guests: usize,
 
+    /// Workers killed one at a time after that, each when all are there
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    pub encores: usize,
+
     /// Micro-shards of a step
     #[arg(long, value_name = "N", default_value_t = 8)]
     pub shards: u32,
@@ -172,13 +176,14 @@ impl Options {
     #[must_use]
     pub fn command(&self) -> String {
         let mut text = format!(
-            "cargo run -p tally-tests --bin chaos -- --seed {} --minutes {} --action-every {} --workers {} --guests {} \
+            "cargo run -p tally-tests --bin chaos -- --seed {} --minutes {} --action-every {} --workers {} --guests {} --encores {} \
              --shards {} --model {} --samples {} --checkpoint-every {}",
             self.seed,
             self.minutes,
             self.action_every,
             self.workers,
             self.guests,
+            self.encores,
             self.shards,
             self.model,
             self.samples,

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
-use super::measure::{Fact, Quantiles, Restart, Row};
+use super::measure::{Alone, Fact, Quantiles, Restart, Row};
 use super::truth::Promise;
 
 /// The outcome of a run under chaos.
@@ -25,6 +25,8 @@ pub struct Scorecard {
     pub promises: Vec<Promise>,
     /// The figures by kind of fault.
     pub rows: Vec<Row>,
+    /// The figures of workers that were killed one at a time afterwards.
+    pub alone: Alone,
     /// Every start of the coordinator that followed a fault of it.
     pub restarts: Vec<Restart>,
     /// Why workers were lost, with counts.
@@ -75,6 +77,21 @@ impl Scorecard {
         text += &table(&self.fault_table());
         text += "\nMilliseconds. Noticed: from the fault to its line in the journal. Next step: from the fault to the next \
                  commit. Longest pause: the longest time without a commit while the fault lasted and until the commit after.\n\n";
+        if self.alone.step.count > 0 {
+            let _ = writeln!(
+                text,
+                "One worker killed at a time, all others whole, {} times: noticed after {} ms in the median, {} the greatest; the \
+                 step in which it died took {} ms in the median and {} the greatest, {:.2} and {:.2} of the median step ({} ms).\n",
+                self.alone.detection.count,
+                ms(self.alone.detection.median),
+                ms(self.alone.detection.max),
+                ms(self.alone.struck.median),
+                ms(self.alone.struck.max),
+                self.alone.struck.median / self.alone.step.median,
+                self.alone.struck.max / self.alone.step.median,
+                ms(self.alone.step.median),
+            );
+        }
         if !self.restarts.is_empty() {
             text += &table(&self.restart_table());
             text += "\n";
