@@ -1,9 +1,9 @@
 //! The real binaries under chaos, and a scorecard of what the promises were worth.
 //!
-//! [`plan`] decides from a seed what happens when; [`faults`] does it to the processes of a
-//! [`crew`], which [`network`] may put into namespaces of their own; [`watch`] looks at the
-//! journal meanwhile. Then the run is brought to its end in peace, and [`truth`] compares
-//! it with one that nobody disturbed. [`measure`] and [`scorecard`] say what was seen.
+//! `plan` decides from a seed what happens when; `faults` does it to the processes of a
+//! `crew`, which `network` may put into namespaces of their own; `watch` looks at the
+//! journal meanwhile. Then the run is brought to its end in peace, and `truth` compares
+//! it with one that nobody disturbed. `measure` and `scorecard` say what was seen.
 
 mod crew;
 mod faults;
