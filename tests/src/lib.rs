@@ -9,6 +9,7 @@
 // A harness fails by panicking, with what the processes printed.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+pub mod chaos;
 pub mod cluster;
 mod process;
 mod relay;
