@@ -12,7 +12,7 @@ use tally_exact::{chunks, init};
 use tally_proto::MAX_FROM_WORKER;
 use tally_proto::v1::cluster_server::ClusterServer;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 use tonic::transport::Server;
@@ -169,6 +169,8 @@ fn resumed_run(options: &TrainOptions, path: &std::path::Path) -> anyhow::Result
 }
 
 async fn train(options: &TrainOptions) -> anyhow::Result<ExitCode> {
+    // From here on a signal stops the run politely, even if it comes before there is one.
+    let signals = signal(SignalKind::interrupt()).and_then(|i| Ok((i, signal(SignalKind::terminate())?)));
     let console = Console::new();
     // The ports first: a run directory should not be made for a run that can't start.
     let loopback = if options.local { [127, 0, 0, 1] } else { [0, 0, 0, 0] };
@@ -244,7 +246,7 @@ async fn train(options: &TrainOptions) -> anyhow::Result<ExitCode> {
         let _ = web_stopped.await;
     }));
     tokio::spawn(metrics::keep_up(handle));
-    tokio::spawn(stop_on_signal(inputs.clone()));
+    tokio::spawn(stop_on_signal(signals, inputs.clone()));
     tokio::spawn(tick(inputs.clone()));
 
     let mut locals = Vec::new();
@@ -355,10 +357,8 @@ async fn tick(inputs: mpsc::Sender<Input>) {
 }
 
 /// The first interrupt stops the run after the step in flight, the second at once.
-async fn stop_on_signal(inputs: mpsc::Sender<Input>) {
-    let (Ok(mut interrupt), Ok(mut terminate)) =
-        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-    else {
+async fn stop_on_signal(signals: std::io::Result<(Signal, Signal)>, inputs: mpsc::Sender<Input>) {
+    let Ok((mut interrupt, mut terminate)) = signals else {
         return tracing::warn!("cannot listen for signals; Ctrl-C ends the process at once");
     };
     let mut asked = false;

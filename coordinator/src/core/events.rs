@@ -158,16 +158,21 @@ pub struct Origin {
 /// What is to be done, in the order given.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
-    /// Send a worker the referee's state, and from then on everything that is broadcast.
+    /// Send a worker the referee's state, what was broadcast of the step in flight, and from
+    /// then on everything that is.
     SendState {
         /// To whom.
         session: Session,
+        /// The step and attempt in flight.
+        during: Option<(u64, u32)>,
     },
-    /// Tell a worker that the state it holds is the committed one, and from then on
-    /// everything that is broadcast.
+    /// Tell a worker that the state it holds is the committed one, send it what was broadcast
+    /// of the step in flight, and from then on everything that is.
     Keep {
         /// Whom.
         session: Session,
+        /// The step and attempt in flight.
+        during: Option<(u64, u32)>,
     },
     /// Ask a worker for the state of a step.
     Upload {
@@ -347,6 +352,8 @@ pub enum Note {
         reason: String,
         /// It left by its own will.
         polite: bool,
+        /// It has been ready for work before.
+        met: bool,
     },
     /// A restarted coordinator goes on from the state that a worker held.
     Adopted {

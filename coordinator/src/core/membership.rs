@@ -15,14 +15,20 @@ impl Core {
         if self.recovery.is_some() {
             self.offered(session);
             self.boundary(now);
-        } else if self.flight.is_none() {
+        } else {
             self.send_states();
         }
     }
 
-    /// Sends the committed state to everyone who waits for one and does not hold it. Only
-    /// between steps.
+    /// Sends the committed state to everyone who waits for one and does not hold it, with
+    /// what is summed of the step in flight: if all who compute it fall silent, a newcomer can
+    /// (**LIVE-1**).
     pub(super) fn send_states(&mut self) {
+        let during = match &self.flight {
+            // Its state is about to change.
+            Some(flight) if flight.closing => return,
+            flight => flight.as_ref().map(|f| (f.step, f.attempt)),
+        };
         let (step, digest) = (self.committed, self.digest);
         let any = self.breaks("any-held-is-kept");
         for (&session, member) in &mut self.members.0 {
@@ -32,9 +38,9 @@ impl Core {
                     if member.held.first() == Some(&(step, digest))
                         || (any && member.held.contains(&(step, digest)))
                     {
-                        Action::Keep { session }
+                        Action::Keep { session, during }
                     } else {
-                        Action::SendState { session }
+                        Action::SendState { session, during }
                     },
                 );
                 member.held.clear();
@@ -84,7 +90,8 @@ impl Core {
 
     pub(super) fn lost(&mut self, now: Duration, session: Session, reason: String, polite: bool) {
         let Some(member) = self.members.0.remove(&session) else { return };
-        self.actions.push(Action::Note(Note::Lost { session, name: member.name, reason, polite }));
+        let (name, met) = (member.name, member.met);
+        self.actions.push(Action::Note(Note::Lost { session, name, reason, polite, met }));
         if self.recovery.is_some() {
             self.offer_gone(session);
             return self.boundary(now);

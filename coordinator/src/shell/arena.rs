@@ -68,6 +68,12 @@ impl Arena {
         }
     }
 
+    /// The root's chunks that are whole so far, with their places.
+    pub fn emitted(&self) -> impl Iterator<Item = (u32, Shared)> + '_ {
+        let whole = self.root.iter().enumerate();
+        whole.filter_map(|(index, chunk)| chunk.as_ref().map(|(chunk, _)| (index as u32, chunk.clone())))
+    }
+
     /// The square of the root's norm, added up chunk after chunk.
     #[must_use]
     pub fn squared_norm(&self) -> f64 {

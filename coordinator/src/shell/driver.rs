@@ -460,6 +460,23 @@ impl Driver {
         }
     }
 
+    /// Sends a newcomer what was broadcast of the step in flight.
+    fn catch_up(&self, session: Session, during: Option<(u64, u32)>) {
+        let (Some((step, attempt)), Some(peer)) = (during, self.peers.get(&session)) else { return };
+        let stamp = self.stamp(session, step, attempt);
+        let send = |body| peer.bulk.send(GradientDown { stamp, body: Some(body) });
+        let rate = self.parts.core.shape().recipe.rate(step, self.parts.core.shape().steps());
+        send(gradient_down::Body::Begin(self.begin(rate)));
+        for (index, chunk) in self.arena.emitted() {
+            send(gradient_down::Body::Reduced(v1::Reduced { index, data: floats::share(chunk) }));
+        }
+    }
+
+    fn begin(&self, learning_rate: f32) -> v1::Begin {
+        let recipe = &self.parts.config.optimizer;
+        v1::Begin { learning_rate, momentum: recipe.momentum, unclipped: recipe.clip_norm.is_none() }
+    }
+
     /// A chunk of a state that a worker was asked for (**RESUME-1**).
     fn state_chunk(
         &mut self,
@@ -505,13 +522,17 @@ impl Driver {
     fn perform(&mut self, action: Action) -> anyhow::Result<()> {
         use coordinator_message::Body as Tell;
         match action {
-            Action::SendState { session } => self.send_state(session),
-            Action::Keep { session } => {
+            Action::SendState { session, during } => {
+                self.send_state(session);
+                self.catch_up(session, during);
+            }
+            Action::Keep { session, during } => {
                 let (step, digest) = self.parts.core.committed();
                 if let Some(peer) = self.peers.get_mut(&session) {
                     peer.replica = true;
                 }
                 self.tell(session, step, 0, Tell::Keep(v1::Keep { digest: digest.0 }));
+                self.catch_up(session, during);
             }
             Action::Upload { session, step } => {
                 let elements = self.parts.config.tensors.len();
@@ -549,10 +570,8 @@ impl Driver {
             Action::Begin { step, attempt, learning_rate } => {
                 self.parts.started.store(true, Ordering::Relaxed);
                 self.arena.reset(self.parts.core.shape().chunks as usize);
-                let recipe = &self.parts.config.optimizer;
-                let unclipped = recipe.clip_norm.is_none();
-                let begin = v1::Begin { learning_rate, momentum: recipe.momentum, unclipped };
-                self.broadcast(step, attempt, &gradient_down::Body::Begin(begin));
+                let begin = gradient_down::Body::Begin(self.begin(learning_rate));
+                self.broadcast(step, attempt, &begin);
             }
             Action::Plan { session, step, attempt, samples, nodes } => {
                 let digest = self.parts.core.committed().1.0;
@@ -746,7 +765,8 @@ impl Driver {
                 }
                 metrics::joined();
             }
-            Note::Lost { session, name, reason, polite } => {
+            Note::Lost { session, met: false, .. } => drop(self.peers.remove(&session)),
+            Note::Lost { session, name, reason, polite, .. } => {
                 self.peers.remove(&session);
                 self.lost += u64::from(!polite);
                 metrics::lost(polite);

@@ -149,6 +149,26 @@ fn live_1_who_takes_over_from_a_late_one_may_die_too() {
     }
 }
 
+/// Found by the chaos command: newcomers waited for a boundary that never came.
+#[test]
+fn live_1_newcomers_finish_a_step_whose_workers_are_all_silent() {
+    for seed in 0..20 {
+        let mut world = World::with(seed, quiet(2));
+        world.to_step(3);
+        for worker in &mut world.workers {
+            worker.asleep = u32::MAX;
+        }
+        world.workers.push(Worker::default());
+        world.join(2);
+        world.until(|w| w.core.committed().0 == 5);
+        assert!(world.counts.late >= 1, "seed {seed}");
+        for worker in &mut world.workers {
+            worker.asleep = 0;
+        }
+        world.ends_well();
+    }
+}
+
 #[test]
 fn a_worker_that_waits_for_credits_is_not_late() {
     let mut world = World::with(8, quiet(2));

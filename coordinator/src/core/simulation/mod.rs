@@ -260,19 +260,21 @@ impl World {
 
     fn perform(&mut self, action: Action, events: &mut VecDeque<Event>) {
         match action {
-            Action::SendState { session } => {
+            Action::SendState { session, during } => {
                 let (step, digest) = self.core.committed();
                 if let Some(worker) = self.worker_of(session) {
                     worker.replica = true;
                     worker.bulk.push_back(Bulk::State { step, digest });
                 }
+                self.catch_up(session, during);
             }
-            Action::Keep { session } => {
+            Action::Keep { session, during } => {
                 let (step, digest) = self.core.committed();
                 if let Some(worker) = self.worker_of(session) {
                     worker.replica = true;
                     worker.control.push_back(Control::Keep { step, digest });
                 }
+                self.catch_up(session, during);
             }
             Action::Upload { session, step } => self.tell(session, Control::Upload { step }),
             Action::Adopt { .. } => self.referee = self.core.committed(),
@@ -372,6 +374,18 @@ impl World {
             Action::Note(Note::Audited { finding, .. }) => self.counts.audits.push(finding),
             Action::Finish(outcome) => self.outcome = Some(outcome),
             Action::SendLeaf { .. } | Action::TestBegin { .. } | Action::Note(_) => {}
+        }
+    }
+
+    /// Sends a newcomer what was broadcast of the step in flight.
+    fn catch_up(&mut self, session: Session, during: Option<(u64, u32)>) {
+        let Some((step, attempt)) = during else { return };
+        let reduced: Vec<(u32, String)> =
+            self.root.iter().map(|(index, text)| (*index, text.clone())).collect();
+        let Some(worker) = self.worker_of(session) else { return };
+        worker.bulk.push_back(Bulk::Begin { step, attempt });
+        for (index, text) in reduced {
+            worker.bulk.push_back(Bulk::Reduced { step, attempt, index, text });
         }
     }
 
