@@ -95,7 +95,9 @@ pub async fn admit(options: &WorkerOptions, channel: Channel, kept: &mut Kept) -
         && run == stamp.run
         && stamp.incarnation < newest
     {
-        return Err(Ended::Lost(format!("it is incarnation {}; {newest} has taken over", stamp.incarnation)));
+        let reason = format!("it is incarnation {}; {newest} has taken over", stamp.incarnation);
+        options.tell(&format!("not joining {}: {reason}", options.connect));
+        return Err(Ended::Lost(reason));
     }
     // The run may end, or this worker be sent away, while the engine is built.
     tokio::select! {

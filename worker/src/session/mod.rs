@@ -108,9 +108,7 @@ pub async fn run(options: WorkerOptions, leave: impl Future<Output = ()>) -> any
     let mut kept = Kept::default();
     let mut wait = FIRST_WAIT;
     let mut alone_since = Instant::now();
-    // The last reason that was told, so that each is told once.
-    let mut told = None;
-    let mut lost = false;
+    let mut told = false;
     loop {
         let channel = tokio::select! {
             channel = connect::connect(&options.connect) => channel,
@@ -139,7 +137,7 @@ pub async fn run(options: WorkerOptions, leave: impl Future<Output = ()>) -> any
                         // Something that answers but never lets us in is told of once, below.
                         if *welcomed {
                             options.tell(&format!("lost the coordinator: {reason}; trying again"));
-                            lost = true;
+                            told = true;
                         }
                         reason
                     }
@@ -155,12 +153,9 @@ pub async fn run(options: WorkerOptions, leave: impl Future<Output = ()>) -> any
                 options.connect_timeout.as_secs()
             );
         }
-        if told.as_ref() != Some(&reason) {
-            // A coordinator that was just lost is told of already.
-            if !std::mem::take(&mut lost) {
-                options.tell(&format!("no coordinator at {} yet ({reason}); trying again", options.connect));
-            }
-            told = Some(reason);
+        if !told {
+            options.tell(&format!("no coordinator at {} yet ({reason}); trying again", options.connect));
+            told = true;
         }
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
