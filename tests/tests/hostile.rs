@@ -1,5 +1,6 @@
 //! **TRUST-1**: nothing that a peer sends panics anyone, loses a sample, or keeps an honest
-//! peer from going on. Random scripts; `fuzz/` plays the same for longer.
+//! peer from going on. Random scripts, 256 of each kind unless `PROPTEST_CASES` says otherwise;
+//! `fuzz/` plays the same for longer.
 
 use proptest::prelude::*;
 use tally_tests::hostile::{coordinator, worker};
@@ -16,16 +17,10 @@ fn an_honest_worker_alone_finishes_the_run() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 256, max_shrink_iters: 2000, ..ProptestConfig::default() })]
-
     #[test]
     fn trust_1_the_coordinator_stands_whatever_workers_send(script in scripts()) {
         coordinator::play(&script);
     }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
 
     #[test]
     fn trust_1_a_worker_stands_whatever_a_coordinator_sends(script in scripts()) {
