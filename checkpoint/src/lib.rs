@@ -29,6 +29,8 @@
 #![forbid(unsafe_code)]
 
 mod error;
+#[cfg(test)]
+mod hostile;
 mod meta;
 mod store;
 mod tensors;
@@ -37,7 +39,7 @@ mod weights;
 pub use error::CheckpointError;
 pub use meta::{Meta, VERSION};
 pub use store::{Checkpoint, LINKS, Newest, clean, directory, link, list, newest_whole, prune, read, write};
-pub use weights::{Weights, read_weights};
+pub use weights::{Weights, read_weights, read_weights_from};
 
 /// The parameters' file in a checkpoint.
 pub const MODEL: &str = "model.safetensors";

@@ -46,11 +46,15 @@ pub fn read_weights(path: &Path, manifest: &Manifest) -> Result<Weights, Checkpo
     let io = |source| CheckpointError::Io { doing: "read", path: file.clone(), source };
     let open = File::open(&file).map_err(io)?;
     let length = open.metadata().map_err(io)?.len();
-    from_reader(&file, BufReader::new(open), length, manifest)
+    read_weights_from(&file, BufReader::new(open), length, manifest)
 }
 
-/// The same for an open file of `length` bytes; `path` is for error messages alone.
-fn from_reader(
+/// The same for an open safetensors file of `length` bytes; `path` is for error messages
+/// alone. Memory follows `manifest` and `length`, never what the file claims.
+///
+/// # Errors
+/// As for [`read_weights`].
+pub fn read_weights_from(
     path: &Path,
     mut from: impl Read + Seek,
     length: u64,
@@ -185,7 +189,7 @@ mod tests {
     }
 
     fn weights(bytes: &[u8], manifest: &Manifest) -> Result<Weights, CheckpointError> {
-        from_reader(Path::new("init.safetensors"), Cursor::new(bytes), bytes.len() as u64, manifest)
+        read_weights_from(Path::new("init.safetensors"), Cursor::new(bytes), bytes.len() as u64, manifest)
     }
 
     #[test]

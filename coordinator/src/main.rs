@@ -5,7 +5,7 @@
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use tally_coordinator::cli::{Cli, Command, schedule, status};
+use tally_coordinator::cli::{Cli, Command, schedule, status, verify};
 use tally_coordinator::launch;
 
 fn main() -> ExitCode {
@@ -14,6 +14,9 @@ fn main() -> ExitCode {
         None => launch::run(&cli.train),
         Some(Command::Schedule(options)) => {
             schedule::run(options, &mut std::io::stdout().lock()).map(|()| ExitCode::SUCCESS)
+        }
+        Some(Command::Verify(options)) => {
+            verify::run(options, &mut std::io::stdout().lock()).map(|()| ExitCode::SUCCESS)
         }
         Some(Command::Status(options)) => tokio::runtime::Builder::new_current_thread()
             .enable_all()

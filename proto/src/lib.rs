@@ -18,8 +18,10 @@ pub mod v1 {
 /// The version both sides must have. Raised whenever an old peer would misunderstand.
 pub const PROTOCOL: u32 = 1;
 
-/// The largest message the coordinator takes from a worker, in bytes.
-pub const MAX_FROM_WORKER: usize = 8 << 20;
+/// The largest message the coordinator takes from a worker, in bytes: a chunk of 1 MiB, or
+/// 2¹⁴ tensors with names of 64 bytes, and what is around them. A message of empty elements
+/// takes up to 28 times its length in memory, so this is no larger than it must be.
+pub const MAX_FROM_WORKER: usize = 2 << 20;
 /// The largest message a worker takes from the coordinator, in bytes.
 pub const MAX_FROM_COORDINATOR: usize = 64 << 20;
 /// The most samples of a leaf, so that it fits a message.

@@ -2,7 +2,8 @@
 //!
 //! [`cluster`] starts the real binaries, as a user does, and looks at what they print and
 //! write. The tests beside this library are one idea a file; each test's name begins with
-//! the promise it proves (see ARCHITECTURE.md). None asserts how long something took: what
+//! the promise it proves (see ARCHITECTURE.md). [`hostile`] is the peer that breaks every rule, for
+//! the tests and for `fuzz/`. None asserts how long something took: what
 //! is waited for has a deadline so generous that only a hang reaches it.
 
 #![forbid(unsafe_code)]
@@ -11,6 +12,7 @@
 
 pub mod chaos;
 pub mod cluster;
+pub mod hostile;
 mod process;
 mod relay;
 mod run_dir;

@@ -3,6 +3,7 @@
 pub mod options;
 pub mod schedule;
 pub mod status;
+pub mod verify;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -37,6 +38,8 @@ pub enum Command {
     Schedule(schedule::ScheduleOptions),
     /// Show what a running cluster is doing
     Status(status::StatusOptions),
+    /// Compute steps of a run again, and compare them with its journal
+    Verify(verify::VerifyOptions),
 }
 
 /// Options of a training run.

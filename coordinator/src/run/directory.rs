@@ -46,7 +46,7 @@ pub enum DirectoryError {
         /// The directory.
         path: PathBuf,
         /// Its layout.
-        found: u32,
+        found: u64,
     },
 }
 
@@ -89,21 +89,12 @@ impl RunDirectory {
     /// # Errors
     /// [`DirectoryError`] if it holds none, is in use, or is damaged.
     pub fn open(path: &Path) -> Result<(Self, RunConfig), DirectoryError> {
-        let file = path.join("run.json");
-        if !file.exists() {
+        // A directory without a run gets no lock file.
+        if !path.join("run.json").exists() {
             return Err(DirectoryError::NotARun(path.into()));
         }
         let directory = Self::lock(path.into())?;
-        let text = fs::read(&file).map_err(failed("read", &file))?;
-        let damaged = |source| DirectoryError::Config { path: file.clone(), source };
-        let value: serde_json::Value = serde_json::from_slice(&text).map_err(damaged)?;
-        let found = value.get("version").and_then(serde_json::Value::as_u64).unwrap_or(0) as u32;
-        if found != RUN_VERSION {
-            return Err(DirectoryError::Version { path: path.into(), found });
-        }
-        let config =
-            serde_json::from_value(value).map_err(|source| DirectoryError::Config { path: file, source })?;
-        Ok((directory, config))
+        Ok((directory, config(path)?))
     }
 
     fn lock(path: PathBuf) -> Result<Self, DirectoryError> {
@@ -170,6 +161,33 @@ impl RunDirectory {
         self.write_json("incarnation.json", &(before + 1))?;
         Ok(before + 1)
     }
+}
+
+/// The configuration of the run in `path`, which is not touched and may be in use.
+///
+/// # Errors
+/// [`DirectoryError`] if it holds no run, or `run.json` does not say what it must.
+pub fn config(path: &Path) -> Result<RunConfig, DirectoryError> {
+    let file = path.join("run.json");
+    let text = fs::read(&file).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => DirectoryError::NotARun(path.into()),
+        _ => failed("read", &file)(error),
+    })?;
+    parse_config(path, &text)
+}
+
+/// The configuration that the text of `run.json` in `path` holds.
+///
+/// # Errors
+/// [`DirectoryError::Config`] or [`DirectoryError::Version`].
+pub fn parse_config(path: &Path, text: &[u8]) -> Result<RunConfig, DirectoryError> {
+    let damaged = |source| DirectoryError::Config { path: path.join("run.json"), source };
+    let value: serde_json::Value = serde_json::from_slice(text).map_err(damaged)?;
+    let found = value.get("version").and_then(serde_json::Value::as_u64).unwrap_or(0);
+    if found != u64::from(RUN_VERSION) {
+        return Err(DirectoryError::Version { path: path.into(), found });
+    }
+    serde_json::from_value(value).map_err(damaged)
 }
 
 /// The next free `run-NNNN`, made at once so that nobody else takes it.

@@ -261,6 +261,23 @@ impl History {
     }
 }
 
+/// The whole lines of a journal's text, and the bytes they take; what is behind the last line
+/// break is torn. `path` is for error messages alone.
+///
+/// # Errors
+/// [`JournalError::Damaged`] for the first line that is none.
+pub fn parse(path: &Path, text: &[u8]) -> Result<(Vec<Line>, usize), JournalError> {
+    let whole = text.iter().rposition(|&b| b == b'\n').map_or(0, |at| at + 1);
+    let lines = text[..whole].split_inclusive(|&b| b == b'\n').enumerate().map(|(index, line)| {
+        serde_json::from_slice(line).map_err(|source| JournalError::Damaged {
+            path: path.into(),
+            line: index + 1,
+            source,
+        })
+    });
+    Ok((lines.collect::<Result<_, _>>()?, whole))
+}
+
 /// A journal that can be appended to.
 #[derive(Debug)]
 pub struct Journal {
@@ -282,14 +299,9 @@ impl Journal {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(e) => return Err(failed("read")(e)),
         };
-        let whole = text.iter().rposition(|&b| b == b'\n').map_or(0, |at| at + 1);
+        let (lines, whole) = parse(path, &text)?;
         let mut history = History::default();
-        for (index, line) in text[..whole].split_inclusive(|&b| b == b'\n').enumerate() {
-            let line = serde_json::from_slice(line).map_err(|source| JournalError::Damaged {
-                path: path.into(),
-                line: index + 1,
-                source,
-            })?;
+        for line in lines {
             history.take(line).map_err(|(found, wanted)| JournalError::Order {
                 path: path.into(),
                 found,

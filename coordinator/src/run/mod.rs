@@ -4,4 +4,6 @@ pub mod checkpointer;
 pub mod config;
 pub mod directory;
 pub mod journal;
+pub mod record;
+pub mod replay;
 pub mod summary;

@@ -1,9 +1,9 @@
 //! What waits to be sent to one worker.
 //!
 //! The queues take messages without waiting, since the driver must never wait for a slow
-//! receiver; the bytes of the gradient queue are counted, so that a receiver that lags too
-//! far is dropped instead of filling the coordinator's memory. Dropping it empties its
-//! queue at once, even if the connection never takes another byte.
+//! receiver; their bytes are counted, so that a receiver that lags too far is dropped instead of
+//! filling the coordinator's memory. Dropping one empties its gradient queue at once, even if
+//! the connection never takes another byte; last words on the control stream are still sent.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -12,54 +12,80 @@ use std::task::{Context, Poll, Waker};
 
 use tally_proto::v1::gradient_down::Body;
 use tally_proto::v1::{CoordinatorMessage, GradientDown};
-use tokio::sync::mpsc::UnboundedSender;
 use tokio_stream::Stream;
 use tonic::Status;
 
-/// The sending end of a worker's control stream.
-pub type Control = UnboundedSender<Result<CoordinatorMessage, Status>>;
+/// A message that can wait in a queue.
+pub trait Queued {
+    /// Whether what waits is still sent when the sending end is dropped.
+    const LAST_WORDS: bool;
 
-#[derive(Debug, Default)]
-struct Queue {
-    messages: VecDeque<GradientDown>,
+    /// About how many bytes it holds.
+    fn weight(&self) -> usize;
+}
+
+impl Queued for CoordinatorMessage {
+    const LAST_WORDS: bool = true;
+
+    fn weight(&self) -> usize {
+        prost::Message::encoded_len(self)
+    }
+}
+
+impl Queued for GradientDown {
+    const LAST_WORDS: bool = false;
+
+    fn weight(&self) -> usize {
+        match &self.body {
+            Some(Body::Reduced(reduced)) => reduced.data.len(),
+            Some(Body::StateChunk(chunk)) => chunk.data.len(),
+            _ => 64,
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Queue<M> {
+    messages: VecDeque<M>,
     bytes: usize,
     closed: bool,
     waker: Option<Waker>,
 }
 
-fn lock(queue: &Mutex<Queue>) -> MutexGuard<'_, Queue> {
+fn lock<M>(queue: &Mutex<Queue<M>>) -> MutexGuard<'_, Queue<M>> {
     queue.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The sending end of a worker's gradient stream. The stream ends when it is dropped.
+/// The sending end of one of a worker's streams. The stream ends when it is dropped.
 #[derive(Debug)]
-pub struct Bulk(Arc<Mutex<Queue>>);
+pub struct Outbox<M: Queued>(Arc<Mutex<Queue<M>>>);
 
 /// The stream that tonic sends from.
 #[derive(Debug)]
-pub struct BulkStream(Arc<Mutex<Queue>>);
+pub struct OutboxStream<M>(Arc<Mutex<Queue<M>>>);
 
-/// Both ends of a worker's gradient stream.
+/// The sending end of a worker's control stream.
+pub type Control = Outbox<CoordinatorMessage>;
+/// The sending end of a worker's gradient stream.
+pub type Bulk = Outbox<GradientDown>;
+
+/// Both ends of a stream.
 #[must_use]
-pub fn bulk() -> (Bulk, BulkStream) {
-    let queue = Arc::new(Mutex::new(Queue::default()));
-    (Bulk(queue.clone()), BulkStream(queue))
+pub fn outbox<M: Queued>() -> (Outbox<M>, OutboxStream<M>) {
+    let queue = Queue { messages: VecDeque::new(), bytes: 0, closed: false, waker: None };
+    let queue = Arc::new(Mutex::new(queue));
+    (Outbox(queue.clone()), OutboxStream(queue))
 }
 
-fn weight(message: &GradientDown) -> usize {
-    match &message.body {
-        Some(Body::Reduced(reduced)) => reduced.data.len(),
-        Some(Body::StateChunk(chunk)) => chunk.data.len(),
-        _ => 0,
-    }
-}
-
-impl Bulk {
+impl<M: Queued> Outbox<M> {
     /// Queues a message and returns the bytes that now wait. A worker that is gone takes
     /// nothing; its end is told elsewhere.
-    pub fn send(&self, message: GradientDown) -> usize {
+    pub fn send(&self, message: M) -> usize {
         let mut queue = lock(&self.0);
-        queue.bytes += weight(&message);
+        if queue.closed {
+            return 0;
+        }
+        queue.bytes += message.weight();
         queue.messages.push_back(message);
         if let Some(waker) = queue.waker.take() {
             waker.wake();
@@ -68,25 +94,36 @@ impl Bulk {
     }
 }
 
-impl Drop for Bulk {
+impl<M: Queued> Drop for Outbox<M> {
     fn drop(&mut self) {
         let mut queue = lock(&self.0);
         queue.closed = true;
-        queue.messages.clear();
+        if !M::LAST_WORDS {
+            queue.messages.clear();
+        }
         if let Some(waker) = queue.waker.take() {
             waker.wake();
         }
     }
 }
 
-impl Stream for BulkStream {
-    type Item = Result<GradientDown, Status>;
+impl<M> Drop for OutboxStream<M> {
+    fn drop(&mut self) {
+        let mut queue = lock(&self.0);
+        queue.closed = true;
+        queue.messages.clear();
+        queue.bytes = 0;
+    }
+}
+
+impl<M: Queued> Stream for OutboxStream<M> {
+    type Item = Result<M, Status>;
 
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let mut queue = lock(&self.0);
         match queue.messages.pop_front() {
             Some(message) => {
-                queue.bytes -= weight(&message);
+                queue.bytes -= message.weight();
                 Poll::Ready(Some(Ok(message)))
             }
             None if queue.closed => Poll::Ready(None),
@@ -112,12 +149,21 @@ mod tests {
 
     #[tokio::test]
     async fn bytes_are_counted_and_a_dropped_worker_holds_none() {
-        let (bulk, mut stream) = bulk();
+        let (bulk, mut stream) = outbox::<GradientDown>();
         assert_eq!((bulk.send(chunk()), bulk.send(chunk())), (100, 200));
         assert!(stream.next().await.is_some());
         assert_eq!(bulk.send(chunk()), 200);
         drop(bulk);
         assert_eq!(lock(&stream.0).messages.len(), 0);
+        assert!(stream.next().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn last_words_are_still_sent() {
+        let (control, mut stream) = outbox::<CoordinatorMessage>();
+        control.send(CoordinatorMessage::default());
+        drop(control);
+        assert!(stream.next().await.is_some());
         assert!(stream.next().await.is_none());
     }
 }

@@ -16,10 +16,9 @@ use tally_proto::v1::cluster_server::Cluster;
 use tally_proto::v1::{self, GradientUp, WorkerMessage, gradient_up, worker_message};
 use tally_proto::{PROTOCOL, convert, floats};
 use tokio::sync::{mpsc, oneshot};
-use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::outbox::{self, Bulk, BulkStream, Control};
+use super::outbox::{Bulk, Control, OutboxStream, outbox};
 use crate::core::events::{Event, Origin};
 use crate::core::members::Session;
 use crate::core::step::Receipt;
@@ -253,8 +252,8 @@ fn ended<T>(result: Result<Option<T>, Status>) -> Result<T, String> {
 
 #[tonic::async_trait]
 impl Cluster for Service {
-    type ControlStream = UnboundedReceiverStream<Result<v1::CoordinatorMessage, Status>>;
-    type GradientsStream = BulkStream;
+    type ControlStream = OutboxStream<v1::CoordinatorMessage>;
+    type GradientsStream = OutboxStream<v1::GradientDown>;
 
     async fn control(
         &self,
@@ -281,7 +280,7 @@ impl Cluster for Service {
             held: ours.map(|held| (held.step, Digest(held.digest))).collect(),
         };
         let session = self.new_session();
-        let (control, receiver) = mpsc::unbounded_channel();
+        let (control, receiver) = outbox();
         self.input(Input::Hello { session, hello, control }).await?;
         let service = self.clone();
         tokio::spawn(async move {
@@ -297,7 +296,7 @@ impl Cluster for Service {
             };
             service.lost(session, reason).await;
         });
-        Ok(Response::new(UnboundedReceiverStream::new(receiver)))
+        Ok(Response::new(receiver))
     }
 
     async fn gradients(
@@ -311,7 +310,7 @@ impl Cluster for Service {
         };
         let session = stamp.session;
         self.check(Some(stamp), session).map_err(Status::failed_precondition)?;
-        let (bulk, receiver) = outbox::bulk();
+        let (bulk, receiver) = outbox();
         let (known, answer) = oneshot::channel();
         self.input(Input::Attach { session, bulk, known }).await?;
         if !answer.await.unwrap_or(false) {

@@ -8,7 +8,7 @@
 mod contribution;
 mod state;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::Instant;
 
@@ -26,6 +26,11 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use super::sender::Item;
 use crate::engine::{Engine, LabelLoss};
 use state::Loading;
+
+/// Leaves of a test pass that may wait; the coordinator deals two at a time.
+const MOST_TESTS: usize = 64;
+/// Plans and commits that may wait: a replica that lags further is dropped long before.
+const MOST_WAITING: usize = 1 << 16;
 
 /// What reaches the compute thread. The permit goes back when the message is done with.
 #[derive(Debug)]
@@ -103,6 +108,8 @@ pub struct Compute {
     leaves: HashMap<(u64, u32), Samples>,
     gradients: VecDeque<(Stamp, gradient_down::Body, OwnedSemaphorePermit)>,
     plans: VecDeque<Plan>,
+    /// An attempt, and the nodes that were contributed to it.
+    contributed: (u32, HashSet<Node>),
     commits: VecDeque<(u64, Digest)>,
     tests: VecDeque<(u64, u32, Samples)>,
     /// When this step's first contribution was begun.
@@ -142,6 +149,7 @@ impl Compute {
             leaves: HashMap::new(),
             gradients: VecDeque::new(),
             plans: VecDeque::new(),
+            contributed: (0, HashSet::new()),
             commits: VecDeque::new(),
             tests: VecDeque::new(),
             began_at: None,
@@ -216,6 +224,18 @@ impl Compute {
         match body {
             Body::Leaf(leaf) => {
                 let (number, test) = (leaf.leaf, leaf.test);
+                let shards = self.tree.map_or(0, Tree::shards);
+                // Two steps' leaves are what there can be, and a few of a test pass.
+                let room = if test {
+                    self.tests.len() < MOST_TESTS
+                } else {
+                    number < shards && self.leaves.len() < 4 * shards as usize
+                };
+                if !room {
+                    return Err(Failure(format!(
+                        "the coordinator sent more samples than it has micro-shards (leaf {number})"
+                    )));
+                }
                 let samples =
                     convert::samples(leaf).map_err(|e| Failure(format!("the coordinator's samples: {e}")))?;
                 if test {
@@ -232,6 +252,9 @@ impl Compute {
                     return Err(Failure(format!("the coordinator planned {bad}, which the tree has not")));
                 }
                 let (samples, audit) = (plan.samples as usize, plan.audit);
+                if self.plans.len() >= MOST_WAITING || self.commits.len() >= MOST_WAITING {
+                    return Err(Failure("the coordinator is thousands of messages ahead".into()));
+                }
                 let (step, attempt) = (stamp.step, stamp.attempt);
                 self.plans.push_back(Plan { step, attempt, samples, nodes, audit });
             }
@@ -397,7 +420,16 @@ impl Compute {
             return Ok(false);
         }
         match plan.nodes.pop_front() {
-            Some(node) => self.contribute(inbox, step, attempt, samples, node, audit)?,
+            Some(node) if audit => self.contribute(inbox, step, attempt, samples, node, true)?,
+            Some(node) => {
+                if self.contributed.0 != attempt {
+                    self.contributed = (attempt, HashSet::new());
+                }
+                if !self.contributed.1.insert(node) {
+                    return Err(Failure(format!("the coordinator planned {node} twice")));
+                }
+                self.contribute(inbox, step, attempt, samples, node, false)?;
+            }
             None => {
                 self.plans.pop_front();
             }

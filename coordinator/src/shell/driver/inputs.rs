@@ -1,0 +1,147 @@
+//! What reaches the driver: checked against what it knows, then told to the core.
+
+use super::*;
+
+impl Driver {
+    pub(super) fn input(&mut self, input: Input) {
+        match input {
+            Input::Event(event) => {
+                if let Event::Lost { session, reason, polite } = &event {
+                    self.guests.remove(session);
+                    if !polite {
+                        self.send_away(*session, reason);
+                    }
+                }
+                if let Event::Committed { session, apply, round, .. } = &event
+                    && self.peers.contains_key(session)
+                {
+                    self.times.worker(*apply, *round);
+                    metrics::worker_times(*apply, *round);
+                }
+                self.events.push_back(event);
+            }
+            Input::Chunk { from, node, index, data } => {
+                let (data, fault) = match data {
+                    Ok(data) => (Some(data), None),
+                    Err(fault) => (None, Some(fault)),
+                };
+                let audited = data.as_ref().filter(|_| self.parts.core.is_audited(from, node));
+                let digest = audited.map(|values| digest::of(index as usize * CHUNK, values, values));
+                self.held = data;
+                self.events.push_back(Event::Chunk { from, node, index, digest, fault });
+            }
+            Input::State { session, step, momentum, index, data } => {
+                self.state_chunk(session, step, momentum, index, data);
+            }
+            Input::Answers { session, step, answers } => {
+                let leaf = answers.leaf;
+                let member = self.parts.core.members().0.get(&session);
+                if step < self.parts.core.committed().0 || self.parts.core.phase() != Phase::Testing {
+                    // Others have answered it in the meantime.
+                    return;
+                }
+                if step != self.parts.core.committed().0 || member.is_none_or(|m| !m.testing.contains(&leaf))
+                {
+                    return self.lose(
+                        session,
+                        format!("it answered leaf {leaf} of the test pass, which it was not given"),
+                    );
+                }
+                let wanted = self.parts.test.len().saturating_sub(leaf as usize * TEST_LEAF).min(TEST_LEAF);
+                match LeafAnswers::from_message(&answers, wanted) {
+                    Ok(answers) => {
+                        self.answers.entry(leaf).or_insert(answers);
+                        self.events.push_back(Event::Answered { session, step, leaf });
+                    }
+                    Err(error) => self.lose(session, format!("its answers are wrong: {error}")),
+                }
+            }
+            Input::Hello { session, hello, control } => {
+                let config = &self.parts.config;
+                let welcome = v1::Welcome {
+                    protocol: PROTOCOL,
+                    build: env!("CARGO_PKG_VERSION").into(),
+                    model: config.model.to_string(),
+                    label_loss: config.label_loss.to_string(),
+                    shards: config.shards,
+                    spare: self.peers.len() >= config.shards as usize,
+                };
+                self.control(&control, session, 0, 0, coordinator_message::Body::Welcome(welcome));
+                self.guests.insert(session, Guest { hello, control, bulk: None, device: None });
+                if self.guests.len() > MOST_GUESTS {
+                    self.refuse(session, "too many workers are joining; try again later".into());
+                }
+            }
+            Input::Offer { session, manifest, device } => self.offer(session, manifest, device),
+            Input::Attach { session, bulk, known } => {
+                let guest = self.guests.get_mut(&session).filter(|guest| guest.bulk.is_none());
+                let _ = known.send(guest.is_some());
+                if let Some(guest) = guest {
+                    guest.bulk = Some(bulk);
+                    self.let_in(session);
+                }
+            }
+            Input::Status(reply) => {
+                let _ = reply.send(self.status());
+            }
+            Input::Stop => {
+                self.parts
+                    .console
+                    .note("stopping after the step in flight (interrupt again to stop at once)");
+                self.events.push_back(Event::Stop);
+            }
+        }
+    }
+
+    /// Tells a worker why its session is over; one whose connection broke does not hear it.
+    pub(super) fn send_away(&mut self, session: Session, reason: &str) {
+        let evicted = v1::Evicted { reason: reason.into() };
+        self.tell(session, 0, 0, coordinator_message::Body::Evicted(evicted));
+    }
+
+    pub(super) fn lose(&mut self, session: Session, reason: String) {
+        self.send_away(session, &reason);
+        self.events.push_back(Event::Lost { session, reason, polite: false });
+    }
+
+    pub(super) fn offer(&mut self, session: Session, manifest: Result<Manifest, String>, device: String) {
+        let Some(guest) = self.guests.get_mut(&session) else { return };
+        let problem = match manifest {
+            Ok(manifest) if manifest == self.parts.config.tensors => None,
+            Ok(_) => Some(format!(
+                "its network {} has other tensors than this run's; run the same build of Tally on both sides",
+                self.parts.config.model
+            )),
+            Err(error) => Some(format!("its manifest is wrong: {error}")),
+        };
+        if let Some(reason) = problem {
+            return self.refuse(session, reason);
+        }
+        guest.device = Some(device);
+        self.let_in(session);
+    }
+
+    pub(super) fn refuse(&mut self, session: Session, reason: String) {
+        if let Some(guest) = self.guests.remove(&session) {
+            tracing::warn!(worker = guest.hello.name, "refused: {reason}");
+            let refused = coordinator_message::Body::Refused(v1::Refused { reason });
+            self.control(&guest.control, session, 0, 0, refused);
+        }
+    }
+
+    /// A guest with a manifest and a gradient stream takes part from now on.
+    pub(super) fn let_in(&mut self, session: Session) {
+        let complete = self.guests.get(&session).is_some_and(|g| g.bulk.is_some() && g.device.is_some());
+        if !complete {
+            return;
+        }
+        let Some(Guest { hello, control, bulk: Some(bulk), device: Some(device) }) =
+            self.guests.remove(&session)
+        else {
+            return;
+        };
+        self.peers.insert(session, Peer { control, bulk, replica: false });
+        let Hello { name, threads, held } = hello;
+        self.events.push_back(Event::Joined { session, name, device, threads, held });
+    }
+}

@@ -1,0 +1,179 @@
+//! **TRUST-1** for messages: whatever bytes come, and whatever well-formed messages say,
+//! they are refused or are what they must be; nothing panics.
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use prost::Message;
+use tally_proto::convert::{self, LeafAnswers};
+use tally_proto::v1::{self, CoordinatorMessage, GradientDown, GradientUp, WorkerMessage};
+use tally_proto::{MAX_FROM_WORKER, MAX_LEAF_SAMPLES, floats};
+
+/// Decodes and encodes: what was understood is understood the same again.
+fn decode<M: Message + Default + PartialEq>(bytes: &[u8]) {
+    if let Ok(message) = M::decode(bytes) {
+        let again = message.encode_to_vec();
+        // NaN is not equal to itself, so it is the bytes that are compared.
+        assert_eq!(M::decode(&again[..]).map(|m| m.encode_to_vec()), Ok(again));
+    }
+}
+
+/// Bytes that are often close to a message: tags and lengths that fit, now and then.
+fn bytes() -> impl Strategy<Value = Vec<u8>> {
+    let field = (0u8..12, 0u8..6, vec(any::<u8>(), 0..40)).prop_map(|(number, kind, content)| {
+        let mut field = vec![number << 3 | kind];
+        if kind == 2 {
+            field.push(content.len() as u8);
+        }
+        field.extend(content);
+        field
+    });
+    prop_oneof![vec(any::<u8>(), 0..200), vec(field, 0..8).prop_map(|fields| fields.concat())]
+}
+
+fn float() -> impl Strategy<Value = f64> {
+    prop_oneof![
+        any::<u64>().prop_map(f64::from_bits),
+        Just(f64::NAN),
+        Just(f64::INFINITY),
+        Just(-1e300),
+        0f64..10.0
+    ]
+}
+
+fn losses() -> impl Strategy<Value = Option<v1::Losses>> {
+    let losses = (float(), float(), float()).prop_map(|(label, sum, difference)| v1::Losses {
+        label,
+        sum,
+        difference,
+    });
+    proptest::option::weighted(0.9, losses)
+}
+
+fn count() -> impl Strategy<Value = usize> {
+    prop_oneof![0usize..4, 0usize..40]
+}
+
+fn tensor() -> impl Strategy<Value = v1::Tensor> {
+    let size = prop_oneof![0u32..5, any::<u32>(), Just(u32::MAX), Just(1 << 16)];
+    (".{0,12}", vec(size, 0..5), float()).prop_map(|(name, shape, bound)| v1::Tensor { name, shape, bound })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn trust_1_any_bytes_decode_or_do_not(bytes in bytes()) {
+        decode::<WorkerMessage>(&bytes);
+        decode::<GradientUp>(&bytes);
+        decode::<CoordinatorMessage>(&bytes);
+        decode::<GradientDown>(&bytes);
+        decode::<v1::StatusReply>(&bytes);
+    }
+
+    #[test]
+    fn trust_1_floats_have_exactly_the_length_asked_for(
+        bytes in vec(any::<u8>(), 0..64), wanted in prop_oneof![0usize..20, Just(usize::MAX / 4)],
+    ) {
+        match floats::to_vec(&bytes, wanted) {
+            Ok(values) => {
+                prop_assert_eq!(values.len(), wanted);
+                prop_assert_eq!(&floats::copy(&values)[..], &bytes[..]);
+            }
+            Err(_) => prop_assert_ne!(bytes.len() as u128, 4 * wanted as u128),
+        }
+    }
+
+    #[test]
+    fn trust_1_samples_fit_together_or_are_refused(
+        leaf: u32, test: bool, ids in vec(any::<u32>(), 0..4), images in 0usize..4, stray in 0usize..2,
+        numbers in vec(0u8..12, 0..4), labels in vec(0u8..12, 0..4),
+    ) {
+        let message = v1::Leaf {
+            leaf, test, ids: ids.clone(), pixels: vec![9; 784 * images + stray].into(),
+            numbers: numbers.clone().into(), labels: labels.clone().into(),
+        };
+        let n = ids.len();
+        let good = images == n && stray == 0 && numbers.len() == n && labels.len() == n
+            && numbers.iter().chain(&labels).all(|&digit| digit < 10);
+        let read = convert::samples(message);
+        prop_assert_eq!(read.is_ok(), good);
+        if let Ok(samples) = read {
+            // What an engine computes with these cannot overflow.
+            for i in 0..n {
+                prop_assert!(samples.sum(i) <= 18 && samples.difference(i) <= 9);
+            }
+        }
+    }
+
+    #[test]
+    fn trust_1_answers_have_the_counts_asked_for(
+        digits in vec(0u8..12, 0..5), sums in count(), differences in count(), losses in losses(),
+        wanted in prop_oneof![0usize..5, Just(usize::MAX / 4)],
+    ) {
+        let answers = v1::Answers {
+            leaf: 0, losses, digits: digits.clone().into(),
+            sums: vec![1; sums].into(), differences: vec![2; differences].into(),
+        };
+        if let Ok(read) = LeafAnswers::from_message(&answers, wanted) {
+            prop_assert_eq!((read.digits.len(), read.sums.len(), read.differences.len()), (wanted, wanted, wanted));
+            prop_assert!(read.digits.iter().all(|&digit| digit < 10));
+        }
+    }
+
+    #[test]
+    fn trust_1_receipts_have_sound_losses(leaf: u32, samples: u32, losses in losses()) {
+        if let Ok((.., read)) = convert::receipt(&v1::Receipt { leaf, samples, losses }) {
+            // As many as there can be leaves, and the sum is still a number.
+            prop_assert!(read.is_finite() && read.scaled(4096.0).total().is_finite());
+        }
+    }
+
+    #[test]
+    fn trust_1_a_manifest_is_one_or_is_refused(tensors in vec(tensor(), 0..6), device in ".{0,8}") {
+        if let Ok(manifest) = convert::manifest(v1::Offer { tensors, device }) {
+            prop_assert!(manifest.len() > 0 && manifest.len() <= tally_exact::manifest::MAX_ELEMENTS);
+            let last = manifest.tensors().len() - 1;
+            prop_assert_eq!(manifest.range(last).end, manifest.len());
+            prop_assert_eq!(convert::manifest(convert::offer(&manifest, String::new())), Ok(manifest));
+        }
+    }
+}
+
+#[test]
+fn trust_1_a_leaf_has_a_largest_size() {
+    let many = v1::Leaf { ids: vec![0; MAX_LEAF_SAMPLES + 1], ..v1::Leaf::default() };
+    assert!(matches!(convert::samples(many), Err(convert::BadMessage::LeafTooLarge(_))));
+}
+
+/// An element of a list takes two bytes of a message, however large it is in memory.
+#[test]
+fn trust_1_a_message_takes_a_bounded_multiple_of_its_length() {
+    let sizes = [
+        size_of::<v1::Tensor>(),
+        size_of::<v1::Receipt>(),
+        size_of::<v1::Held>(),
+        size_of::<String>(),
+        size_of::<u32>(),
+    ];
+    let most = sizes.into_iter().max().unwrap_or(0) * MAX_FROM_WORKER / 2;
+    assert!(most <= 64 << 20, "a message of {MAX_FROM_WORKER} bytes may take {most}");
+}
+
+#[test]
+fn the_largest_messages_of_an_honest_worker_fit() {
+    let stamp = Some(v1::Stamp {
+        run: u64::MAX,
+        incarnation: u64::MAX,
+        session: u64::MAX,
+        step: u64::MAX,
+        attempt: u32::MAX,
+    });
+    let data = vec![1; 4 * tally_exact::CHUNK].into();
+    let chunk = v1::gradient_up::Body::Chunk(v1::Chunk { node: u32::MAX, index: u32::MAX, data });
+    assert!(GradientUp { stamp, body: Some(chunk) }.encoded_len() <= MAX_FROM_WORKER);
+    let tensor = v1::Tensor { name: "n".repeat(64), shape: vec![1 << 16; 4], bound: 0.1 };
+    let offer =
+        v1::Offer { tensors: vec![tensor; tally_exact::manifest::MAX_TENSORS], device: "d".repeat(256) };
+    let offer = v1::worker_message::Body::Offer(offer);
+    assert!(WorkerMessage { stamp, body: Some(offer) }.encoded_len() <= MAX_FROM_WORKER);
+}

@@ -1,0 +1,466 @@
+//! Hostile workers against the whole coordinator: its gRPC service, driver, core and journal,
+//! fed with the bytes of gRPC streams, without sockets.
+//!
+//! Whatever they do, nobody panics, the journal stays readable, no sample is lost or used
+//! twice (**DATA-1**), and an honest worker that comes afterwards brings the run to its end.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::convert::Infallible;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::task::{Context, Poll, Waker};
+
+use bytes::Bytes;
+use http_body::Frame;
+use prost::Message;
+use tally_coordinator::cli::options::Training;
+use tally_coordinator::console::Console;
+use tally_coordinator::core::events::Outcome;
+use tally_coordinator::core::recovery::Recorded;
+use tally_coordinator::core::{Core, Shape};
+use tally_coordinator::run::directory::RunDirectory;
+use tally_coordinator::run::journal::{self, History, Journal};
+use tally_coordinator::run::summary::Summary;
+use tally_coordinator::shell::driver::{Driver, Parts};
+use tally_coordinator::shell::outbox::OutboxStream;
+use tally_coordinator::shell::referee::Referee;
+use tally_coordinator::shell::service::{Input, Service};
+use tally_data::mnist::Split;
+use tally_data::{Mnist, Paired, Schedule};
+use tally_exact::digest;
+use tally_exact::init;
+use tally_exact::manifest::Manifest;
+use tally_exact::tree::{Node, Tree};
+use tally_proto::pool::Pool;
+use tally_proto::v1::cluster_server::Cluster as _;
+use tally_proto::v1::{
+    Answers, Audited, Chunk, Committed, CoordinatorMessage, Failed, GradientDown, GradientUp, Header, Hello,
+    Leave, Loaded, NonFinite, Open, Receipt, Stamp, StateChunk, StatusRequest, Trailer, WorkerMessage,
+    coordinator_message, gradient_down, gradient_up, worker_message,
+};
+use tally_proto::{MAX_FROM_WORKER, PROTOCOL, convert};
+use tokio::sync::mpsc;
+use tokio_stream::Stream;
+use tonic::codec::Codec as _;
+use tonic::{Request, Streaming};
+use tonic_prost::ProstCodec;
+
+use super::{Script, framed};
+
+const ELEMENTS: usize = 10;
+const SHARDS: u32 = 4;
+const TRAIN: usize = 11;
+const TEST: usize = 5;
+const BATCH: usize = 4;
+const EPOCHS: u32 = 2;
+/// Workers of a script at one time.
+const MOST: usize = 4;
+/// What an honest worker may need to finish the run; far more than it takes.
+const ROUNDS: usize = 1000;
+
+/// Plays a script.
+///
+/// # Panics
+/// If a promise is broken.
+pub fn play(script: &[u8]) {
+    let root = tempfile::tempdir().unwrap();
+    let (inputs, receiver) = mpsc::channel(64);
+    let (driver, run, manifest) = driver(root.path());
+    let service = Service::new(run, 1, ELEMENTS, inputs.clone(), Pool::default());
+    let thread = std::thread::spawn(move || driver.run(receiver));
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async {
+        let mut cluster = Cluster { service, manifest, peers: Vec::new() };
+        cluster.hostile(Script::new(script)).await;
+        cluster.honest().await;
+        let _ = inputs.send(Input::Stop).await;
+    });
+    drop((runtime, inputs));
+    let (outcome, summary): (Outcome, Summary) =
+        thread.join().expect("the driver does not panic").expect("a worker cannot stop the coordinator");
+    // Numbers that are none are the model's, as far as the coordinator can know.
+    let diverged = matches!(outcome, Outcome::Diverged { .. });
+    assert!(outcome == Outcome::Done || diverged, "an honest worker could not finish: {outcome:?}");
+    assert_eq!((summary.samples_lost, summary.samples_duplicated), (0, 0));
+    let text = std::fs::read(root.path().join("run/journal.jsonl")).unwrap();
+    let (_, whole) = journal::parse("journal".as_ref(), &text).expect("the journal stays readable");
+    assert_eq!(whole, text.len());
+}
+
+/// A driver of a small run on a synthetic network, that waits for one worker.
+fn driver(root: &std::path::Path) -> (Driver, u64, Manifest) {
+    let split = |name, n: usize| Split::new(name, vec![7; 784 * n], vec![3; n]).unwrap();
+    let data = Mnist { train: split("training", TRAIN), test: split("test", TEST) };
+    let training = Training {
+        model: Some(format!("synthetic:parameters={ELEMENTS}").parse().unwrap()),
+        batch_size: Some(BATCH),
+        shards: Some(SHARDS),
+        epochs: Some(EPOCHS),
+        ..Training::default()
+    };
+    let run = 0x7a11_e57e_d000_0001;
+    let config = training.configure(&data, run, 1).unwrap();
+    let directory = RunDirectory::create(Some(&root.join("run"))).unwrap();
+    let (journal, history): (Journal, History) = Journal::open(&directory.file("journal.jsonl")).unwrap();
+    let parameters = init::parameters(&config.tensors, config.seed);
+    let referee = Referee::new(&parameters, &vec![0.0; parameters.len()]);
+    let shape = Shape {
+        tree: Tree::new(config.shards).unwrap(),
+        chunks: 1,
+        schedule: Schedule::new(config.seed, TRAIN, BATCH).unwrap(),
+        epochs: config.epochs,
+        test_samples: TEST,
+        recipe: config.optimizer,
+        checkpoint_every: None,
+        workers: 1,
+        audit_rate: 0.25,
+    };
+    let (seed, tensors) = (config.seed, config.tensors.clone());
+    let driver = Driver::new(Parts {
+        core: Core::new(shape, 0, referee.digest(), Recorded::default()),
+        config,
+        directory,
+        journal,
+        history,
+        referee,
+        train: Paired::train(data.train, seed),
+        test: Paired::test(data.test, seed),
+        incarnation: 1,
+        console: Console::new(),
+        started: Arc::new(AtomicBool::new(false)),
+    });
+    (driver, run, tensors)
+}
+
+/// The bytes of a gRPC request, as they come.
+struct Up(mpsc::UnboundedReceiver<Bytes>);
+
+impl http_body::Body for Up {
+    type Data = Bytes;
+    type Error = Infallible;
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        self.0.poll_recv(cx).map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
+    }
+}
+
+fn stream<M: Message + Default + 'static>() -> (mpsc::UnboundedSender<Bytes>, Request<Streaming<M>>) {
+    let (up, body) = mpsc::unbounded_channel();
+    let decoder = ProstCodec::<M, M>::default().decoder();
+    (up, Request::new(Streaming::new_request(decoder, Up(body), None, Some(MAX_FROM_WORKER))))
+}
+
+/// What is there of a stream now.
+fn ready<S: Stream + Unpin>(stream: &mut S) -> Option<S::Item> {
+    match pin!(stream).poll_next(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(item) => item,
+        Poll::Pending => None,
+    }
+}
+
+/// A worker, and what it has heard.
+struct Peer {
+    control: Option<mpsc::UnboundedSender<Bytes>>,
+    gradients: Option<mpsc::UnboundedSender<Bytes>>,
+    control_down: OutboxStream<CoordinatorMessage>,
+    gradients_down: Option<OutboxStream<GradientDown>>,
+    stamp: Stamp,
+    /// What it has to do: the stamp, the replica's digest, the step's samples, the node.
+    plans: VecDeque<(Stamp, u64, u32, Node)>,
+    leaves: BTreeMap<(u64, u32), Vec<u32>>,
+    tests: VecDeque<(u64, u32, usize)>,
+    states: VecDeque<(u64, u64)>,
+    /// Nodes that others contribute, and states that it was asked for.
+    audits: VecDeque<(Stamp, u32)>,
+    uploads: VecDeque<Stamp>,
+    commits: VecDeque<(u64, u64)>,
+    finished: bool,
+}
+
+impl Peer {
+    fn hear(&mut self) {
+        use coordinator_message::Body;
+        while let Some(Ok(CoordinatorMessage { stamp: Some(stamp), body: Some(body) })) =
+            ready(&mut self.control_down)
+        {
+            match body {
+                Body::Welcome(_) => self.stamp = stamp,
+                Body::Plan(plan) if plan.audit => {
+                    self.audits.extend(plan.nodes.iter().map(|&node| (stamp, node)));
+                }
+                Body::Plan(plan) => {
+                    self.plans
+                        .extend(plan.nodes.iter().map(|&n| (stamp, plan.digest, plan.samples, Node(n))));
+                }
+                Body::Keep(keep) => self.states.push_back((stamp.step, keep.digest)),
+                Body::Upload(_) => self.uploads.push_back(stamp),
+                Body::Leaf(leaf) if leaf.test => {
+                    self.tests.push_back((stamp.step, leaf.leaf, leaf.ids.len()))
+                }
+                Body::Leaf(leaf) => {
+                    self.leaves.insert((stamp.step, leaf.leaf), leaf.ids);
+                }
+                Body::Abort(_) => self.plans.retain(|(plan, ..)| plan.attempt > stamp.attempt),
+                Body::Commit(commit) => self.commits.push_back((stamp.step, commit.digest)),
+                Body::Finished(_) | Body::Refused(_) | Body::Evicted(_) => self.finished = true,
+            }
+        }
+        let Some(down) = &mut self.gradients_down else { return };
+        while let Some(Ok(GradientDown { stamp: Some(stamp), body: Some(body) })) = ready(down) {
+            if let gradient_down::Body::State(state) = body {
+                self.states.push_back((stamp.step, state.digest));
+            }
+        }
+    }
+
+    fn raw(&self, gradients: bool, bytes: Vec<u8>) {
+        if let Some(to) = if gradients { &self.gradients } else { &self.control } {
+            let _ = to.send(bytes.into());
+        }
+    }
+
+    fn tell(&self, stamp: Option<Stamp>, body: worker_message::Body) {
+        self.raw(false, framed(&WorkerMessage { stamp, body: Some(body) }.encode_to_vec()));
+    }
+
+    fn send(&self, stamp: Option<Stamp>, body: gradient_up::Body) {
+        self.raw(true, framed(&GradientUp { stamp, body: Some(body) }.encode_to_vec()));
+    }
+
+    fn at(&self, step: u64) -> Stamp {
+        Stamp { step, attempt: 0, ..self.stamp }
+    }
+
+    /// The receipts of a node's leaves, and the digest of their samples.
+    fn work(&self, step: u64, samples: u32, node: Node) -> (Vec<Receipt>, u64) {
+        let tree = Tree::new(SHARDS).unwrap();
+        let (mut receipts, mut ids) = (Vec::new(), Vec::new());
+        for leaf in tree.leaves(node) {
+            let count = tree.samples(leaf, samples as usize).len();
+            if count > 0 {
+                let losses = Some(tally_proto::v1::Losses { label: 1.0, sum: 2.0, difference: 3.0 });
+                receipts.push(Receipt { leaf, samples: count as u32, losses });
+                ids.extend_from_slice(self.leaves.get(&(step, leaf)).map_or(&[][..], Vec::as_slice));
+            }
+        }
+        (receipts, digest::of_samples(ids))
+    }
+
+    /// Does the next thing that is due, as the script would have it.
+    fn work_on(&mut self, script: &mut Script<'_>) -> bool {
+        if let Some((step, digest)) = self.states.pop_front() {
+            let stamp = script.stamp(self.at(step));
+            self.tell(stamp, worker_message::Body::Loaded(Loaded { digest: script.number(digest) }));
+        } else if let Some((step, digest)) = self.commits.pop_front() {
+            let stamp = script.stamp(self.at(step));
+            let (apply_seconds, round_seconds) = (script.float(0.1), script.float(0.2));
+            let body = Committed { digest: script.number(digest), apply_seconds, round_seconds };
+            self.tell(stamp, worker_message::Body::Committed(body));
+        } else if let Some((stamp, node)) = self.audits.pop_front() {
+            let body = Audited { node: script.small(node), digest: script.number(0) };
+            self.tell(script.stamp(stamp), worker_message::Body::Audited(body));
+        } else if let Some(stamp) = self.uploads.pop_front() {
+            for momentum in [false, true] {
+                let (index, data) = (script.small(0), script.floats(ELEMENTS).into());
+                let chunk = StateChunk { momentum, index, data };
+                self.send(script.stamp(stamp), gradient_up::Body::StateChunk(chunk));
+            }
+        } else if let Some((step, leaf, n)) = self.tests.pop_front() {
+            let stamp = script.stamp(self.at(step));
+            let digits = if script.rarely(64) { script.bytes().to_vec() } else { vec![3; n] };
+            let (sums, differences) = (script.floats(n).into(), script.floats(n).into());
+            let (leaf, losses) = (script.small(leaf), script.losses());
+            let body = Answers { leaf, losses, digits: digits.into(), sums, differences };
+            self.tell(stamp, worker_message::Body::Answers(body));
+        } else if let Some((stamp, digest, samples, node)) = self.plans.pop_front() {
+            let (mut receipts, ids) = self.work(stamp.step, samples, node);
+            let header = Header {
+                node: script.small(node.0),
+                digest: script.number(digest),
+                samples: script.number(ids),
+            };
+            self.send(script.stamp(stamp), gradient_up::Body::Header(header));
+            for _ in 0..=script.byte() % 64 / 63 {
+                let (node, index) = (script.small(node.0), script.small(0));
+                let data = script.floats(ELEMENTS).into();
+                self.send(script.stamp(stamp), gradient_up::Body::Chunk(Chunk { node, index, data }));
+            }
+            for receipt in &mut receipts {
+                receipt.losses = script.losses();
+                receipt.samples = script.small(receipt.samples);
+            }
+            if script.rarely(64) {
+                receipts.extend_from_within(..);
+            }
+            let (node, compute_seconds) = (script.small(node.0), script.float(0.1));
+            let trailer = Trailer { node, receipts, compute_seconds };
+            self.send(script.stamp(stamp), gradient_up::Body::Trailer(trailer));
+        } else {
+            return false;
+        }
+        true
+    }
+}
+
+/// The coordinator and its workers.
+struct Cluster {
+    service: Service,
+    manifest: Manifest,
+    peers: Vec<Peer>,
+}
+
+/// Reads as a script in which everything is as it should be.
+const HONEST: &[u8] = &[12; 400];
+
+impl Cluster {
+    /// Waits until all that was sent has been dealt with; false once the run is over.
+    async fn settle(&mut self) -> bool {
+        for _ in 0..8 {
+            tokio::task::yield_now().await;
+        }
+        let going = self.service.status(Request::new(StatusRequest {})).await.is_ok();
+        tokio::task::yield_now().await;
+        for peer in &mut self.peers {
+            peer.hear();
+        }
+        going
+    }
+
+    async fn join(&mut self, script: &mut Script<'_>) {
+        let (control, request) = stream();
+        let hello = Hello {
+            protocol: script.small(PROTOCOL),
+            name: script.text(),
+            threads: script.small(1),
+            held: (0..script.byte() % 3).map(|_| script.held()).collect(),
+            ..Hello::default()
+        };
+        let first = WorkerMessage { stamp: None, body: Some(worker_message::Body::Hello(hello)) };
+        let _ = control.send(framed(&first.encode_to_vec()).into());
+        let Ok(down) = self.service.control(request).await else { return };
+        let mut peer = Peer {
+            control: Some(control),
+            gradients: None,
+            control_down: down.into_inner(),
+            gradients_down: None,
+            stamp: Stamp::default(),
+            plans: VecDeque::new(),
+            leaves: BTreeMap::new(),
+            tests: VecDeque::new(),
+            states: VecDeque::new(),
+            audits: VecDeque::new(),
+            uploads: VecDeque::new(),
+            commits: VecDeque::new(),
+            finished: false,
+        };
+        self.settle().await;
+        peer.hear();
+        let (gradients, request) = stream();
+        let open =
+            GradientUp { stamp: script.stamp(peer.stamp), body: Some(gradient_up::Body::Open(Open {})) };
+        let _ = gradients.send(framed(&open.encode_to_vec()).into());
+        if let Ok(down) = self.service.gradients(request).await {
+            peer.gradients = Some(gradients);
+            peer.gradients_down = Some(down.into_inner());
+        }
+        let mut offer = convert::offer(&self.manifest, script.text());
+        if script.rarely(64) {
+            let tensor = &mut offer.tensors[0];
+            tensor.bound = script.float(0.1);
+            tensor.shape = (0..script.byte() % 5).map(|_| script.small(3)).collect();
+            tensor.name = script.text();
+        }
+        peer.tell(script.stamp(peer.stamp), worker_message::Body::Offer(offer));
+        self.peers.push(peer);
+        self.settle().await;
+    }
+
+    async fn hostile(&mut self, mut script: Script<'_>) {
+        if !script.rarely(8) {
+            self.join(&mut Script::new(HONEST)).await;
+        }
+        while let Some(op) = script.op() {
+            self.act(op, &mut script).await;
+            if !self.settle().await {
+                return;
+            }
+        }
+    }
+
+    async fn act(&mut self, op: u8, script: &mut Script<'_>) {
+        use worker_message::Body;
+        let peers = self.peers.len();
+        if peers == 0 || (op % 64 > 60 && peers < MOST) {
+            return self.join(script).await;
+        }
+        let at = usize::from(op / 64) % peers;
+        let peer = &mut self.peers[at];
+        let step = peer.plans.front().map_or(peer.at(1), |(stamp, ..)| *stamp);
+        let stamp = script.stamp(step);
+        // Most of the time it does what is due: one that only shouts is sent away at once.
+        match op % 64 {
+            0 => peer.raw(script.rarely(2), framed(script.bytes())),
+            1 => peer.raw(script.rarely(2), script.bytes().to_vec()),
+            2 => peer.tell(stamp, Body::Loaded(Loaded { digest: script.number(0) })),
+            3 => {
+                let body = Committed {
+                    digest: script.number(0),
+                    apply_seconds: script.float(0.1),
+                    round_seconds: script.float(0.1),
+                };
+                peer.tell(stamp, Body::Committed(body));
+            }
+            4 => {
+                peer.tell(stamp, Body::NonFinite(NonFinite { node: script.small(1), tensor: script.text() }))
+            }
+            5 => {
+                let header =
+                    Header { node: script.small(1), digest: script.number(0), samples: script.number(0) };
+                peer.send(stamp, gradient_up::Body::Header(header));
+            }
+            6 => {
+                let data = script.floats(ELEMENTS).into();
+                let chunk = Chunk { node: script.small(1), index: script.small(0), data };
+                peer.send(stamp, gradient_up::Body::Chunk(chunk));
+            }
+            7 => {
+                let receipts = (0..script.byte() % 6).map(|leaf| Receipt {
+                    leaf: script.small(leaf.into()),
+                    samples: script.small(1),
+                    losses: script.losses(),
+                });
+                let receipts = receipts.collect();
+                let (node, compute_seconds) = (script.small(1), script.float(0.1));
+                peer.send(stamp, gradient_up::Body::Trailer(Trailer { node, receipts, compute_seconds }));
+            }
+            8 => match script.byte() % 4 {
+                0 => peer.control = None,
+                1 => peer.gradients = None,
+                2 => peer.tell(stamp, Body::Leave(Leave {})),
+                _ => peer.tell(stamp, Body::Failed(Failed { what: script.text() })),
+            },
+            9 => drop(self.peers.swap_remove(at)),
+            _ => {
+                peer.work_on(script);
+            }
+        }
+    }
+
+    /// All others go; one that keeps the rules does what is left, until the run is over.
+    async fn honest(&mut self) {
+        self.peers.clear();
+        for _ in 0..ROUNDS {
+            if !self.settle().await {
+                return;
+            }
+            match self.peers.first_mut() {
+                None => self.join(&mut Script::new(HONEST)).await,
+                Some(peer) if peer.finished => return,
+                Some(peer) => while peer.work_on(&mut Script::new(HONEST)) {},
+            }
+        }
+    }
+}

@@ -1,0 +1,315 @@
+//! A hostile coordinator against a worker's compute thread and its sender.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
+
+use prost::Message as _;
+use tally_proto::v1::{
+    Abort, Begin, Close, Commit, CoordinatorMessage, GradientDown, Keep, Leaf, Plan, Reduced, Stamp, State,
+    StateChunk, Upload, Welcome, coordinator_message, gradient_down, worker_message,
+};
+use tally_worker::engine::backend::{self, BackendChoice};
+use tally_worker::engine::{Engine, LabelLoss};
+use tally_worker::session::compute::{Compute, Input, Rest};
+use tally_worker::session::sender::{self, Item};
+use tokio::sync::{Semaphore, mpsc};
+
+use super::Script;
+
+const ELEMENTS: usize = 10;
+const SHARDS: u32 = 4;
+const OURS: Stamp = Stamp { run: 7, incarnation: 1, session: 9, step: 0, attempt: 0 };
+/// Inputs of a script; the longest scripts end here.
+const MOST: usize = 4096;
+
+fn engine() -> Box<dyn Engine> {
+    let model = format!("synthetic:parameters={ELEMENTS}").parse().unwrap();
+    backend::build(&model, LabelLoss::default(), BackendChoice::Cpu, 0, 1).unwrap()
+}
+
+/// What the coordinator of a script believes of its worker, and what it sends.
+struct Hostile {
+    inputs: Sender<Input>,
+    items: mpsc::UnboundedSender<Item>,
+    room: Arc<Semaphore>,
+    sent: usize,
+    /// A replica that shows the right digests.
+    twin: Box<dyn Engine>,
+    at: Stamp,
+}
+
+/// Plays a script: everything a coordinator can send, decoded as the session does, in any
+/// order, to a compute thread and a sender.
+///
+/// # Panics
+/// If the compute thread panics, or tells something that cannot be sent.
+pub fn play(script: &[u8]) {
+    let mut script = Script::new(script);
+    let (inputs, inbox) = channel();
+    let (control, mut heard) = mpsc::unbounded_channel();
+    let (items, queue) = mpsc::unbounded_channel();
+    let shards = if script.rarely(64) { script.small(SHARDS) } else { SHARDS };
+    let compute =
+        Compute::new(engine(), Vec::new(), shards, LabelLoss::default(), OURS, control, items.clone());
+    let room = Arc::new(Semaphore::new(Semaphore::MAX_PERMITS));
+    let mut hostile = Hostile { inputs, items, room, sent: 0, twin: engine(), at: OURS };
+    let thread = std::thread::spawn(move || compute.run(&inbox));
+    // Most scripts begin with a good state, since nothing is computed before.
+    if !script.rarely(8) {
+        hostile.state(&mut Script::new(&[]), true);
+    }
+    while hostile.sent < MOST
+        && let Some(op) = script.op()
+    {
+        let before = hostile.sent;
+        hostile.act(op, &mut script);
+        hostile.settle(hostile.sent - before + 4);
+    }
+    hostile.settle(hostile.sent.min(64));
+    let _ = hostile.inputs.send(Input::End);
+    drop(hostile);
+    let Rest { engine, failed, .. } = thread.join().expect("the compute thread does not panic");
+    assert_eq!(engine.manifest().len(), ELEMENTS);
+    if let Some(why) = failed {
+        assert!(!why.is_empty());
+        let mut said = false;
+        while let Ok(message) = heard.try_recv() {
+            said |= matches!(message.body, Some(worker_message::Body::Failed(_)));
+        }
+        assert!(said, "it ended without a word: {why}");
+    }
+    send(queue);
+}
+
+/// Has the sender send what the compute thread gave it, as far as credits go.
+fn send(queue: mpsc::UnboundedReceiver<Item>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let (up, mut sent) = mpsc::channel(2);
+    runtime.block_on(async {
+        let sender = tokio::spawn(sender::run(OURS, tally_exact::chunks(ELEMENTS), queue, up));
+        while let Some(message) = sent.recv().await {
+            assert!(message.encoded_len() <= tally_proto::MAX_FROM_WORKER);
+        }
+        sender.await.expect("the sender does not panic");
+    });
+}
+
+impl Hostile {
+    /// Waits until the compute thread has done up to `things` things, or all there are: it looks
+    /// for new inputs after each.
+    fn settle(&self, things: usize) {
+        let probe = coordinator_message::Body::Welcome(Welcome::default());
+        let turn = Arc::new(Semaphore::new(1));
+        for _ in 0..things {
+            let Ok(permit) = turn.clone().try_acquire_owned() else { return };
+            if self.inputs.send(Input::Control(OURS, probe.clone(), permit)).is_err() {
+                return;
+            }
+            // The permit comes back when the input was taken, or the thread has ended.
+            while turn.available_permits() == 0 {
+                std::thread::yield_now();
+            }
+        }
+    }
+
+    fn control(&mut self, stamp: Option<Stamp>, body: Option<coordinator_message::Body>) {
+        // Through the bytes, as on the wire.
+        let bytes = CoordinatorMessage { stamp, body }.encode_to_vec();
+        self.control_bytes(&bytes);
+    }
+
+    fn control_bytes(&mut self, bytes: &[u8]) {
+        let Ok(CoordinatorMessage { stamp: Some(stamp), body: Some(body) }) =
+            CoordinatorMessage::decode(bytes)
+        else {
+            return;
+        };
+        self.sent += 1;
+        let permit = self.room.clone().try_acquire_owned().unwrap();
+        let _ = self.inputs.send(Input::Control(stamp, body, permit));
+    }
+
+    fn gradient(&mut self, stamp: Option<Stamp>, body: Option<gradient_down::Body>) {
+        let bytes = GradientDown { stamp, body }.encode_to_vec();
+        self.gradient_bytes(&bytes);
+    }
+
+    fn gradient_bytes(&mut self, bytes: &[u8]) {
+        let Ok(GradientDown { stamp: Some(stamp), body: Some(body) }) = GradientDown::decode(bytes) else {
+            return;
+        };
+        self.sent += 1;
+        if let gradient_down::Body::Reduced(reduced) = &body {
+            let _ = self.items.send(Item::Reduced { attempt: stamp.attempt, index: reduced.index });
+        }
+        let permit = self.room.clone().try_acquire_owned().unwrap();
+        let _ = self.inputs.send(Input::Gradient(stamp, body, permit));
+    }
+
+    fn act(&mut self, op: u8, script: &mut Script<'_>) {
+        use coordinator_message::Body as Control;
+        use gradient_down::Body as Down;
+        let step = Stamp { step: self.at.step + 1, ..self.at };
+        match op % 32 {
+            0 => self.control_bytes(script.bytes()),
+            1 => self.gradient_bytes(script.bytes()),
+            2 => self.state(script, false),
+            6 => {
+                let stamp = script.stamp(step);
+                let leaf = leaf(script.small(1), script);
+                self.control(stamp, Some(Control::Leaf(leaf)));
+            }
+            7 => {
+                let stamp = script.stamp(step);
+                let nodes = (0..script.byte() % 5).map(|_| script.small(2)).collect();
+                let audit = script.rarely(4);
+                let plan = Plan { samples: script.small(4), nodes, digest: script.number(0), audit };
+                self.control(stamp, Some(Control::Plan(plan)));
+            }
+            8 => {
+                let stamp = script.stamp(step);
+                self.control(stamp, Some(Control::Abort(Abort { reason: script.text() })));
+            }
+            9 => {
+                let stamp = script.stamp(step);
+                self.control(stamp, Some(Control::Commit(Commit { digest: script.number(0) })));
+            }
+            10 => {
+                let (stamp, begin) = (script.stamp(step), begin(script));
+                self.gradient(stamp, Some(Down::Begin(begin)));
+            }
+            11 => {
+                let (stamp, index) = (script.stamp(step), script.small(0));
+                let data = script.floats(ELEMENTS).into();
+                self.gradient(stamp, Some(Down::Reduced(Reduced { index, data })));
+            }
+            12 => {
+                let stamp = script.stamp(step);
+                let clip = script.float(1.0) as f32;
+                self.gradient(stamp, Some(Down::Close(Close { clip })));
+            }
+            13 => {
+                let stamp = script.stamp(self.at);
+                let (momentum, index) = (script.rarely(2), script.small(0));
+                let data = script.floats(ELEMENTS).into();
+                self.gradient(stamp, Some(Down::StateChunk(StateChunk { momentum, index, data })));
+            }
+            14 => {
+                let mut test = leaf(script.small(0), script);
+                test.test = true;
+                let stamp = script.stamp(self.at);
+                self.control(stamp, Some(Control::Leaf(test)));
+            }
+            15 => {
+                let stamp = script.stamp(self.at);
+                self.control(stamp, Some(Control::Upload(Upload {})));
+            }
+            16 => {
+                let stamp = script.stamp(self.at);
+                self.control(stamp, Some(Control::Keep(Keep { digest: script.number(0) })));
+            }
+            3 => self.at.attempt = script.small(self.at.attempt.saturating_add(1)),
+            // Most of the time it does what is due: a worker leaves at the first broken rule.
+            _ => self.step(script),
+        }
+    }
+
+    /// A state; `good` ones are as they should be.
+    fn state(&mut self, script: &mut Script<'_>, good: bool) {
+        let value = if good { 0.5 } else { script.float(0.5) as f32 };
+        let step = if good { 0 } else { script.number(self.at.step) };
+        self.at.step = step.min(u64::MAX - 1);
+        let stamp = Some(Stamp { step, ..OURS });
+        let (parameters, momentum) = (vec![value; ELEMENTS], vec![0.0; ELEMENTS]);
+        let digest = self.twin.load(parameters.clone(), momentum.clone()).0;
+        let wrong = !good && script.rarely(8);
+        let (elements, digest) = match wrong {
+            true => (script.number(ELEMENTS as u64), script.number(digest)),
+            false => (ELEMENTS as u64, digest),
+        };
+        self.gradient(stamp, Some(gradient_down::Body::State(State { elements, digest })));
+        for (momentum, values) in [(false, parameters), (true, momentum)] {
+            let data = tally_proto::floats::copy(&values);
+            let chunk = StateChunk { momentum, index: 0, data };
+            self.gradient(stamp, Some(gradient_down::Body::StateChunk(chunk)));
+        }
+    }
+
+    /// A step from its samples to its commit, most often as it should be; else a message is
+    /// missing, comes twice, or changes places with the next.
+    fn step(&mut self, script: &mut Script<'_>) {
+        use coordinator_message::Body as Control;
+        use gradient_down::Body as Down;
+        let attempt = self.at.attempt.saturating_add(1);
+        self.at = Stamp { step: self.at.step.saturating_add(1).min(u64::MAX - 1), attempt, ..self.at };
+        let begin = begin(script);
+        let clip = script.float(1.0) as f32;
+        let gradient = [0.25f32; ELEMENTS];
+        let data = tally_proto::floats::copy(&gradient);
+        let update = tally_exact::update::Update {
+            learning_rate: begin.learning_rate,
+            momentum: begin.momentum,
+            clip: if begin.unclipped { 1.0 } else { clip },
+        };
+        let digest = self.twin.apply(update, 0, &gradient).0;
+        self.twin.commit();
+        let sample = |number| Say::Control(Control::Leaf(leaf(number, &mut Script::new(&[1, 15, 0, 0]))));
+        let mut message: Vec<Say> = (0..SHARDS).map(sample).collect();
+        message.extend([
+            Say::Control(Control::Plan(Plan { samples: SHARDS, nodes: vec![2, 3], ..Plan::default() })),
+            Say::Gradient(Down::Begin(begin)),
+            Say::Gradient(Down::Reduced(Reduced { index: 0, data })),
+            Say::Gradient(Down::Close(Close { clip })),
+            Say::Control(Control::Commit(Commit { digest: script.number(digest) })),
+        ]);
+        for at in 0..message.len() {
+            let times = match script.byte() % 64 {
+                1 => 0,
+                2 => 2,
+                3 if at + 1 < message.len() => {
+                    message.swap(at, at + 1);
+                    1
+                }
+                _ => 1,
+            };
+            for _ in 0..times {
+                match message[at].clone() {
+                    Say::Control(body) => self.control(script.stamp(self.at), Some(body)),
+                    Say::Gradient(body) => self.gradient(script.stamp(self.at), Some(body)),
+                }
+            }
+        }
+    }
+}
+
+/// A message of either stream.
+#[derive(Clone)]
+enum Say {
+    Control(coordinator_message::Body),
+    Gradient(gradient_down::Body),
+}
+
+fn begin(script: &mut Script<'_>) -> Begin {
+    Begin {
+        learning_rate: script.float(0.1) as f32,
+        momentum: script.float(0.9) as f32,
+        unclipped: script.rarely(2),
+    }
+}
+
+/// Samples of a leaf, most often one, most often right.
+fn leaf(number: u32, script: &mut Script<'_>) -> Leaf {
+    let n = usize::from(script.byte() % 3);
+    let ids = (0..n).map(|_| script.small(3)).collect();
+    let pixels = if script.rarely(64) { script.bytes().to_vec() } else { vec![9; 784 * n] };
+    let digits = if script.rarely(64) { script.bytes().to_vec() } else { vec![3; n] };
+    let labels = vec![4; n];
+    Leaf {
+        leaf: number,
+        test: false,
+        ids,
+        pixels: pixels.into(),
+        numbers: digits.into(),
+        labels: labels.into(),
+    }
+}
