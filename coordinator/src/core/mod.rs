@@ -26,7 +26,7 @@ mod stepping;
 pub mod test_pass;
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 mod simulation;
 
 use std::collections::VecDeque;

@@ -4,7 +4,7 @@ use super::*;
 
 impl World {
     /// Runs until `step` is in flight.
-    fn to_step(&mut self, step: u64) {
+    fn run_to(&mut self, step: u64) {
         self.until(|world| world.core.flight().is_some_and(|f| f.step >= step && !f.closing));
     }
 
@@ -54,7 +54,7 @@ fn resume_1_a_state_that_a_worker_holds_is_adopted_and_nothing_is_computed_again
 #[test]
 fn resume_1_a_commit_that_nobody_holds_is_computed_again_and_has_its_bits() {
     let mut world = World::with(1, rarely_saved());
-    world.to_step(5);
+    world.run_to(5);
     world.crash_in_commit = true;
     world.until(|w| w.counts.crashes == 1);
     let counts = world.ends_well();
@@ -122,7 +122,7 @@ fn resume_1_a_stop_does_not_wait_for_the_grace() {
 #[test]
 fn live_1_a_frozen_worker_holds_up_no_step_and_comes_back() {
     let mut world = World::with(7, quiet(3));
-    world.to_step(3);
+    world.run_to(3);
     world.workers[1].asleep = u32::MAX;
     world.until(|w| w.core.committed().0 == 6);
     assert!(world.counts.late >= 1);
@@ -139,7 +139,7 @@ fn live_1_a_frozen_worker_holds_up_no_step_and_comes_back() {
 fn live_1_who_takes_over_from_a_late_one_may_die_too() {
     for seed in 0..50 {
         let mut world = World::with(seed, quiet(3));
-        world.to_step(3);
+        world.run_to(3);
         world.workers[1].asleep = u32::MAX;
         world.until(|w| w.counts.late >= 1);
         world.kill(2, false);
@@ -154,7 +154,7 @@ fn live_1_who_takes_over_from_a_late_one_may_die_too() {
 fn live_1_newcomers_finish_a_step_whose_workers_are_all_silent() {
     for seed in 0..20 {
         let mut world = World::with(seed, quiet(2));
-        world.to_step(3);
+        world.run_to(3);
         for worker in &mut world.workers {
             worker.asleep = u32::MAX;
         }
@@ -172,7 +172,7 @@ fn live_1_newcomers_finish_a_step_whose_workers_are_all_silent() {
 #[test]
 fn a_worker_that_waits_for_credits_is_not_late() {
     let mut world = World::with(8, quiet(2));
-    world.to_step(3);
+    world.run_to(3);
     world.workers[1].asleep = u32::MAX;
     world.until(|w| w.counts.late >= 1);
     let session = world.workers[0].session.unwrap();
@@ -183,7 +183,7 @@ fn a_worker_that_waits_for_credits_is_not_late() {
 #[test]
 fn live_1_a_spare_takes_over() {
     let mut world = World::with(9, quiet(10));
-    world.to_step(4);
+    world.run_to(4);
     let spares = world.core.members().0.values().filter(|m| m.leaves == 0).count();
     assert_eq!(spares, 2, "eight leaves for ten workers");
     let owner = world.core.members().0.iter().find(|(_, m)| !m.open.is_empty()).map(|(s, _)| *s).unwrap();
@@ -198,7 +198,7 @@ fn live_1_a_spare_takes_over() {
 
 fn flipped(seed: u64, workers: usize, flips: u32) -> Counts {
     let mut world = World::with(seed, Shape { audit_rate: 1.0, ..shape(workers) });
-    world.to_step(4);
+    world.run_to(4);
     // Not the last of the run's steps to be audited; bad memory makes one chunk wrong.
     for _ in 0..flips {
         let owner = world.core.flight().and_then(|f| f.audit.as_ref()).map(|a| a.owner());
@@ -281,7 +281,7 @@ fn nan_that_only_one_worker_finds_is_its_own() {
 #[test]
 fn a_stop_lets_the_step_in_flight_finish() {
     let mut world = World::new(5, 2);
-    world.to_step(2);
+    world.run_to(2);
     world.feed(Event::Stop);
     let world = world.finish();
     assert_eq!((world.outcome, world.core.committed().0), (Some(Outcome::Stopped), 2));
@@ -291,7 +291,7 @@ fn a_stop_lets_the_step_in_flight_finish() {
 fn a_stop_ends_even_if_every_worker_goes() {
     for seed in 0..50 {
         let mut world = World::new(seed, 3);
-        world.to_step(2);
+        world.run_to(2);
         world.feed(Event::Stop);
         for at in 0..3 {
             world.kill(at, false);
