@@ -33,6 +33,7 @@ use crate::shell::referee::Referee;
 use crate::shell::service::{Input, Service};
 use crate::{http, local, metrics};
 use tally_proto::pool::Pool;
+use tally_worker::session::link::Link;
 
 /// Where workers connect to, unless told otherwise.
 const PORT: u16 = 50051;
@@ -239,6 +240,7 @@ async fn train(options: &TrainOptions) -> anyhow::Result<ExitCode> {
     let (stop_grpc, grpc_stopped) = oneshot::channel::<()>();
     let (stop_web, web_stopped) = oneshot::channel::<()>();
     let service = Service::new(run, incarnation, elements, inputs.clone(), Pool::default());
+    let link: Arc<dyn Link> = Arc::new(service.clone());
     let server = tokio::spawn(serve(grpc, service, async {
         let _ = grpc_stopped.await;
     }));
@@ -253,7 +255,7 @@ async fn train(options: &TrainOptions) -> anyhow::Result<ExitCode> {
     if options.local {
         let workers = options.workers as usize;
         let threads = options.threads.map_or_else(|| local::share_of_cores(workers), |t| t as usize);
-        locals = local::start(workers, address, options.backend, threads)?;
+        locals = local::start(workers, address, options.backend, threads, &link)?;
     }
     let result = tokio::select! {
         result = &mut finished => result.context("the driver's thread ended without a word; please report this")?,

@@ -1,10 +1,13 @@
-//! The local mode: workers on threads of this process, over the same gRPC on loopback.
+//! The local mode: workers on threads of this process. They speak the same gRPC on loopback,
+//! but for their gradients, which are handed over.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use anyhow::Context as _;
 use tally_worker::engine::backend::BackendChoice;
+use tally_worker::session::link::Link;
 use tally_worker::session::{self, WorkerOptions};
 
 /// Threads of each of `workers` workers on this machine's cores.
@@ -23,6 +26,7 @@ pub fn start(
     address: SocketAddr,
     backend: BackendChoice,
     threads: usize,
+    link: &Arc<dyn Link>,
 ) -> anyhow::Result<Vec<JoinHandle<anyhow::Result<()>>>> {
     // An unspecified address to listen on is reached by the loopback.
     let host = match address {
@@ -36,6 +40,7 @@ pub fn start(
                 name: format!("local-{number}"),
                 backend,
                 threads,
+                link: Some(link.clone()),
                 ..WorkerOptions::new(host.clone())
             };
             let work = move || -> anyhow::Result<()> {

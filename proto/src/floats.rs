@@ -49,6 +49,22 @@ pub fn read(bytes: &[u8], into: &mut [f32]) -> Result<(), BadLength> {
     Ok(())
 }
 
+/// A message's floats where they lie, or, if they are not aligned there, copied to `scratch`.
+///
+/// # Errors
+/// [`BadLength`] unless there are `wanted` of them.
+pub fn view<'a>(bytes: &'a [u8], wanted: usize, scratch: &'a mut Vec<f32>) -> Result<&'a [f32], BadLength> {
+    if bytes.len() != 4 * wanted {
+        return Err(BadLength { got: bytes.len(), wanted });
+    }
+    if let Ok(values) = bytemuck::try_cast_slice(bytes) {
+        return Ok(values);
+    }
+    scratch.resize(wanted, 0.0);
+    read(bytes, scratch)?;
+    Ok(scratch)
+}
+
 /// A message's floats as a new vector of exactly `wanted` elements.
 ///
 /// # Errors

@@ -15,7 +15,10 @@ use tally_exact::{CHUNK, chunk_range};
 use tally_proto::v1::cluster_server::Cluster;
 use tally_proto::v1::{self, GradientUp, WorkerMessage, gradient_up, worker_message};
 use tally_proto::{PROTOCOL, convert, floats};
+use tally_worker::session::link::{Down, Link};
 use tokio::sync::{mpsc, oneshot};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::outbox::{Bulk, Control, OutboxStream, outbox};
@@ -226,6 +229,44 @@ impl Service {
         }
     }
 
+    /// Takes a worker's gradient stream, which begins with its opening.
+    ///
+    /// # Errors
+    /// If it does not, or is of no session.
+    pub async fn attach<S>(&self, mut stream: S) -> Result<OutboxStream<v1::GradientDown>, Status>
+    where
+        S: Stream<Item = Result<GradientUp, Status>> + Send + Unpin + 'static,
+    {
+        let first = stream.next().await.transpose()?;
+        let Some(GradientUp { stamp: Some(stamp), body: Some(gradient_up::Body::Open(_)) }) = first else {
+            return Err(Status::invalid_argument("the first message of a gradient stream opens it"));
+        };
+        let session = stamp.session;
+        self.check(Some(stamp), session).map_err(Status::failed_precondition)?;
+        let (bulk, receiver) = outbox();
+        let (known, answer) = oneshot::channel();
+        self.input(Input::Attach { session, bulk, known }).await?;
+        if !answer.await.unwrap_or(false) {
+            return Err(Status::not_found("there is no such session, or it has its gradient stream"));
+        }
+        let service = self.clone();
+        tokio::spawn(async move {
+            let reason = loop {
+                let message = stream.next().await.transpose();
+                match ended(message).and_then(|m| service.gradient_input(session, m)) {
+                    Ok(input) => {
+                        if service.input(input).await.is_err() {
+                            return;
+                        }
+                    }
+                    Err(reason) => break reason,
+                }
+            };
+            service.lost(session, reason).await;
+        });
+        Ok(receiver)
+    }
+
     async fn lost(&self, session: Session, reason: String) {
         let _ = self.input(Input::Event(Event::Lost { session, reason, polite: false })).await;
     }
@@ -247,6 +288,15 @@ fn ended<T>(result: Result<Option<T>, Status>) -> Result<T, String> {
         Ok(Some(message)) => Ok(message),
         Ok(None) => Err("its connection closed".into()),
         Err(status) => Err(format!("its connection broke: {}", status.message())),
+    }
+}
+
+/// Local workers hand their gradients over.
+#[tonic::async_trait]
+impl Link for Service {
+    async fn gradients(&self, up: mpsc::Receiver<GradientUp>) -> Result<Down, Status> {
+        let down = self.attach(ReceiverStream::new(up).map(Ok)).await?;
+        Ok(Box::pin(down))
     }
 }
 
@@ -303,34 +353,7 @@ impl Cluster for Service {
         &self,
         request: Request<Streaming<GradientUp>>,
     ) -> Result<Response<Self::GradientsStream>, Status> {
-        let mut stream = request.into_inner();
-        let first = stream.message().await?;
-        let Some(GradientUp { stamp: Some(stamp), body: Some(gradient_up::Body::Open(_)) }) = first else {
-            return Err(Status::invalid_argument("the first message of a gradient stream opens it"));
-        };
-        let session = stamp.session;
-        self.check(Some(stamp), session).map_err(Status::failed_precondition)?;
-        let (bulk, receiver) = outbox();
-        let (known, answer) = oneshot::channel();
-        self.input(Input::Attach { session, bulk, known }).await?;
-        if !answer.await.unwrap_or(false) {
-            return Err(Status::not_found("there is no such session, or it has its gradient stream"));
-        }
-        let service = self.clone();
-        tokio::spawn(async move {
-            let reason = loop {
-                match ended(stream.message().await).and_then(|m| service.gradient_input(session, m)) {
-                    Ok(input) => {
-                        if service.input(input).await.is_err() {
-                            return;
-                        }
-                    }
-                    Err(reason) => break reason,
-                }
-            };
-            service.lost(session, reason).await;
-        });
-        Ok(Response::new(receiver))
+        self.attach(request.into_inner()).await.map(Response::new)
     }
 
     async fn status(&self, _: Request<v1::StatusRequest>) -> Result<Response<v1::StatusReply>, Status> {

@@ -108,15 +108,16 @@ fn cluster(
     command.arg("--run-dir").arg(&run).args(extra);
     command.stdout(Stdio::null()).stderr(fs::File::create(&log)?);
     let mut coordinator = Kill(command.spawn().context("cannot start the coordinator")?);
-    let port = port_of(&log)?;
     let mut processes = Vec::new();
-    for _ in 0..workers {
+    let local = extra.contains(&"--local");
+    let port = if local { String::new() } else { port_of(&log)? };
+    for _ in 0..if local { 0 } else { workers } {
         let mut worker = Command::new(binaries().join("worker"));
         worker.args(["--connect", &format!("127.0.0.1:{port}"), "--backend", "cpu"]);
         worker.args(["--threads", &threads.to_string()]).stdout(Stdio::null()).stderr(Stdio::null());
         processes.push(Kill(worker.spawn().context("cannot start a worker")?));
     }
-    let mut last = vec![(0.0, 0.0); workers + 1];
+    let mut last = vec![(0.0, 0.0); processes.len() + 1];
     let status = loop {
         let pids = std::iter::once(coordinator.0.id()).chain(processes.iter().map(|p| p.0.id()));
         for (last, pid) in last.iter_mut().zip(pids) {
@@ -197,12 +198,21 @@ fn main() -> anyhow::Result<()> {
         let extra = ["--model", model, "--shards", &shards, "--clip-norm", "1e30"];
         cluster(workers, 1, 60, workers, &extra)
     };
+    let handed_over = |workers: usize| -> anyhow::Result<Measured> {
+        let shards = workers.to_string();
+        let model = "synthetic:parameters=6402764";
+        let local = ["--local", "--threads", "1", "--backend", "cpu"];
+        let extra = [&["--model", model, "--shards", &shards, "--clip-norm", "1e30"], &local[..]].concat();
+        cluster(workers, 1, 60, workers, &extra)
+    };
     let (mut reduce, mut reduce_peer) = (vec![Vec::new(); 3], vec![Vec::new(); 3]);
+    let mut local = vec![Vec::new(); 3];
     let (mut train, mut train_peer) = (vec![Vec::new(); 2], vec![Vec::new(); 2]);
     for round in 1..=options.rounds {
         eprintln!("round {round} of {}", options.rounds);
         for (at, workers) in [2, 4, 8].into_iter().enumerate() {
             reduce[at].push(synthetic(workers)?);
+            local[at].push(handed_over(workers)?);
             if let Some(python) = &options.python {
                 reduce_peer[at].push(peer(python, &["allreduce", "--procs", &workers.to_string()])?);
             }
@@ -230,6 +240,9 @@ fn main() -> anyhow::Result<()> {
     let mut rows = Vec::new();
     for (measured, peer) in reduce.iter().zip(&reduce_peer) {
         rows.push(row("all-reduce of 25.6 MB", medians(measured), peer, |m| m.round_ms));
+    }
+    for (measured, peer) in local.iter().zip(&reduce_peer) {
+        rows.push(row("the same in one process", medians(measured), peer, |m| m.round_ms));
     }
     for (measured, peer) in train.iter().zip(&train_peer).filter(|(m, _)| !m.is_empty()) {
         rows.push(row("step, batch 64, 8 shards", medians(measured), peer, |m| m.step_ms));

@@ -7,10 +7,12 @@
 pub mod compute;
 pub mod connect;
 pub mod handshake;
+pub mod link;
 pub mod pump;
 pub mod sender;
 
 use std::future::Future;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
@@ -18,6 +20,7 @@ use tally_exact::digest::Digest;
 
 use crate::engine::Engine;
 use crate::engine::backend::BackendChoice;
+use link::Link;
 
 /// Waits between two tries grow from this …
 const FIRST_WAIT: Duration = Duration::from_millis(100);
@@ -41,6 +44,8 @@ pub struct WorkerOptions {
     pub threads: usize,
     /// Print what happens on standard error.
     pub tell: bool,
+    /// The way to a coordinator in the same process.
+    pub link: Option<Arc<dyn Link>>,
 }
 
 impl WorkerOptions {
@@ -56,6 +61,7 @@ impl WorkerOptions {
             device: 0,
             threads: 1,
             tell: false,
+            link: None,
         }
     }
 

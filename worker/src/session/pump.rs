@@ -8,12 +8,13 @@ use std::sync::mpsc::Sender;
 use tally_proto::convert;
 use tally_proto::v1::{self, CoordinatorMessage, Stamp, WorkerMessage, gradient_up, worker_message};
 use tokio::sync::{Semaphore, mpsc, oneshot};
-use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::StreamExt as _;
 use tonic::Streaming;
 use tonic::transport::Channel;
 
 use super::compute::{Compute, Input, Rest};
 use super::handshake::{self, Admitted, broken, last_word, next};
+use super::link::{self, Down};
 use super::sender::{self, Item};
 use super::{Ended, Kept, WorkerOptions};
 
@@ -61,9 +62,9 @@ async fn take_part(
     let (up, up_stream) = mpsc::channel(UP);
     let open = v1::GradientUp { stamp: Some(stamp), body: Some(gradient_up::Body::Open(v1::Open {})) };
     let _ = up.try_send(open);
-    let bulk = client.gradients(ReceiverStream::new(up_stream)).await.map_err(|s| broken(&s));
+    let bulk = link::open(options.link.as_deref(), &mut client, up_stream).await.map_err(|s| broken(&s));
     let mut bulk = match bulk {
-        Ok(bulk) => bulk.into_inner(),
+        Ok(bulk) => bulk,
         Err(ended) => {
             (kept.engine, kept.held) = (Some(engine), held);
             return Err(ended);
@@ -185,17 +186,17 @@ async fn pump_control(
 }
 
 async fn pump_gradients(
-    bulk: &mut Streaming<v1::GradientDown>,
+    bulk: &mut Down,
     ours: Stamp,
     inputs: Sender<Input>,
     items: &mpsc::UnboundedSender<Item>,
 ) -> Ended {
     let room = Arc::new(Semaphore::new(WAITING));
     loop {
-        let message = match bulk.message().await {
-            Ok(Some(message)) => message,
-            Ok(None) => return Ended::Lost("it closed the connection".into()),
-            Err(status) => return broken(&status),
+        let message = match bulk.next().await {
+            Some(Ok(message)) => message,
+            None => return Ended::Lost("it closed the connection".into()),
+            Some(Err(status)) => return broken(&status),
         };
         let stamp = match check(message.stamp, ours) {
             Ok(stamp) => stamp,

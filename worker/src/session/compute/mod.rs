@@ -357,15 +357,14 @@ impl Compute {
     fn apply(&mut self, index: usize, data: &[u8]) -> Result<(), Failure> {
         let Some(second) = &mut self.second else { return Ok(()) };
         let range = chunk_range(self.engine.manifest().len(), index);
-        self.scratch.resize(range.len(), 0.0);
-        floats::read(data, &mut self.scratch)
+        let gradient = floats::view(data, range.len(), &mut self.scratch)
             .map_err(|e| Failure(format!("chunk {index} of the sum: {e}")))?;
         let update = Update {
             learning_rate: second.begin.learning_rate,
             momentum: second.begin.momentum,
             clip: second.clip.unwrap_or(1.0),
         };
-        let part = self.engine.apply(update, range.start, &self.scratch);
+        let part = self.engine.apply(update, range.start, gradient);
         second.digest = second.digest.and(part);
         second.applied += 1;
         Ok(())
