@@ -252,6 +252,7 @@ impl Driver {
             Note::Lost { session, met: false, .. } => drop(self.peers.remove(&session)),
             Note::Lost { session, name, reason, polite, .. } => {
                 self.peers.remove(&session);
+                self.told_late.remove(&session);
                 self.lost += u64::from(!polite);
                 metrics::lost(polite);
                 self.parts.console.lost(&name, &reason, &self.parts.core);
@@ -266,12 +267,16 @@ impl Driver {
                 let worker = self.name_of(session);
                 let due = self.parts.core.deadline().unwrap_or_default().as_secs_f64();
                 metrics::late(leaves);
-                tracing::info!(
-                    step,
-                    worker,
-                    leaves,
-                    "late: due {due:.3} s after the step began; others compute its share too"
+                let told = format!(
+                    "worker {worker} is late at step {step}: all was due {due:.2} s after its beginning; others compute \
+                     its {leaves} micro-shards too"
                 );
+                // A worker that is late again and again is told of once.
+                if self.told_late.insert(session) {
+                    self.parts.console.note(&told);
+                } else {
+                    tracing::info!("{told}");
+                }
                 self.parts.journal.append(&Line::Hedge { step, session, worker, leaves })?;
             }
             Note::Audited { step, node, owner, checker, alone, finding } => {

@@ -42,6 +42,7 @@ use crate::run::directory::RunDirectory;
 use crate::run::journal::{History, Journal, Line, StepLine};
 use crate::run::summary::{Summary, TestSummary, Times};
 use tally_proto::pool::Chunk;
+use tally_worker::logging::in_one_line;
 use tally_worker::scores::TEST_LEAF;
 use tally_worker::scores::{self, Scores};
 
@@ -116,6 +117,8 @@ pub struct Driver {
     peers: BTreeMap<Session, Peer>,
     /// Those whose queues are too long.
     lagging: BTreeSet<Session>,
+    /// Those that were late, and of whom it was told.
+    told_late: BTreeSet<Session>,
     events: VecDeque<Event>,
     arena: Arena,
     held: Option<Chunk>,
@@ -158,6 +161,7 @@ impl Driver {
             guests: BTreeMap::new(),
             peers: BTreeMap::new(),
             lagging: BTreeSet::new(),
+            told_late: BTreeSet::new(),
             events: VecDeque::new(),
             arena: Arena::default(),
             held: None,
@@ -190,7 +194,7 @@ impl Driver {
         let result = self.main_loop(&mut inputs).and_then(|()| self.conclude());
         if let Err(error) = &result {
             self.after_checkpoints(true);
-            self.farewell(&format!("the coordinator stopped: {error:#}"), true);
+            self.farewell(&format!("the coordinator stopped: {}", in_one_line(error)), true);
         }
         self.parts.console.end();
         result
