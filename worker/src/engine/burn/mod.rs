@@ -13,7 +13,6 @@
 
 pub mod inputs;
 pub mod layers;
-pub mod losses;
 pub mod network;
 pub mod networks;
 
@@ -33,7 +32,7 @@ use tally_exact::update::Update;
 pub use network::{Network, Outputs, Parameters};
 
 use super::replica::Replica;
-use super::{Answers, Engine, EngineError, LabelLoss};
+use super::{Answers, Engine, EngineError, LabelLoss, losses};
 
 /// How many samples are answered at once, so that a long list needs no more memory than
 /// a training step. Fixed, so that a sample's answer does not depend on the list's length

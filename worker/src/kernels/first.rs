@@ -1,0 +1,167 @@
+//! The first convolution: one channel in, 32 out, padding 1. Too few inputs for a register
+//! tile's sum, and no gradient by the input is wanted.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::lanes::Lanes;
+use super::leaves::Leaves;
+use super::simd::{Kernel, Simd};
+use super::{BLOCK, TAPS};
+
+/// Images of one channel with a border of zeros: `[side + 2][side + 2][images]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bordered {
+    /// Height and width without the border.
+    pub side: usize,
+    /// Images.
+    pub images: usize,
+}
+
+impl Bordered {
+    /// Floats in all.
+    #[must_use]
+    #[allow(clippy::len_without_is_empty)] // No image is empty.
+    pub fn len(self) -> usize {
+        (self.side + 2) * (self.side + 2) * self.images
+    }
+
+    /// Lays images out, `value(image, pixel)` with pixels row by row.
+    ///
+    /// # Panics
+    /// If `out` has not the shape's length.
+    pub fn fill(self, out: &mut [f32], value: impl Fn(usize, usize) -> f32) {
+        assert_eq!(out.len(), self.len(), "images have their shape's length");
+        let inside = |at: usize| (1..=self.side).contains(&at);
+        for (place, pixel) in out.chunks_exact_mut(self.images).enumerate() {
+            let (y, x) = (place / (self.side + 2), place % (self.side + 2));
+            if inside(y) && inside(x) {
+                for (image, into) in pixel.iter_mut().enumerate() {
+                    *into = value(image, (y - 1) * self.side + x - 1);
+                }
+            } else {
+                pixel.fill(0.0);
+            }
+        }
+    }
+
+    /// Where tap 0 of line `y` starts, for the images from `first` on.
+    fn at(self, y: usize, x: usize, tap: usize) -> usize {
+        ((y + tap / 3) * (self.side + 2) + x + tap % 3) * self.images
+    }
+}
+
+/// `relu(x ∗ weights[o][tap] + bias)` into planes of one block.
+///
+/// # Panics
+/// If a slice has not its shape's length.
+pub fn convolve(simd: Simd, x: &[f32], from: Bordered, weights: &[f32], bias: &[f32], out: &mut [f32]) {
+    assert_eq!((weights.len(), bias.len()), (BLOCK * TAPS, BLOCK), "one block of outputs");
+    assert_eq!(x.len(), from.len(), "images have their shape's length");
+    let line = from.side * from.images * BLOCK;
+    assert_eq!(out.len(), from.side * line, "one block of outputs");
+    let by_tap = by_tap(weights);
+    out.par_chunks_mut(line).enumerate().for_each(|(y, out)| {
+        simd.run(Line { x, from, weights: &by_tap, bias, y, out });
+    });
+}
+
+fn by_tap(weights: &[f32]) -> [[f32; BLOCK]; TAPS] {
+    std::array::from_fn(|tap| std::array::from_fn(|o| weights[o * TAPS + tap]))
+}
+
+struct Line<'a> {
+    x: &'a [f32],
+    from: Bordered,
+    weights: &'a [[f32; BLOCK]; TAPS],
+    bias: &'a [f32],
+    y: usize,
+    out: &'a mut [f32],
+}
+
+impl Kernel for Line<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        let Self { x, from, weights, bias, y, out } = self;
+        let (halves, _) = bias.as_chunks();
+        for column in 0..from.side {
+            let taps: [&[f32]; TAPS] =
+                std::array::from_fn(|tap| &x[from.at(y, column, tap)..][..from.images]);
+            let out = &mut out[column * from.images * BLOCK..][..from.images * BLOCK];
+            for half in 0..2 {
+                let weights: [L::V; TAPS] =
+                    std::array::from_fn(|tap| lanes.load(&weights[tap].as_chunks().0[half]));
+                for (image, out) in out.as_chunks_mut::<BLOCK>().0.iter_mut().enumerate() {
+                    let mut sum = lanes.load(&halves[half]);
+                    for (tap, weight) in taps.iter().zip(weights) {
+                        sum = lanes.fma(lanes.splat(tap[image]), weight, sum);
+                    }
+                    lanes.store(lanes.relu(sum), &mut out.as_chunks_mut().0[half]);
+                }
+            }
+        }
+    }
+}
+
+/// The gradient by the weights, `out[o][tap]`, image by image and pixel by pixel inside a
+/// leaf as in [`direct`](super::direct), then along the tree.
+///
+/// # Panics
+/// If a slice has not its shape's length.
+pub fn weight_gradient(simd: Simd, dy: &[f32], x: &[f32], from: Bordered, leaves: &Leaves, out: &mut [f32]) {
+    assert_eq!(out.len(), BLOCK * TAPS, "one block of outputs");
+    assert_eq!((x.len(), from.images), (from.len(), leaves.images()), "images have their shape's length");
+    assert_eq!(dy.len(), from.side * from.side * from.images * BLOCK, "one block of outputs");
+    // Two threads at most: one for each half of the outputs.
+    out.par_chunks_mut(BLOCK / 2 * TAPS).enumerate().for_each(|(half, out)| {
+        leaves.sum(
+            &mut Vec::new(),
+            TAPS * BLOCK / 2,
+            |_, images, sums| simd.run(Products { dy, x, from, images, half, sums }),
+            |sums| {
+                for (tap, sums) in sums.chunks_exact(BLOCK / 2).enumerate() {
+                    for (o, sum) in sums.iter().enumerate() {
+                        out[o * TAPS + tap] = *sum;
+                    }
+                }
+            },
+        );
+    });
+}
+
+struct Products<'a> {
+    dy: &'a [f32],
+    x: &'a [f32],
+    from: Bordered,
+    images: Range<usize>,
+    half: usize,
+    sums: &'a mut [f32],
+}
+
+impl Kernel for Products<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        let Self { dy, x, from, images, half, sums } = self;
+        let mut totals = [lanes.splat(0.0); TAPS];
+        for (pixel, dy) in dy.chunks_exact(from.images * BLOCK).enumerate() {
+            let (y, column) = (pixel / from.side, pixel % from.side);
+            let taps: [&[f32]; TAPS] =
+                std::array::from_fn(|tap| &x[from.at(y, column, tap)..][images.clone()]);
+            let rows = &dy.as_chunks::<BLOCK>().0[images.clone()];
+            for (image, row) in rows.iter().enumerate() {
+                let row = lanes.load(&row.as_chunks().0[half]);
+                for (total, tap) in totals.iter_mut().zip(taps) {
+                    *total = lanes.fma(lanes.splat(tap[image]), row, *total);
+                }
+            }
+        }
+        for (total, into) in totals.into_iter().zip(sums.as_chunks_mut().0) {
+            lanes.store(total, into);
+        }
+    }
+}
