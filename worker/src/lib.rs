@@ -8,7 +8,6 @@
 pub mod cli;
 pub mod engine;
 pub mod evaluate;
-pub mod kernels;
 pub mod logging;
 pub mod scores;
 pub mod session;

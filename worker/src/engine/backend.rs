@@ -17,7 +17,7 @@ use super::burn::{BurnEngine, Network, Place};
 use super::cpu::CpuEngine;
 use super::synthetic::{self, SyntheticEngine};
 use super::{Engine, EngineError, LabelLoss, ModelSpec};
-use crate::kernels::Simd;
+use tally_kernels::Simd;
 
 /// The backend that is asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]

@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use super::weights::{DenseWeights, Weights};
-use crate::kernels::{Leaves, Simd, dense};
+use tally_kernels::{Leaves, Simd, dense};
 
 /// Logits of a sample.
 pub(super) const LOGITS: usize = 10;

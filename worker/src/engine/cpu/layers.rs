@@ -1,6 +1,6 @@
 //! The reference network's convolutions as this engine computes them.
 
-use crate::kernels::Planes;
+use tally_kernels::Planes;
 
 /// A 3×3 convolution after the first.
 pub(super) struct Convolution {

@@ -1,7 +1,7 @@
 //! The reference network on a CPU, with Tally's own kernels instead of a backend's.
 //!
 //! Forward and backward pass are one hand-made schedule ([`pass`]) over the
-//! [`kernels`](crate::kernels): activations stay in the kernels' layout from end to end,
+//! [`kernels`](tally_kernels): activations stay in the kernels' layout from end to end,
 //! weights are packed once a step, and the gradients of the deepest layers are handed out
 //! first. Every bit of a gradient is the same on every processor and for every number of
 //! threads (**SUM-1**); the kernels say why. A network of one's own is Burn's
@@ -24,7 +24,7 @@ use super::burn::Network;
 use super::burn::networks::Reference;
 use super::replica::Replica;
 use super::{Answers, Engine, EngineError, LabelLoss, losses};
-use crate::kernels::{Leaves, Simd};
+use tally_kernels::{Leaves, Simd};
 use pass::Pass;
 use weights::Weights;
 

@@ -14,9 +14,9 @@ use super::layers::{CONVOLUTIONS, FIRST, SIDE};
 use super::weights::Weights;
 use crate::engine::burn::inputs::NORMALISED;
 use crate::engine::losses::OUTPUTS;
-use crate::kernels::direct::{self, After};
-use crate::kernels::first::{self, Bordered};
-use crate::kernels::{BLOCK, Leaves, Planes, Simd, pool};
+use tally_kernels::direct::{self, After};
+use tally_kernels::first::{self, Bordered};
+use tally_kernels::{BLOCK, Leaves, Planes, Simd, pool};
 
 /// What the passes hold between them: kept from batch to batch, so that nothing is
 /// allocated once the largest batch has been seen.

@@ -6,7 +6,7 @@ use std::ops::Range;
 use tally_exact::manifest::Manifest;
 
 use super::layers::CONVOLUTIONS;
-use crate::kernels::{BLOCK, dense, pack};
+use tally_kernels::{BLOCK, dense, pack};
 
 /// A layer's place in the flat vectors.
 #[derive(Clone, Debug)]

@@ -2,12 +2,12 @@
 //!
 //! A token such as [`Avx512`] can only be had where the processor has its instructions, so
 //! its methods are safe. All operations round as IEEE 754 says, hence alike in every path.
-//! The methods are inlined into functions that [`Simd::run`](super::Simd::run) compiles for
+//! The methods are inlined into functions that [`Simd::run`](crate::Simd::run) compiles for
 //! the token's instruction set.
 
 #![allow(unsafe_code)] // Intrinsics; each token is the proof that they may be called.
 
-use super::tile::{self, Tile};
+use crate::tile::{self, Tile};
 
 /// Lanes of a vector.
 pub const LANES: usize = 16;
@@ -163,7 +163,7 @@ mod x86 {
         }
         #[inline(always)]
         fn tile<const A_ROW: usize, const A_STEP: usize>(self, tile: Tile<'_, A_ROW, A_STEP>) {
-            tile::by_thirteens(self, tile);
+            tile::by_twelves(self, tile);
         }
     }
 

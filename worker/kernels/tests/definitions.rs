@@ -4,9 +4,9 @@
 
 use proptest::prelude::*;
 use rayon::ThreadPoolBuilder;
-use tally_worker::kernels::direct::{self, After};
-use tally_worker::kernels::first::{self, Bordered};
-use tally_worker::kernels::{BLOCK, Leaves, Planes, Simd, TAPS, pack, pool};
+use tally_kernels::direct::{self, After};
+use tally_kernels::first::{self, Bordered};
+use tally_kernels::{BLOCK, Leaves, Planes, Simd, TAPS, pack, pool};
 
 /// Numbers in ±1 from a hash, a tenth of them zeros.
 fn numbers(seed: u64, len: usize) -> Vec<f32> {

@@ -2,8 +2,8 @@
 
 use rayon::prelude::*;
 
-use super::direct::WEIGHT_BLOCK;
-use super::{BLOCK, TAPS};
+use crate::direct::WEIGHT_BLOCK;
+use crate::{BLOCK, TAPS};
 
 /// Packs `weights[o][c][tap]` as `[o/32][c/32][tap][c%32][o%32]`, missing outputs as zeros,
 /// for a convolution.

@@ -24,6 +24,8 @@
 //! Stands in two files: [`lanes`] calls instructions that a token proves to be there, and
 //! [`tile`] moves pointers through slices that its safe face has checked.
 
+#![deny(unsafe_code)]
+
 pub mod dense;
 pub mod direct;
 pub mod first;

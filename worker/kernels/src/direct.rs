@@ -7,12 +7,12 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::lanes::Lanes;
-use super::leaves::Leaves;
-use super::planes::Planes;
-use super::simd::{Kernel, Simd};
-use super::tile::{Finish, Segment, Start, Tile};
-use super::{BLOCK, TAPS};
+use crate::lanes::Lanes;
+use crate::leaves::Leaves;
+use crate::planes::Planes;
+use crate::simd::{Kernel, Simd};
+use crate::tile::{Finish, Segment, Start, Tile};
+use crate::{BLOCK, TAPS};
 
 /// Floats of a packed block of weights: all taps from 32 channels to 32 channels.
 pub const WEIGHT_BLOCK: usize = TAPS * BLOCK * BLOCK;
@@ -43,8 +43,8 @@ fn reach(tap: usize, padding: usize, side: usize, count: usize) -> Range<usize> 
 }
 
 /// Convolves `x`, of shape `from`, with weights packed by
-/// [`pack::forward`](super::pack::forward) into `out`, of shape `to`, with `padding` zeros
-/// around. Given [`pack::backward`](super::pack::backward)'s weights and `2 − padding` it is
+/// [`pack::forward`](crate::pack::forward) into `out`, of shape `to`, with `padding` zeros
+/// around. Given [`pack::backward`](crate::pack::backward)'s weights and `2 − padding` it is
 /// the gradient by the input.
 ///
 /// # Panics

@@ -6,8 +6,8 @@
 use std::fmt;
 
 #[cfg(target_arch = "x86_64")]
-use super::lanes::{Avx2, Avx512};
-use super::lanes::{Lanes, Portable};
+use crate::lanes::{Avx2, Avx512};
+use crate::lanes::{Lanes, Portable};
 
 /// The environment variable that forces a path: `avx512`, `avx2` or `portable`.
 pub const VARIABLE: &str = "TALLY_SIMD";

@@ -15,8 +15,8 @@
 
 #![allow(unsafe_code)] // Pointers through slices whose bounds `Tile::check` has checked.
 
-use super::BLOCK;
-use super::lanes::{LANES, Lanes};
+use crate::BLOCK;
+use crate::lanes::{LANES, Lanes};
 
 /// A stretch of the sum: where it starts in `a` and in `b`, in floats.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -132,14 +132,11 @@ unsafe fn part<L: Lanes, const ROWS: usize, const VECTORS: usize, const A_ROW: u
         let mut a = unsafe { tile.a.as_ptr().add(segment.a + first * A_ROW) };
         let mut b = unsafe { tile.b.as_ptr().add(segment.b + column) };
         for _ in 0..tile.steps {
-            let mut columns = [lanes.splat(0.0); VECTORS];
-            for (v, column) in columns.iter_mut().enumerate() {
-                *column = load(unsafe { b.add(v * LANES) });
-            }
-            for (r, row) in sums.iter_mut().enumerate() {
-                let factor = lanes.splat(unsafe { *a.add(r * A_ROW) });
-                for (sum, column) in row.iter_mut().zip(columns) {
-                    *sum = lanes.fma(factor, column, *sum);
+            let columns: [L::V; VECTORS] = std::array::from_fn(|v| load(b.wrapping_add(v * LANES)));
+            for r in 0..ROWS {
+                let factor = lanes.splat(unsafe { *a.wrapping_add(r * A_ROW) });
+                for v in 0..VECTORS {
+                    sums[r][v] = lanes.fma(factor, columns[v], sums[r][v]);
                 }
             }
             a = a.wrapping_add(A_STEP);
@@ -147,8 +144,8 @@ unsafe fn part<L: Lanes, const ROWS: usize, const VECTORS: usize, const A_ROW: u
         }
     }
 
-    for (r, row) in sums.into_iter().enumerate() {
-        for (v, sum) in row.into_iter().enumerate() {
+    for (r, row) in sums.iter().enumerate() {
+        for (v, &sum) in row.iter().enumerate() {
             let at = r * BLOCK + v * LANES;
             let sum = match tile.finish {
                 Finish::Keep => sum,
@@ -192,8 +189,9 @@ macro_rules! by {
 }
 
 by!(
-    /// 26 of AVX-512's 32 registers hold sums, three the operands.
-    by_thirteens, 13 rows of 2: 1 2 3 4 5 6 7 8 9 10 11 12 13
+    /// 24 of AVX-512's 32 registers hold sums, three the operands; a thirteenth row would fit, but
+    /// the compiler then spills.
+    by_twelves, 12 rows of 2: 1 2 3 4 5 6 7 8 9 10 11 12
 );
 by!(
     /// A vector is two of AVX2's 16 registers: 12 hold sums, three the operands.

@@ -4,10 +4,10 @@
 
 use rayon::prelude::*;
 
-use super::BLOCK;
-use super::lanes::Lanes;
-use super::planes::Planes;
-use super::simd::{Kernel, Simd};
+use crate::BLOCK;
+use crate::lanes::Lanes;
+use crate::planes::Planes;
+use crate::simd::{Kernel, Simd};
 
 type Row = [f32; BLOCK];
 

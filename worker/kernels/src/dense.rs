@@ -3,8 +3,8 @@
 
 use std::ops::Range;
 
-use super::lanes::Lanes;
-use super::simd::{Kernel, Simd};
+use crate::lanes::Lanes;
+use crate::simd::{Kernel, Simd};
 
 /// `y[n][o] = bias[o] + Σ_i x[n][i]·by_input[i][o]`, with a ReLU if `relu`.
 /// `by_input` is the transposed weight ([`transpose`]).

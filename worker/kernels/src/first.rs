@@ -5,10 +5,10 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::lanes::Lanes;
-use super::leaves::Leaves;
-use super::simd::{Kernel, Simd};
-use super::{BLOCK, TAPS};
+use crate::lanes::Lanes;
+use crate::leaves::Leaves;
+use crate::simd::{Kernel, Simd};
+use crate::{BLOCK, TAPS};
 
 /// Images of one channel with a border of zeros: `[side + 2][side + 2][images]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,7 +107,7 @@ impl Kernel for Line<'_> {
 }
 
 /// The gradient by the weights, `out[o][tap]`, image by image and pixel by pixel inside a
-/// leaf as in [`direct`](super::direct), then along the tree.
+/// leaf as in [`direct`](crate::direct), then along the tree.
 ///
 /// # Panics
 /// If a slice has not its shape's length.
