@@ -10,7 +10,7 @@ use divan::counter::ItemsCount;
 use divan::{Bencher, black_box};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use tally_kernels::direct::{self, After};
-use tally_kernels::{BLOCK, Leaves, Planes, Simd, TAPS, pack};
+use tally_kernels::{BLOCK, Part, Planes, Simd, TAPS, pack, winograd};
 
 fn main() {
     divan::main();
@@ -26,9 +26,9 @@ const LAYERS: [(&str, Shape); 5] = [
     ("conv6", (512, 1024, 5, 0)),
 ];
 
-/// Every layer with a leaf of 8 and of 64 images.
+/// Every layer with the batches that a pass has: 4, 8 and 16 images.
 fn cases() -> impl Iterator<Item = Case> {
-    LAYERS.into_iter().flat_map(|(name, shape)| [8, 64].map(|images| Case { name, shape, images }))
+    LAYERS.into_iter().flat_map(|(name, shape)| [4, 8, 16].map(|images| Case { name, shape, images }))
 }
 
 #[derive(Clone, Copy)]
@@ -70,45 +70,75 @@ fn values(len: usize) -> Vec<f32> {
     (0..len).map(|i| (i * 7919 % 1000) as f32 * 1e-3 - 0.5).collect()
 }
 
-#[divan::bench(args = cases())]
-fn direct_forward(bencher: Bencher<'_, '_>, case: Case) {
+/// The shared face of the two ways to convolve.
+type Convolve = fn(Simd, &[f32], Planes, &[f32], usize, After<'_>, &mut [f32], Planes);
+
+fn forward(bencher: Bencher<'_, '_>, case: Case, taps: usize, convolve: Convolve) {
     let (simd, pool, (from, to)) = (Simd::chosen().unwrap(), pool(), case.planes());
     let (x, bias) = (values(from.len()), values(to.blocks * BLOCK));
-    let weights = values(to.blocks * from.blocks * BLOCK * BLOCK * TAPS);
+    let weights = values(to.blocks * from.blocks * BLOCK * BLOCK * taps);
     let mut y = vec![0.0; to.len()];
     bencher.counter(case.operations()).bench_local(|| {
         pool.install(|| {
             let after = After::BiasRelu(&bias);
-            direct::convolve(simd, black_box(&x), from, &weights, case.shape.3, after, &mut y, to);
+            convolve(simd, black_box(&x), from, &weights, case.shape.3, after, &mut y, to);
         });
     });
 }
 
-#[divan::bench(args = cases())]
-fn direct_by_input(bencher: Bencher<'_, '_>, case: Case) {
+fn by_input(bencher: Bencher<'_, '_>, case: Case, taps: usize, convolve: Convolve) {
     let (simd, pool, (from, to)) = (Simd::chosen().unwrap(), pool(), case.planes());
     let (dy, of) = (values(to.len()), values(from.len()));
-    let weights = values(to.blocks * from.blocks * BLOCK * BLOCK * TAPS);
+    let weights = values(to.blocks * from.blocks * BLOCK * BLOCK * taps);
     let mut dx = vec![0.0; from.len()];
     bencher.counter(case.operations()).bench_local(|| {
         pool.install(|| {
             let after = After::ReluGradient(&of);
-            direct::convolve(simd, black_box(&dy), to, &weights, 2 - case.shape.3, after, &mut dx, from);
+            convolve(simd, black_box(&dy), to, &weights, 2 - case.shape.3, after, &mut dx, from);
         });
     });
 }
 
-#[divan::bench(args = cases())]
-fn direct_by_weights(bencher: Bencher<'_, '_>, case: Case) {
+type ByWeights = fn(Simd, &[Vec<Part<'_>>], usize, usize, &mut [f32]);
+
+fn by_weights(bencher: Bencher<'_, '_>, case: Case, gradient: ByWeights) {
     let (simd, pool, (from, to)) = (Simd::chosen().unwrap(), pool(), case.planes());
     let (dy, x) = (values(to.len()), values(from.len()));
     let mut dw = vec![0.0; case.shape.0 * case.shape.1 * TAPS];
-    let leaves = Leaves::new([case.images]);
+    let leaves = [vec![Part { dy: &dy, to, x: &x, from }]];
     bencher.counter(case.operations()).bench_local(|| {
-        pool.install(|| {
-            direct::weight_gradient(simd, black_box(&dy), to, &x, from, case.shape.3, &leaves, &mut dw);
-        });
+        pool.install(|| gradient(simd, black_box(&leaves), case.shape.3, case.shape.0, &mut dw));
     });
+}
+
+#[divan::bench(args = cases())]
+fn direct_forward(bencher: Bencher<'_, '_>, case: Case) {
+    forward(bencher, case, TAPS, direct::convolve);
+}
+
+#[divan::bench(args = cases())]
+fn direct_by_input(bencher: Bencher<'_, '_>, case: Case) {
+    by_input(bencher, case, TAPS, direct::convolve);
+}
+
+#[divan::bench(args = cases())]
+fn direct_by_weights(bencher: Bencher<'_, '_>, case: Case) {
+    by_weights(bencher, case, direct::weight_gradient);
+}
+
+#[divan::bench(args = cases())]
+fn winograd_forward(bencher: Bencher<'_, '_>, case: Case) {
+    forward(bencher, case, winograd::POSITIONS, winograd::convolve);
+}
+
+#[divan::bench(args = cases())]
+fn winograd_by_input(bencher: Bencher<'_, '_>, case: Case) {
+    by_input(bencher, case, winograd::POSITIONS, winograd::convolve);
+}
+
+#[divan::bench(args = cases())]
+fn winograd_by_weights(bencher: Bencher<'_, '_>, case: Case) {
+    by_weights(bencher, case, winograd::weight_gradient);
 }
 
 #[divan::bench]

@@ -1,8 +1,6 @@
 //! Linear layers, `y = x·Wᵀ + b`, for the small ones of the heads: rows of `x` and `y` are
 //! images. Each output is one chain of fused multiply-adds over its inputs in their order.
 
-use std::ops::Range;
-
 use crate::lanes::Lanes;
 use crate::simd::{Kernel, Simd};
 
@@ -88,29 +86,21 @@ impl Kernel for InputGradient<'_> {
     }
 }
 
-/// The gradients by weight and bias over the rows `images`, in their order:
-/// `dw[o][i] = Σ_n dy[n][o]·x[n][i]` and `db[o] = Σ_n dy[n][o]`.
+/// Adds the gradients by weight and bias, image by image:
+/// `dw[o][i] += Σ_n dy[n][o]·x[n][i]` and `db[o] += Σ_n dy[n][o]`.
 ///
 /// # Panics
 /// If the slices' lengths don't fit each other.
-pub fn weight_gradient(
-    simd: Simd,
-    dy: &[f32],
-    x: &[f32],
-    images: Range<usize>,
-    dw: &mut [f32],
-    db: &mut [f32],
-) {
+pub fn add_weight_gradient(simd: Simd, dy: &[f32], x: &[f32], dw: &mut [f32], db: &mut [f32]) {
     let (outputs, inputs) = (db.len(), dw.len() / db.len());
     assert_eq!(dw.len(), inputs * outputs, "a weight for each input and output");
-    assert!(images.end * outputs <= dy.len() && images.end * inputs <= x.len(), "these rows are there");
-    simd.run(WeightGradient { dy, x, images, dw, db });
+    assert_eq!(dy.len() / outputs * inputs, x.len(), "as many rows out as in");
+    simd.run(WeightGradient { dy, x, dw, db });
 }
 
 struct WeightGradient<'a> {
     dy: &'a [f32],
     x: &'a [f32],
-    images: Range<usize>,
     dw: &'a mut [f32],
     db: &'a mut [f32],
 }
@@ -120,13 +110,9 @@ impl Kernel for WeightGradient<'_> {
 
     #[inline(always)]
     fn run<L: Lanes>(self, _: L) {
-        let Self { dy, x, images, dw, db } = self;
+        let Self { dy, x, dw, db } = self;
         let (outputs, inputs) = (db.len(), dw.len() / db.len());
-        dw.fill(0.0);
-        db.fill(0.0);
-        for image in images {
-            let x = &x[image * inputs..][..inputs];
-            let dy = &dy[image * outputs..][..outputs];
+        for (dy, x) in dy.chunks_exact(outputs).zip(x.chunks_exact(inputs)) {
             for (&dy, dw) in dy.iter().zip(dw.chunks_exact_mut(inputs)) {
                 add_product(dy, x, dw);
             }

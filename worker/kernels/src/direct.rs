@@ -3,12 +3,13 @@
 //! Nothing is padded. An output pixel at the border has fewer taps, and each stretch of
 //! pixels with the same taps is computed at once; so zeros cost nothing.
 
+use std::array::from_fn;
 use std::ops::Range;
 
 use rayon::prelude::*;
 
 use crate::lanes::Lanes;
-use crate::leaves::Leaves;
+use crate::leaves::{self, Part};
 use crate::planes::Planes;
 use crate::simd::{Kernel, Simd};
 use crate::tile::{Finish, Segment, Start, Tile};
@@ -30,6 +31,21 @@ pub enum After<'a> {
     Nothing,
     /// Multiplies with the slope of the ReLU that gave these activations.
     ReluGradient(&'a [f32]),
+}
+
+impl After<'_> {
+    /// # Panics
+    /// If a slice has not its shape's length, or the shapes don't follow from each other.
+    pub(crate) fn check(self, x: &[f32], from: Planes, padding: usize, out: &[f32], to: Planes) {
+        assert_eq!(to.side + 2, from.side + 2 * padding, "the sides of a 3×3 convolution");
+        assert_eq!(to.images, from.images, "as many images out as in");
+        assert_eq!((x.len(), out.len()), (from.len(), to.len()), "activations have their shape's length");
+        match self {
+            Self::Bias(bias) | Self::BiasRelu(bias) => assert_eq!(bias.len(), to.blocks * BLOCK, "a bias each"),
+            Self::ReluGradient(of) => assert_eq!(of.len(), out.len(), "an activation each"),
+            Self::Nothing => {}
+        }
+    }
 }
 
 /// The taps, `0..3`, that reach into `side` pixels from pixel `at`.
@@ -60,15 +76,8 @@ pub fn convolve(
     out: &mut [f32],
     to: Planes,
 ) {
-    assert_eq!(to.side + 2, from.side + 2 * padding, "the sides of a 3×3 convolution");
-    assert_eq!(to.images, from.images, "as many images out as in");
-    assert_eq!((x.len(), out.len()), (from.len(), to.len()), "activations have their shape's length");
+    after.check(x, from, padding, out, to);
     assert_eq!(weights.len(), to.blocks * from.blocks * WEIGHT_BLOCK, "weights for these blocks");
-    match after {
-        After::Bias(bias) | After::BiasRelu(bias) => assert_eq!(bias.len(), to.blocks * BLOCK, "a bias each"),
-        After::ReluGradient(of) => assert_eq!(of.len(), out.len(), "an activation each"),
-        After::Nothing => {}
-    }
     let lines = ROWS_OF_A_TASK.div_ceil(to.side * to.images).min(to.side);
     out.par_chunks_mut(to.block()).enumerate().for_each(|(block, out)| {
         out.par_chunks_mut(lines * to.row()).enumerate().for_each(|(index, out)| {
@@ -151,85 +160,71 @@ impl Kernel for Lines<'_> {
     }
 }
 
-/// Adds up the gradient by the weights, `out[o][c][tap]` with `inputs` channels `c`, from the
-/// gradient `dy` by the outputs and the inputs `x`: image by image inside a leaf (all its
-/// images of a pixel, then the next pixel), then along the tree.
+/// The gradient by the weights, `out[o][c][tap]` with `inputs` channels `c`, summed over leaves
+/// as [`leaves`] says.
 ///
 /// # Panics
 /// If a slice has not its shape's length, or the shapes don't follow from each other.
-#[allow(clippy::too_many_arguments)] // Two operands, a result, their shapes.
 pub fn weight_gradient(
     simd: Simd,
-    dy: &[f32],
-    to: Planes,
-    x: &[f32],
-    from: Planes,
+    leaves: &[Vec<Part<'_>>],
     padding: usize,
-    leaves: &Leaves,
+    inputs: usize,
     out: &mut [f32],
 ) {
-    let inputs = from.blocks * BLOCK;
-    assert_eq!(to.side + 2, from.side + 2 * padding, "the sides of a 3×3 convolution");
-    assert_eq!((x.len(), dy.len()), (from.len(), to.len()), "activations have their shape's length");
-    assert!(to.images == leaves.images() && from.images == leaves.images(), "the leaves' images");
-    assert!(out.len() <= to.blocks * BLOCK * inputs * TAPS, "no more outputs than there are");
-    assert_eq!(out.len() % (inputs * TAPS), 0, "whole outputs");
-    let runs: Vec<[Run; TAPS]> = leaves
-        .ranges()
+    assert!(inputs.is_multiple_of(BLOCK) && out.len().is_multiple_of(inputs * TAPS), "whole outputs");
+    for part in leaves.iter().flatten() {
+        part.check();
+        assert_eq!(part.to.side + 2, part.from.side + 2 * padding, "the sides of a 3×3 convolution");
+        assert_eq!(part.from.blocks * BLOCK, inputs, "as many inputs as weights");
+        assert!(out.len() <= part.to.blocks * BLOCK * inputs * TAPS, "no more outputs than there are");
+    }
+    let leaves: Vec<Vec<(Part<'_>, [Run; TAPS])>> = leaves
         .iter()
-        .map(|images| std::array::from_fn(|tap| Run::new(tap, images, to, from, padding)))
+        .map(|parts| parts.iter().map(|part| (*part, from_fn(|tap| Run::new(tap, part, padding)))).collect())
         .collect();
     out.par_chunks_mut(BLOCK * inputs * TAPS).enumerate().for_each(|(block, out)| {
-        let mut free = Vec::new();
         let outputs = out.len() / (inputs * TAPS);
-        for input in 0..from.blocks {
-            leaves.sum(
-                &mut free,
-                WEIGHT_BLOCK,
-                |leaf, _, sums| {
-                    let dy = &dy[block * to.block()..][..to.block()];
-                    let x = &x[input * from.block()..][..from.block()];
-                    simd.run(Products { dy, x, runs: &runs[leaf], outputs, sums });
-                },
-                |sums| unpack(sums, input, inputs, out),
-            );
+        for input in 0..inputs / BLOCK {
+            let leaf = |parts: &[(Part<'_>, [Run; TAPS])], sums: &mut [f32]| {
+                for (index, (part, runs)) in parts.iter().enumerate() {
+                    let dy = &part.dy[block * part.to.block()..][..part.to.block()];
+                    let x = &part.x[input * part.from.block()..][..part.from.block()];
+                    simd.run(Products { dy, x, runs, outputs, fresh: index == 0, sums });
+                }
+            };
+            leaves::sum(&leaves, WEIGHT_BLOCK, leaf, |sums| unpack(sums, input, inputs, out));
         }
     });
 }
 
-/// The pixels over which one tap's products are summed for one leaf.
+/// The pixels over which one tap's products are summed in a part: a run for each line.
 struct Run {
     segments: Vec<Segment>,
     steps: usize,
 }
 
 impl Run {
-    fn new(tap: usize, images: &Range<usize>, to: Planes, from: Planes, padding: usize) -> Self {
+    fn new(tap: usize, part: &Part<'_>, padding: usize) -> Self {
         let (down, across) = (tap / 3, tap % 3);
+        let (to, from) = (part.to, part.from);
         let xs = reach(across, padding, from.side, to.side);
-        // All images: the pixels of a line follow on each other.
-        let whole = images.len() == to.images;
-        let steps = if whole { xs.len() * to.images } else { images.len() };
-        let mut segments = Vec::new();
-        for y in reach(down, padding, from.side, to.side) {
-            let mut add = |x: usize| {
-                segments.push(Segment {
-                    a: to.at(0, y, x, images.start),
-                    b: from.at(0, y + down - padding, x + across - padding, images.start),
-                });
-            };
-            if whole { add(xs.start) } else { xs.clone().for_each(add) }
-        }
-        Self { segments, steps }
+        let line = |y: usize| Segment {
+            a: to.at(0, y, xs.start, 0),
+            b: from.at(0, y + down - padding, xs.start + across - padding, 0),
+        };
+        let segments = reach(down, padding, from.side, to.side).map(line).collect();
+        Self { segments, steps: xs.len() * to.images }
     }
 }
 
-/// A leaf's products of one block of outputs with one of inputs: `sums[tap][o][c]`.
+/// A part's products of one block of outputs with one of inputs: `sums[tap][o][c]`.
 struct Products<'a> {
     dy: &'a [f32],
     x: &'a [f32],
     runs: &'a [Run; TAPS],
     outputs: usize,
+    fresh: bool,
     sums: &'a mut [f32],
 }
 
@@ -245,7 +240,7 @@ impl Kernel for Products<'_> {
                 segments: &run.segments,
                 steps: run.steps,
                 out: &mut sums[..self.outputs * BLOCK],
-                start: Start::Zero,
+                start: if self.fresh { Start::Zero } else { Start::Out },
                 finish: Finish::Keep,
             });
         }
@@ -253,8 +248,8 @@ impl Kernel for Products<'_> {
 }
 
 /// From `[tap][o][c]` of a block into `[o][c][tap]` of the whole.
-fn unpack(sums: &[f32], input: usize, inputs: usize, out: &mut [f32]) {
-    let taps: [&[f32]; TAPS] = std::array::from_fn(|tap| &sums[tap * BLOCK * BLOCK..][..BLOCK * BLOCK]);
+pub(crate) fn unpack(sums: &[f32], input: usize, inputs: usize, out: &mut [f32]) {
+    let taps: [&[f32]; TAPS] = from_fn(|tap| &sums[tap * BLOCK * BLOCK..][..BLOCK * BLOCK]);
     for (o, out) in out.chunks_exact_mut(inputs * TAPS).enumerate() {
         let taps = taps.map(|tap| &tap[o * BLOCK..][..BLOCK]);
         let out = &mut out[input * BLOCK * TAPS..][..BLOCK * TAPS];
@@ -266,29 +261,30 @@ fn unpack(sums: &[f32], input: usize, inputs: usize, out: &mut [f32]) {
     }
 }
 
-/// Adds up the gradient by the biases, `out[o]`: pixel by pixel and image by image inside a
-/// leaf, then along the tree.
+/// The gradient by the biases, `out[o]`, summed over leaves as [`leaves`] says.
 ///
 /// # Panics
-/// If `dy` has not its shape's length, or `out` has more outputs than that.
-pub fn bias_gradient(simd: Simd, dy: &[f32], to: Planes, leaves: &Leaves, out: &mut [f32]) {
-    assert_eq!((dy.len(), to.images), (to.len(), leaves.images()), "activations have their shape's length");
-    assert!(out.len() <= to.blocks * BLOCK, "no more outputs than there are");
-    out.par_chunks_mut(BLOCK).zip(dy.par_chunks(to.block())).for_each(|(out, dy)| {
-        leaves.sum(
-            &mut Vec::new(),
-            BLOCK,
-            |_, images, sums| simd.run(Total { dy, pixel: to.pixel(), images, sums }),
-            |sums| out.copy_from_slice(&sums[..out.len()]),
-        );
+/// If a slice has not its shape's length, or `out` has more outputs than that.
+pub fn bias_gradient(simd: Simd, leaves: &[Vec<Part<'_>>], out: &mut [f32]) {
+    for part in leaves.iter().flatten() {
+        assert_eq!(part.dy.len(), part.to.len(), "activations have their shape's length");
+        assert!(out.len() <= part.to.blocks * BLOCK, "no more outputs than there are");
+    }
+    out.par_chunks_mut(BLOCK).enumerate().for_each(|(block, out)| {
+        let leaf = |parts: &[Part<'_>], sums: &mut [f32]| {
+            sums.fill(0.0);
+            for part in parts {
+                let dy = &part.dy[block * part.to.block()..][..part.to.block()];
+                simd.run(Total { dy, sums });
+            }
+        };
+        leaves::sum(leaves, BLOCK, leaf, |sums| out.copy_from_slice(&sums[..out.len()]));
     });
 }
 
-/// The sums of a leaf's rows.
+/// Adds all rows to the sums.
 struct Total<'a> {
     dy: &'a [f32],
-    pixel: usize,
-    images: Range<usize>,
     sums: &'a mut [f32],
 }
 
@@ -297,17 +293,15 @@ impl Kernel for Total<'_> {
 
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {
-        let mut sums = [lanes.splat(0.0); 2];
-        for pixel in self.dy.chunks_exact(self.pixel) {
-            let rows = &pixel[self.images.start * BLOCK..self.images.end * BLOCK];
-            for row in rows.as_chunks::<BLOCK>().0 {
-                for (sum, half) in sums.iter_mut().zip(row.as_chunks().0) {
-                    *sum = lanes.add(*sum, lanes.load(half));
-                }
+        let (sums, _) = self.sums.as_chunks_mut();
+        let mut totals: [L::V; 2] = from_fn(|half| lanes.load(&sums[half]));
+        for row in self.dy.as_chunks::<BLOCK>().0 {
+            for (total, half) in totals.iter_mut().zip(row.as_chunks().0) {
+                *total = lanes.add(*total, lanes.load(half));
             }
         }
-        for (sum, into) in sums.into_iter().zip(self.sums.as_chunks_mut().0) {
-            lanes.store(sum, into);
+        for (total, into) in totals.into_iter().zip(sums) {
+            lanes.store(total, into);
         }
     }
 }

@@ -1,12 +1,10 @@
 //! The first convolution: one channel in, 32 out, padding 1. Too few inputs for a register
 //! tile's sum, and no gradient by the input is wanted.
 
-use std::ops::Range;
-
 use rayon::prelude::*;
 
 use crate::lanes::Lanes;
-use crate::leaves::Leaves;
+use crate::leaves;
 use crate::simd::{Kernel, Simd};
 use crate::{BLOCK, TAPS};
 
@@ -106,29 +104,34 @@ impl Kernel for Line<'_> {
     }
 }
 
-/// The gradient by the weights, `out[o][tap]`, image by image and pixel by pixel inside a
-/// leaf as in [`direct`](crate::direct), then along the tree.
+/// A few images of a leaf: the gradient by the outputs, the images, their shape.
+pub type FirstPart<'a> = (&'a [f32], &'a [f32], Bordered);
+
+/// The gradient by the weights, `out[o][tap]`, summed over leaves as [`leaves`] says.
 ///
 /// # Panics
 /// If a slice has not its shape's length.
-pub fn weight_gradient(simd: Simd, dy: &[f32], x: &[f32], from: Bordered, leaves: &Leaves, out: &mut [f32]) {
+pub fn weight_gradient(simd: Simd, leaves: &[Vec<FirstPart<'_>>], out: &mut [f32]) {
     assert_eq!(out.len(), BLOCK * TAPS, "one block of outputs");
-    assert_eq!((x.len(), from.images), (from.len(), leaves.images()), "images have their shape's length");
-    assert_eq!(dy.len(), from.side * from.side * from.images * BLOCK, "one block of outputs");
+    for (dy, x, from) in leaves.iter().flatten() {
+        assert_eq!(x.len(), from.len(), "images have their shape's length");
+        assert_eq!(dy.len(), from.side * from.side * from.images * BLOCK, "one block of outputs");
+    }
     // Two threads at most: one for each half of the outputs.
     out.par_chunks_mut(BLOCK / 2 * TAPS).enumerate().for_each(|(half, out)| {
-        leaves.sum(
-            &mut Vec::new(),
-            TAPS * BLOCK / 2,
-            |_, images, sums| simd.run(Products { dy, x, from, images, half, sums }),
-            |sums| {
-                for (tap, sums) in sums.chunks_exact(BLOCK / 2).enumerate() {
-                    for (o, sum) in sums.iter().enumerate() {
-                        out[o * TAPS + tap] = *sum;
-                    }
+        let leaf = |parts: &[FirstPart<'_>], sums: &mut [f32]| {
+            sums.fill(0.0);
+            for &(dy, x, from) in parts {
+                simd.run(Products { dy, x, from, half, sums });
+            }
+        };
+        leaves::sum(leaves, TAPS * BLOCK / 2, leaf, |sums| {
+            for (tap, sums) in sums.chunks_exact(BLOCK / 2).enumerate() {
+                for (o, sum) in sums.iter().enumerate() {
+                    out[o * TAPS + tap] = *sum;
                 }
-            },
-        );
+            }
+        });
     });
 }
 
@@ -136,7 +139,6 @@ struct Products<'a> {
     dy: &'a [f32],
     x: &'a [f32],
     from: Bordered,
-    images: Range<usize>,
     half: usize,
     sums: &'a mut [f32],
 }
@@ -146,21 +148,21 @@ impl Kernel for Products<'_> {
 
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {
-        let Self { dy, x, from, images, half, sums } = self;
-        let mut totals = [lanes.splat(0.0); TAPS];
+        let Self { dy, x, from, half, sums } = self;
+        let (sums, _) = sums.as_chunks_mut();
+        let mut totals: [L::V; TAPS] = std::array::from_fn(|tap| lanes.load(&sums[tap]));
         for (pixel, dy) in dy.chunks_exact(from.images * BLOCK).enumerate() {
             let (y, column) = (pixel / from.side, pixel % from.side);
             let taps: [&[f32]; TAPS] =
-                std::array::from_fn(|tap| &x[from.at(y, column, tap)..][images.clone()]);
-            let rows = &dy.as_chunks::<BLOCK>().0[images.clone()];
-            for (image, row) in rows.iter().enumerate() {
+                std::array::from_fn(|tap| &x[from.at(y, column, tap)..][..from.images]);
+            for (image, row) in dy.as_chunks::<BLOCK>().0.iter().enumerate() {
                 let row = lanes.load(&row.as_chunks().0[half]);
                 for (total, tap) in totals.iter_mut().zip(taps) {
                     *total = lanes.fma(lanes.splat(tap[image]), row, *total);
                 }
             }
         }
-        for (total, into) in totals.into_iter().zip(sums.as_chunks_mut().0) {
+        for (total, into) in totals.into_iter().zip(sums) {
             lanes.store(total, into);
         }
     }

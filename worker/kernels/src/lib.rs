@@ -10,8 +10,8 @@
 //! 2. Every path rounds alike: [`lanes`] offers only operations that IEEE 754 defines to the
 //!    bit, and the same generic source is compiled for each instruction set.
 //! 3. Threads split outputs, never a sum.
-//! 4. Forward and data gradient treat every image by itself. A weight gradient is summed
-//!    image by image inside a leaf and along the tree over leaves, whatever the batch.
+//! 4. Forward and data gradient treat every image by itself. A weight gradient is summed in
+//!    one order inside a leaf and along the tree over [`leaves`], whatever the batch.
 //!
 //! # Layout
 //! Activations lie in [`planes`]: blocks of [`BLOCK`] channels, in a block pixel after
@@ -34,10 +34,12 @@ pub mod leaves;
 pub mod pack;
 pub mod planes;
 pub mod pool;
+mod scratch;
 pub mod simd;
 pub mod tile;
+pub mod winograd;
 
-pub use leaves::Leaves;
+pub use leaves::Part;
 pub use planes::Planes;
 pub use simd::Simd;
 

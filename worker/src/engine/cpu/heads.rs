@@ -1,24 +1,25 @@
 //! The linear layers: the number's two, and the two heads' three each. They hold a
 //! thousandth of a step's work.
 
-use std::ops::Range;
+use tally_exact::sum;
+use tally_kernels::{Simd, dense};
 
 use super::weights::{DenseWeights, Weights};
-use tally_kernels::{Leaves, Simd, dense};
 
 /// Logits of a sample.
 pub(super) const LOGITS: usize = 10;
 /// Logits and what the number becomes, side by side.
 const BOTH: usize = LOGITS + 32;
 
-/// Results of the layers for a batch, a row an image.
+/// Results of the layers for some images, a row an image, and the gradients by them.
 #[derive(Default)]
 pub(super) struct Heads {
-    number: Vec<f32>,
+    numbers: Vec<f32>,
     hidden: [Vec<f32>; 2],
     both: Vec<f32>,
     heads: [[Vec<f32>; 3]; 2],
-    free: Vec<Vec<f32>>,
+    by_hidden: [Vec<f32>; 2],
+    by_heads: [[Vec<f32>; 3]; 2],
 }
 
 fn forward(simd: Simd, x: &[f32], layer: &DenseWeights, relu: bool, y: &mut Vec<f32>) {
@@ -27,16 +28,15 @@ fn forward(simd: Simd, x: &[f32], layer: &DenseWeights, relu: bool, y: &mut Vec<
     dense::forward(simd, x, &layer.by_input, &layer.bias, relu, y);
 }
 
-/// The gradient by a layer's input, a ReLU's whose results were `of`.
-fn backward(simd: Simd, dy: &[f32], layer: &DenseWeights, of: &[f32]) -> Vec<f32> {
-    let mut dx = vec![0.0; of.len()];
-    dense::input_gradient(simd, dy, &layer.by_output, layer.bias.len(), &mut dx);
-    dense::relu_gradient(&mut dx, of);
-    dx
+/// The gradient by a layer's input.
+fn backward(simd: Simd, dy: &[f32], layer: &DenseWeights, dx: &mut Vec<f32>) {
+    let inputs = layer.by_output.len() / layer.bias.len();
+    dx.resize(dy.len() / layer.bias.len() * inputs, 0.0);
+    dense::input_gradient(simd, dy, &layer.by_output, layer.bias.len(), dx);
 }
 
 impl Heads {
-    /// Answers, sum and difference, from logits (ten an image) and numbers.
+    /// Sums and differences, from logits (ten an image) and numbers.
     pub fn forward(
         &mut self,
         simd: Simd,
@@ -44,8 +44,8 @@ impl Heads {
         logits: &[f32],
         numbers: &[f32],
     ) -> [&[f32]; 2] {
-        self.number.clear();
-        self.number.extend_from_slice(numbers);
+        self.numbers.clear();
+        self.numbers.extend_from_slice(numbers);
         let [first, second] = &mut self.hidden;
         forward(simd, numbers, &weights.number[0], true, first);
         forward(simd, first, &weights.number[1], true, second);
@@ -54,8 +54,7 @@ impl Heads {
             self.both.extend_from_slice(logits);
             self.both.extend_from_slice(number);
         }
-        for (layers, results) in weights.heads.iter().zip(&mut self.heads) {
-            let [first, second, third] = results;
+        for (layers, [first, second, third]) in weights.heads.iter().zip(&mut self.heads) {
             forward(simd, &self.both, &layers[0], true, first);
             forward(simd, first, &layers[1], true, second);
             forward(simd, second, &layers[2], false, third);
@@ -63,56 +62,53 @@ impl Heads {
         self.heads.each_ref().map(|results| results[2].as_slice())
     }
 
-    /// From the gradients by sum and difference: the layers' own, into the front of `out`
-    /// (the manifest begins with them), and what they add to the logits' gradient.
+    /// From the gradients by sums and differences: those by every layer's results, kept for
+    /// [`add_gradients`](Self::add_gradients), and what is added to the logits' gradient.
     pub fn backward(
         &mut self,
         simd: Simd,
         weights: &Weights,
-        by_answers: [&[f32]; 2],
-        leaves: &Leaves,
-        out: &mut [f32],
+        by_answers: [Vec<f32>; 2],
         by_logits: &mut [f32],
     ) {
-        let mut by_both: Vec<f32> = Vec::new();
-        let mut gradients: Vec<(&DenseWeights, Vec<f32>, &[f32])> = Vec::new();
-        for ((layers, results), by_answer) in weights.heads.iter().zip(&self.heads).zip(by_answers) {
-            let by_second = backward(simd, by_answer, &layers[2], &results[1]);
-            let by_first = backward(simd, &by_second, &layers[1], &results[0]);
-            let mut by_input = vec![0.0; self.both.len()];
-            dense::input_gradient(
-                simd,
-                &by_first,
-                &layers[0].by_output,
-                layers[0].bias.len(),
-                &mut by_input,
-            );
-            if by_both.is_empty() {
-                by_both = by_input;
-            } else {
-                tally_exact::sum::add(&mut by_both, &by_input);
-            }
-            gradients.push((&layers[2], by_answer.to_vec(), &results[1]));
-            gradients.push((&layers[1], by_second, &results[0]));
-            gradients.push((&layers[0], by_first, &self.both));
+        let mut by_both = [Vec::new(), Vec::new()];
+        let heads = self.by_heads.iter_mut().zip(&self.heads).zip(&mut by_both);
+        for ((layers, by_answer), ((by, results), by_both)) in weights.heads.iter().zip(by_answers).zip(heads)
+        {
+            let [first, second, third] = by;
+            *third = by_answer;
+            backward(simd, third, &layers[2], second);
+            dense::relu_gradient(second, &results[1]);
+            backward(simd, second, &layers[1], first);
+            dense::relu_gradient(first, &results[0]);
+            backward(simd, first, &layers[0], by_both);
         }
+        let [mut by_both, of_differences] = by_both;
+        sum::add(&mut by_both, &of_differences);
         for (row, by_logits) in by_both.chunks_exact(BOTH).zip(by_logits.chunks_exact_mut(LOGITS)) {
-            tally_exact::sum::add(by_logits, &row[..LOGITS]);
+            sum::add(by_logits, &row[..LOGITS]);
         }
-        let mut by_number: Vec<f32> =
-            by_both.chunks_exact(BOTH).flat_map(|row| row[LOGITS..].iter().copied()).collect();
-        dense::relu_gradient(&mut by_number, &self.hidden[1]);
-        let by_hidden = backward(simd, &by_number, &weights.number[1], &self.hidden[0]);
-        gradients.push((&weights.number[1], by_number, &self.hidden[0]));
-        gradients.push((&weights.number[0], by_hidden, &self.number));
+        let [first, second] = &mut self.by_hidden;
+        second.clear();
+        second.extend(by_both.chunks_exact(BOTH).flat_map(|row| &row[LOGITS..]));
+        dense::relu_gradient(second, &self.hidden[1]);
+        backward(simd, second, &weights.number[1], first);
+        dense::relu_gradient(first, &self.hidden[0]);
+    }
 
-        let leaf = |_: usize, images: Range<usize>, into: &mut [f32]| {
-            for (layer, dy, x) in &gradients {
-                let spot = layer.spot.whole();
-                let (dw, db) = into[spot].split_at_mut(layer.by_output.len());
-                dense::weight_gradient(simd, dy, x, images.clone(), dw, db);
-            }
+    /// Adds the layers' gradients to `into`, the front of a flat vector: the manifest begins
+    /// with these layers.
+    pub fn add_gradients(&self, simd: Simd, weights: &Weights, into: &mut [f32]) {
+        let mut add = |layer: &DenseWeights, dy: &[f32], x: &[f32]| {
+            let (dw, db) = into[layer.spot.whole()].split_at_mut(layer.by_output.len());
+            dense::add_weight_gradient(simd, dy, x, dw, db);
         };
-        leaves.sum(&mut self.free, out.len(), leaf, |sum| out.copy_from_slice(sum));
+        for ((layers, by), results) in weights.heads.iter().zip(&self.by_heads).zip(&self.heads) {
+            add(&layers[0], &by[0], &self.both);
+            add(&layers[1], &by[1], &results[0]);
+            add(&layers[2], &by[2], &results[1]);
+        }
+        add(&weights.number[0], &self.by_hidden[0], &self.numbers);
+        add(&weights.number[1], &self.by_hidden[1], &self.hidden[0]);
     }
 }

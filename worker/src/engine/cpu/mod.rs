@@ -24,7 +24,7 @@ use super::burn::Network;
 use super::burn::networks::Reference;
 use super::replica::Replica;
 use super::{Answers, Engine, EngineError, LabelLoss, losses};
-use tally_kernels::{Leaves, Simd};
+use tally_kernels::Simd;
 use pass::Pass;
 use weights::Weights;
 
@@ -57,7 +57,7 @@ impl CpuEngine {
         let mut replica = Replica::default();
         replica.load(vec![0.0; manifest.len()], vec![0.0; manifest.len()]);
         Self {
-            weights: Weights::new(&manifest),
+            weights: Weights::new(&manifest, simd),
             pass: Pass::new(simd),
             manifest,
             loss,
@@ -86,20 +86,21 @@ impl CpuEngine {
         ready: &mut dyn FnMut(&[f32]),
     ) -> Vec<LossParts> {
         let Self { loss, pool, weights, pass, .. } = self;
-        let spans = Leaves::new(leaves.iter().map(|leaf| leaf.len()));
         let outputs = pool.install(|| {
             pass.load(leaves);
             pass.forward(weights)
         });
         let mut parts = Vec::with_capacity(leaves.len());
         let mut by_outputs = Vec::with_capacity(outputs.len());
-        for (leaf, images) in leaves.iter().zip(spans.ranges()) {
-            let answers =
-                losses::answers(&outputs[images.start * losses::OUTPUTS..images.end * losses::OUTPUTS]);
+        let mut first = 0;
+        for leaf in leaves {
+            let end = first + leaf.len() * losses::OUTPUTS;
+            let answers = losses::answers(&outputs[first..end]);
             by_outputs.extend(losses::output_gradient(&answers, leaf, *loss, scale));
             parts.push(answers.losses(leaf, *loss));
+            first = end;
         }
-        pass.backward(weights, &by_outputs, &spans, pool, out, ready);
+        pass.backward(weights, &by_outputs, pool, out, ready);
         parts
     }
 }
@@ -186,8 +187,8 @@ impl Engine for CpuEngine {
         let Self { pool, weights, pass, .. } = self;
         let mut outputs = Vec::with_capacity(samples.len() * losses::OUTPUTS);
         pool.install(|| {
-            for first in (0..samples.len()).step_by(AT_ONCE / 2) {
-                pass.load_stretch(samples, first..samples.len().min(first + AT_ONCE / 2));
+            for first in (0..samples.len()).step_by(AT_ONCE) {
+                pass.load_stretch(samples, first..samples.len().min(first + AT_ONCE));
                 outputs.extend(pass.forward(weights));
             }
         });

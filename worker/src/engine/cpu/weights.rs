@@ -5,8 +5,8 @@ use std::ops::Range;
 
 use tally_exact::manifest::Manifest;
 
-use super::layers::CONVOLUTIONS;
-use tally_kernels::{BLOCK, dense, pack};
+use super::layers::{CONVOLUTIONS, Method};
+use tally_kernels::{BLOCK, Simd, TAPS, dense, pack, winograd};
 
 /// A layer's place in the flat vectors.
 #[derive(Clone, Debug)]
@@ -60,10 +60,12 @@ pub(super) struct Weights {
     pub number: [DenseWeights; 2],
     /// `sum1` to `sum3`, and `diff1` to `diff3`.
     pub heads: [[DenseWeights; 3]; 2],
+    simd: Simd,
+    packed: Vec<f32>,
 }
 
 impl Weights {
-    pub fn new(manifest: &Manifest) -> Self {
+    pub fn new(manifest: &Manifest, simd: Simd) -> Self {
         let dense = |name: &str| {
             let spot = Spot::find(manifest, name);
             DenseWeights { spot, by_input: Vec::new(), by_output: Vec::new(), bias: Vec::new() }
@@ -80,6 +82,8 @@ impl Weights {
             }),
             number: ["dense1", "dense2"].map(dense),
             heads: [["sum1", "sum2", "sum3"].map(dense), ["diff1", "diff2", "diff3"].map(dense)],
+            simd,
+            packed: Vec::new(),
         }
     }
 
@@ -89,11 +93,25 @@ impl Weights {
         copy(&parameters[self.first.bias.clone()], &mut self.first_bias);
         for (layer, to) in CONVOLUTIONS.iter().zip(&mut self.convolutions) {
             let weight = &parameters[to.spot.weight.clone()];
-            let len = layer.outputs.next_multiple_of(BLOCK) * layer.inputs * 9;
-            to.forward.resize(len, 0.0);
-            to.backward.resize(len, 0.0);
-            pack::forward(weight, layer.outputs, layer.inputs, &mut to.forward);
-            pack::backward(weight, layer.outputs, layer.inputs, &mut to.backward);
+            let (outputs, inputs) = (layer.outputs, layer.inputs);
+            let len = outputs.next_multiple_of(BLOCK) * inputs * TAPS;
+            for (to, method, pack) in [
+                (&mut to.forward, layer.methods[0], pack::forward as fn(&[f32], usize, usize, &mut [f32])),
+                (&mut to.backward, layer.methods[1], pack::backward),
+            ] {
+                match method {
+                    Method::Direct => {
+                        to.resize(len, 0.0);
+                        pack(weight, outputs, inputs, to);
+                    }
+                    Method::Winograd => {
+                        self.packed.resize(len, 0.0);
+                        pack(weight, outputs, inputs, &mut self.packed);
+                        to.resize(len / TAPS * winograd::POSITIONS, 0.0);
+                        winograd::transform_weights(self.simd, &self.packed, to);
+                    }
+                }
+            }
             copy(&parameters[to.spot.bias.clone()], &mut to.bias);
             to.bias.resize(layer.outputs.next_multiple_of(BLOCK), 0.0);
         }
