@@ -20,13 +20,17 @@ use tally_worker::engine::{Engine, LabelLoss, ModelSpec};
 fn main() {
     let number = |name, otherwise| std::env::var(name).ok().and_then(|n| n.parse().ok()).unwrap_or(otherwise);
     let (threads, rounds) = (number("TALLY_BENCH_THREADS", 1), number("TALLY_BENCH_ROUNDS", 7));
-    let mut engine = build(&ModelSpec::Reference, LabelLoss::default(), BackendChoice::Cpu, 0, threads).unwrap();
+    let mut engine =
+        build(&ModelSpec::Reference, LabelLoss::default(), BackendChoice::Cpu, 0, threads).unwrap();
     let parameters = init::parameters(engine.manifest(), 1);
     let mut out = vec![0.0; parameters.len()];
     let momentum = vec![0.0; parameters.len()];
     engine.load(parameters, momentum);
     println!("{}, {rounds} rounds; ms", engine.device());
-    println!("{:36} {:>9} {:>9} {:>9} {:>9} {:>10}", "", "wall min", "median", "cpu min", "median", "images/cpu s");
+    println!(
+        "{:36} {:>9} {:>9} {:>9} {:>9} {:>10}",
+        "", "wall min", "median", "cpu min", "median", "images/cpu s"
+    );
     for images in [4, 8, 16, 32, 64] {
         let samples = samples(0, images);
         measure(&format!("gradient of a leaf of {images}"), rounds, images, || {

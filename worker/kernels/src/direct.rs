@@ -41,7 +41,9 @@ impl After<'_> {
         assert_eq!(to.images, from.images, "as many images out as in");
         assert_eq!((x.len(), out.len()), (from.len(), to.len()), "activations have their shape's length");
         match self {
-            Self::Bias(bias) | Self::BiasRelu(bias) => assert_eq!(bias.len(), to.blocks * BLOCK, "a bias each"),
+            Self::Bias(bias) | Self::BiasRelu(bias) => {
+                assert_eq!(bias.len(), to.blocks * BLOCK, "a bias each")
+            }
             Self::ReluGradient(of) => assert_eq!(of.len(), out.len(), "an activation each"),
             Self::Nothing => {}
         }
@@ -78,6 +80,13 @@ pub fn convolve(
 ) {
     after.check(x, from, padding, out, to);
     assert_eq!(weights.len(), to.blocks * from.blocks * WEIGHT_BLOCK, "weights for these blocks");
+    if padding == 2 {
+        out.par_chunks_mut(to.block()).enumerate().for_each(|(block, out)| {
+            let weights = &weights[block * from.blocks * WEIGHT_BLOCK..][..from.blocks * WEIGHT_BLOCK];
+            simd.run(Scatter { x, from, weights, after, out, to, block });
+        });
+        return;
+    }
     let lines = ROWS_OF_A_TASK.div_ceil(to.side * to.images).min(to.side);
     out.par_chunks_mut(to.block()).enumerate().for_each(|(block, out)| {
         out.par_chunks_mut(lines * to.row()).enumerate().for_each(|(index, out)| {
@@ -129,15 +138,10 @@ impl Kernel for Lines<'_> {
                         }
                     }
                     let here = left * to.pixel()..right * to.pixel();
-                    let start = match after {
-                        _ if input > 0 => Start::Out,
-                        After::Bias(bias) | After::BiasRelu(bias) => {
-                            bias.as_chunks().0.get(block).map_or(Start::Zero, Start::Bias)
-                        }
-                        _ => Start::Zero,
-                    };
+                    let start = if input > 0 { Start::Out } else { Start::Zero };
                     let finish = match after {
-                        After::BiasRelu(_) if last => Finish::Relu,
+                        After::Bias(bias) if last => Finish::Bias(&bias.as_chunks().0[block]),
+                        After::BiasRelu(bias) if last => Finish::BiasRelu(&bias.as_chunks().0[block]),
                         After::ReluGradient(of) if last => {
                             let line = &of[to.at(block, y, 0, 0)..][..to.row()];
                             Finish::ReluGradient(&line[here.clone()])
@@ -160,18 +164,75 @@ impl Kernel for Lines<'_> {
     }
 }
 
+/// One block of outputs where the input has a padding of 2: the outputs of a line rarely share
+/// their taps then, but each line of inputs adds to a whole stretch of outputs for each tap.
+struct Scatter<'a> {
+    x: &'a [f32],
+    from: Planes,
+    weights: &'a [f32],
+    after: After<'a>,
+    out: &'a mut [f32],
+    to: Planes,
+    block: usize,
+}
+
+/// Blocks of inputs that are added at a time.
+const TOGETHER: usize = 4;
+
+impl Kernel for Scatter<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        let Self { x, from, weights, after, out, to, block } = self;
+        out.fill(0.0);
+        for first in (0..from.blocks).step_by(TOGETHER) {
+            let inputs = first..from.blocks.min(first + TOGETHER);
+            for tap in 0..TAPS {
+                for y in 0..from.side {
+                    let segments: [Segment; TOGETHER] = from_fn(|index| Segment {
+                        a: from.at(first + index, y, 0, 0),
+                        b: (first + index) * WEIGHT_BLOCK + tap * BLOCK * BLOCK,
+                    });
+                    lanes.tile(Tile::<BLOCK, 1> {
+                        a: x,
+                        b: weights,
+                        segments: &segments[..inputs.len()],
+                        steps: BLOCK,
+                        out: &mut out[to.at(0, y + 2 - tap / 3, 2 - tap % 3, 0)..][..from.row()],
+                        start: Start::Out,
+                        finish: Finish::Keep,
+                    });
+                }
+            }
+        }
+        let (rows, _) = out.as_chunks_mut();
+        match after {
+            After::Nothing => {}
+            After::Bias(bias) | After::BiasRelu(bias) => {
+                let (bias, _) = bias[block * BLOCK..][..BLOCK].as_chunks();
+                let relu = matches!(after, After::BiasRelu(_));
+                for (row, bias) in rows.iter_mut().zip(bias.iter().cycle()) {
+                    let sum = lanes.add(lanes.load(row), lanes.load(bias));
+                    lanes.store(if relu { lanes.relu(sum) } else { sum }, row);
+                }
+            }
+            After::ReluGradient(of) => {
+                let (of, _) = of[block * to.block()..][..to.block()].as_chunks();
+                for (row, of) in rows.iter_mut().zip(of) {
+                    lanes.store(lanes.unless_zero(lanes.load(row), lanes.load(of)), row);
+                }
+            }
+        }
+    }
+}
+
 /// The gradient by the weights, `out[o][c][tap]` with `inputs` channels `c`, summed over leaves
 /// as [`leaves`] says.
 ///
 /// # Panics
 /// If a slice has not its shape's length, or the shapes don't follow from each other.
-pub fn weight_gradient(
-    simd: Simd,
-    leaves: &[Vec<Part<'_>>],
-    padding: usize,
-    inputs: usize,
-    out: &mut [f32],
-) {
+pub fn weight_gradient(simd: Simd, leaves: &[Vec<Part<'_>>], padding: usize, inputs: usize, out: &mut [f32]) {
     assert!(inputs.is_multiple_of(BLOCK) && out.len().is_multiple_of(inputs * TAPS), "whole outputs");
     for part in leaves.iter().flatten() {
         part.check();

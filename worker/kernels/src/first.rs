@@ -93,10 +93,11 @@ impl Kernel for Line<'_> {
                 let weights: [L::V; TAPS] =
                     std::array::from_fn(|tap| lanes.load(&weights[tap].as_chunks().0[half]));
                 for (image, out) in out.as_chunks_mut::<BLOCK>().0.iter_mut().enumerate() {
-                    let mut sum = lanes.load(&halves[half]);
+                    let mut sum = lanes.splat(0.0);
                     for (tap, weight) in taps.iter().zip(weights) {
                         sum = lanes.fma(lanes.splat(tap[image]), weight, sum);
                     }
+                    let sum = lanes.add(sum, lanes.load(&halves[half]));
                     lanes.store(lanes.relu(sum), &mut out.as_chunks_mut().0[half]);
                 }
             }

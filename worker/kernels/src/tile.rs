@@ -29,11 +29,9 @@ pub struct Segment {
 
 /// What the sums start from.
 #[derive(Clone, Copy, Debug)]
-pub enum Start<'a> {
+pub enum Start {
     /// Zero.
     Zero,
-    /// The columns' biases.
-    Bias(&'a [f32; BLOCK]),
     /// What `out` holds.
     Out,
 }
@@ -43,8 +41,10 @@ pub enum Start<'a> {
 pub enum Finish<'a> {
     /// Nothing.
     Keep,
-    /// A ReLU.
-    Relu,
+    /// The columns' biases are added.
+    Bias(&'a [f32; BLOCK]),
+    /// The columns' biases are added, then a ReLU.
+    BiasRelu(&'a [f32; BLOCK]),
     /// The gradient of a ReLU that gave these values, laid out as `out` is.
     ReluGradient(&'a [f32]),
 }
@@ -63,7 +63,7 @@ pub struct Tile<'a, const A_ROW: usize, const A_STEP: usize> {
     /// The results, [`BLOCK`] a row; as many rows as fit.
     pub out: &'a mut [f32],
     /// What the sums start from.
-    pub start: Start<'a>,
+    pub start: Start,
     /// What becomes of them.
     pub finish: Finish<'a>,
 }
@@ -112,13 +112,6 @@ unsafe fn part<L: Lanes, const ROWS: usize, const VECTORS: usize, const A_ROW: u
     let mut sums = [[lanes.splat(0.0); VECTORS]; ROWS];
     match tile.start {
         Start::Zero => {}
-        Start::Bias(bias) => {
-            for row in &mut sums {
-                for (v, sum) in row.iter_mut().enumerate() {
-                    *sum = load(unsafe { bias.as_ptr().add(column + v * LANES) });
-                }
-            }
-        }
         Start::Out => {
             for (r, row) in sums.iter_mut().enumerate() {
                 for (v, sum) in row.iter_mut().enumerate() {
@@ -149,7 +142,11 @@ unsafe fn part<L: Lanes, const ROWS: usize, const VECTORS: usize, const A_ROW: u
             let at = r * BLOCK + v * LANES;
             let sum = match tile.finish {
                 Finish::Keep => sum,
-                Finish::Relu => lanes.relu(sum),
+                Finish::Bias(bias) => lanes.add(sum, load(unsafe { bias.as_ptr().add(column + v * LANES) })),
+                Finish::BiasRelu(bias) => {
+                    let bias = load(unsafe { bias.as_ptr().add(column + v * LANES) });
+                    lanes.relu(lanes.add(sum, bias))
+                }
                 Finish::ReluGradient(of) => {
                     let of = unsafe { of.as_ptr().add(first * BLOCK + column + at) };
                     lanes.unless_zero(sum, load(of))

@@ -39,6 +39,9 @@ use crate::{BLOCK, TAPS};
 pub const POSITIONS: usize = 16;
 /// A task has at least so many rows (tiles times images), so that its weights pay.
 const ROWS_OF_A_TASK: usize = 96;
+/// Rows whose products are summed at a time: two operands of them fit the first cache, for all
+/// parts of a tile.
+const STRETCH: usize = 128;
 /// Floats of a block of weights at one position.
 const SQUARE: usize = BLOCK * BLOCK;
 
@@ -295,8 +298,7 @@ impl Kernel for Outputs<'_> {
             for tx in 0..across {
                 let first = (line * across + tx) * halves;
                 for half in 0..halves {
-                    let tile =
-                        from_fn(|y| from_fn(|x| l.load(&products[(4 * y + x) * rows + first + half])));
+                    let tile = from_fn(|y| from_fn(|x| l.load(&products[(4 * y + x) * rows + first + half])));
                     let tile: [[L::V; 2]; 2] = both_ways::<_, 4, 2>(tile, |v| to_output(l, v));
                     for (y, row) in tile.into_iter().enumerate() {
                         for (x, value) in row.into_iter().enumerate() {
@@ -328,13 +330,7 @@ impl Kernel for Outputs<'_> {
 ///
 /// # Panics
 /// If a slice has not its shape's length, or the shapes don't follow from each other.
-pub fn weight_gradient(
-    simd: Simd,
-    leaves: &[Vec<Part<'_>>],
-    padding: usize,
-    inputs: usize,
-    out: &mut [f32],
-) {
+pub fn weight_gradient(simd: Simd, leaves: &[Vec<Part<'_>>], padding: usize, inputs: usize, out: &mut [f32]) {
     assert!(inputs.is_multiple_of(BLOCK) && out.len().is_multiple_of(inputs * TAPS), "whole outputs");
     // The inputs' tiles serve all outputs.
     let leaves: Vec<Vec<(Part<'_>, scratch::Scratch)>> = leaves
@@ -437,15 +433,20 @@ impl Kernel for Products<'_> {
         let plane = by_outputs.len() / POSITIONS;
         for position in 0..POSITIONS {
             for block in 0..blocks {
-                l.tile(Tile::<1, BLOCK> {
-                    a: &by_outputs[position * plane..][..plane],
-                    b: &inputs[(position * blocks + block) * plane..][..plane],
-                    segments: &[Segment { a: 0, b: 0 }],
-                    steps: plane / BLOCK,
-                    out: &mut sums[(block * POSITIONS + position) * SQUARE..][..outputs * BLOCK],
-                    start: if fresh { Start::Zero } else { Start::Out },
-                    finish: Finish::Keep,
-                });
+                let sums = &mut sums[(block * POSITIONS + position) * SQUARE..][..outputs * BLOCK];
+                let (a, b) = (position * plane, (position * blocks + block) * plane);
+                for first in (0..plane).step_by(STRETCH * BLOCK) {
+                    let end = plane.min(first + STRETCH * BLOCK);
+                    l.tile(Tile::<1, BLOCK> {
+                        a: &by_outputs[a + first..a + end],
+                        b: &inputs[b + first..b + end],
+                        segments: &[Segment { a: 0, b: 0 }],
+                        steps: (end - first) / BLOCK,
+                        out: &mut *sums,
+                        start: if fresh && first == 0 { Start::Zero } else { Start::Out },
+                        finish: Finish::Keep,
+                    });
+                }
             }
         }
     }

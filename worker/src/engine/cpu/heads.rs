@@ -37,13 +37,7 @@ fn backward(simd: Simd, dy: &[f32], layer: &DenseWeights, dx: &mut Vec<f32>) {
 
 impl Heads {
     /// Sums and differences, from logits (ten an image) and numbers.
-    pub fn forward(
-        &mut self,
-        simd: Simd,
-        weights: &Weights,
-        logits: &[f32],
-        numbers: &[f32],
-    ) -> [&[f32]; 2] {
+    pub fn forward(&mut self, simd: Simd, weights: &Weights, logits: &[f32], numbers: &[f32]) -> [&[f32]; 2] {
         self.numbers.clear();
         self.numbers.extend_from_slice(numbers);
         let [first, second] = &mut self.hidden;

@@ -24,8 +24,8 @@ use super::burn::Network;
 use super::burn::networks::Reference;
 use super::replica::Replica;
 use super::{Answers, Engine, EngineError, LabelLoss, losses};
-use tally_kernels::Simd;
 use pass::Pass;
+use tally_kernels::Simd;
 use weights::Weights;
 
 /// How many images are computed with at once, unless a leaf has more: it bounds the memory
