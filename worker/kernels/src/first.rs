@@ -3,7 +3,7 @@
 
 use rayon::prelude::*;
 
-use crate::lanes::Lanes;
+use crate::lanes::{LANES, Lanes};
 use crate::leaves;
 use crate::simd::{Kernel, Simd};
 use crate::{BLOCK, TAPS};
@@ -84,12 +84,12 @@ impl Kernel for Line<'_> {
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {
         let Self { x, from, weights, bias, y, out } = self;
-        let (halves, _) = bias.as_chunks();
+        let (halves, _) = bias.as_chunks::<LANES>();
         for column in 0..from.side {
             let taps: [&[f32]; TAPS] =
                 std::array::from_fn(|tap| &x[from.at(y, column, tap)..][..from.images]);
             let out = &mut out[column * from.images * BLOCK..][..from.images * BLOCK];
-            for half in 0..2 {
+            for (half, bias) in halves.iter().enumerate() {
                 let weights: [L::V; TAPS] =
                     std::array::from_fn(|tap| lanes.load(&weights[tap].as_chunks().0[half]));
                 for (image, out) in out.as_chunks_mut::<BLOCK>().0.iter_mut().enumerate() {
@@ -97,7 +97,7 @@ impl Kernel for Line<'_> {
                     for (tap, weight) in taps.iter().zip(weights) {
                         sum = lanes.fma(lanes.splat(tap[image]), weight, sum);
                     }
-                    let sum = lanes.add(sum, lanes.load(&halves[half]));
+                    let sum = lanes.add(sum, lanes.load(bias));
                     lanes.store(lanes.relu(sum), &mut out.as_chunks_mut().0[half]);
                 }
             }

@@ -126,10 +126,10 @@ unsafe fn part<L: Lanes, const ROWS: usize, const VECTORS: usize, const A_ROW: u
         let mut b = unsafe { tile.b.as_ptr().add(segment.b + column) };
         for _ in 0..tile.steps {
             let columns: [L::V; VECTORS] = std::array::from_fn(|v| load(b.wrapping_add(v * LANES)));
-            for r in 0..ROWS {
+            for (r, row) in sums.iter_mut().enumerate() {
                 let factor = lanes.splat(unsafe { *a.wrapping_add(r * A_ROW) });
-                for v in 0..VECTORS {
-                    sums[r][v] = lanes.fma(factor, columns[v], sums[r][v]);
+                for (sum, &column) in row.iter_mut().zip(&columns) {
+                    *sum = lanes.fma(factor, column, *sum);
                 }
             }
             a = a.wrapping_add(A_STEP);

@@ -254,7 +254,7 @@ proptest! {
                 leaves.iter().map(|leaf| leaf.iter().map(Case::part).collect()).collect();
             let at_once = on_every_path(|simd| whole.by_weights(method, simd, &all));
             let alone = all.iter().map(|leaf| {
-                (!leaf.is_empty()).then(|| whole.by_weights(method, Simd::widest(), &[leaf.clone()]))
+                (!leaf.is_empty()).then(|| whole.by_weights(method, Simd::widest(), std::slice::from_ref(leaf)))
             });
             let sum = tally_exact::sum::along_tree(alone, |mut left, right| {
                 tally_exact::sum::add(&mut left, &right);

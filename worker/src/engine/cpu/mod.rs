@@ -10,6 +10,8 @@
 mod heads;
 mod layers;
 mod pass;
+#[cfg(test)]
+mod tests;
 mod weights;
 
 use rayon::ThreadPool;
