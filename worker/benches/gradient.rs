@@ -37,6 +37,16 @@ fn main() {
             engine.gradient(&samples, 1.0, &mut out, &mut |_| ()).unwrap();
         });
     }
+    measure("update", rounds, 64, || update(engine.as_mut(), &out));
+    let one = samples(0, 1);
+    for (what, stale) in [("gradient of a leaf of 1", false), ("the same and packing", true)] {
+        measure(what, rounds, 1, || {
+            if stale {
+                engine.commit();
+            }
+            engine.gradient(&one, 1.0, &mut out, &mut |_| ()).unwrap();
+        });
+    }
     for leaves in [8, 1] {
         let samples: Vec<Samples> = (0..leaves).map(|i| samples(i * 64 / leaves, 64 / leaves)).collect();
         let samples: Vec<&Samples> = samples.iter().collect();

@@ -10,6 +10,9 @@ use divan::counter::ItemsCount;
 use divan::{Bencher, black_box};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use tally_kernels::direct::{self, After};
+use tally_kernels::lanes::Lanes;
+use tally_kernels::simd::Kernel;
+use tally_kernels::tile::{Finish, Segment, Start, Tile};
 use tally_kernels::{BLOCK, Part, Planes, Simd, TAPS, pack, winograd};
 
 fn main() {
@@ -139,6 +142,32 @@ fn winograd_by_input(bencher: Bencher<'_, '_>, case: Case) {
 #[divan::bench(args = cases())]
 fn winograd_by_weights(bencher: Bencher<'_, '_>, case: Case) {
     by_weights(bencher, case, winograd::weight_gradient);
+}
+
+/// The register tile on operands that the first cache holds: what the core can do at most.
+#[divan::bench]
+fn tile_in_the_first_cache(bencher: Bencher<'_, '_>) {
+    struct Repeat<'a>(&'a [f32], &'a [f32], &'a mut [f32]);
+    impl Kernel for Repeat<'_> {
+        type Output = ();
+        #[inline(always)]
+        fn run<L: Lanes>(self, lanes: L) {
+            lanes.tile(Tile::<BLOCK, 1> {
+                a: self.0,
+                b: self.1,
+                segments: &[Segment { a: 0, b: 0 }; 1000],
+                steps: BLOCK,
+                out: self.2,
+                start: Start::Zero,
+                finish: Finish::Keep,
+            });
+        }
+    }
+    let (simd, a, b, mut out) =
+        (Simd::chosen().unwrap(), values(12 * BLOCK), values(BLOCK * BLOCK), values(12 * BLOCK));
+    bencher
+        .counter(ItemsCount::new(2 * 12 * BLOCK * BLOCK * 1000))
+        .bench_local(|| simd.run(Repeat(black_box(&a), &b, &mut out)));
 }
 
 #[divan::bench]

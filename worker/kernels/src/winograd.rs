@@ -84,13 +84,43 @@ fn to_kernel<L: Lanes>(l: L, [a, b, c, d]: [L::V; 4]) -> [L::V; 3] {
 }
 
 /// `M x Mᵀ` for a transform `M` from `N` to `K` numbers; `x[row][column]`.
+///
+/// Loops, here and wherever vectors are collected, and no `array::from_fn`: that is not inlined
+/// into code compiled for the instructions.
 #[inline(always)]
 fn both_ways<V: Copy, const N: usize, const K: usize>(
     x: [[V; N]; N],
     transform: impl Fn([V; N]) -> [V; K],
 ) -> [[V; K]; K] {
-    let columns: [[V; K]; N] = from_fn(|column| transform(from_fn(|row| x[row][column])));
-    from_fn(|row| transform(from_fn(|column| columns[column][row])))
+    let mut columns = [[x[0][0]; K]; N];
+    for (index, column) in columns.iter_mut().enumerate() {
+        let mut rows = [x[0][0]; N];
+        for (value, row) in rows.iter_mut().zip(&x) {
+            *value = row[index];
+        }
+        *column = transform(rows);
+    }
+    let mut result = [[x[0][0]; K]; K];
+    for (index, row) in result.iter_mut().enumerate() {
+        let mut values = [x[0][0]; N];
+        for (value, column) in values.iter_mut().zip(&columns) {
+            *value = column[index];
+        }
+        *row = transform(values);
+    }
+    result
+}
+
+/// A tile of `N` times `N` vectors, `load(row, column)` each.
+#[inline(always)]
+fn tile_of<L: Lanes, const N: usize>(l: L, load: impl Fn(usize, usize) -> L::V) -> [[L::V; N]; N] {
+    let mut tile = [[l.splat(0.0); N]; N];
+    for (y, row) in tile.iter_mut().enumerate() {
+        for (x, value) in row.iter_mut().enumerate() {
+            *value = load(y, x);
+        }
+    }
+    tile
 }
 
 /// Transforms weights packed for [`direct`](crate::direct), of either direction, from
@@ -126,7 +156,7 @@ impl Kernel for Weights<'_, '_> {
     fn run<L: Lanes>(self, l: L) {
         let taps: &[[f32; LANES]] = self.packed.as_chunks().0;
         for at in 0..SQUARE / LANES {
-            let kernel = from_fn(|y| from_fn(|x| l.load(&taps[(3 * y + x) * (SQUARE / LANES) + at])));
+            let kernel = tile_of(l, |y, x| l.load(&taps[(3 * y + x) * (SQUARE / LANES) + at]));
             let transformed: [[L::V; 4]; 4] = both_ways::<_, 3, 4>(kernel, |v| by_kernel(l, v));
             for (position, to) in self.to.iter_mut().enumerate() {
                 l.store(transformed[position / 4][position % 4], &mut to.as_chunks_mut().0[at]);
@@ -209,11 +239,9 @@ impl Kernel for Inputs<'_> {
                     });
                     let first = (line * across + tx) * halves;
                     for half in 0..halves {
-                        let tile = from_fn(|row| {
-                            from_fn(|column| match pixels[4 * row + column] {
-                                Some(pixel) => l.load(&pixel[half]),
-                                None => l.splat(0.0),
-                            })
+                        let tile = tile_of(l, |row, column| match pixels[4 * row + column] {
+                            Some(pixel) => l.load(&pixel[half]),
+                            None => l.splat(0.0),
                         });
                         let tile: [[L::V; 4]; 4] = both_ways::<_, 4, 4>(tile, |v| by_input(l, v));
                         for position in 0..POSITIONS {
@@ -298,7 +326,7 @@ impl Kernel for Outputs<'_> {
             for tx in 0..across {
                 let first = (line * across + tx) * halves;
                 for half in 0..halves {
-                    let tile = from_fn(|y| from_fn(|x| l.load(&products[(4 * y + x) * rows + first + half])));
+                    let tile = tile_of(l, |y, x| l.load(&products[(4 * y + x) * rows + first + half]));
                     let tile: [[L::V; 2]; 2] = both_ways::<_, 4, 2>(tile, |v| to_output(l, v));
                     for (y, row) in tile.into_iter().enumerate() {
                         for (x, value) in row.into_iter().enumerate() {
@@ -397,11 +425,9 @@ impl Kernel for FromOutputs<'_> {
                 });
                 let first = (ty * across + tx) * halves;
                 for half in 0..halves {
-                    let tile = from_fn(|row| {
-                        from_fn(|column| match pixels[2 * row + column] {
-                            Some(pixel) => l.load(&pixel[half]),
-                            None => l.splat(0.0),
-                        })
+                    let tile = tile_of(l, |row, column| match pixels[2 * row + column] {
+                        Some(pixel) => l.load(&pixel[half]),
+                        None => l.splat(0.0),
                     });
                     let tile: [[L::V; 4]; 4] = both_ways::<_, 2, 4>(tile, |v| from_output(l, v));
                     for position in 0..POSITIONS {
@@ -468,7 +494,7 @@ impl Kernel for ToWeights<'_> {
         for (sums, out) in blocks {
             let (sums, out) = (sums.as_chunks::<LANES>().0, out.as_chunks_mut::<LANES>().0);
             for at in 0..VECTORS {
-                let tile = from_fn(|y| from_fn(|x| l.load(&sums[(4 * y + x) * VECTORS + at])));
+                let tile = tile_of(l, |y, x| l.load(&sums[(4 * y + x) * VECTORS + at]));
                 let taps: [[L::V; 3]; 3] = both_ways::<_, 4, 3>(tile, |v| to_kernel(l, v));
                 for tap in 0..TAPS {
                     l.store(taps[tap / 3][tap % 3], &mut out[tap * VECTORS + at]);

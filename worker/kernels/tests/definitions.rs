@@ -200,7 +200,7 @@ fn assert_close(mine: &[f32], exact: &[f64], what: &str) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(12))]
+    #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, ..Default::default() })]
 
     /// Random shapes, odd sides and single images among them.
     #[test]

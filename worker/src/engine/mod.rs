@@ -1,8 +1,9 @@
 //! What a worker computes with, behind one interface.
 //!
 //! An [`Engine`] holds one replica of the network and computes with it: the gradient of a
-//! leaf, the update, answers. It knows nothing of the cluster. Three stand behind the
-//! interface: Burn on a CPU and Burn on an NVIDIA GPU ([`burn`]), and a [`synthetic`] one
+//! leaf, the update, answers. It knows nothing of the cluster. Four stand behind the
+//! interface: the reference network on a CPU with Tally's own kernels ([`cpu`]), any network
+//! with Burn on a CPU and on an NVIDIA GPU ([`burn`]), and a [`synthetic`] one
 //! of any size and speed whose gradients are hashed from sample ids, with which everything
 //! but the arithmetic can be tested and measured quickly.
 
