@@ -15,19 +15,24 @@ pub fn forward(weights: &[f32], outputs: usize, inputs: usize, packed: &mut [f32
     check(weights, outputs, inputs, packed);
     packed.par_chunks_mut(WEIGHT_BLOCK).enumerate().for_each(|(index, packed)| {
         let (block, input) = (index / (inputs / BLOCK), index % (inputs / BLOCK));
-        for o in 0..BLOCK {
-            let Some(source) = source(weights, outputs, inputs, block * BLOCK + o, input) else {
-                packed.iter_mut().skip(o).step_by(BLOCK).for_each(|w| *w = 0.0);
-                continue;
-            };
-            for (c, taps) in source.as_chunks::<TAPS>().0.iter().enumerate() {
-                for (tap, &w) in taps.iter().enumerate() {
-                    packed[(tap * BLOCK + c) * BLOCK + o] = w;
-                }
+        // Copied first: rows as far apart as in the whole would push each other out of the cache.
+        let mut rows = [[0.0; BLOCK * TAPS + PAD]; BLOCK];
+        for (o, row) in rows.iter_mut().enumerate() {
+            if let Some(source) = source(weights, outputs, inputs, block * BLOCK + o, input) {
+                row[..BLOCK * TAPS].copy_from_slice(source);
+            }
+        }
+        for (at, packed) in packed.as_chunks_mut::<BLOCK>().0.iter_mut().enumerate() {
+            let (tap, c) = (at / BLOCK, at % BLOCK);
+            for (packed, row) in packed.iter_mut().zip(&rows) {
+                *packed = row[c * TAPS + tap];
             }
         }
     });
 }
+
+/// Keeps equal places of neighbouring rows out of the same set of the cache.
+const PAD: usize = 16;
 
 /// Packs `weights[o][c][tap]` as `[c/32][o/32][8−tap][o%32][c%32]`, missing outputs as zeros,
 /// for the gradient by a convolution's input.
