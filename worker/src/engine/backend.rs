@@ -9,13 +9,15 @@ use std::fmt;
 use std::str::FromStr;
 
 use burn_flex::{Flex, FlexDevice};
-use rayon::ThreadPoolBuilder;
+use rayon::{ThreadPool, ThreadPoolBuilder};
 use tally_exact::manifest::Manifest;
 
 use super::burn::networks::{Mlp, Reference};
 use super::burn::{BurnEngine, Network, Place};
+use super::cpu::CpuEngine;
 use super::synthetic::{self, SyntheticEngine};
 use super::{Engine, EngineError, LabelLoss, ModelSpec};
+use tally_kernels::Simd;
 
 /// The backend that is asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -78,18 +80,21 @@ pub fn build(
     threads: usize,
 ) -> Result<Box<dyn Engine>, EngineError> {
     match model {
-        ModelSpec::Reference => build_network(Reference, loss, backend, device, threads),
-        ModelSpec::Mlp => build_network(Mlp, loss, backend, device, threads),
+        ModelSpec::Reference => {
+            build_network(Reference, loss, backend, device, || own_kernels(loss, threads))
+        }
+        ModelSpec::Mlp => build_network(Mlp, loss, backend, device, || stock_kernels(Mlp, loss, threads)),
         ModelSpec::Synthetic(spec) => Ok(Box::new(SyntheticEngine::new(*spec))),
     }
 }
 
+/// A network on the GPU where that is wanted and can be had, else what `cpu` makes.
 fn build_network<N: Network>(
     network: N,
     loss: LabelLoss,
     backend: BackendChoice,
     device: usize,
-    threads: usize,
+    cpu: impl FnOnce() -> Result<Box<dyn Engine>, EngineError>,
 ) -> Result<Box<dyn Engine>, EngineError> {
     if backend != BackendChoice::Cpu {
         match cuda::place(device) {
@@ -99,11 +104,30 @@ fn build_network<N: Network>(
             Err(reason) => tracing::debug!("computing on the CPU: {reason}"),
         }
     }
-    Ok(Box::new(BurnEngine::new(network, loss, cpu(threads)?)))
+    cpu()
 }
 
-/// The CPU with a pool of threads of the engine's own.
-fn cpu(threads: usize) -> Result<Place<Flex>, EngineError> {
+/// The reference network on the CPU, with Tally's kernels.
+fn own_kernels(loss: LabelLoss, threads: usize) -> Result<Box<dyn Engine>, EngineError> {
+    let simd = Simd::chosen().map_err(EngineError::Unavailable)?;
+    let (pool, words) = pool(threads)?;
+    Ok(Box::new(CpuEngine::new(loss, pool, simd, format!("CPU ({simd}, {words})"))))
+}
+
+/// Any network on the CPU, with Burn's.
+fn stock_kernels<N: Network>(
+    network: N,
+    loss: LabelLoss,
+    threads: usize,
+) -> Result<Box<dyn Engine>, EngineError> {
+    let (pool, words) = pool(threads)?;
+    let words = format!("CPU (burn-flex, {words})");
+    let place = Place::<Flex> { backend: "CPU", words, device: FlexDevice, pool: Some(pool) };
+    Ok(Box::new(BurnEngine::new(network, loss, place)))
+}
+
+/// Threads of an engine's own, and how many they are in words.
+fn pool(threads: usize) -> Result<(ThreadPool, String), EngineError> {
     let threads = match threads {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         _ => threads,
@@ -117,12 +141,7 @@ fn cpu(threads: usize) -> Result<Place<Flex>, EngineError> {
             what: format!("no {threads} threads: {error}"),
         })?;
     let plural = if threads == 1 { "" } else { "s" };
-    Ok(Place {
-        backend: "CPU",
-        words: format!("CPU (burn-flex, {threads} thread{plural})"),
-        device: FlexDevice,
-        pool: Some(pool),
-    })
+    Ok((pool, format!("{threads} thread{plural}")))
 }
 
 #[cfg(not(feature = "cuda"))]

@@ -13,7 +13,7 @@ const MEAN: f64 = 0.1307;
 const DEVIATION: f64 = 0.3081;
 
 /// Every pixel value scaled to `[0, 1]` and normalised, in double, rounded once at the end.
-static NORMALISED: LazyLock<[f32; 256]> =
+pub(in crate::engine) static NORMALISED: LazyLock<[f32; 256]> =
     LazyLock::new(|| std::array::from_fn(|pixel| ((pixel as f64 / 255.0 - MEAN) / DEVIATION) as f32));
 
 /// The samples from `first` to before `end` as images `(n, 1, 28, 28)` and numbers

@@ -7,13 +7,13 @@
 //! their gradient by the outputs are worked out on the host ([`losses`]).
 //!
 //! On a CPU everything runs on the engine's own pool of threads, and a gradient's bits
-//! depend neither on how many they are nor on what was computed before (**SUM-1**). Until
-//! the kernels are Tally's own they do depend on the processor: burn-flex's matrix product
-//! picks its instructions and its blocking by it. So the promise holds among equal machines.
+//! depend neither on how many they are nor on what was computed before (**SUM-1**). They do
+//! depend on the processor: burn-flex's matrix product picks its instructions and its
+//! blocking by it. So the promise holds among equal machines here; the reference network
+//! has an engine of its own on CPUs, [`cpu`](super::cpu), where it holds among all.
 
 pub mod inputs;
 pub mod layers;
-pub mod losses;
 pub mod network;
 pub mod networks;
 
@@ -33,7 +33,7 @@ use tally_exact::update::Update;
 pub use network::{Network, Outputs, Parameters};
 
 use super::replica::Replica;
-use super::{Answers, Engine, EngineError, LabelLoss};
+use super::{Answers, Engine, EngineError, LabelLoss, losses};
 
 /// How many samples are answered at once, so that a long list needs no more memory than
 /// a training step. Fixed, so that a sample's answer does not depend on the list's length

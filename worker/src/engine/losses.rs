@@ -6,8 +6,8 @@
 
 use tally_data::Samples;
 
-use crate::engine::answers::{Answers, softmax};
-use crate::engine::spec::LabelLoss;
+use super::answers::{Answers, softmax};
+use super::spec::LabelLoss;
 
 /// Outputs of a sample: ten logits, the sum, the difference.
 pub const OUTPUTS: usize = 12;

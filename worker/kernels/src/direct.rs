@@ -1,0 +1,368 @@
+//! The 3×3 convolution, stride 1, as it is defined: nine taps, no transforms.
+//!
+//! Nothing is padded. An output pixel at the border has fewer taps, and each stretch of
+//! pixels with the same taps is computed at once; so zeros cost nothing.
+
+use std::array::from_fn;
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use crate::lanes::Lanes;
+use crate::leaves::{self, Part};
+use crate::planes::Planes;
+use crate::simd::{Kernel, Simd};
+use crate::tile::{Finish, Segment, Start, Tile};
+use crate::{BLOCK, TAPS};
+
+/// Floats of a packed block of weights: all taps from 32 channels to 32 channels.
+pub const WEIGHT_BLOCK: usize = TAPS * BLOCK * BLOCK;
+/// A task has at least so many rows, so that what it loads of the weights pays.
+const ROWS_OF_A_TASK: usize = 96;
+
+/// What a convolution does to its sums.
+#[derive(Clone, Copy, Debug)]
+pub enum After<'a> {
+    /// Adds a bias, [`BLOCK`] numbers a block.
+    Bias(&'a [f32]),
+    /// Adds a bias and takes the ReLU.
+    BiasRelu(&'a [f32]),
+    /// Nothing.
+    Nothing,
+    /// Multiplies with the slope of the ReLU that gave these activations.
+    ReluGradient(&'a [f32]),
+}
+
+impl After<'_> {
+    /// # Panics
+    /// If a slice has not its shape's length, or the shapes don't follow from each other.
+    pub(crate) fn check(self, x: &[f32], from: Planes, padding: usize, out: &[f32], to: Planes) {
+        assert_eq!(to.side + 2, from.side + 2 * padding, "the sides of a 3×3 convolution");
+        assert_eq!(to.images, from.images, "as many images out as in");
+        assert_eq!((x.len(), out.len()), (from.len(), to.len()), "activations have their shape's length");
+        match self {
+            Self::Bias(bias) | Self::BiasRelu(bias) => {
+                assert_eq!(bias.len(), to.blocks * BLOCK, "a bias each")
+            }
+            Self::ReluGradient(of) => assert_eq!(of.len(), out.len(), "an activation each"),
+            Self::Nothing => {}
+        }
+    }
+}
+
+/// The taps, `0..3`, that reach into `side` pixels from pixel `at`.
+fn taps(at: usize, padding: usize, side: usize) -> Range<usize> {
+    padding.saturating_sub(at)..(side + padding - at).min(3)
+}
+
+/// The pixels of `0..count` that tap `tap` moves into `side` pixels.
+fn reach(tap: usize, padding: usize, side: usize, count: usize) -> Range<usize> {
+    padding.saturating_sub(tap)..count.min(side + padding - tap)
+}
+
+/// Convolves `x`, of shape `from`, with weights packed by
+/// [`pack::forward`](crate::pack::forward) into `out`, of shape `to`, with `padding` zeros
+/// around. Given [`pack::backward`](crate::pack::backward)'s weights and `2 − padding` it is
+/// the gradient by the input.
+///
+/// # Panics
+/// If a slice has not its shape's length, or the shapes don't follow from each other.
+#[allow(clippy::too_many_arguments)] // Two operands, a result, their shapes.
+pub fn convolve(
+    simd: Simd,
+    x: &[f32],
+    from: Planes,
+    weights: &[f32],
+    padding: usize,
+    after: After<'_>,
+    out: &mut [f32],
+    to: Planes,
+) {
+    after.check(x, from, padding, out, to);
+    assert_eq!(weights.len(), to.blocks * from.blocks * WEIGHT_BLOCK, "weights for these blocks");
+    if padding == 2 {
+        out.par_chunks_mut(to.block()).enumerate().for_each(|(block, out)| {
+            let weights = &weights[block * from.blocks * WEIGHT_BLOCK..][..from.blocks * WEIGHT_BLOCK];
+            simd.run(Scatter { x, from, weights, after, out, to, block });
+        });
+        return;
+    }
+    let lines = ROWS_OF_A_TASK.div_ceil(to.side * to.images).min(to.side);
+    out.par_chunks_mut(to.block()).enumerate().for_each(|(block, out)| {
+        out.par_chunks_mut(lines * to.row()).enumerate().for_each(|(index, out)| {
+            let weights = &weights[block * from.blocks * WEIGHT_BLOCK..][..from.blocks * WEIGHT_BLOCK];
+            simd.run(Lines { x, from, weights, padding, after, out, to, block, first: index * lines });
+        });
+    });
+}
+
+/// A few lines of one block of outputs.
+struct Lines<'a> {
+    x: &'a [f32],
+    from: Planes,
+    weights: &'a [f32],
+    padding: usize,
+    after: After<'a>,
+    out: &'a mut [f32],
+    to: Planes,
+    block: usize,
+    first: usize,
+}
+
+impl Kernel for Lines<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        let Self { x, from, weights, padding, after, out, to, block, first } = self;
+        // Blocks of inputs outermost: their weights stay in the first cache for all rows.
+        for (input, weights) in weights.as_chunks::<WEIGHT_BLOCK>().0.iter().enumerate() {
+            let last = input + 1 == from.blocks;
+            for (line, out) in out.chunks_exact_mut(to.row()).enumerate() {
+                let y = first + line;
+                let mut left = 0;
+                while left < to.side {
+                    let across = taps(left, padding, from.side);
+                    let right = (left + 1..to.side)
+                        .find(|&x| taps(x, padding, from.side) != across)
+                        .unwrap_or(to.side);
+                    let mut segments = [Segment::default(); TAPS];
+                    let mut count = 0;
+                    for down in taps(y, padding, from.side) {
+                        for across in across.clone() {
+                            segments[count] = Segment {
+                                a: from.at(input, y + down - padding, left + across - padding, 0),
+                                b: (3 * down + across) * BLOCK * BLOCK,
+                            };
+                            count += 1;
+                        }
+                    }
+                    let here = left * to.pixel()..right * to.pixel();
+                    let start = if input > 0 { Start::Out } else { Start::Zero };
+                    let finish = match after {
+                        After::Bias(bias) if last => Finish::Bias(&bias.as_chunks().0[block]),
+                        After::BiasRelu(bias) if last => Finish::BiasRelu(&bias.as_chunks().0[block]),
+                        After::ReluGradient(of) if last => {
+                            let line = &of[to.at(block, y, 0, 0)..][..to.row()];
+                            Finish::ReluGradient(&line[here.clone()])
+                        }
+                        _ => Finish::Keep,
+                    };
+                    lanes.tile(Tile::<BLOCK, 1> {
+                        a: x,
+                        b: weights,
+                        segments: &segments[..count],
+                        steps: BLOCK,
+                        out: &mut out[here],
+                        start,
+                        finish,
+                    });
+                    left = right;
+                }
+            }
+        }
+    }
+}
+
+/// One block of outputs where the input has a padding of 2: the outputs of a line rarely share
+/// their taps then, but each line of inputs adds to a whole stretch of outputs for each tap.
+struct Scatter<'a> {
+    x: &'a [f32],
+    from: Planes,
+    weights: &'a [f32],
+    after: After<'a>,
+    out: &'a mut [f32],
+    to: Planes,
+    block: usize,
+}
+
+/// Blocks of inputs that are added at a time.
+const TOGETHER: usize = 4;
+
+impl Kernel for Scatter<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        let Self { x, from, weights, after, out, to, block } = self;
+        out.fill(0.0);
+        for first in (0..from.blocks).step_by(TOGETHER) {
+            let inputs = first..from.blocks.min(first + TOGETHER);
+            for tap in 0..TAPS {
+                for y in 0..from.side {
+                    let segments: [Segment; TOGETHER] = from_fn(|index| Segment {
+                        a: from.at(first + index, y, 0, 0),
+                        b: (first + index) * WEIGHT_BLOCK + tap * BLOCK * BLOCK,
+                    });
+                    lanes.tile(Tile::<BLOCK, 1> {
+                        a: x,
+                        b: weights,
+                        segments: &segments[..inputs.len()],
+                        steps: BLOCK,
+                        out: &mut out[to.at(0, y + 2 - tap / 3, 2 - tap % 3, 0)..][..from.row()],
+                        start: Start::Out,
+                        finish: Finish::Keep,
+                    });
+                }
+            }
+        }
+        let (rows, _) = out.as_chunks_mut();
+        match after {
+            After::Nothing => {}
+            After::Bias(bias) | After::BiasRelu(bias) => {
+                let (bias, _) = bias[block * BLOCK..][..BLOCK].as_chunks();
+                let relu = matches!(after, After::BiasRelu(_));
+                for (row, bias) in rows.iter_mut().zip(bias.iter().cycle()) {
+                    let sum = lanes.add(lanes.load(row), lanes.load(bias));
+                    lanes.store(if relu { lanes.relu(sum) } else { sum }, row);
+                }
+            }
+            After::ReluGradient(of) => {
+                let (of, _) = of[block * to.block()..][..to.block()].as_chunks();
+                for (row, of) in rows.iter_mut().zip(of) {
+                    lanes.store(lanes.unless_zero(lanes.load(row), lanes.load(of)), row);
+                }
+            }
+        }
+    }
+}
+
+/// The gradient by the weights, `out[o][c][tap]` with `inputs` channels `c`, summed over leaves
+/// as [`leaves`] says.
+///
+/// # Panics
+/// If a slice has not its shape's length, or the shapes don't follow from each other.
+pub fn weight_gradient(simd: Simd, leaves: &[Vec<Part<'_>>], padding: usize, inputs: usize, out: &mut [f32]) {
+    assert!(inputs.is_multiple_of(BLOCK) && out.len().is_multiple_of(inputs * TAPS), "whole outputs");
+    for part in leaves.iter().flatten() {
+        part.check();
+        assert_eq!(part.to.side + 2, part.from.side + 2 * padding, "the sides of a 3×3 convolution");
+        assert_eq!(part.from.blocks * BLOCK, inputs, "as many inputs as weights");
+        assert!(out.len() <= part.to.blocks * BLOCK * inputs * TAPS, "no more outputs than there are");
+    }
+    let leaves: Vec<Vec<(Part<'_>, [Run; TAPS])>> = leaves
+        .iter()
+        .map(|parts| parts.iter().map(|part| (*part, from_fn(|tap| Run::new(tap, part, padding)))).collect())
+        .collect();
+    out.par_chunks_mut(BLOCK * inputs * TAPS).enumerate().for_each(|(block, out)| {
+        let outputs = out.len() / (inputs * TAPS);
+        for input in 0..inputs / BLOCK {
+            let leaf = |parts: &[(Part<'_>, [Run; TAPS])], sums: &mut [f32]| {
+                for (index, (part, runs)) in parts.iter().enumerate() {
+                    let dy = &part.dy[block * part.to.block()..][..part.to.block()];
+                    let x = &part.x[input * part.from.block()..][..part.from.block()];
+                    simd.run(Products { dy, x, runs, outputs, fresh: index == 0, sums });
+                }
+            };
+            leaves::sum(&leaves, WEIGHT_BLOCK, leaf, |sums| unpack(sums, input, inputs, out));
+        }
+    });
+}
+
+/// The pixels over which one tap's products are summed in a part: a run for each line.
+struct Run {
+    segments: Vec<Segment>,
+    steps: usize,
+}
+
+impl Run {
+    fn new(tap: usize, part: &Part<'_>, padding: usize) -> Self {
+        let (down, across) = (tap / 3, tap % 3);
+        let (to, from) = (part.to, part.from);
+        let xs = reach(across, padding, from.side, to.side);
+        let line = |y: usize| Segment {
+            a: to.at(0, y, xs.start, 0),
+            b: from.at(0, y + down - padding, xs.start + across - padding, 0),
+        };
+        let segments = reach(down, padding, from.side, to.side).map(line).collect();
+        Self { segments, steps: xs.len() * to.images }
+    }
+}
+
+/// A part's products of one block of outputs with one of inputs: `sums[tap][o][c]`.
+struct Products<'a> {
+    dy: &'a [f32],
+    x: &'a [f32],
+    runs: &'a [Run; TAPS],
+    outputs: usize,
+    fresh: bool,
+    sums: &'a mut [f32],
+}
+
+impl Kernel for Products<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        for (run, sums) in self.runs.iter().zip(self.sums.chunks_exact_mut(BLOCK * BLOCK)) {
+            lanes.tile(Tile::<1, BLOCK> {
+                a: self.dy,
+                b: self.x,
+                segments: &run.segments,
+                steps: run.steps,
+                out: &mut sums[..self.outputs * BLOCK],
+                start: if self.fresh { Start::Zero } else { Start::Out },
+                finish: Finish::Keep,
+            });
+        }
+    }
+}
+
+/// From `[tap][o][c]` of a block into `[o][c][tap]` of the whole.
+pub(crate) fn unpack(sums: &[f32], input: usize, inputs: usize, out: &mut [f32]) {
+    let taps: [&[f32]; TAPS] = from_fn(|tap| &sums[tap * BLOCK * BLOCK..][..BLOCK * BLOCK]);
+    for (o, out) in out.chunks_exact_mut(inputs * TAPS).enumerate() {
+        let taps = taps.map(|tap| &tap[o * BLOCK..][..BLOCK]);
+        let out = &mut out[input * BLOCK * TAPS..][..BLOCK * TAPS];
+        for (c, out) in out.as_chunks_mut::<TAPS>().0.iter_mut().enumerate() {
+            for (tap, out) in out.iter_mut().enumerate() {
+                *out = taps[tap][c];
+            }
+        }
+    }
+}
+
+/// The gradient by the biases, `out[o]`, summed over leaves as [`leaves`] says.
+///
+/// # Panics
+/// If a slice has not its shape's length, or `out` has more outputs than that.
+pub fn bias_gradient(simd: Simd, leaves: &[Vec<Part<'_>>], out: &mut [f32]) {
+    for part in leaves.iter().flatten() {
+        assert_eq!(part.dy.len(), part.to.len(), "activations have their shape's length");
+        assert!(out.len() <= part.to.blocks * BLOCK, "no more outputs than there are");
+    }
+    out.par_chunks_mut(BLOCK).enumerate().for_each(|(block, out)| {
+        let leaf = |parts: &[Part<'_>], sums: &mut [f32]| {
+            sums.fill(0.0);
+            for part in parts {
+                let dy = &part.dy[block * part.to.block()..][..part.to.block()];
+                simd.run(Total { dy, sums });
+            }
+        };
+        leaves::sum(leaves, BLOCK, leaf, |sums| out.copy_from_slice(&sums[..out.len()]));
+    });
+}
+
+/// Adds all rows to the sums.
+struct Total<'a> {
+    dy: &'a [f32],
+    sums: &'a mut [f32],
+}
+
+impl Kernel for Total<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        let (sums, _) = self.sums.as_chunks_mut();
+        let mut totals: [L::V; 2] = from_fn(|half| lanes.load(&sums[half]));
+        for row in self.dy.as_chunks::<BLOCK>().0 {
+            for (total, half) in totals.iter_mut().zip(row.as_chunks().0) {
+                *total = lanes.add(*total, lanes.load(half));
+            }
+        }
+        for (total, into) in totals.into_iter().zip(sums) {
+            lanes.store(total, into);
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! Sums over the images of a leaf, and over the leaves along their tree.
+//!
+//! A leaf's images are computed with in [`Part`]s of at most [`IMAGES`], the leaf's first
+//! images first. A weight gradient goes part by part, pixel by pixel in a part, image by image
+//! in a pixel; then leaves are added along the tree (**SUM-1**). So its bits depend on the
+//! leaf, never on what is computed beside it.
+
+use tally_exact::sum::{self, Fold};
+
+use crate::planes::Planes;
+use crate::scratch::{self, Scratch};
+
+/// The most images of a part: what of them a layer touches then fits the second cache. It
+/// decides the order of sums, so it is the same on every machine.
+pub const IMAGES: usize = 16;
+
+/// A few images of a leaf at a layer: its input and the gradient by its output.
+#[derive(Clone, Copy, Debug)]
+pub struct Part<'a> {
+    /// The gradient by the output.
+    pub dy: &'a [f32],
+    /// Its shape.
+    pub to: Planes,
+    /// The input.
+    pub x: &'a [f32],
+    /// Its shape.
+    pub from: Planes,
+}
+
+impl Part<'_> {
+    /// # Panics
+    /// If a slice has not its shape's length, or the two have not the same images.
+    pub(crate) fn check(&self) {
+        let lengths = (self.x.len(), self.dy.len());
+        assert_eq!(lengths, (self.from.len(), self.to.len()), "activations have their shape's length");
+        assert_eq!(self.from.images, self.to.images, "as many images out as in");
+    }
+}
+
+/// Adds leaves' values along their tree. There are `2^k` leaves; one without parts is empty,
+/// and skipped. `leaf(parts, into)` computes one into `len` floats of any content, and
+/// `take` gets the sum; zeros if all are empty.
+pub fn sum<T>(
+    leaves: &[Vec<T>],
+    len: usize,
+    mut leaf: impl FnMut(&[T], &mut [f32]),
+    take: impl FnOnce(&[f32]),
+) {
+    let mut fold = Fold::default();
+    for parts in leaves {
+        let value = (!parts.is_empty()).then(|| {
+            let mut buffer = scratch::take(len);
+            leaf(parts, &mut buffer);
+            buffer
+        });
+        fold.push(value, |mut left: Scratch, right| {
+            sum::add(&mut left, &right);
+            left
+        });
+    }
+    match fold.finish() {
+        Some(total) => take(&total),
+        None => take(&vec![0.0; len]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn leaves_are_added_along_the_tree_and_empty_ones_skipped() {
+        // 1e8 + 1 is 1e8 in float32, so the order shows: 1e8 + (1 − 1e8) but not (1e8 + 1) − 1e8.
+        let leaves = [vec![1e8f32], vec![], vec![1.0], vec![-1e8]];
+        let mut total = f32::NAN;
+        sum(&leaves, 1, |parts, into| into[0] = parts[0], |sum| total = sum[0]);
+        assert_eq!(total, 1e8f32 + (1.0 - 1e8));
+        sum(&[Vec::<f32>::new(), vec![]], 1, |_, _| (), |sum| total = sum[0]);
+        assert_eq!(total, 0.0);
+    }
+}

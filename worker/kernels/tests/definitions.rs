@@ -1,0 +1,418 @@
+//! The kernels against their definitions in double, and against each other bit by bit.
+
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
+
+use proptest::prelude::*;
+use rayon::ThreadPoolBuilder;
+use tally_kernels::direct::{self, After};
+use tally_kernels::first::{self, Bordered};
+use tally_kernels::leaves::IMAGES;
+use tally_kernels::{BLOCK, Part, Planes, Simd, TAPS, pack, pool, winograd};
+
+/// Numbers in ±1 from a hash, a tenth of them zeros.
+fn numbers(seed: u64, len: usize) -> Vec<f32> {
+    let number = |i: u64| {
+        let mut z =
+            seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(i.wrapping_mul(0xBF58_476D_1CE4_E5B9));
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^= z >> 31;
+        if z.is_multiple_of(10) { 0.0 } else { (z >> 40) as f32 / (1u64 << 23) as f32 - 1.0 }
+    };
+    (0..len as u64).map(number).collect()
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|v| v.to_bits()).collect()
+}
+
+/// Runs `work` with every path and with 1, 2 and 3 threads; all must give the same bits.
+fn on_every_path(work: impl Fn(Simd) -> Vec<f32> + Sync) -> Vec<f32> {
+    let mut first: Option<Vec<f32>> = None;
+    for simd in Simd::all() {
+        for threads in [1, 2, 3] {
+            let threads = ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let result = threads.install(|| work(simd));
+            match &first {
+                None => first = Some(result),
+                Some(first) => assert!(bits(first) == bits(&result), "{simd}"),
+            }
+        }
+    }
+    first.unwrap()
+}
+
+/// A convolution in double over channel-last activations in a planes' layout.
+struct Case {
+    from: Planes,
+    to: Planes,
+    outputs: usize,
+    padding: usize,
+    x: Vec<f32>,
+    dy: Vec<f32>,
+    weights: Vec<f32>,
+    bias: Vec<f32>,
+}
+
+impl Case {
+    fn new(inputs: usize, outputs: usize, side: usize, padding: usize, images: usize, seed: u64) -> Self {
+        let from = Planes::of(inputs, side, images);
+        let to = Planes::of(outputs, side + 2 * padding - 2, images);
+        let mut dy = numbers(seed + 2, to.len());
+        for block in 0..to.blocks {
+            for (place, value) in dy[block * to.block()..][..to.block()].iter_mut().enumerate() {
+                if block * BLOCK + place % BLOCK >= outputs {
+                    *value = 0.0;
+                }
+            }
+        }
+        let mut bias = numbers(seed + 3, to.blocks * BLOCK);
+        bias[outputs..].fill(0.0);
+        let weights = numbers(seed + 1, outputs * inputs * TAPS);
+        Self { x: numbers(seed, from.len()), from, to, outputs, padding, dy, weights, bias }
+    }
+
+    fn inputs(&self) -> usize {
+        self.from.blocks * BLOCK
+    }
+
+    /// Calls `term(image, output channel, output pixel, tap, input channel, input pixel)`.
+    fn each_term(&self, mut term: impl FnMut(usize, usize, usize, usize)) {
+        for y in 0..self.to.side {
+            for x in 0..self.to.side {
+                for tap in 0..TAPS {
+                    let (iy, ix) = (y + tap / 3, x + tap % 3);
+                    let inside = |i: usize| i >= self.padding && i - self.padding < self.from.side;
+                    if !inside(iy) || !inside(ix) {
+                        continue;
+                    }
+                    for image in 0..self.from.images {
+                        for block in 0..self.to.blocks {
+                            let out = self.to.at(block, y, x, image);
+                            let at = (iy - self.padding, ix - self.padding);
+                            term(out, block, tap, self.from.at(0, at.0, at.1, image));
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn weight(&self, o: usize, c: usize, tap: usize) -> f64 {
+        if o < self.outputs { f64::from(self.weights[(o * self.inputs() + c) * TAPS + tap]) } else { 0.0 }
+    }
+
+    /// Forward, gradient by the input, gradient by the weights.
+    fn naive(&self) -> [Vec<f64>; 3] {
+        let mut y = vec![0.0; self.to.len()];
+        for (place, y) in y.iter_mut().enumerate() {
+            *y = f64::from(self.bias[place / self.to.block() * BLOCK + place % BLOCK]);
+        }
+        let mut dx = vec![0.0; self.from.len()];
+        let mut dw = vec![0.0; self.weights.len()];
+        self.each_term(|out, block, tap, input| {
+            for o in 0..BLOCK {
+                for c in 0..self.inputs() {
+                    let (o_all, input) =
+                        (block * BLOCK + o, input + c / BLOCK * self.from.block() + c % BLOCK);
+                    let weight = self.weight(o_all, c, tap);
+                    y[out + o] += weight * f64::from(self.x[input]);
+                    dx[input] += weight * f64::from(self.dy[out + o]);
+                    if o_all < self.outputs {
+                        dw[(o_all * self.inputs() + c) * TAPS + tap] +=
+                            f64::from(self.dy[out + o]) * f64::from(self.x[input]);
+                    }
+                }
+            }
+        });
+        [y, dx, dw]
+    }
+
+    fn forward(&self, method: Method, simd: Simd, relu: bool) -> Vec<f32> {
+        let mut packed = vec![f32::NAN; self.to.blocks * BLOCK * self.inputs() * TAPS];
+        pack::forward(&self.weights, self.outputs, self.inputs(), &mut packed);
+        let mut y = vec![f32::NAN; self.to.len()];
+        let after = if relu { After::BiasRelu(&self.bias) } else { After::Bias(&self.bias) };
+        method.convolve(simd, &self.x, self.from, &packed, self.padding, after, &mut y, self.to);
+        y
+    }
+
+    fn backward(&self, method: Method, simd: Simd, after: After<'_>) -> Vec<f32> {
+        let mut packed = vec![f32::NAN; self.to.blocks * BLOCK * self.inputs() * TAPS];
+        pack::backward(&self.weights, self.outputs, self.inputs(), &mut packed);
+        let mut dx = vec![f32::NAN; self.from.len()];
+        method.convolve(simd, &self.dy, self.to, &packed, 2 - self.padding, after, &mut dx, self.from);
+        dx
+    }
+
+    fn part(&self) -> Part<'_> {
+        Part { dy: &self.dy, to: self.to, x: &self.x, from: self.from }
+    }
+
+    fn by_weights(&self, method: Method, simd: Simd, leaves: &[Vec<Part<'_>>]) -> Vec<f32> {
+        let mut dw = vec![f32::NAN; self.weights.len()];
+        match method {
+            Method::Direct => direct::weight_gradient(simd, leaves, self.padding, self.inputs(), &mut dw),
+            Method::Winograd => winograd::weight_gradient(simd, leaves, self.padding, self.inputs(), &mut dw),
+        }
+        dw
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Method {
+    Direct,
+    Winograd,
+}
+const METHODS: [Method; 2] = [Method::Direct, Method::Winograd];
+
+impl Method {
+    #[allow(clippy::too_many_arguments)]
+    fn convolve(
+        self,
+        simd: Simd,
+        x: &[f32],
+        from: Planes,
+        packed: &[f32],
+        padding: usize,
+        after: After<'_>,
+        y: &mut [f32],
+        to: Planes,
+    ) {
+        match self {
+            Method::Direct => direct::convolve(simd, x, from, packed, padding, after, y, to),
+            Method::Winograd => {
+                let mut transformed = vec![f32::NAN; packed.len() / TAPS * winograd::POSITIONS];
+                winograd::transform_weights(simd, packed, &mut transformed);
+                winograd::convolve(simd, x, from, &transformed, padding, after, y, to);
+            }
+        }
+    }
+}
+
+fn assert_close(mine: &[f32], exact: &[f64], what: &str) {
+    assert_eq!(mine.len(), exact.len());
+    let size = (exact.iter().map(|x| x * x).sum::<f64>() / exact.len() as f64).sqrt();
+    for (place, (mine, exact)) in mine.iter().zip(exact).enumerate() {
+        let error = (f64::from(*mine) - exact).abs();
+        assert!(error <= 3e-5 * size.max(1.0), "{what}, {place}: {mine}, not {exact}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, ..Default::default() })]
+
+    /// Random shapes, odd sides and single images among them.
+    #[test]
+    fn a_convolution_and_its_gradients_are_their_definitions(
+        inputs in 1usize..3, outputs in 1usize..70, side in 3usize..9, padding in 0usize..2,
+        images in 1usize..5, seed in 0u64..1000,
+    ) {
+        let case = Case::new(inputs * BLOCK, outputs, side, padding, images, seed);
+        let [y, dx, dw] = case.naive();
+        let with_relu: Vec<f64> = y.iter().map(|y| y.max(0.0)).collect();
+        let of = numbers(seed + 9, case.from.len());
+        let masked: Vec<f64> =
+            dx.iter().zip(&of).map(|(dx, of)| if *of == 0.0 { 0.0 } else { *dx }).collect();
+        for method in METHODS {
+            let forward = |relu| on_every_path(|simd| case.forward(method, simd, relu));
+            assert_close(&forward(false), &y, "forward");
+            assert_close(&forward(true), &with_relu, "forward with ReLU");
+            let backward = |after| on_every_path(|simd| case.backward(method, simd, after));
+            assert_close(&backward(After::Nothing), &dx, "by input");
+            assert_close(&backward(After::ReluGradient(&of)), &masked, "by input with ReLU");
+            let leaf = [vec![case.part()]];
+            assert_close(&on_every_path(|simd| case.by_weights(method, simd, &leaf)), &dw, "by weights");
+        }
+    }
+
+    /// SUM-1: a subtree at once has the bits of its leaves added along their tree, and no
+    /// image's results depend on those beside it. Leaves may be empty or have several parts.
+    #[test]
+    fn sum_1_leaves_at_once_have_the_bits_of_leaves_alone(
+        parts in proptest::collection::vec(0usize..3, 4), side in 3usize..7, padding in 0usize..2, seed in 0u64..1000,
+    ) {
+        let count = parts.iter().sum::<usize>();
+        prop_assume!(count > 0);
+        let whole = Case::new(BLOCK, 40, side, padding, 2 * count, seed);
+        let pieces: Vec<Case> = (0..count).map(|i| piece(&whole, 2 * i..2 * i + 2)).collect();
+        let mut rest = pieces.as_slice();
+        let leaves: Vec<&[Case]> = parts.iter().map(|&n| {
+            let (mine, others) = rest.split_at(n);
+            rest = others;
+            mine
+        }).collect();
+        for method in METHODS {
+            let forward = |case: &Case| case.forward(method, Simd::widest(), true);
+            let backward = |case: &Case| case.backward(method, Simd::widest(), After::Nothing);
+            let (y, dx) = (forward(&whole), backward(&whole));
+            for (i, piece) in pieces.iter().enumerate() {
+                prop_assert!(bits(&forward(piece)) == bits(&stretch(&y, whole.to, 2 * i..2 * i + 2)));
+                prop_assert!(bits(&backward(piece)) == bits(&stretch(&dx, whole.from, 2 * i..2 * i + 2)));
+            }
+            let all: Vec<Vec<Part<'_>>> =
+                leaves.iter().map(|leaf| leaf.iter().map(Case::part).collect()).collect();
+            let at_once = on_every_path(|simd| whole.by_weights(method, simd, &all));
+            let alone = all.iter().map(|leaf| {
+                (!leaf.is_empty()).then(|| whole.by_weights(method, Simd::widest(), std::slice::from_ref(leaf)))
+            });
+            let sum = tally_exact::sum::along_tree(alone, |mut left, right| {
+                tally_exact::sum::add(&mut left, &right);
+                left
+            });
+            prop_assert!(bits(&sum.unwrap()) == bits(&at_once), "{method:?}");
+        }
+    }
+
+    #[test]
+    fn the_first_convolution_is_its_definition(side in 3usize..9, images in 1usize..5, seed in 0u64..1000) {
+        let shape = Bordered { side, images };
+        let natural = numbers(seed, images * side * side);
+        let mut x = vec![f32::NAN; shape.len()];
+        shape.fill(&mut x, |image, pixel| natural[image * side * side + pixel]);
+        let (weights, bias) = (numbers(seed + 1, BLOCK * TAPS), numbers(seed + 2, BLOCK));
+        let to = Planes::of(BLOCK, side, images);
+        let dy = numbers(seed + 3, to.len());
+        let mut y = vec![0.0; to.len()];
+        let mut dw = vec![0.0; BLOCK * TAPS];
+        for row in 0..side {
+            for column in 0..side {
+                for image in 0..images {
+                    for o in 0..BLOCK {
+                        let at = to.at(0, row, column, image) + o;
+                        let mut sum = f64::from(bias[o]);
+                        for tap in 0..TAPS {
+                            let place = ((row + tap / 3) * (side + 2) + column + tap % 3) * images + image;
+                            sum += f64::from(x[place]) * f64::from(weights[o * TAPS + tap]);
+                            dw[o * TAPS + tap] += f64::from(x[place]) * f64::from(dy[at]);
+                        }
+                        y[at] = sum.max(0.0);
+                    }
+                }
+            }
+        }
+        let mine = on_every_path(|simd| {
+            let mut y = vec![f32::NAN; to.len()];
+            first::convolve(simd, &x, shape, &weights, &bias, &mut y);
+            y
+        });
+        assert_close(&mine, &y, "forward");
+        let mine = on_every_path(|simd| {
+            let mut dw = vec![f32::NAN; BLOCK * TAPS];
+            first::weight_gradient(simd, &[vec![(dy.as_slice(), x.as_slice(), shape)]], &mut dw);
+            dw
+        });
+        assert_close(&mine, &dw, "by weights");
+    }
+
+    #[test]
+    fn a_bias_gradient_adds_every_pixel(outputs in 1usize..70, side in 1usize..6, images in 1usize..5, seed in 0u64..99) {
+        let to = Planes::of(outputs, side, images);
+        let dy = numbers(seed, to.len());
+        let mut exact = vec![0.0; outputs];
+        for (place, dy) in dy.iter().enumerate() {
+            let o = place / to.block() * BLOCK + place % BLOCK;
+            if o < outputs {
+                exact[o] += f64::from(*dy);
+            }
+        }
+        let mine = on_every_path(|simd| {
+            let mut db = vec![f32::NAN; outputs];
+            direct::bias_gradient(simd, &[vec![Part { dy: &dy, to, x: &dy, from: to }]], &mut db);
+            db
+        });
+        assert_close(&mine, &exact, "by bias");
+    }
+
+    /// The first of equals takes the gradient, a NaN passes, a window that the ReLU emptied
+    /// takes nothing.
+    #[test]
+    fn a_pool_takes_the_first_greatest(side in 1usize..4, images in 1usize..4, seed in 0u64..1000) {
+        let from = Planes::of(BLOCK, 2 * side, images);
+        let to = pool::pooled(from);
+        // Few values, so that many are equal.
+        let value = |v: f32| if v > 0.9 { f32::NAN } else { (v * 3.0).floor().max(0.0) };
+        let x: Vec<f32> = numbers(seed, from.len()).into_iter().map(value).collect();
+        let dy = numbers(seed + 1, to.len());
+        let (mut y, mut dx) = (vec![0.0f32; to.len()], vec![0.0f32; from.len()]);
+        for row in 0..side {
+            for column in 0..side {
+                for row_of_images in 0..images * BLOCK {
+                    let at = |i: usize| from.at(0, 2 * row + i / 2, 2 * column + i % 2, 0) + row_of_images;
+                    let mut best = 0;
+                    for i in 1..4 {
+                        let (a, b) = (x[at(best)], x[at(i)]);
+                        if b > a || (b.is_nan() && !a.is_nan()) {
+                            best = i;
+                        }
+                    }
+                    let out = to.at(0, row, column, 0) + row_of_images;
+                    y[out] = x[at(best)];
+                    dx[at(best)] = if y[out] == 0.0 { 0.0 } else { dy[out] };
+                }
+            }
+        }
+        let mine = on_every_path(|simd| {
+            let mut y = vec![0.5; to.len()];
+            pool::max(simd, &x, from, &mut y);
+            y
+        });
+        prop_assert!(mine.iter().zip(&y).all(|(a, b)| a == b || (a.is_nan() && b.is_nan())));
+        let mine = on_every_path(|simd| {
+            let mut dx = vec![0.5; from.len()];
+            pool::gradient(simd, &dy, &x, from, &mut dx);
+            dx
+        });
+        prop_assert_eq!(mine, dx);
+    }
+}
+
+/// Some images of activations.
+fn stretch(values: &[f32], shape: Planes, images: std::ops::Range<usize>) -> Vec<f32> {
+    values
+        .chunks_exact(shape.pixel())
+        .flat_map(|pixel| pixel[images.start * BLOCK..images.end * BLOCK].iter().copied())
+        .collect()
+}
+
+/// A case of some of another's images.
+fn piece(whole: &Case, images: std::ops::Range<usize>) -> Case {
+    let count = images.len();
+    Case {
+        from: Planes { images: count, ..whole.from },
+        to: Planes { images: count, ..whole.to },
+        outputs: whole.outputs,
+        padding: whole.padding,
+        x: stretch(&whole.x, whole.from, images.clone()),
+        dy: stretch(&whole.dy, whole.to, images),
+        weights: whole.weights.clone(),
+        bias: whole.bias.clone(),
+    }
+}
+
+/// How far the kernels stray from double for the reference network's deep layers, relative to
+/// the results' root mean square: Winograd's at most three times as far as the direct ones.
+#[test]
+fn winograds_errors_are_of_the_direct_kernels_size() {
+    for (inputs, outputs, side, padding) in [(64, 64, 14, 1), (128, 32, 14, 1), (256, 32, 7, 0)] {
+        let case = Case::new(inputs, outputs, side, padding, 4.min(IMAGES), 7);
+        let exact = case.naive();
+        let errors = METHODS.map(|method| {
+            let mine = [
+                case.forward(method, Simd::widest(), false),
+                case.backward(method, Simd::widest(), After::Nothing),
+                case.by_weights(method, Simd::widest(), &[vec![case.part()]]),
+            ];
+            [0, 1, 2].map(|i| {
+                let size = exact[i].iter().map(|x| x * x).sum::<f64>();
+                let error =
+                    mine[i].iter().zip(&exact[i]).map(|(m, e)| (f64::from(*m) - e).powi(2)).sum::<f64>();
+                (error / size).sqrt()
+            })
+        });
+        println!("{inputs} to {outputs}, side {side}: direct {:?}, Winograd {:?}", errors[0], errors[1]);
+        for (direct, winograd) in errors[0].iter().zip(errors[1]) {
+            assert!(winograd < 3.0 * direct, "{errors:?}");
+        }
+    }
+}

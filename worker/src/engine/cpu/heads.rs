@@ -1,0 +1,108 @@
+//! The linear layers: the number's two, and the two heads' three each. They hold a
+//! thousandth of a step's work.
+
+use tally_exact::sum;
+use tally_kernels::{Simd, dense};
+
+use super::weights::{DenseWeights, Weights};
+
+/// Logits of a sample.
+pub(super) const LOGITS: usize = 10;
+/// Logits and what the number becomes, side by side.
+const BOTH: usize = LOGITS + 32;
+
+/// Results of the layers for some images, a row an image, and the gradients by them.
+#[derive(Default)]
+pub(super) struct Heads {
+    numbers: Vec<f32>,
+    hidden: [Vec<f32>; 2],
+    both: Vec<f32>,
+    heads: [[Vec<f32>; 3]; 2],
+    by_hidden: [Vec<f32>; 2],
+    by_heads: [[Vec<f32>; 3]; 2],
+}
+
+fn forward(simd: Simd, x: &[f32], layer: &DenseWeights, relu: bool, y: &mut Vec<f32>) {
+    let inputs = layer.by_input.len() / layer.bias.len();
+    y.resize(x.len() / inputs * layer.bias.len(), 0.0);
+    dense::forward(simd, x, &layer.by_input, &layer.bias, relu, y);
+}
+
+/// The gradient by a layer's input.
+fn backward(simd: Simd, dy: &[f32], layer: &DenseWeights, dx: &mut Vec<f32>) {
+    let inputs = layer.by_output.len() / layer.bias.len();
+    dx.resize(dy.len() / layer.bias.len() * inputs, 0.0);
+    dense::input_gradient(simd, dy, &layer.by_output, layer.bias.len(), dx);
+}
+
+impl Heads {
+    /// Sums and differences, from logits (ten an image) and numbers.
+    pub fn forward(&mut self, simd: Simd, weights: &Weights, logits: &[f32], numbers: &[f32]) -> [&[f32]; 2] {
+        self.numbers.clear();
+        self.numbers.extend_from_slice(numbers);
+        let [first, second] = &mut self.hidden;
+        forward(simd, numbers, &weights.number[0], true, first);
+        forward(simd, first, &weights.number[1], true, second);
+        self.both.clear();
+        for (logits, number) in logits.chunks_exact(LOGITS).zip(second.chunks_exact(BOTH - LOGITS)) {
+            self.both.extend_from_slice(logits);
+            self.both.extend_from_slice(number);
+        }
+        for (layers, [first, second, third]) in weights.heads.iter().zip(&mut self.heads) {
+            forward(simd, &self.both, &layers[0], true, first);
+            forward(simd, first, &layers[1], true, second);
+            forward(simd, second, &layers[2], false, third);
+        }
+        self.heads.each_ref().map(|results| results[2].as_slice())
+    }
+
+    /// From the gradients by sums and differences: those by every layer's results, kept for
+    /// [`add_gradients`](Self::add_gradients), and what is added to the logits' gradient.
+    pub fn backward(
+        &mut self,
+        simd: Simd,
+        weights: &Weights,
+        by_answers: [Vec<f32>; 2],
+        by_logits: &mut [f32],
+    ) {
+        let mut by_both = [Vec::new(), Vec::new()];
+        let heads = self.by_heads.iter_mut().zip(&self.heads).zip(&mut by_both);
+        for ((layers, by_answer), ((by, results), by_both)) in weights.heads.iter().zip(by_answers).zip(heads)
+        {
+            let [first, second, third] = by;
+            *third = by_answer;
+            backward(simd, third, &layers[2], second);
+            dense::relu_gradient(second, &results[1]);
+            backward(simd, second, &layers[1], first);
+            dense::relu_gradient(first, &results[0]);
+            backward(simd, first, &layers[0], by_both);
+        }
+        let [mut by_both, of_differences] = by_both;
+        sum::add(&mut by_both, &of_differences);
+        for (row, by_logits) in by_both.chunks_exact(BOTH).zip(by_logits.chunks_exact_mut(LOGITS)) {
+            sum::add(by_logits, &row[..LOGITS]);
+        }
+        let [first, second] = &mut self.by_hidden;
+        second.clear();
+        second.extend(by_both.chunks_exact(BOTH).flat_map(|row| &row[LOGITS..]));
+        dense::relu_gradient(second, &self.hidden[1]);
+        backward(simd, second, &weights.number[1], first);
+        dense::relu_gradient(first, &self.hidden[0]);
+    }
+
+    /// Adds the layers' gradients to `into`, the front of a flat vector: the manifest begins
+    /// with these layers.
+    pub fn add_gradients(&self, simd: Simd, weights: &Weights, into: &mut [f32]) {
+        let mut add = |layer: &DenseWeights, dy: &[f32], x: &[f32]| {
+            let (dw, db) = into[layer.spot.whole()].split_at_mut(layer.by_output.len());
+            dense::add_weight_gradient(simd, dy, x, dw, db);
+        };
+        for ((layers, by), results) in weights.heads.iter().zip(&self.by_heads).zip(&self.heads) {
+            add(&layers[0], &by[0], &self.both);
+            add(&layers[1], &by[1], &results[0]);
+            add(&layers[2], &by[2], &results[1]);
+        }
+        add(&weights.number[0], &self.by_hidden[0], &self.numbers);
+        add(&weights.number[1], &self.by_hidden[1], &self.hidden[0]);
+    }
+}

@@ -1,0 +1,131 @@
+//! The committed parameters in the orders in which the kernels read them. Packed once a
+//! step, not once a leaf: at small leaves that is what a step would otherwise be spent on.
+
+use std::ops::Range;
+
+use tally_exact::manifest::Manifest;
+
+use super::layers::{CONVOLUTIONS, Method};
+use tally_kernels::{BLOCK, Simd, TAPS, dense, pack, winograd};
+
+/// A layer's place in the flat vectors.
+#[derive(Clone, Debug)]
+pub(super) struct Spot {
+    pub weight: Range<usize>,
+    pub bias: Range<usize>,
+}
+
+impl Spot {
+    /// # Panics
+    /// If the manifest has no such layer: both are the reference network's.
+    #[allow(clippy::expect_used)]
+    fn find(manifest: &Manifest, layer: &str) -> Self {
+        let range = |part| {
+            let index = manifest.find(&format!("{layer}.{part}"));
+            manifest.range(index.expect("the engine's layers are the manifest's"))
+        };
+        Self { weight: range("weight"), bias: range("bias") }
+    }
+
+    /// Both: the bias follows on the weight.
+    pub fn whole(&self) -> Range<usize> {
+        self.weight.start..self.bias.end
+    }
+}
+
+/// A convolution's weights for both passes.
+pub(super) struct ConvolutionWeights {
+    pub spot: Spot,
+    pub forward: Vec<f32>,
+    pub backward: Vec<f32>,
+    /// Filled up to whole blocks.
+    pub bias: Vec<f32>,
+}
+
+/// A linear layer's weights for both passes.
+pub(super) struct DenseWeights {
+    pub spot: Spot,
+    pub by_input: Vec<f32>,
+    pub by_output: Vec<f32>,
+    pub bias: Vec<f32>,
+}
+
+/// All of them.
+pub(super) struct Weights {
+    pub first: Spot,
+    pub first_weight: Vec<f32>,
+    pub first_bias: Vec<f32>,
+    pub convolutions: [ConvolutionWeights; CONVOLUTIONS.len()],
+    /// `dense1` and `dense2`.
+    pub number: [DenseWeights; 2],
+    /// `sum1` to `sum3`, and `diff1` to `diff3`.
+    pub heads: [[DenseWeights; 3]; 2],
+    simd: Simd,
+    packed: Vec<f32>,
+}
+
+impl Weights {
+    pub fn new(manifest: &Manifest, simd: Simd) -> Self {
+        let dense = |name: &str| {
+            let spot = Spot::find(manifest, name);
+            DenseWeights { spot, by_input: Vec::new(), by_output: Vec::new(), bias: Vec::new() }
+        };
+        Self {
+            first: Spot::find(manifest, "conv1"),
+            first_weight: Vec::new(),
+            first_bias: Vec::new(),
+            convolutions: CONVOLUTIONS.each_ref().map(|layer| ConvolutionWeights {
+                spot: Spot::find(manifest, layer.name),
+                forward: Vec::new(),
+                backward: Vec::new(),
+                bias: Vec::new(),
+            }),
+            number: ["dense1", "dense2"].map(dense),
+            heads: [["sum1", "sum2", "sum3"].map(dense), ["diff1", "diff2", "diff3"].map(dense)],
+            simd,
+            packed: Vec::new(),
+        }
+    }
+
+    /// Packs flat parameters in the manifest's order.
+    pub fn pack(&mut self, parameters: &[f32]) {
+        copy(&parameters[self.first.weight.clone()], &mut self.first_weight);
+        copy(&parameters[self.first.bias.clone()], &mut self.first_bias);
+        for (layer, to) in CONVOLUTIONS.iter().zip(&mut self.convolutions) {
+            let weight = &parameters[to.spot.weight.clone()];
+            let (outputs, inputs) = (layer.outputs, layer.inputs);
+            let len = outputs.next_multiple_of(BLOCK) * inputs * TAPS;
+            for (to, method, pack) in [
+                (&mut to.forward, layer.methods[0], pack::forward as fn(&[f32], usize, usize, &mut [f32])),
+                (&mut to.backward, layer.methods[1], pack::backward),
+            ] {
+                match method {
+                    Method::Direct => {
+                        to.resize(len, 0.0);
+                        pack(weight, outputs, inputs, to);
+                    }
+                    Method::Winograd => {
+                        self.packed.resize(len, 0.0);
+                        pack(weight, outputs, inputs, &mut self.packed);
+                        to.resize(len / TAPS * winograd::POSITIONS, 0.0);
+                        winograd::transform_weights(self.simd, &self.packed, to);
+                    }
+                }
+            }
+            copy(&parameters[to.spot.bias.clone()], &mut to.bias);
+            to.bias.resize(layer.outputs.next_multiple_of(BLOCK), 0.0);
+        }
+        for to in self.number.iter_mut().chain(self.heads.iter_mut().flatten()) {
+            let weight = &parameters[to.spot.weight.clone()];
+            copy(weight, &mut to.by_output);
+            copy(&parameters[to.spot.bias.clone()], &mut to.bias);
+            to.by_input.resize(weight.len(), 0.0);
+            dense::transpose(weight, to.bias.len(), &mut to.by_input);
+        }
+    }
+}
+
+fn copy(from: &[f32], to: &mut Vec<f32>) {
+    to.clear();
+    to.extend_from_slice(from);
+}
