@@ -83,6 +83,11 @@ pub trait Engine: Send {
         ready: &mut dyn FnMut(&[f32]),
     ) -> Result<LossParts, EngineError>;
 
+    /// Whether [`subtree`](Self::subtree) is quicker than leaf by leaf.
+    fn sums_subtrees(&self) -> bool {
+        false
+    }
+
     /// The gradient of a subtree: its leaves' gradients, summed along their tree, with the
     /// bits that [`gradient`](Self::gradient) of each leaf and [`sum`] would give. `leaves`
     /// are the samples of `2^k` leaves from the left; empty ones are skipped. Returns the

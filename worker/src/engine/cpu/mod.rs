@@ -126,6 +126,10 @@ impl Engine for CpuEngine {
         (self.replica.parameters().to_vec(), self.replica.momentum().to_vec())
     }
 
+    fn before(&mut self) -> Option<(Vec<f32>, Vec<f32>)> {
+        self.replica.before().map(|(parameters, momentum)| (parameters.to_vec(), momentum.to_vec()))
+    }
+
     fn gradient(
         &mut self,
         samples: &Samples,
@@ -135,6 +139,10 @@ impl Engine for CpuEngine {
     ) -> Result<LossParts, EngineError> {
         let parts = self.subtree(&[samples], scale, out, ready)?;
         Ok(parts.into_iter().next().unwrap_or_default())
+    }
+
+    fn sums_subtrees(&self) -> bool {
+        true
     }
 
     fn subtree(

@@ -5,11 +5,13 @@
 use std::sync::mpsc::Receiver;
 use std::time::Instant;
 
+use tally_data::Samples;
 use tally_exact::chunk_range;
 use tally_exact::digest::{self, Digest};
+use tally_exact::loss::LossParts;
 use tally_exact::norm::first_non_finite;
 use tally_exact::sum::{self, Fold};
-use tally_exact::tree::Node;
+use tally_exact::tree::{Node, Tree};
 use tally_proto::floats;
 use tally_proto::pool::Pool;
 use tally_proto::v1::{self, Receipt, Stamp, WorkerMessage, worker_message};
@@ -17,6 +19,26 @@ use tokio::sync::mpsc;
 
 use super::{Compute, Failure, Input};
 use crate::session::sender::Item;
+
+/// The leaves of a node that hold samples, in a step.
+struct Work {
+    step: u64,
+    attempt: u32,
+    node: Node,
+    /// A gradient is that of the batch's mean loss.
+    scale: f32,
+    full: Vec<u32>,
+}
+
+/// What was computed for a node, while its sum went out.
+struct Summed {
+    losses: Vec<(u32, LossParts)>,
+    /// The first element that is NaN or infinite.
+    bad: Option<usize>,
+    /// The digest of the sum, if only that was wanted.
+    audit: Option<Digest>,
+    seconds: f64,
+}
 
 impl Compute {
     pub(super) fn contribute(
@@ -43,36 +65,86 @@ impl Compute {
             let header = v1::Header { node: node.0, digest: digest.0, samples: digest::of_samples(ids) };
             let _ = self.items.send(Item::Header { step, attempt, header });
         }
-
         self.began_at.get_or_insert_with(Instant::now);
-        let elements = self.engine.manifest().len();
-        let last = tree.leaves(node).end - 1;
-        let mut receipts = Vec::with_capacity(full.len());
+        let work = Work { step, attempt, node, scale: 1.0 / samples as f32, full };
+        let summed = if self.engine.sums_subtrees() {
+            self.at_once(tree, &work, audit)?
+        } else {
+            match self.leaf_by_leaf(inbox, tree, &work, audit)? {
+                Some(summed) => summed,
+                // It is not wanted any more.
+                None => return Ok(()),
+            }
+        };
+        if let Some(digest) = summed.audit {
+            let stamp = Some(Stamp { step, attempt, ..self.stamp });
+            let body = worker_message::Body::Audited(v1::Audited { node: node.0, digest: digest.0 });
+            let _ = self.control.send(WorkerMessage { stamp, body: Some(body) });
+            return Ok(());
+        }
+        if let Some(element) = summed.bad {
+            return self.not_finite(step, attempt, node, self.tensor_at(element));
+        }
+        if summed.losses.iter().any(|(_, losses)| !losses.is_finite()) {
+            return self.not_finite(step, attempt, node, "the loss".into());
+        }
+        let receipts = summed.losses.into_iter().map(|(leaf, losses)| {
+            let samples = tree.samples(leaf, samples).len() as u32;
+            Receipt { leaf, samples, losses: Some(losses.into()) }
+        });
+        let (receipts, compute_seconds) = (receipts.collect(), summed.seconds);
+        let trailer = v1::Trailer { node: node.0, receipts, compute_seconds };
+        let _ = self.items.send(Item::Trailer { attempt, trailer });
+        Ok(())
+    }
+
+    /// All leaves in one go, by an engine that adds them up itself.
+    fn at_once(&mut self, tree: Tree, work: &Work, audit: bool) -> Result<Summed, Failure> {
+        let started = Instant::now();
+        let mut out = self.buffer();
+        let empty = Samples::default();
+        let of = |leaf: u32| self.leaves.get(&(work.step, leaf)).filter(|_| work.full.contains(&leaf));
+        let leaves: Vec<&Samples> = tree.leaves(work.node).map(|leaf| of(leaf).unwrap_or(&empty)).collect();
+        let mut stream = Stream::new(&self.items, &self.pool, work, audit);
+        let elements = out.len();
+        let mut ready = |prefix: &[f32]| stream.send(prefix, elements, &[]);
+        let losses = self.engine.subtree(&leaves, work.scale, &mut out, &mut ready);
+        let losses = losses.map_err(|e| Failure(e.to_string()))?;
+        let (bad, audit) = (stream.bad, stream.audit);
+        self.buffers.push(out);
+        let losses = tree.leaves(work.node).zip(losses).filter(|(leaf, _)| work.full.contains(leaf));
+        Ok(Summed { losses: losses.collect(), bad, audit, seconds: started.elapsed().as_secs_f64() })
+    }
+
+    /// Leaf after leaf; `None` if the attempt is void or over before the last.
+    fn leaf_by_leaf(
+        &mut self,
+        inbox: &Receiver<Input>,
+        tree: Tree,
+        work: &Work,
+        audit: bool,
+    ) -> Result<Option<Summed>, Failure> {
+        let last = tree.leaves(work.node).end - 1;
         let mut fold = Fold::default();
-        let mut computed = 0.0;
-        let mut sent = false;
-        let mut audited = audit.then(Digest::default);
-        for leaf in tree.leaves(node) {
-            let Some(samples_of_leaf) = self.leaves.get(&(step, leaf)).filter(|_| full.contains(&leaf))
+        let mut summed = Summed {
+            losses: Vec::with_capacity(work.full.len()),
+            bad: None,
+            audit: audit.then(Digest::default),
+            seconds: 0.0,
+        };
+        for leaf in tree.leaves(work.node) {
+            let mut out = self.buffer();
+            let Some(samples) = self.leaves.get(&(work.step, leaf)).filter(|_| work.full.contains(&leaf))
             else {
+                self.buffers.push(out);
                 fold.push(None, add_buffers(&mut self.buffers));
                 continue;
             };
             let started = Instant::now();
-            let mut out = self.buffers.pop().unwrap_or_default();
-            out.resize(elements, 0.0);
-            let scale = 1.0 / samples as f32;
+            let elements = out.len();
             // The last leaf's gradient goes straight on through the left children that wait
             // for it, and leaves chunk by chunk while the rest of it is computed.
-            let mut stream = Stream {
-                items: &self.items,
-                pool: &self.pool,
-                attempt,
-                node,
-                next: 0,
-                bad: None,
-                audit: audited,
-            };
+            let mut stream = Stream::new(&self.items, &self.pool, work, audit);
             let losses = {
                 let pending: Vec<&Vec<f32>> =
                     if leaf == last { fold.pending().collect() } else { Vec::new() };
@@ -81,61 +153,39 @@ impl Compute {
                         stream.send(prefix, elements, &pending);
                     }
                 };
-                self.engine.gradient(samples_of_leaf, scale, &mut out, &mut ready)
+                self.engine.gradient(samples, work.scale, &mut out, &mut ready)
             };
-            let losses = losses.map_err(|e| Failure(e.to_string()))?;
-            let bad = stream.bad;
-            audited = stream.audit;
-            sent |= leaf == last;
-            if let Some(element) = bad.filter(|_| !audit) {
-                return self.not_finite(step, attempt, node, self.tensor_at(element));
-            }
-            if !losses.is_finite() && !audit {
-                return self.not_finite(step, attempt, node, "the loss".into());
-            }
-            let count = samples_of_leaf.len() as u32;
-            receipts.push(Receipt { leaf, samples: count, losses: Some(losses.into()) });
+            summed.losses.push((leaf, losses.map_err(|e| Failure(e.to_string()))?));
             if leaf == last {
+                (summed.bad, summed.audit) = (stream.bad, stream.audit);
                 self.buffers.push(out);
             } else {
                 fold.push(Some(out), add_buffers(&mut self.buffers));
             }
-            computed += started.elapsed().as_secs_f64();
+            summed.seconds += started.elapsed().as_secs_f64();
             // Between two leaves, see whether the attempt still stands.
             self.drain(inbox)?;
-            if !self.wanted(step, attempt) {
+            if !self.wanted(work.step, work.attempt) {
                 self.buffers.extend(fold.drain());
-                return Ok(());
+                return Ok(None);
             }
         }
-        if sent {
+        if work.full.contains(&last) {
             self.buffers.extend(fold.drain());
         } else if let Some(sum) = fold.finish() {
-            let mut stream = Stream {
-                items: &self.items,
-                pool: &self.pool,
-                attempt,
-                node,
-                next: 0,
-                bad: None,
-                audit: audited,
-            };
-            stream.send(&sum, elements, &[]);
-            audited = stream.audit;
-            if let Some(element) = stream.bad.filter(|_| !audit) {
-                return self.not_finite(step, attempt, node, self.tensor_at(element));
-            }
+            let mut stream = Stream::new(&self.items, &self.pool, work, audit);
+            stream.send(&sum, sum.len(), &[]);
+            (summed.bad, summed.audit) = (stream.bad, stream.audit);
             self.buffers.push(sum);
         }
-        if let Some(digest) = audited {
-            let stamp = Some(Stamp { step, attempt, ..self.stamp });
-            let body = worker_message::Body::Audited(v1::Audited { node: node.0, digest: digest.0 });
-            let _ = self.control.send(WorkerMessage { stamp, body: Some(body) });
-            return Ok(());
-        }
-        let trailer = v1::Trailer { node: node.0, receipts, compute_seconds: computed };
-        let _ = self.items.send(Item::Trailer { attempt, trailer });
-        Ok(())
+        Ok(Some(summed))
+    }
+
+    /// A full-length buffer with anything in it.
+    fn buffer(&mut self) -> Vec<f32> {
+        let mut buffer = self.buffers.pop().unwrap_or_default();
+        buffer.resize(self.engine.manifest().len(), 0.0);
+        buffer
     }
 
     fn tensor_at(&self, element: usize) -> String {
@@ -175,7 +225,12 @@ struct Stream<'a> {
     audit: Option<Digest>,
 }
 
-impl Stream<'_> {
+impl<'a> Stream<'a> {
+    fn new(items: &'a mpsc::UnboundedSender<Item>, pool: &'a Pool, work: &Work, audit: bool) -> Self {
+        let audit = audit.then(Digest::default);
+        Self { items, pool, attempt: work.attempt, node: work.node, next: 0, bad: None, audit }
+    }
+
     /// Sends the chunks that `prefix` completes, the waiting left children added on the way.
     fn send(&mut self, prefix: &[f32], elements: usize, pending: &[&Vec<f32>]) {
         while self.bad.is_none() {
