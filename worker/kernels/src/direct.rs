@@ -254,7 +254,7 @@ pub fn weight_gradient(simd: Simd, leaves: &[Vec<Part<'_>>], padding: usize, inp
                     simd.run(Products { dy, x, runs, outputs, fresh: index == 0, sums });
                 }
             };
-            leaves::sum(&leaves, WEIGHT_BLOCK, leaf, |sums| unpack(sums, input, inputs, out));
+            leaves::sum(simd, &leaves, WEIGHT_BLOCK, leaf, |sums| unpack(sums, input, inputs, out));
         }
     });
 }
@@ -339,7 +339,7 @@ pub fn bias_gradient(simd: Simd, leaves: &[Vec<Part<'_>>], out: &mut [f32]) {
                 simd.run(Total { dy, sums });
             }
         };
-        leaves::sum(leaves, BLOCK, leaf, |sums| out.copy_from_slice(&sums[..out.len()]));
+        leaves::sum(simd, leaves, BLOCK, leaf, |sums| out.copy_from_slice(&sums[..out.len()]));
     });
 }
 

@@ -126,7 +126,7 @@ pub fn weight_gradient(simd: Simd, leaves: &[Vec<FirstPart<'_>>], out: &mut [f32
                 simd.run(Products { dy, x, from, half, sums });
             }
         };
-        leaves::sum(leaves, TAPS * BLOCK / 2, leaf, |sums| {
+        leaves::sum(simd, leaves, TAPS * BLOCK / 2, leaf, |sums| {
             for (tap, sums) in sums.chunks_exact(BLOCK / 2).enumerate() {
                 for (o, sum) in sums.iter().enumerate() {
                     out[o * TAPS + tap] = *sum;

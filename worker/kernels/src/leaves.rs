@@ -5,10 +5,12 @@
 //! in a pixel; then leaves are added along the tree (**SUM-1**). So its bits depend on the
 //! leaf, never on what is computed beside it.
 
-use tally_exact::sum::{self, Fold};
+use tally_exact::sum::Fold;
 
+use crate::lanes::Lanes;
 use crate::planes::Planes;
 use crate::scratch::{self, Scratch};
+use crate::simd::{Kernel, Simd};
 
 /// The most images of a part: what of them a layer touches then fits the second cache. It
 /// decides the order of sums, so it is the same on every machine.
@@ -37,10 +39,11 @@ impl Part<'_> {
     }
 }
 
-/// Adds leaves' values along their tree. There are `2^k` leaves; one without parts is empty,
+/// Adds leaves' values along their tree, as [`tally_exact::sum`] does. There are `2^k` leaves; one without parts is empty,
 /// and skipped. `leaf(parts, into)` computes one into `len` floats of any content, and
 /// `take` gets the sum; zeros if all are empty.
 pub fn sum<T>(
+    simd: Simd,
     leaves: &[Vec<T>],
     len: usize,
     mut leaf: impl FnMut(&[T], &mut [f32]),
@@ -54,13 +57,30 @@ pub fn sum<T>(
             buffer
         });
         fold.push(value, |mut left: Scratch, right| {
-            sum::add(&mut left, &right);
+            simd.run(Add { left: &mut left, right: &right });
             left
         });
     }
     match fold.finish() {
         Some(total) => take(&total),
         None => take(&vec![0.0; len]),
+    }
+}
+
+/// `left += right`: `sum::add` with wide vectors. An addition rounds alike in any.
+struct Add<'a> {
+    left: &'a mut [f32],
+    right: &'a [f32],
+}
+
+impl Kernel for Add<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, _: L) {
+        for (left, right) in self.left.iter_mut().zip(self.right) {
+            *left += right;
+        }
     }
 }
 
@@ -73,9 +93,9 @@ mod tests {
         // 1e8 + 1 is 1e8 in float32, so the order shows: 1e8 + (1 − 1e8) but not (1e8 + 1) − 1e8.
         let leaves = [vec![1e8f32], vec![], vec![1.0], vec![-1e8]];
         let mut total = f32::NAN;
-        sum(&leaves, 1, |parts, into| into[0] = parts[0], |sum| total = sum[0]);
+        sum(Simd::widest(), &leaves, 1, |parts, into| into[0] = parts[0], |sum| total = sum[0]);
         assert_eq!(total, 1e8f32 + (1.0 - 1e8));
-        sum(&[Vec::<f32>::new(), vec![]], 1, |_, _| (), |sum| total = sum[0]);
+        sum(Simd::widest(), &[Vec::<f32>::new(), vec![]], 1, |_, _| (), |sum| total = sum[0]);
         assert_eq!(total, 0.0);
     }
 }

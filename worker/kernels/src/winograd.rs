@@ -391,7 +391,7 @@ pub fn weight_gradient(simd: Simd, leaves: &[Vec<Part<'_>>], padding: usize, inp
             }
             simd.run(ToWeights { sums: &sums, out: into });
         };
-        leaves::sum(&leaves, inputs / BLOCK * WEIGHT_BLOCK, leaf, |sums| {
+        leaves::sum(simd, &leaves, inputs / BLOCK * WEIGHT_BLOCK, leaf, |sums| {
             for (input, sums) in sums.chunks_exact(WEIGHT_BLOCK).enumerate() {
                 unpack(sums, input, inputs, out);
             }

@@ -1,7 +1,11 @@
 //! A replica in the host's memory: the committed state and the second buffer (**REP-1**).
 
+use rayon::prelude::*;
 use tally_exact::digest::{self, Digest};
 use tally_exact::update::Update;
+
+/// Elements that a thread updates at a time.
+const PIECE: usize = 1 << 15;
 
 /// Parameters and momentum twice: the committed step's, and the next step's in the making.
 ///
@@ -65,6 +69,26 @@ impl Replica {
         )
     }
 
+    /// The same, shared by the threads of the pool it is called in. A digest does not depend
+    /// on how a stretch is cut.
+    ///
+    /// # Panics
+    /// As [`apply`](Self::apply).
+    pub fn apply_in_parallel(&mut self, update: Update, first: usize, gradient: &[f32]) -> Digest {
+        let stretch = first..first + gradient.len();
+        let from = (&self.parameters[stretch.clone()], &self.momentum[stretch.clone()]);
+        let into = (&mut self.next_parameters[stretch.clone()], &mut self.next_momentum[stretch]);
+        let pieces = (gradient.par_chunks(PIECE), from.0.par_chunks(PIECE), from.1.par_chunks(PIECE));
+        let pieces = pieces.0.zip(pieces.1).zip(pieces.2).zip(into.0.par_chunks_mut(PIECE));
+        pieces
+            .zip(into.1.par_chunks_mut(PIECE))
+            .enumerate()
+            .map(|(index, ((((gradient, p), v), next_p), next_v))| {
+                update.apply_into(first + index * PIECE, gradient, (p, v), (next_p, next_v))
+            })
+            .reduce(Digest::default, Digest::and)
+    }
+
     /// Swaps the buffers.
     pub fn commit(&mut self) {
         std::mem::swap(&mut self.parameters, &mut self.next_parameters);
@@ -91,5 +115,26 @@ mod tests {
         assert_eq!(replica.before(), Some((&[1.0, 2.0][..], &[0.0, 0.0][..])));
         replica.apply(update, 0, &[0.0]);
         assert_eq!(replica.before(), None, "it is being written over");
+    }
+
+    /// REP-1: threads change nothing.
+    #[test]
+    fn rep_1_an_update_in_parallel_is_the_same() {
+        let values: Vec<f32> = (0..3 * PIECE + 7).map(|i| (i % 97) as f32 - 48.0).collect();
+        let update = Update { learning_rate: 0.1, momentum: 0.5, clip: 0.3 };
+        let states = [Replica::apply, Replica::apply_in_parallel].map(|apply| {
+            let mut replica = Replica::default();
+            replica.load(values.clone(), values.clone());
+            let digest = apply(&mut replica, update, 5, &values[5..]).and(apply(
+                &mut replica,
+                update,
+                0,
+                &values[..5],
+            ));
+            replica.commit();
+            assert_eq!(digest, digest::of(0, replica.parameters(), replica.momentum()));
+            digest
+        });
+        assert_eq!(states[0], states[1]);
     }
 }

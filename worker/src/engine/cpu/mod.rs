@@ -184,7 +184,8 @@ impl Engine for CpuEngine {
     }
 
     fn apply(&mut self, update: Update, first: usize, gradient: &[f32]) -> Digest {
-        self.replica.apply(update, first, gradient)
+        let Self { pool, replica, .. } = self;
+        pool.install(|| replica.apply_in_parallel(update, first, gradient))
     }
 
     fn commit(&mut self) {

@@ -128,7 +128,7 @@ impl Pass {
                 into.fill(0.0);
                 batches.iter().for_each(|batch| batch.heads.add_gradients(simd, weights, into));
             };
-            leaves::sum(&by_leaf(batches, leaves, |batch| batch), end, leaf, |sum| {
+            leaves::sum(simd, &by_leaf(batches, leaves, |batch| batch), end, leaf, |sum| {
                 out[..end].copy_from_slice(sum);
             });
         });
