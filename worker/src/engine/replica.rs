@@ -75,6 +75,7 @@ impl Replica {
     /// # Panics
     /// As [`apply`](Self::apply).
     pub fn apply_in_parallel(&mut self, update: Update, first: usize, gradient: &[f32]) -> Digest {
+        self.holds_before = false;
         let stretch = first..first + gradient.len();
         let from = (&self.parameters[stretch.clone()], &self.momentum[stretch.clone()]);
         let into = (&mut self.next_parameters[stretch.clone()], &mut self.next_momentum[stretch]);
@@ -113,8 +114,12 @@ mod tests {
         assert_eq!((replica.parameters(), replica.momentum()), (&[0.0, -2.0][..], &[1.0, 4.0][..]));
         assert_eq!(next, digest::of(0, replica.parameters(), replica.momentum()));
         assert_eq!(replica.before(), Some((&[1.0, 2.0][..], &[0.0, 0.0][..])));
-        replica.apply(update, 0, &[0.0]);
-        assert_eq!(replica.before(), None, "it is being written over");
+        for apply in [Replica::apply, Replica::apply_in_parallel] {
+            replica.commit();
+            assert!(replica.before().is_some());
+            apply(&mut replica, update, 0, &[0.0]);
+            assert_eq!(replica.before(), None, "it is being written over");
+        }
     }
 
     /// REP-1: threads change nothing.
