@@ -175,7 +175,10 @@ pub fn restarts(facts: &[Fact], lines: &[Seen]) -> Vec<Restart> {
             journalled,
             resumed,
             recomputed: journalled.saturating_sub(resumed),
-            survived: someone_lived(facts, before, cause.at, first.unwrap_or(f64::INFINITY)),
+            // Where the start before had not come to a new step, what its workers held was
+            // what it had computed again, and no line tells how far that was.
+            survived: before.iter().rev().take_while(|s| !s.is("start")).any(|s| s.is("step"))
+                && someone_lived(facts, before, cause.at, first.unwrap_or(f64::INFINITY)),
             to_step_ms: first.map(|first| 1e3 * (first - cause.until)),
         })
     };

@@ -1,6 +1,6 @@
 //! The reference network on a CPU, with Tally's own kernels instead of a backend's.
 //!
-//! Forward and backward pass are one hand-made schedule ([`pass`]) over the
+//! Forward and backward pass are one hand-made schedule (`pass`) over the
 //! [`kernels`](tally_kernels): activations stay in the kernels' layout from end to end,
 //! weights are packed once a step, and the gradients of the deepest layers are handed out
 //! first. Every bit of a gradient is the same on every processor and for every number of
