@@ -8,6 +8,7 @@
 pub mod convert;
 pub mod floats;
 pub mod pool;
+pub mod segment;
 
 /// The generated messages and service.
 #[allow(missing_docs, clippy::all, rust_2018_idioms, rustdoc::all)]

@@ -169,7 +169,12 @@ fn the_largest_messages_of_an_honest_worker_fit() {
         attempt: u32::MAX,
     });
     let data = vec![1; 4 * tally_exact::CHUNK].into();
-    let chunk = v1::gradient_up::Body::Chunk(v1::Chunk { node: u32::MAX, index: u32::MAX, data });
+    let chunk = v1::gradient_up::Body::Chunk(v1::Chunk {
+        node: u32::MAX,
+        index: u32::MAX,
+        data,
+        place: Some(u32::MAX),
+    });
     assert!(GradientUp { stamp, body: Some(chunk) }.encoded_len() <= MAX_FROM_WORKER);
     let tensor = v1::Tensor { name: "n".repeat(64), shape: vec![1 << 16; 4], bound: 0.1 };
     let offer =

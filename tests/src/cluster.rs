@@ -198,12 +198,18 @@ impl Worker {
         Self(Process::start(Path::new("env"), args))
     }
 
-    /// Starts `n` of them, named `worker-1` and so on.
+    /// Starts `n` of them, named `worker-1` and so on. Those with an even number share no
+    /// memory with the coordinator, as if they were on other machines.
     ///
     /// # Panics
     /// If one can't be started.
     pub fn start_many(port: u16, n: usize) -> Vec<Self> {
-        (1..=n).map(|i| Self::start(port, ["--name", &format!("worker-{i}")])).collect()
+        let start = |i: usize| {
+            let name = format!("worker-{i}");
+            let apart: &[&str] = if i.is_multiple_of(2) { &["--no-shared-memory"] } else { &[] };
+            Self::start(port, [&["--name", &name], apart].concat())
+        };
+        (1..=n).map(start).collect()
     }
 }
 

@@ -72,6 +72,10 @@ pub struct WorkOptions {
     #[arg(long, value_name = "NAME", help_heading = "Cluster")]
     pub name: Option<String>,
 
+    /// Send gradients through sockets even to a coordinator on this machine
+    #[arg(long, help_heading = "Cluster")]
+    pub no_shared_memory: bool,
+
     /// What to compute with.
     #[command(flatten)]
     pub device: DeviceOptions,
@@ -93,6 +97,7 @@ impl WorkOptions {
             device: self.device.device,
             threads: self.device.threads(),
             tell: true,
+            share_memory: !self.no_shared_memory,
             ..defaults
         }
     }

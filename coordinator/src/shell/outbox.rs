@@ -143,7 +143,7 @@ mod tests {
     use super::*;
 
     fn chunk() -> GradientDown {
-        let reduced = Reduced { index: 0, data: vec![0; 100].into() };
+        let reduced = Reduced { index: 0, data: vec![0; 100].into(), place: None };
         GradientDown { stamp: None, body: Some(Body::Reduced(reduced)) }
     }
 

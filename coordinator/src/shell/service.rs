@@ -1,20 +1,23 @@
 //! The gRPC service: what workers send becomes inputs of the driver, after a first check.
 //!
 //! Nothing is decided here. A message that is not well-formed ends the worker's session
-//! with an error in words (**TRUST-1**); floats are copied out of their message and
+//! with an error in words (**TRUST-1**); floats are copied out of their message, or out of the
+//! memory that is shared with a worker on the same machine, and
 //! scanned for NaN and infinity on the threads that receive them.
 
-use std::sync::Arc;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tally_exact::digest::Digest;
 use tally_exact::manifest::Manifest;
 use tally_exact::norm::first_non_finite;
 use tally_exact::tree::Node;
 use tally_exact::{CHUNK, chunk_range};
+use tally_proto::segment::Segment;
 use tally_proto::v1::cluster_server::Cluster;
 use tally_proto::v1::{self, GradientUp, WorkerMessage, gradient_up, worker_message};
-use tally_proto::{PROTOCOL, convert, floats};
+use tally_proto::{PROTOCOL, WINDOW, convert, floats};
 use tally_worker::session::link::{Down, Link};
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
@@ -29,6 +32,10 @@ use tally_proto::pool::{Chunk, Pool};
 
 /// A worker holds its committed state and the one before.
 const MOST_HELD: usize = 2;
+
+/// Chunks that a worker on this machine may have in the memory it shares with us: what credits
+/// allow of three nodes. More are sent.
+const PLACES: u32 = 3 * WINDOW as u32;
 
 /// What a worker says of itself.
 #[derive(Clone, Debug)]
@@ -52,6 +59,8 @@ pub enum Input {
         hello: Hello,
         /// Where to send to.
         control: Control,
+        /// Memory that it may put its chunks into, if it is on this machine.
+        memory: Option<v1::Segment>,
     },
     /// It has shown its manifest.
     Offer {
@@ -68,6 +77,8 @@ pub enum Input {
         session: Session,
         /// Where to send to.
         bulk: Bulk,
+        /// It reads sums from the board.
+        reads_board: bool,
         /// Told whether the session is one.
         known: oneshot::Sender<bool>,
     },
@@ -121,13 +132,16 @@ pub struct Service {
     inputs: mpsc::Sender<Input>,
     pool: Pool,
     sessions: Arc<AtomicU64>,
+    /// What was offered to workers of this machine that have not opened their gradient stream.
+    memory: Arc<Mutex<HashMap<Session, Segment>>>,
 }
 
 impl Service {
     /// A service that feeds `inputs`; gradients have `elements` elements.
     #[must_use]
     pub fn new(run: u64, incarnation: u64, elements: usize, inputs: mpsc::Sender<Input>, pool: Pool) -> Self {
-        Self { run, incarnation, elements, inputs, pool, sessions: Arc::new(AtomicU64::new(1)) }
+        let sessions = Arc::new(AtomicU64::new(1));
+        Self { run, incarnation, elements, inputs, pool, sessions, memory: Arc::default() }
     }
 
     /// A session that nobody can guess, and that is greater than all before it.
@@ -185,7 +199,24 @@ impl Service {
         })
     }
 
-    fn gradient_input(&self, session: Session, message: GradientUp) -> Result<Input, String> {
+    /// Memory to share with a worker on this machine.
+    fn share_memory(&self, session: Session) -> Option<v1::Segment> {
+        let segment = Segment::create(PLACES).ok()?;
+        let offer = segment.offer();
+        self.memory().insert(session, segment);
+        Some(offer)
+    }
+
+    fn memory(&self) -> MutexGuard<'_, HashMap<Session, Segment>> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn gradient_input(
+        &self,
+        session: Session,
+        memory: Option<&Segment>,
+        message: GradientUp,
+    ) -> Result<Input, String> {
         use gradient_up::Body;
         let from = self.check(message.stamp, session)?;
         Ok(match message.body.ok_or("an empty message")? {
@@ -197,7 +228,10 @@ impl Service {
                 samples: m.samples,
             }),
             Body::Chunk(m) => {
-                let data = self.floats(m.index, &m.data);
+                let data = match m.place {
+                    None => self.floats(m.index, &m.data),
+                    Some(place) => self.placed(m.index, place, memory),
+                };
                 Input::Chunk { from, node: Node(m.node), index: m.index, data }
             }
             Body::StateChunk(m) => {
@@ -220,13 +254,20 @@ impl Service {
     }
 
     fn floats(&self, index: u32, bytes: &[u8]) -> Result<Chunk, String> {
-        let wanted = chunk_range(self.elements, index as usize).len();
-        let mut chunk = self.pool.take(wanted.min(CHUNK));
+        let mut chunk = self.room(index);
         floats::read(bytes, &mut chunk).map_err(|e| format!("chunk {index}: {e}"))?;
-        match first_non_finite(&chunk) {
-            None => Ok(chunk),
-            Some(at) => Err(format!("chunk {index} has {} at {at}", chunk[at])),
-        }
+        finite(index, chunk)
+    }
+
+    fn placed(&self, index: u32, place: u32, memory: Option<&Segment>) -> Result<Chunk, String> {
+        let memory = memory.ok_or("it put a chunk into memory that it does not share")?;
+        let mut chunk = self.room(index);
+        memory.read(place, &mut chunk).map_err(|e| format!("chunk {index} in shared memory: {e}"))?;
+        finite(index, chunk)
+    }
+
+    fn room(&self, index: u32) -> Chunk {
+        self.pool.take(chunk_range(self.elements, index as usize).len().min(CHUNK))
     }
 
     /// Takes a worker's gradient stream, which begins with its opening.
@@ -238,14 +279,19 @@ impl Service {
         S: Stream<Item = Result<GradientUp, Status>> + Send + Unpin + 'static,
     {
         let first = stream.next().await.transpose()?;
-        let Some(GradientUp { stamp: Some(stamp), body: Some(gradient_up::Body::Open(_)) }) = first else {
+        let Some(GradientUp { stamp: Some(stamp), body: Some(gradient_up::Body::Open(open)) }) = first else {
             return Err(Status::invalid_argument("the first message of a gradient stream opens it"));
         };
         let session = stamp.session;
         self.check(Some(stamp), session).map_err(Status::failed_precondition)?;
+        let memory = self.memory().remove(&session).filter(|_| open.shares_memory);
+        if open.shares_memory && memory.is_none() {
+            return Err(Status::failed_precondition("it shares memory that it was not offered"));
+        }
         let (bulk, receiver) = outbox();
         let (known, answer) = oneshot::channel();
-        self.input(Input::Attach { session, bulk, known }).await?;
+        let reads_board = memory.is_some();
+        self.input(Input::Attach { session, bulk, reads_board, known }).await?;
         if !answer.await.unwrap_or(false) {
             return Err(Status::not_found("there is no such session, or it has its gradient stream"));
         }
@@ -253,7 +299,7 @@ impl Service {
         tokio::spawn(async move {
             let reason = loop {
                 let message = stream.next().await.transpose();
-                match ended(message).and_then(|m| service.gradient_input(session, m)) {
+                match ended(message).and_then(|m| service.gradient_input(session, memory.as_ref(), m)) {
                     Ok(input) => {
                         if service.input(input).await.is_err() {
                             return;
@@ -269,6 +315,20 @@ impl Service {
 
     async fn lost(&self, session: Session, reason: String) {
         let _ = self.input(Input::Event(Event::Lost { session, reason, polite: false })).await;
+    }
+}
+
+/// Whether a connection begins and ends at one address: most likely its peer is on this machine.
+fn on_this_machine<T>(request: &Request<T>) -> bool {
+    let ends = request.local_addr().zip(request.remote_addr());
+    ends.is_some_and(|(here, there)| here.ip() == there.ip())
+}
+
+/// A chunk, unless it holds NaN or infinity.
+fn finite(index: u32, chunk: Chunk) -> Result<Chunk, String> {
+    match first_non_finite(&chunk) {
+        None => Ok(chunk),
+        Some(at) => Err(format!("chunk {index} has {} at {at}", chunk[at])),
     }
 }
 
@@ -309,6 +369,7 @@ impl Cluster for Service {
         &self,
         request: Request<Streaming<WorkerMessage>>,
     ) -> Result<Response<Self::ControlStream>, Status> {
+        let near = on_this_machine(&request);
         let mut stream = request.into_inner();
         let first = stream.message().await?.and_then(|m| m.body);
         let Some(worker_message::Body::Hello(hello)) = first else {
@@ -331,7 +392,8 @@ impl Cluster for Service {
         };
         let session = self.new_session();
         let (control, receiver) = outbox();
-        self.input(Input::Hello { session, hello, control }).await?;
+        let memory = if near { self.share_memory(session) } else { None };
+        self.input(Input::Hello { session, hello, control, memory }).await?;
         let service = self.clone();
         tokio::spawn(async move {
             let reason = loop {
@@ -344,6 +406,7 @@ impl Cluster for Service {
                     Err(reason) => break reason,
                 }
             };
+            service.memory().remove(&session);
             service.lost(session, reason).await;
         });
         Ok(Response::new(receiver))

@@ -90,12 +90,33 @@ fn port_of(log: &Path) -> anyhow::Result<String> {
     bail!("the coordinator did not start: {}", fs::read_to_string(log).unwrap_or_default())
 }
 
-/// Trains `steps` steps with separate processes and reads the medians of its summary.
+/// How gradients reach the coordinator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    Sockets,
+    SharedMemory,
+    OneProcess,
+}
+
+impl Way {
+    const ALL: [Self; 3] = [Self::Sockets, Self::SharedMemory, Self::OneProcess];
+
+    fn what(self) -> &'static str {
+        match self {
+            Self::Sockets => "all-reduce, sockets",
+            Self::SharedMemory => "all-reduce, shared memory",
+            Self::OneProcess => "all-reduce, one process",
+        }
+    }
+}
+
+/// Trains `steps` steps and reads the medians of its summary.
 fn cluster(
     workers: usize,
     threads: usize,
     steps: usize,
     batch: usize,
+    way: Way,
     extra: &[&str],
 ) -> anyhow::Result<Measured> {
     let directory = tempfile::tempdir()?;
@@ -106,14 +127,20 @@ fn cluster(
     command.args(["--workers", &workers.to_string(), "--batch-size", &batch.to_string()]);
     command.args(["--train-limit", &(steps * batch).to_string(), "--test-limit", "1"]);
     command.arg("--run-dir").arg(&run).args(extra);
+    if way == Way::OneProcess {
+        command.args(["--local", "--backend", "cpu", "--threads", &threads.to_string()]);
+    }
     command.stdout(Stdio::null()).stderr(fs::File::create(&log)?);
     let mut coordinator = Kill(command.spawn().context("cannot start the coordinator")?);
     let mut processes = Vec::new();
-    let local = extra.contains(&"--local");
+    let local = way == Way::OneProcess;
     let port = if local { String::new() } else { port_of(&log)? };
     for _ in 0..if local { 0 } else { workers } {
         let mut worker = Command::new(binaries().join("worker"));
         worker.args(["--connect", &format!("127.0.0.1:{port}"), "--backend", "cpu"]);
+        if way == Way::Sockets {
+            worker.arg("--no-shared-memory");
+        }
         worker.args(["--threads", &threads.to_string()]).stdout(Stdio::null()).stderr(Stdio::null());
         processes.push(Kill(worker.spawn().context("cannot start a worker")?));
     }
@@ -192,27 +219,20 @@ fn main() -> anyhow::Result<()> {
     let options = Options::parse();
     // As many leaves as workers and a clip factor that waits for the whole sum: what a
     // worker's round then holds is the making of one gradient and the all-reduce.
-    let synthetic = |workers: usize| -> anyhow::Result<Measured> {
+    let synthetic = |workers: usize, way: Way| -> anyhow::Result<Measured> {
         let shards = workers.to_string();
         let model = "synthetic:parameters=6402764";
         let extra = ["--model", model, "--shards", &shards, "--clip-norm", "1e30"];
-        cluster(workers, 1, 60, workers, &extra)
+        cluster(workers, 1, 60, workers, way, &extra)
     };
-    let handed_over = |workers: usize| -> anyhow::Result<Measured> {
-        let shards = workers.to_string();
-        let model = "synthetic:parameters=6402764";
-        let local = ["--local", "--threads", "1", "--backend", "cpu"];
-        let extra = [&["--model", model, "--shards", &shards, "--clip-norm", "1e30"], &local[..]].concat();
-        cluster(workers, 1, 60, workers, &extra)
-    };
-    let (mut reduce, mut reduce_peer) = (vec![Vec::new(); 3], vec![Vec::new(); 3]);
-    let mut local = vec![Vec::new(); 3];
+    let (mut reduce, mut reduce_peer) = (vec![vec![Vec::new(); 3]; 3], vec![Vec::new(); 3]);
     let (mut train, mut train_peer) = (vec![Vec::new(); 2], vec![Vec::new(); 2]);
     for round in 1..=options.rounds {
         eprintln!("round {round} of {}", options.rounds);
         for (at, workers) in [2, 4, 8].into_iter().enumerate() {
-            reduce[at].push(synthetic(workers)?);
-            local[at].push(handed_over(workers)?);
+            for (way, measured) in Way::ALL.into_iter().zip(&mut reduce) {
+                measured[at].push(synthetic(workers, way)?);
+            }
             if let Some(python) = &options.python {
                 reduce_peer[at].push(peer(python, &["allreduce", "--procs", &workers.to_string()])?);
             }
@@ -221,7 +241,7 @@ fn main() -> anyhow::Result<()> {
             continue;
         }
         for (at, (workers, threads)) in [(1, 2), (2, 1)].into_iter().enumerate() {
-            train[at].push(cluster(workers, threads, options.steps, 64, &[])?);
+            train[at].push(cluster(workers, threads, options.steps, 64, Way::SharedMemory, &[])?);
             if let Some(python) = &options.python {
                 let steps = options.steps.to_string();
                 let args: &[&str] = match workers {
@@ -238,11 +258,10 @@ fn main() -> anyhow::Result<()> {
         Row { what, tally, pytorch_ms, ratio }
     };
     let mut rows = Vec::new();
-    for (measured, peer) in reduce.iter().zip(&reduce_peer) {
-        rows.push(row("all-reduce of 25.6 MB", medians(measured), peer, |m| m.round_ms));
-    }
-    for (measured, peer) in local.iter().zip(&reduce_peer) {
-        rows.push(row("the same in one process", medians(measured), peer, |m| m.round_ms));
+    for (way, measured) in Way::ALL.into_iter().zip(&reduce) {
+        for (measured, peer) in measured.iter().zip(&reduce_peer) {
+            rows.push(row(way.what(), medians(measured), peer, |m| m.round_ms));
+        }
     }
     for (measured, peer) in train.iter().zip(&train_peer).filter(|(m, _)| !m.is_empty()) {
         rows.push(row("step, batch 64, 8 shards", medians(measured), peer, |m| m.step_ms));
@@ -286,7 +305,7 @@ fn main() -> anyhow::Result<()> {
         );
     }
     println!(
-        "(times in ms, medians of {} rounds; \"round\" is the all-reduce with the making of its gradient)",
+        "(times in ms, medians of {} rounds; an all-reduce has 25.6 MB, and its \"round\" the making of the gradient in it)",
         options.rounds
     );
     println!("{}", serde_json::to_string(&rows)?);

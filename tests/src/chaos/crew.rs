@@ -222,7 +222,9 @@ impl Crew {
             }
             (Road::Relay(relay), _) => {
                 let address = format!("127.0.0.1:{}", relay.port());
-                Process::start(&worker, ["--connect", &address].iter().chain(&common))
+                // Gradients of every second one pass the relay; the others' lie in shared memory.
+                let apart: &[&str] = if slot % 4 == 1 { &["--no-shared-memory"] } else { &[] };
+                Process::start(&worker, ["--connect", &address].iter().chain(&common).chain(apart))
             }
             (Road::Cable, None) => unreachable!("a slot has a cable only where there is a network"),
         });

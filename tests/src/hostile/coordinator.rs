@@ -286,7 +286,10 @@ impl Peer {
             for _ in 0..=script.byte() % 64 / 63 {
                 let (node, index) = (script.small(node.0), script.small(0));
                 let data = script.floats(ELEMENTS).into();
-                self.send(script.stamp(stamp), gradient_up::Body::Chunk(Chunk { node, index, data }));
+                self.send(
+                    script.stamp(stamp),
+                    gradient_up::Body::Chunk(Chunk { node, index, data, place: None }),
+                );
             }
             for receipt in &mut receipts {
                 receipt.losses = script.losses();
@@ -359,8 +362,8 @@ impl Cluster {
         self.settle().await;
         peer.hear();
         let (gradients, request) = stream();
-        let open =
-            GradientUp { stamp: script.stamp(peer.stamp), body: Some(gradient_up::Body::Open(Open {})) };
+        let open = gradient_up::Body::Open(Open { shares_memory: script.rarely(64) });
+        let open = GradientUp { stamp: script.stamp(peer.stamp), body: Some(open) };
         let _ = gradients.send(framed(&open.encode_to_vec()).into());
         if let Ok(down) = self.service.gradients(request).await {
             peer.gradients = Some(gradients);
@@ -423,7 +426,8 @@ impl Cluster {
             }
             6 => {
                 let data = script.floats(ELEMENTS).into();
-                let chunk = Chunk { node: script.small(1), index: script.small(0), data };
+                let place = if script.rarely(4) { Some(script.small(2)) } else { None };
+                let chunk = Chunk { node: script.small(1), index: script.small(0), data, place };
                 peer.send(stamp, gradient_up::Body::Chunk(chunk));
             }
             7 => {

@@ -86,7 +86,7 @@ fn send(queue: mpsc::UnboundedReceiver<Item>) {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let (up, mut sent) = mpsc::channel(2);
     runtime.block_on(async {
-        let sender = tokio::spawn(sender::run(OURS, tally_exact::chunks(ELEMENTS), queue, up));
+        let sender = tokio::spawn(sender::run(OURS, tally_exact::chunks(ELEMENTS), queue, up, None));
         while let Some(message) = sent.recv().await {
             assert!(message.encoded_len() <= tally_proto::MAX_FROM_WORKER);
         }
@@ -181,7 +181,7 @@ impl Hostile {
             11 => {
                 let (stamp, index) = (script.stamp(step), script.small(0));
                 let data = script.floats(ELEMENTS).into();
-                self.gradient(stamp, Some(Down::Reduced(Reduced { index, data })));
+                self.gradient(stamp, Some(Down::Reduced(Reduced { index, data, place: None })));
             }
             12 => {
                 let stamp = script.stamp(step);
@@ -258,7 +258,7 @@ impl Hostile {
         message.extend([
             Say::Control(Control::Plan(Plan { samples: SHARDS, nodes: vec![2, 3], ..Plan::default() })),
             Say::Gradient(Down::Begin(begin)),
-            Say::Gradient(Down::Reduced(Reduced { index: 0, data })),
+            Say::Gradient(Down::Reduced(Reduced { index: 0, data, place: None })),
             Say::Gradient(Down::Close(Close { clip })),
             Say::Control(Control::Commit(Commit { digest: script.number(digest) })),
         ]);

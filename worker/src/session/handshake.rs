@@ -1,5 +1,6 @@
 //! The beginning of a session: hello, welcome, an engine for what is trained.
 
+use tally_proto::segment::Segment;
 use tally_proto::v1::cluster_client::ClusterClient;
 use tally_proto::v1::{self, CoordinatorMessage, Stamp, WorkerMessage, coordinator_message, worker_message};
 use tally_proto::{MAX_FROM_COORDINATOR, PROTOCOL};
@@ -23,6 +24,17 @@ pub struct Admitted {
     pub stamp: Stamp,
     /// What is trained.
     pub welcome: v1::Welcome,
+    /// What is shared with a coordinator on this machine.
+    pub memory: Option<Memory>,
+}
+
+/// Memory shared with the coordinator.
+#[derive(Debug)]
+pub struct Memory {
+    /// Where this worker's chunks go.
+    pub up: Segment,
+    /// Where sums are read.
+    pub down: Segment,
 }
 
 /// How a session ends when a stream breaks with this status.
@@ -107,7 +119,15 @@ pub async fn admit(options: &WorkerOptions, channel: Channel, kept: &mut Kept) -
             return Err(word?.body.as_ref().and_then(last_word).unwrap_or_else(unexpected));
         }
     }
-    Ok(Admitted { client, control, incoming, stamp, welcome })
+    let memory = if options.share_memory && options.link.is_none() { memory(&welcome) } else { None };
+    Ok(Admitted { client, control, incoming, stamp, welcome, memory })
+}
+
+/// The memory that the coordinator offers, if it is within reach.
+fn memory(welcome: &v1::Welcome) -> Option<Memory> {
+    let (up, down) = (welcome.up.as_ref()?, welcome.down.as_ref()?);
+    let opened = Segment::open(up, true).and_then(|up| Ok(Memory { up, down: Segment::open(down, false)? }));
+    opened.inspect_err(|e| tracing::debug!("the coordinator's memory is not shared: {e}")).ok()
 }
 
 /// What the engine still holds, in case the coordinator was lost and needs it back.

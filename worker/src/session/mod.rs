@@ -44,6 +44,8 @@ pub struct WorkerOptions {
     pub threads: usize,
     /// Print what happens on standard error.
     pub tell: bool,
+    /// Share memory with a coordinator on the same machine.
+    pub share_memory: bool,
     /// The way to a coordinator in the same process.
     pub link: Option<Arc<dyn Link>>,
 }
@@ -61,6 +63,7 @@ impl WorkerOptions {
             device: 0,
             threads: 1,
             tell: false,
+            share_memory: true,
             link: None,
         }
     }

@@ -5,8 +5,11 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
-use tally_proto::convert;
+use tally_exact::chunk_range;
+use tally_proto::pool::Pool;
+use tally_proto::segment::Segment;
 use tally_proto::v1::{self, CoordinatorMessage, Stamp, WorkerMessage, gradient_up, worker_message};
+use tally_proto::{convert, floats};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_stream::StreamExt as _;
 use tonic::Streaming;
@@ -49,7 +52,7 @@ async fn take_part(
         admitted = handshake::admit(options, channel, kept) => admitted?,
         () = leave.as_mut() => return Ok(Ended::Left),
     };
-    let Admitted { mut client, control, mut incoming, stamp, welcome } = admitted;
+    let Admitted { mut client, control, mut incoming, stamp, welcome, memory } = admitted;
     let Some(engine) = kept.engine.take() else { return Err(Ended::Failed("there is no engine".into())) };
     let same_run = kept.run.is_some_and(|(run, _)| run == stamp.run);
     let held = std::mem::take(&mut kept.held);
@@ -57,10 +60,17 @@ async fn take_part(
     kept.run = Some((stamp.run, stamp.incarnation));
     *welcomed = true;
     let spare = if welcome.spare { ", as a spare until there is work" } else { "" };
-    options.tell(&format!("joined {}: {} on {}{spare}", options.connect, welcome.model, engine.device()));
+    let way = if memory.is_some() { ", gradients through shared memory" } else { "" };
+    options.tell(&format!(
+        "joined {}: {} on {}{way}{spare}",
+        options.connect,
+        welcome.model,
+        engine.device()
+    ));
 
     let (up, up_stream) = mpsc::channel(UP);
-    let open = v1::GradientUp { stamp: Some(stamp), body: Some(gradient_up::Body::Open(v1::Open {})) };
+    let open = v1::Open { shares_memory: memory.is_some() };
+    let open = v1::GradientUp { stamp: Some(stamp), body: Some(gradient_up::Body::Open(open)) };
     let _ = up.try_send(open);
     let bulk = link::open(options.link.as_deref(), &mut client, up_stream).await.map_err(|s| broken(&s));
     let mut bulk = match bulk {
@@ -77,7 +87,9 @@ async fn take_part(
     let (items, queue) = mpsc::unbounded_channel();
     let (chunks, elements) = (tally_exact::chunks(engine.manifest().len()), engine.manifest().len());
     tracing::debug!(elements, chunks, "session {}", stamp.session);
-    tokio::spawn(sender::run(stamp, chunks, queue, up));
+    let (sums, own) = memory.map(|memory| (memory.down, memory.up)).unzip();
+    tokio::spawn(sender::run(stamp, chunks, queue, up, own));
+    let sums = Sums { elements, memory: sums, pool: Pool::default() };
     let (inputs, inbox) = std::sync::mpsc::channel();
     let (done, mut computed) = oneshot::channel();
     let compute = Compute::new(
@@ -104,7 +116,7 @@ async fn take_part(
             Ended::Failed(String::new())
         }
         ended = pump_control(&mut incoming, stamp, inputs.clone()) => ended,
-        ended = pump_gradients(&mut bulk, stamp, inputs.clone(), &items) => ended,
+        ended = pump_gradients(&mut bulk, stamp, inputs.clone(), &items, &sums) => ended,
         () = leave.as_mut() => {
             let bye = worker_message::Body::Leave(v1::Leave {});
             let _ = control.send(WorkerMessage { stamp: Some(stamp), body: Some(bye) });
@@ -185,11 +197,32 @@ async fn pump_control(
     }
 }
 
+/// Where sums come from that are not in their messages.
+struct Sums {
+    elements: usize,
+    memory: Option<Segment>,
+    pool: Pool,
+}
+
+impl Sums {
+    /// Fills in the floats of a chunk that lies in shared memory.
+    fn fetch(&self, reduced: &mut v1::Reduced) -> Result<(), String> {
+        let Some(place) = reduced.place else { return Ok(()) };
+        let memory = self.memory.as_ref().ok_or("it put a sum into memory that it does not share")?;
+        let wanted = chunk_range(self.elements, reduced.index as usize).len();
+        let mut chunk = self.pool.take(wanted);
+        memory.read(place, &mut chunk).map_err(|e| format!("a sum in shared memory: {e}"))?;
+        reduced.data = floats::share(chunk);
+        Ok(())
+    }
+}
+
 async fn pump_gradients(
     bulk: &mut Down,
     ours: Stamp,
     inputs: Sender<Input>,
     items: &mpsc::UnboundedSender<Item>,
+    sums: &Sums,
 ) -> Ended {
     let room = Arc::new(Semaphore::new(WAITING));
     loop {
@@ -202,8 +235,11 @@ async fn pump_gradients(
             Ok(stamp) => stamp,
             Err(ended) => return ended,
         };
-        let Some(body) = message.body else { return Ended::Lost("it sent an empty message".into()) };
-        if let v1::gradient_down::Body::Reduced(reduced) = &body {
+        let Some(mut body) = message.body else { return Ended::Lost("it sent an empty message".into()) };
+        if let v1::gradient_down::Body::Reduced(reduced) = &mut body {
+            if let Err(fault) = sums.fetch(reduced) {
+                return Ended::Lost(fault);
+            }
             let _ = items.send(Item::Reduced { attempt: stamp.attempt, index: reduced.index });
         }
         let Ok(permit) = room.clone().acquire_owned().await else { return Ended::Lost("closing".into()) };

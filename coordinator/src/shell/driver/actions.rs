@@ -54,6 +54,7 @@ impl Driver {
             Action::Begin { step, attempt, learning_rate } => {
                 self.parts.started.store(true, Ordering::Relaxed);
                 self.arena.reset(self.parts.core.shape().chunks as usize);
+                self.board.begin();
                 let begin = gradient_down::Body::Begin(self.begin(learning_rate));
                 self.broadcast(step, attempt, &begin);
             }
@@ -83,8 +84,7 @@ impl Driver {
                     && let Some(flight) = self.parts.core.flight()
                 {
                     let (step, attempt) = (flight.step, flight.attempt);
-                    let reduced = v1::Reduced { index, data: floats::share(chunk) };
-                    self.broadcast(step, attempt, &gradient_down::Body::Reduced(reduced));
+                    self.broadcast_sum(step, attempt, index, &chunk);
                 }
             }
             Action::Close { step, attempt, learning_rate } => {
@@ -249,9 +249,9 @@ impl Driver {
                 }
                 metrics::joined();
             }
-            Note::Lost { session, met: false, .. } => drop(self.peers.remove(&session)),
+            Note::Lost { session, met: false, .. } => self.forget(session),
             Note::Lost { session, name, reason, polite, .. } => {
-                self.peers.remove(&session);
+                self.forget(session);
                 self.told_late.remove(&session);
                 self.lost += u64::from(!polite);
                 metrics::lost(polite);
@@ -291,6 +291,11 @@ impl Driver {
         }
         metrics::workers(&self.parts.core);
         Ok(())
+    }
+
+    fn forget(&mut self, session: Session) {
+        self.peers.remove(&session);
+        self.board.gone(session);
     }
 
     pub(super) fn name_of(&self, session: Session) -> String {

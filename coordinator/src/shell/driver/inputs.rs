@@ -12,9 +12,10 @@ impl Driver {
                         self.send_away(*session, reason);
                     }
                 }
-                if let Event::Committed { session, apply, round, .. } = &event
+                if let Event::Committed { session, step, apply, round, .. } = &event
                     && self.peers.contains_key(session)
                 {
+                    self.board.confirmed(*session, *step);
                     self.times.worker(*apply, *round);
                     metrics::worker_times(*apply, *round);
                 }
@@ -56,7 +57,7 @@ impl Driver {
                     Err(error) => self.lose(session, format!("its answers are wrong: {error}")),
                 }
             }
-            Input::Hello { session, hello, control } => {
+            Input::Hello { session, hello, control, memory } => {
                 let config = &self.parts.config;
                 let welcome = v1::Welcome {
                     protocol: PROTOCOL,
@@ -65,6 +66,8 @@ impl Driver {
                     label_loss: config.label_loss.to_string(),
                     shards: config.shards,
                     spare: self.peers.len() >= config.shards as usize,
+                    down: memory.as_ref().and_then(|_| self.board.offer()),
+                    up: memory,
                 };
                 self.control(&control, session, 0, 0, coordinator_message::Body::Welcome(welcome));
                 self.guests.insert(session, Guest { hello, control, bulk: None, device: None });
@@ -73,11 +76,11 @@ impl Driver {
                 }
             }
             Input::Offer { session, manifest, device } => self.offer(session, manifest, device),
-            Input::Attach { session, bulk, known } => {
+            Input::Attach { session, bulk, reads_board, known } => {
                 let guest = self.guests.get_mut(&session).filter(|guest| guest.bulk.is_none());
                 let _ = known.send(guest.is_some());
                 if let Some(guest) = guest {
-                    guest.bulk = Some(bulk);
+                    guest.bulk = Some((bulk, reads_board));
                     self.let_in(session);
                 }
             }
@@ -135,12 +138,12 @@ impl Driver {
         if !complete {
             return;
         }
-        let Some(Guest { hello, control, bulk: Some(bulk), device: Some(device) }) =
+        let Some(Guest { hello, control, bulk: Some((bulk, reads_board)), device: Some(device) }) =
             self.guests.remove(&session)
         else {
             return;
         };
-        self.peers.insert(session, Peer { control, bulk, replica: false });
+        self.peers.insert(session, Peer { control, bulk, reads_board, replica: false });
         let Hello { name, threads, held } = hello;
         self.events.push_back(Event::Joined { session, name, device, threads, held });
     }

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
+use bytes::Bytes;
 use tally_checkpoint::Meta;
 use tally_data::Paired;
 use tally_exact::digest::{self, Digest};
@@ -26,7 +27,8 @@ use tally_proto::v1::{self, CoordinatorMessage, GradientDown, coordinator_messag
 use tally_proto::{PROTOCOL, convert, floats};
 use tokio::sync::mpsc;
 
-use super::arena::Arena;
+use super::arena::{Arena, Shared};
+use super::board::Board;
 use super::outbox::{Bulk, Control};
 use super::referee::Referee;
 use super::service::{Hello, Input};
@@ -58,7 +60,7 @@ const MOST_CONTROL: usize = 64 << 20;
 struct Guest {
     hello: Hello,
     control: Control,
-    bulk: Option<Bulk>,
+    bulk: Option<(Bulk, bool)>,
     device: Option<String>,
 }
 
@@ -67,6 +69,8 @@ struct Guest {
 struct Peer {
     control: Control,
     bulk: Bulk,
+    /// It reads sums from the board.
+    reads_board: bool,
     /// It has been sent a state, and gets what is broadcast.
     replica: bool,
 }
@@ -121,6 +125,7 @@ pub struct Driver {
     told_late: BTreeSet<Session>,
     events: VecDeque<Event>,
     arena: Arena,
+    board: Board,
     held: Option<Chunk>,
     upload: Option<Upload>,
     squared_norm: f64,
@@ -164,6 +169,7 @@ impl Driver {
             told_late: BTreeSet::new(),
             events: VecDeque::new(),
             arena: Arena::default(),
+            board: Board::new(parts.core.shape().chunks),
             held: None,
             upload: None,
             squared_norm: 0.0,

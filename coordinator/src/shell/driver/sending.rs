@@ -35,18 +35,39 @@ impl Driver {
 
     /// Queues a message for every replica.
     pub(super) fn broadcast(&mut self, step: u64, attempt: u32, body: &gradient_down::Body) {
+        self.to_replicas(step, attempt, |_| body.clone());
+    }
+
+    /// Queues a chunk of the sum for every replica: where it lies, for those of this machine.
+    pub(super) fn broadcast_sum(&mut self, step: u64, attempt: u32, index: u32, chunk: &Shared) {
+        let near = |peer: &Peer| peer.replica && peer.reads_board;
+        let any = self.peers.values().any(near);
+        let place = if any { self.board.write(index, chunk.as_ref()) } else { None };
+        if place.is_some() {
+            let near = self.peers.iter().filter(|(_, peer)| near(peer));
+            near.for_each(|(&session, _)| self.board.shown(session, step));
+        }
+        let data = floats::share(chunk.clone());
+        let sent = self.to_replicas(step, attempt, |peer| {
+            let place = place.filter(|_| peer.reads_board);
+            let data = if place.is_some() { Bytes::new() } else { data.clone() };
+            gradient_down::Body::Reduced(v1::Reduced { index, data, place })
+        });
+        metrics::sent(data.len() * sent);
+    }
+
+    /// Queues a message for each replica and returns how many there are.
+    fn to_replicas(&mut self, step: u64, attempt: u32, body: impl Fn(&Peer) -> gradient_down::Body) -> usize {
         let limit = 16 * self.parts.config.tensors.len() + (64 << 20);
         let mut sent = 0;
         for (&session, peer) in self.peers.iter().filter(|(_, peer)| peer.replica) {
             let stamp = self.stamp(session, step, attempt);
-            if peer.bulk.send(GradientDown { stamp, body: Some(body.clone()) }) > limit {
+            if peer.bulk.send(GradientDown { stamp, body: Some(body(peer)) }) > limit {
                 self.lagging.insert(session);
             }
             sent += 1;
         }
-        if let gradient_down::Body::Reduced(reduced) = body {
-            metrics::sent(reduced.data.len() * sent);
-        }
+        sent
     }
 
     pub(super) fn tell_replicas(&mut self, step: u64, attempt: u32, body: &coordinator_message::Body) {
@@ -93,7 +114,8 @@ impl Driver {
         let rate = self.parts.core.shape().recipe.rate(step, self.parts.core.shape().steps());
         send(gradient_down::Body::Begin(self.begin(rate)));
         for (index, chunk) in self.arena.emitted() {
-            send(gradient_down::Body::Reduced(v1::Reduced { index, data: floats::share(chunk) }));
+            let data = floats::share(chunk);
+            send(gradient_down::Body::Reduced(v1::Reduced { index, data, place: None }));
         }
     }
 

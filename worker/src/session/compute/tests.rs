@@ -74,7 +74,7 @@ impl Bench {
         let gradient: Vec<f32> = (0..1000).map(|i| (step as f32) * 0.001 * i as f32).collect();
         let begin = v1::Begin { learning_rate: 0.1, momentum: 0.9, unclipped: false };
         self.gradient(step, attempt, gradient_down::Body::Begin(begin));
-        let reduced = v1::Reduced { index: 0, data: floats::copy(&gradient) };
+        let reduced = v1::Reduced { index: 0, data: floats::copy(&gradient), place: None };
         self.gradient(step, attempt, gradient_down::Body::Reduced(reduced));
         self.gradient(step, attempt, gradient_down::Body::Close(v1::Close { clip: 0.5 }));
         let update = Update { learning_rate: 0.1, momentum: 0.9, clip: 0.5 };
@@ -130,7 +130,7 @@ fn a_new_attempt_voids_what_was_applied_for_the_old_one() {
     bench.load();
     let begin = v1::Begin { learning_rate: 0.1, momentum: 0.9, unclipped: true };
     bench.gradient(1, 1, gradient_down::Body::Begin(begin));
-    let wrong = v1::Reduced { index: 0, data: floats::copy(&[9.0; 1000]) };
+    let wrong = v1::Reduced { index: 0, data: floats::copy(&[9.0; 1000]), place: None };
     bench.gradient(1, 1, gradient_down::Body::Reduced(wrong));
     bench.control(1, 1, coordinator_message::Body::Abort(v1::Abort { reason: "test".into() }));
     let digest = bench.sum(1, 2);
@@ -159,7 +159,7 @@ fn live_1_the_abort_of_a_step_leaves_the_step_before_alone() {
         assert_eq!(bench.committed(), first);
         let begin = v1::Begin { learning_rate: 0.1, momentum: 0.9, unclipped: true };
         bench.gradient(2, 2, gradient_down::Body::Begin(begin));
-        let wrong = v1::Reduced { index: 0, data: floats::copy(&[9.0; 1000]) };
+        let wrong = v1::Reduced { index: 0, data: floats::copy(&[9.0; 1000]), place: None };
         bench.gradient(2, 2, gradient_down::Body::Reduced(wrong));
         let second = bench.sum(2, 3);
         bench.commit(2, second);
@@ -295,7 +295,11 @@ fn trust_1_a_coordinator_that_breaks_the_rules_is_left_with_a_reason() {
                 b.gradient(
                     1,
                     1,
-                    gradient_down::Body::Reduced(v1::Reduced { index: u32::MAX, data: Bytes::new() }),
+                    gradient_down::Body::Reduced(v1::Reduced {
+                        index: u32::MAX,
+                        data: Bytes::new(),
+                        place: None,
+                    }),
                 );
             },
             "none",
