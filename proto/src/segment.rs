@@ -6,153 +6,197 @@
 //! through `/proc`; it can if it runs on the same machine, in view of that process, as the same user.
 //! Nothing is left behind when either dies, however it dies.
 //!
-//! Chunks are copied in and out by the system (`pwrite`, `pread`), not mapped: a peer that
-//! writes while the other reads can spoil its own numbers and nothing else, and the file's size is
-//! sealed (**TRUST-1**). What lies where is said in messages; the two sides' rules for when a place may be
-//! written again are the sender's (`worker`) and the board's (`coordinator`).
+//! Chunks are copied in and out, by a library made for memory that somebody else may be writing to:
+//! a peer that writes while the other reads can spoil its own numbers and nothing else, and
+//! the file's size is sealed, so that nobody can take the memory away (**TRUST-1**). What lies where is said in
+//! messages; the two sides' rules for when a place may be written again are those of the worker's places
+//! and the coordinator's board.
 
-use std::fs::File;
-use std::hash::BuildHasher as _;
 use std::io;
-#[cfg(target_os = "linux")]
-use std::os::{fd::AsRawFd as _, unix::fs::FileExt as _};
 
 use tally_exact::CHUNK;
 
-use crate::v1;
-
-/// What the names of segments begin with.
-const PREFIX: &str = "tally-";
 /// Bytes of a place.
-const PLACE: u64 = 4 * CHUNK as u64;
+pub const PLACE: usize = 4 * CHUNK;
 
-/// A file in memory with room for some chunks.
-#[derive(Debug)]
-pub struct Segment {
-    file: File,
-    name: String,
-    places: u32,
+#[cfg(target_os = "linux")]
+pub use linux::Segment;
+#[cfg(not(target_os = "linux"))]
+pub use nowhere::Segment;
+
+/// No such place, or more than fits one.
+fn beyond(place: u32, places: u32, bytes: usize) -> io::Error {
+    let what = format!("place {place} of {places}, {bytes} bytes");
+    io::Error::new(io::ErrorKind::InvalidInput, what)
 }
 
-impl Segment {
-    /// Makes one. Memory is used when a place is written first.
-    ///
-    /// # Errors
-    /// If the system has no such files, or gives none.
-    #[cfg(target_os = "linux")]
-    pub fn create(places: u32) -> io::Result<Self> {
-        use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+#[cfg(target_os = "linux")]
+mod linux {
+    use std::fs::File;
+    use std::hash::{BuildHasher as _, RandomState};
+    use std::io;
+    use std::os::fd::AsRawFd as _;
 
-        let random = std::hash::RandomState::new().hash_one(std::process::id());
-        let name = format!("{PREFIX}{random:016x}");
-        let file = File::from(memfd_create(&name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
-        file.set_len(u64::from(places) * PLACE)?;
-        fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
-        Ok(Self { file, name, places })
+    use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, memfd_create};
+    use rustix::mm::{MapFlags, ProtFlags};
+    use vm_memory::mmap::MmapRegionBuilder;
+    use vm_memory::{FileOffset, MmapRegion, VolatileMemory as _, VolatileSlice};
+
+    use super::{PLACE, beyond};
+    use crate::v1;
+
+    /// What the names of segments begin with.
+    const PREFIX: &str = "tally-";
+    /// Memory that was mapped cannot be taken away.
+    const SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::SEAL);
+
+    /// A file in memory with room for some chunks.
+    #[derive(Debug)]
+    pub struct Segment {
+        memory: MmapRegion,
+        descriptor: u32,
+        name: String,
+        places: u32,
+        writable: bool,
     }
 
-    /// How a worker finds it.
-    #[cfg(target_os = "linux")]
-    #[must_use]
-    pub fn offer(&self) -> v1::Segment {
-        v1::Segment {
-            process: std::process::id(),
-            descriptor: self.file.as_raw_fd().unsigned_abs(),
-            name: self.name.clone(),
-            places: self.places,
+    impl Segment {
+        /// Makes one. Memory is used when a place is written first.
+        ///
+        /// # Errors
+        /// If the system has no such files, or gives none.
+        pub fn create(places: u32) -> io::Result<Self> {
+            let random = RandomState::new().hash_one(std::process::id());
+            let name = format!("{PREFIX}{random:016x}");
+            let file = File::from(memfd_create(&name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
+            file.set_len(u64::from(places) * PLACE as u64)?;
+            fcntl_add_seals(&file, SEALS)?;
+            Self::map(file, name, places, true)
         }
-    }
 
-    /// Opens one that was offered, for writing too if `writable`.
-    ///
-    /// # Errors
-    /// If it is not on this machine or not within reach. Nothing else is ever opened, whatever
-    /// the offer says.
-    #[cfg(target_os = "linux")]
-    pub fn open(offer: &v1::Segment, writable: bool) -> io::Result<Self> {
-        let v1::Segment { process, descriptor, name, places } = offer;
-        let path = format!("/proc/{process}/fd/{descriptor}");
-        let target = std::fs::read_link(&path)?;
-        if !name.starts_with(PREFIX) || target.as_os_str() != format!("/memfd:{name} (deleted)").as_str() {
-            return Err(io::Error::other("it is not on this machine"));
+        fn map(file: File, name: String, places: u32, writable: bool) -> io::Result<Self> {
+            let descriptor = file.as_raw_fd().unsigned_abs();
+            let protection = if writable { ProtFlags::READ | ProtFlags::WRITE } else { ProtFlags::READ };
+            let memory = MmapRegionBuilder::new(places as usize * PLACE)
+                .with_mmap_prot(protection.bits() as i32)
+                .with_mmap_flags(MapFlags::SHARED.bits() as i32)
+                .with_file_offset(FileOffset::new(file, 0))
+                .build()
+                .map_err(io::Error::other)?;
+            Ok(Self { memory, descriptor, name, places, writable })
         }
-        let file = File::options().read(true).write(writable).open(&path)?;
-        if file.metadata()?.len() != u64::from(*places) * PLACE {
-            return Err(io::Error::other("it has another size"));
+
+        /// How a worker finds it.
+        #[must_use]
+        pub fn offer(&self) -> v1::Segment {
+            let (descriptor, name, places) = (self.descriptor, self.name.clone(), self.places);
+            v1::Segment { process: std::process::id(), descriptor, name, places }
         }
-        Ok(Self { file, name: name.clone(), places: *places })
-    }
 
-    /// Copies a chunk to a place.
-    ///
-    /// # Errors
-    /// If there is no such place, or no memory for it.
-    #[cfg(target_os = "linux")]
-    pub fn write(&self, place: u32, chunk: &[u8]) -> io::Result<()> {
-        self.file.write_all_at(chunk, self.at(place, chunk.len())?)
-    }
-
-    /// Copies a chunk out of a place. The bits are any: they have to be checked.
-    ///
-    /// # Errors
-    /// If there is no such place.
-    #[cfg(target_os = "linux")]
-    pub fn read(&self, place: u32, into: &mut [f32]) -> io::Result<()> {
-        let bytes = bytemuck::cast_slice_mut::<f32, u8>(into);
-        self.file.read_exact_at(bytes, self.at(place, bytes.len())?)
-    }
-
-    /// How many chunks it has room for.
-    #[cfg(target_os = "linux")]
-    #[must_use]
-    pub fn places(&self) -> u32 {
-        self.places
-    }
-
-    #[cfg(target_os = "linux")]
-    fn at(&self, place: u32, bytes: usize) -> io::Result<u64> {
-        if place >= self.places || bytes as u64 > PLACE {
-            let what = format!("place {place} of {}, {bytes} bytes", self.places);
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+        /// Opens one that was offered, for writing too if `writable`.
+        ///
+        /// # Errors
+        /// If it is not on this machine or not within reach. Nothing else is ever opened,
+        /// whatever the offer says.
+        pub fn open(offer: &v1::Segment, writable: bool) -> io::Result<Self> {
+            let v1::Segment { process, descriptor, name, places } = offer;
+            let path = format!("/proc/{process}/fd/{descriptor}");
+            let target = std::fs::read_link(&path)?;
+            if !name.starts_with(PREFIX) || target.as_os_str() != format!("/memfd:{name} (deleted)").as_str()
+            {
+                return Err(io::Error::other("it is not on this machine"));
+            }
+            let file = File::options().read(true).write(writable).open(&path)?;
+            let whole = file.metadata()?.len() == u64::from(*places) * PLACE as u64;
+            if !whole || !fcntl_get_seals(&file)?.contains(SEALS) {
+                return Err(io::Error::other("it has another size, or may change it"));
+            }
+            Self::map(file, name.clone(), *places, writable)
         }
-        Ok(u64::from(place) * PLACE)
+
+        /// How many chunks it has room for.
+        #[must_use]
+        pub fn places(&self) -> u32 {
+            self.places
+        }
+
+        /// Copies a chunk to a place.
+        ///
+        /// # Errors
+        /// If there is no such place, or it was opened for reading.
+        pub fn write(&self, place: u32, chunk: &[u8]) -> io::Result<()> {
+            if !self.writable {
+                return Err(io::ErrorKind::PermissionDenied.into());
+            }
+            self.at(place, chunk.len())?.copy_from(chunk);
+            Ok(())
+        }
+
+        /// Copies a chunk out of a place. The bits are any: they have to be checked.
+        ///
+        /// # Errors
+        /// If there is no such place.
+        pub fn read(&self, place: u32, into: &mut [f32]) -> io::Result<()> {
+            let bytes: &mut [u8] = bytemuck::cast_slice_mut(into);
+            self.at(place, bytes.len())?.copy_to(bytes);
+            Ok(())
+        }
+
+        fn at(&self, place: u32, bytes: usize) -> io::Result<VolatileSlice<'_>> {
+            let there = place < self.places && bytes <= PLACE;
+            let slice = if there { self.memory.get_slice(place as usize * PLACE, bytes).ok() } else { None };
+            slice.ok_or_else(|| beyond(place, self.places, bytes))
+        }
     }
 }
 
 /// Elsewhere chunks take the network.
 #[cfg(not(target_os = "linux"))]
 #[allow(missing_docs, clippy::missing_errors_doc, clippy::must_use_candidate)]
-impl Segment {
-    pub fn places(&self) -> u32 {
-        0
-    }
+mod nowhere {
+    use std::io::{self, ErrorKind};
 
-    pub fn create(_: u32) -> io::Result<Self> {
-        Err(io::ErrorKind::Unsupported.into())
-    }
+    use super::beyond;
+    use crate::v1;
 
-    #[must_use]
-    pub fn offer(&self) -> v1::Segment {
-        v1::Segment::default()
-    }
+    #[derive(Debug)]
+    pub struct Segment(());
 
-    pub fn open(_: &v1::Segment, _: bool) -> io::Result<Self> {
-        Err(io::ErrorKind::Unsupported.into())
-    }
+    impl Segment {
+        pub fn create(_: u32) -> io::Result<Self> {
+            Err(ErrorKind::Unsupported.into())
+        }
 
-    pub fn write(&self, _: u32, _: &[u8]) -> io::Result<()> {
-        Err(io::ErrorKind::Unsupported.into())
-    }
+        pub fn open(_: &v1::Segment, _: bool) -> io::Result<Self> {
+            Err(ErrorKind::Unsupported.into())
+        }
 
-    pub fn read(&self, _: u32, _: &mut [f32]) -> io::Result<()> {
-        Err(io::ErrorKind::Unsupported.into())
+        pub fn offer(&self) -> v1::Segment {
+            v1::Segment::default()
+        }
+
+        pub fn places(&self) -> u32 {
+            0
+        }
+
+        pub fn write(&self, place: u32, chunk: &[u8]) -> io::Result<()> {
+            Err(beyond(place, 0, chunk.len()))
+        }
+
+        pub fn read(&self, place: u32, into: &mut [f32]) -> io::Result<()> {
+            Err(beyond(place, 0, 4 * into.len()))
+        }
     }
 }
 
 #[cfg(all(test, target_os = "linux"))]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::fs::File;
+    use std::os::fd::AsRawFd as _;
+
     use super::*;
+    use crate::v1;
 
     #[test]
     fn a_chunk_written_on_one_side_is_read_on_the_other() {
@@ -176,8 +220,10 @@ mod tests {
         assert!(segment.write(0, &vec![0; 4 * CHUNK + 1]).is_err());
         assert!(segment.read(2, &mut [0.0]).is_err());
         let theirs = Segment::open(&segment.offer(), true).unwrap();
-        assert!(theirs.file.set_len(0).is_err(), "its size is sealed");
-        assert!(theirs.file.set_len(1 << 40).is_err(), "its size is sealed");
+        let v1::Segment { process, descriptor, .. } = theirs.offer();
+        let file = File::options().write(true).open(format!("/proc/{process}/fd/{descriptor}")).unwrap();
+        assert!(file.set_len(0).is_err(), "its size is sealed");
+        assert!(file.set_len(1 << 40).is_err(), "its size is sealed");
     }
 
     #[test]
@@ -195,13 +241,21 @@ mod tests {
             },
             v1::Segment { descriptor: u32::MAX, ..offer.clone() },
             v1::Segment { process: u32::MAX, ..offer.clone() },
-            v1::Segment { name: format!("{PREFIX}0"), ..offer.clone() },
+            v1::Segment { name: "tally-0".into(), ..offer.clone() },
             v1::Segment { name: String::new(), ..offer.clone() },
             v1::Segment { places: 2, ..offer.clone() },
         ];
         for offer in wrong {
             assert!(Segment::open(&offer, true).is_err(), "{offer:?}");
         }
+        // One of the right name that could be taken away while it is read.
+        let name = "tally-unsealed".to_string();
+        let flags = rustix::fs::MemfdFlags::ALLOW_SEALING;
+        let file = File::from(rustix::fs::memfd_create(&name, flags).unwrap());
+        file.set_len(PLACE as u64).unwrap();
+        let descriptor = file.as_raw_fd().unsigned_abs();
+        let unsealed = v1::Segment { descriptor, name, ..offer.clone() };
+        assert!(Segment::open(&unsealed, true).unwrap_err().to_string().contains("may change"));
         drop(segment);
         assert!(Segment::open(&offer, true).is_err(), "it is gone");
     }

@@ -2,12 +2,14 @@
 //!
 //! One session is one stay. [`handshake`] begins it; [`pump`] moves messages between the network and the compute
 //! thread; [`compute`] owns the engine and works strictly in the order of steps;
-//! [`sender`] sends contributions as credits allow. Tokio's threads never compute.
+//! [`sender`] sends contributions as credits allow, or, on the coordinator's machine, only
+//! says in which of the shared [`places`] they lie. Tokio's threads never compute.
 
 pub mod compute;
 pub mod connect;
 pub mod handshake;
 pub mod link;
+pub mod places;
 pub mod pump;
 pub mod sender;
 

@@ -5,19 +5,17 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
-use tally_exact::chunk_range;
-use tally_proto::pool::Pool;
-use tally_proto::segment::Segment;
+use tally_proto::convert;
 use tally_proto::v1::{self, CoordinatorMessage, Stamp, WorkerMessage, gradient_up, worker_message};
-use tally_proto::{convert, floats};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_stream::StreamExt as _;
 use tonic::Streaming;
 use tonic::transport::Channel;
 
-use super::compute::{Compute, Input, Rest};
+use super::compute::{Compute, Input, Rest, Shared};
 use super::handshake::{self, Admitted, broken, last_word, next};
 use super::link::{self, Down};
+use super::places::Places;
 use super::sender::{self, Item};
 use super::{Ended, Kept, WorkerOptions};
 
@@ -87,9 +85,8 @@ async fn take_part(
     let (items, queue) = mpsc::unbounded_channel();
     let (chunks, elements) = (tally_exact::chunks(engine.manifest().len()), engine.manifest().len());
     tracing::debug!(elements, chunks, "session {}", stamp.session);
-    let (sums, own) = memory.map(|memory| (memory.down, memory.up)).unzip();
-    tokio::spawn(sender::run(stamp, chunks, queue, up, own));
-    let sums = Sums { elements, memory: sums, pool: Pool::default() };
+    let (sums, places) = memory.map(|memory| (memory.down, Arc::new(Places::new(memory.up)))).unzip();
+    tokio::spawn(sender::run(stamp, chunks, queue, up, places.clone()));
     let (inputs, inbox) = std::sync::mpsc::channel();
     let (done, mut computed) = oneshot::channel();
     let compute = Compute::new(
@@ -100,7 +97,8 @@ async fn take_part(
         stamp,
         control.clone(),
         items.clone(),
-    );
+    )
+    .sharing(Shared { sums, places });
     let thread = std::thread::Builder::new().name("compute".into()).spawn(move || {
         let _ = done.send(compute.run(&inbox));
     });
@@ -116,7 +114,7 @@ async fn take_part(
             Ended::Failed(String::new())
         }
         ended = pump_control(&mut incoming, stamp, inputs.clone()) => ended,
-        ended = pump_gradients(&mut bulk, stamp, inputs.clone(), &items, &sums) => ended,
+        ended = pump_gradients(&mut bulk, stamp, inputs.clone(), &items) => ended,
         () = leave.as_mut() => {
             let bye = worker_message::Body::Leave(v1::Leave {});
             let _ = control.send(WorkerMessage { stamp: Some(stamp), body: Some(bye) });
@@ -197,32 +195,11 @@ async fn pump_control(
     }
 }
 
-/// Where sums come from that are not in their messages.
-struct Sums {
-    elements: usize,
-    memory: Option<Segment>,
-    pool: Pool,
-}
-
-impl Sums {
-    /// Fills in the floats of a chunk that lies in shared memory.
-    fn fetch(&self, reduced: &mut v1::Reduced) -> Result<(), String> {
-        let Some(place) = reduced.place else { return Ok(()) };
-        let memory = self.memory.as_ref().ok_or("it put a sum into memory that it does not share")?;
-        let wanted = chunk_range(self.elements, reduced.index as usize).len();
-        let mut chunk = self.pool.take(wanted);
-        memory.read(place, &mut chunk).map_err(|e| format!("a sum in shared memory: {e}"))?;
-        reduced.data = floats::share(chunk);
-        Ok(())
-    }
-}
-
 async fn pump_gradients(
     bulk: &mut Down,
     ours: Stamp,
     inputs: Sender<Input>,
     items: &mpsc::UnboundedSender<Item>,
-    sums: &Sums,
 ) -> Ended {
     let room = Arc::new(Semaphore::new(WAITING));
     loop {
@@ -235,11 +212,8 @@ async fn pump_gradients(
             Ok(stamp) => stamp,
             Err(ended) => return ended,
         };
-        let Some(mut body) = message.body else { return Ended::Lost("it sent an empty message".into()) };
-        if let v1::gradient_down::Body::Reduced(reduced) = &mut body {
-            if let Err(fault) = sums.fetch(reduced) {
-                return Ended::Lost(fault);
-            }
+        let Some(body) = message.body else { return Ended::Lost("it sent an empty message".into()) };
+        if let v1::gradient_down::Body::Reduced(reduced) = &body {
             let _ = items.send(Item::Reduced { attempt: stamp.attempt, index: reduced.index });
         }
         let Ok(permit) = room.clone().acquire_owned().await else { return Ended::Lost("closing".into()) };

@@ -4,19 +4,17 @@
 //! reduced; the coordinator's memory is bounded by that. What may not leave yet waits here,
 //! node by node, so that a node that waits holds up no other: a survivor may have to send
 //! a lost worker's node before its own can go on (**LIVE-1**).
-//!
-//! To a coordinator on the same machine a chunk goes through shared memory, if there is a place
-//! free. Its place is free again when the chunk is summed or the attempt is over: whatever the
-//! coordinator may still read there is of no use to it then.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use tally_proto::WINDOW;
-use tally_proto::segment::Segment;
 use tally_proto::v1::gradient_up::Body;
 use tally_proto::v1::{Chunk, GradientUp, Header, Stamp, StateChunk, Trailer};
 use tokio::sync::mpsc;
+
+use super::places::Places;
 
 /// What the sender is told.
 #[derive(Debug)]
@@ -39,7 +37,7 @@ pub enum Item {
         /// The chunk.
         index: u32,
         /// The floats.
-        data: Bytes,
+        data: Payload,
     },
     /// It is whole.
     Trailer {
@@ -69,12 +67,21 @@ pub enum Item {
     },
 }
 
+/// A chunk's floats, or where they lie.
+#[derive(Debug)]
+pub enum Payload {
+    /// To be sent.
+    Bytes(Bytes),
+    /// In memory shared with the coordinator.
+    Place(u32),
+}
+
 /// One node's contribution on its way.
 #[derive(Debug)]
 struct Node {
     node: u32,
     header: Option<Header>,
-    chunks: VecDeque<(u32, Bytes)>,
+    chunks: VecDeque<(u32, Payload)>,
     trailer: Option<Trailer>,
 }
 
@@ -87,39 +94,11 @@ struct Outgoing {
     reduced: Vec<bool>,
     credits: usize,
     state: VecDeque<(u64, StateChunk)>,
-    places: Places,
-}
-
-/// Places in shared memory.
-#[derive(Debug, Default)]
-struct Places {
-    /// The last that became free is taken first: it is in a cache.
-    free: Vec<u32>,
-    /// Those taken, with the chunks that lie there.
-    taken: Vec<(u32, u32)>,
-}
-
-impl Places {
-    fn take(&mut self, index: u32) -> Option<u32> {
-        let place = self.free.pop()?;
-        self.taken.push((index, place));
-        Some(place)
-    }
-
-    /// What lies there of these chunks is not needed any more.
-    fn give_back(&mut self, done: impl Fn(u32) -> bool) {
-        let free = &mut self.free;
-        self.taken.retain(|&(index, place)| {
-            if done(index) {
-                free.push(place);
-            }
-            !done(index)
-        });
-    }
+    places: Option<Arc<Places>>,
 }
 
 impl Outgoing {
-    fn new(chunks: usize, places: u32) -> Self {
+    fn new(chunks: usize, places: Option<Arc<Places>>) -> Self {
         Self {
             step: 0,
             attempt: 0,
@@ -127,7 +106,7 @@ impl Outgoing {
             reduced: vec![false; chunks],
             credits: WINDOW,
             state: VecDeque::new(),
-            places: Places { free: (0..places).rev().collect(), taken: Vec::new() },
+            places,
         }
     }
 
@@ -138,7 +117,9 @@ impl Outgoing {
             self.nodes.clear();
             self.reduced.fill(false);
             self.credits = WINDOW;
-            self.places.give_back(|_| true);
+            if let Some(places) = &self.places {
+                places.turn(attempt);
+            }
         }
         attempt == self.attempt
     }
@@ -165,7 +146,9 @@ impl Outgoing {
                     && !std::mem::replace(reduced, true)
                 {
                     self.credits += 1;
-                    self.places.give_back(|at| at == index);
+                    if let Some(places) = &self.places {
+                        places.summed(attempt, index);
+                    }
                 }
             }
             Item::State { step, chunk } => self.state.push_back((step, chunk)),
@@ -203,7 +186,10 @@ impl Outgoing {
             if let Some((index, data)) =
                 node.chunks.pop_front_if(|(index, _)| (*index as usize) < self.credits)
             {
-                let place = self.places.take(index);
+                let (data, place) = match data {
+                    Payload::Bytes(data) => (data, None),
+                    Payload::Place(place) => (Bytes::new(), Some(place)),
+                };
                 return Some(Body::Chunk(Chunk { node: node.node, index, data, place }));
             }
             if node.chunks.is_empty()
@@ -217,35 +203,22 @@ impl Outgoing {
     }
 }
 
-/// Writes a chunk to its place, if it has one; what can't be written stays in the message.
-fn put(memory: Option<&Segment>, body: &mut Body) {
-    let Body::Chunk(chunk) = body else { return };
-    let place = chunk.place.take();
-    if let (Some(memory), Some(place)) = (memory, place) {
-        match memory.write(place, &chunk.data) {
-            Ok(()) => (chunk.place, chunk.data) = (Some(place), Bytes::new()),
-            Err(error) => tracing::warn!("sent through the socket: cannot write to shared memory: {error}"),
-        }
-    }
-}
-
-/// Sends until the session ends, through `memory` where the coordinator shares some.
+/// Sends until the session ends. `places` are where chunks were put that need not be sent.
 pub async fn run(
     stamp: Stamp,
     chunks: usize,
     mut items: mpsc::UnboundedReceiver<Item>,
     up: mpsc::Sender<GradientUp>,
-    memory: Option<Segment>,
+    places: Option<Arc<Places>>,
 ) {
-    let mut outgoing = Outgoing::new(chunks, memory.as_ref().map_or(0, Segment::places));
+    let mut outgoing = Outgoing::new(chunks, places);
     while let Some(item) = items.recv().await {
         outgoing.take(item);
         loop {
             while let Ok(item) = items.try_recv() {
                 outgoing.take(item);
             }
-            let Some((step, attempt, mut body)) = outgoing.next() else { break };
-            put(memory.as_ref(), &mut body);
+            let Some((step, attempt, body)) = outgoing.next() else { break };
             let stamp = Stamp { step, attempt, ..stamp };
             if up.send(GradientUp { stamp: Some(stamp), body: Some(body) }).await.is_err() {
                 return;
@@ -261,7 +234,7 @@ mod tests {
     fn contribute(out: &mut Outgoing, attempt: u32, node: u32, chunks: u32) {
         out.take(Item::Header { step: 1, attempt, header: Header { node, digest: 0, samples: 0 } });
         for index in 0..chunks {
-            out.take(Item::Chunk { attempt, node, index, data: Bytes::new() });
+            out.take(Item::Chunk { attempt, node, index, data: Payload::Bytes(Bytes::new()) });
         }
         out.take(Item::Trailer { attempt, trailer: Trailer { node, ..Default::default() } });
     }
@@ -283,7 +256,7 @@ mod tests {
 
     #[test]
     fn chunks_leave_as_credits_come() {
-        let mut out = Outgoing::new(WINDOW + 2, 0);
+        let mut out = Outgoing::new(WINDOW + 2, None);
         contribute(&mut out, 1, 2, WINDOW as u32 + 2);
         assert_eq!(drain(&mut out), "h2 2.0 2.1 2.2 2.3 2.4 2.5 2.6 2.7");
         out.take(Item::Reduced { attempt: 1, index: 0 });
@@ -295,7 +268,7 @@ mod tests {
 
     #[test]
     fn live_1_a_node_that_waits_holds_up_no_other_and_what_is_summed_is_not_sent() {
-        let mut out = Outgoing::new(10, 0);
+        let mut out = Outgoing::new(10, None);
         contribute(&mut out, 1, 2, 10);
         drain(&mut out);
         out.take(Item::Reduced { attempt: 1, index: 0 });
@@ -304,34 +277,9 @@ mod tests {
         assert_eq!(drain(&mut out), "2.8 h3 3.1 3.2 3.3 3.4 3.5 3.6 3.7 3.8");
     }
 
-    /// The places that the chunks which may leave now are given; `-` for none.
-    fn placed(out: &mut Outgoing) -> String {
-        let mut places = String::new();
-        while let Some((_, _, body)) = out.next() {
-            if let Body::Chunk(chunk) = body {
-                places += &chunk.place.map_or("-".into(), |place| place.to_string());
-            }
-        }
-        places
-    }
-
-    #[test]
-    fn sum_1_a_place_is_written_again_when_its_chunk_is_summed_or_its_attempt_over() {
-        let mut out = Outgoing::new(10, 3);
-        contribute(&mut out, 1, 2, 5);
-        assert_eq!(placed(&mut out), "012--");
-        contribute(&mut out, 1, 3, 5);
-        assert_eq!(placed(&mut out), "-----", "what lies there may not have been read");
-        out.take(Item::Reduced { attempt: 1, index: 1 });
-        contribute(&mut out, 1, 6, 3);
-        assert_eq!(placed(&mut out), "1-", "chunk 1 is summed");
-        contribute(&mut out, 2, 2, 4);
-        assert_eq!(placed(&mut out).replace('-', "").len(), 3, "all places are free in a new attempt");
-    }
-
     #[test]
     fn a_void_attempt_is_not_sent() {
-        let mut out = Outgoing::new(10, 0);
+        let mut out = Outgoing::new(10, None);
         contribute(&mut out, 1, 2, 10);
         out.next();
         out.take(Item::Void { attempt: 1 });

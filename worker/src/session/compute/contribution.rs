@@ -13,12 +13,13 @@ use tally_exact::norm::first_non_finite;
 use tally_exact::sum::{self, Fold};
 use tally_exact::tree::{Node, Tree};
 use tally_proto::floats;
-use tally_proto::pool::Pool;
+use tally_proto::pool::{Chunk, Pool};
 use tally_proto::v1::{self, Receipt, Stamp, WorkerMessage, worker_message};
 use tokio::sync::mpsc;
 
 use super::{Compute, Failure, Input};
-use crate::session::sender::Item;
+use crate::session::places::Places;
+use crate::session::sender::{Item, Payload};
 
 /// The leaves of a node that hold samples, in a step.
 struct Work {
@@ -105,7 +106,7 @@ impl Compute {
         let empty = Samples::default();
         let of = |leaf: u32| self.leaves.get(&(work.step, leaf)).filter(|_| work.full.contains(&leaf));
         let leaves: Vec<&Samples> = tree.leaves(work.node).map(|leaf| of(leaf).unwrap_or(&empty)).collect();
-        let mut stream = Stream::new(&self.items, &self.pool, work, audit);
+        let mut stream = Stream::new(&self.items, &self.pool, self.shared.places.as_deref(), work, audit);
         let elements = out.len();
         let mut ready = |prefix: &[f32]| stream.send(prefix, elements, &[]);
         let losses = self.engine.subtree(&leaves, work.scale, &mut out, &mut ready);
@@ -144,7 +145,7 @@ impl Compute {
             let elements = out.len();
             // The last leaf's gradient goes straight on through the left children that wait
             // for it, and leaves chunk by chunk while the rest of it is computed.
-            let mut stream = Stream::new(&self.items, &self.pool, work, audit);
+            let mut stream = Stream::new(&self.items, &self.pool, self.shared.places.as_deref(), work, audit);
             let losses = {
                 let pending: Vec<&Vec<f32>> =
                     if leaf == last { fold.pending().collect() } else { Vec::new() };
@@ -173,7 +174,7 @@ impl Compute {
         if work.full.contains(&last) {
             self.buffers.extend(fold.drain());
         } else if let Some(sum) = fold.finish() {
-            let mut stream = Stream::new(&self.items, &self.pool, work, audit);
+            let mut stream = Stream::new(&self.items, &self.pool, self.shared.places.as_deref(), work, audit);
             stream.send(&sum, sum.len(), &[]);
             (summed.bad, summed.audit) = (stream.bad, stream.audit);
             self.buffers.push(sum);
@@ -216,6 +217,7 @@ fn add_buffers(free: &mut Vec<Vec<f32>>) -> impl FnMut(Vec<f32>, Vec<f32>) -> Ve
 struct Stream<'a> {
     items: &'a mpsc::UnboundedSender<Item>,
     pool: &'a Pool,
+    places: Option<&'a Places>,
     attempt: u32,
     node: Node,
     next: usize,
@@ -226,9 +228,15 @@ struct Stream<'a> {
 }
 
 impl<'a> Stream<'a> {
-    fn new(items: &'a mpsc::UnboundedSender<Item>, pool: &'a Pool, work: &Work, audit: bool) -> Self {
+    fn new(
+        items: &'a mpsc::UnboundedSender<Item>,
+        pool: &'a Pool,
+        places: Option<&'a Places>,
+        work: &Work,
+        audit: bool,
+    ) -> Self {
         let audit = audit.then(Digest::default);
-        Self { items, pool, attempt: work.attempt, node: work.node, next: 0, bad: None, audit }
+        Self { items, pool, places, attempt: work.attempt, node: work.node, next: 0, bad: None, audit }
     }
 
     /// Sends the chunks that `prefix` completes, the waiting left children added on the way.
@@ -238,22 +246,34 @@ impl<'a> Stream<'a> {
             if range.is_empty() || range.end > prefix.len() {
                 return;
             }
-            let mut chunk = self.pool.take(range.len());
-            chunk.copy_from_slice(&prefix[range.clone()]);
-            for left in pending {
-                sum::add_left(&left[range.clone()], &mut chunk);
-            }
-            if let Some(at) = first_non_finite(&chunk) {
+            let last = &prefix[range.clone()];
+            let sum = (!pending.is_empty()).then(|| {
+                let mut sum = self.copy(last);
+                pending.iter().for_each(|left| sum::add_left(&left[range.clone()], &mut sum));
+                sum
+            });
+            let values = sum.as_deref().unwrap_or(last);
+            if let Some(at) = first_non_finite(values) {
                 self.bad = Some(range.start + at);
                 return;
             }
             if let Some(digest) = &mut self.audit {
-                *digest = digest.and(digest::of(range.start, &chunk, &chunk));
+                *digest = digest.and(digest::of(range.start, values, values));
             } else {
                 let (attempt, node, index) = (self.attempt, self.node.0, self.next as u32);
-                let _ = self.items.send(Item::Chunk { attempt, node, index, data: floats::share(chunk) });
+                let data = match self.places.and_then(|places| places.put(attempt, index, values)) {
+                    Some(place) => Payload::Place(place),
+                    None => Payload::Bytes(floats::share(sum.unwrap_or_else(|| self.copy(last)))),
+                };
+                let _ = self.items.send(Item::Chunk { attempt, node, index, data });
             }
             self.next += 1;
         }
+    }
+
+    fn copy(&self, values: &[f32]) -> Chunk {
+        let mut chunk = self.pool.take(values.len());
+        chunk.copy_from_slice(values);
+        chunk
     }
 }

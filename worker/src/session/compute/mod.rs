@@ -9,20 +9,22 @@ mod contribution;
 mod state;
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::Instant;
 
-use bytes::Bytes;
 use tally_data::Samples;
 use tally_exact::digest::Digest;
 use tally_exact::tree::{Node, Tree};
 use tally_exact::update::Update;
 use tally_exact::{chunk_range, chunks};
 use tally_proto::pool::Pool;
+use tally_proto::segment::Segment;
 use tally_proto::v1::{self, Stamp, WorkerMessage, coordinator_message, gradient_down, worker_message};
 use tally_proto::{convert, floats};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
+use super::places::Places;
 use super::sender::Item;
 use crate::engine::{Engine, LabelLoss};
 use state::Loading;
@@ -50,7 +52,7 @@ struct Second {
     attempt: u32,
     begin: v1::Begin,
     /// Reduced chunks that wait for the clip factor.
-    held: Vec<(usize, Bytes)>,
+    held: Vec<v1::Reduced>,
     seen: Vec<bool>,
     missing: usize,
     clip: Option<f32>,
@@ -80,6 +82,15 @@ pub struct Rest {
     pub failed: Option<String>,
 }
 
+/// Memory shared with a coordinator on this machine.
+#[derive(Debug, Default)]
+pub struct Shared {
+    /// Where sums lie.
+    pub sums: Option<Segment>,
+    /// Where this worker's chunks go.
+    pub places: Option<Arc<Places>>,
+}
+
 /// Why the thread stops before it is told to, in words for the coordinator.
 struct Failure(String);
 
@@ -91,6 +102,7 @@ pub struct Compute {
     stamp: Stamp,
     control: mpsc::UnboundedSender<WorkerMessage>,
     items: mpsc::UnboundedSender<Item>,
+    shared: Shared,
     pool: Pool,
     /// Full-length buffers for the gradients of leaves.
     buffers: Vec<Vec<f32>>,
@@ -137,6 +149,7 @@ impl Compute {
             stamp,
             control,
             items,
+            shared: Shared::default(),
             pool: Pool::default(),
             buffers: Vec::new(),
             scratch: Vec::new(),
@@ -155,6 +168,12 @@ impl Compute {
             began_at: None,
             ended: false,
         }
+    }
+
+    /// The same with memory shared with the coordinator.
+    #[must_use]
+    pub fn sharing(self, shared: Shared) -> Self {
+        Self { shared, ..self }
     }
 
     /// Works until the session ends, and gives the engine back, with the reason if it was
@@ -323,8 +342,8 @@ impl Compute {
             gradient_down::Body::Close(close) => {
                 if let Some(second) = self.second.as_mut().filter(|s| s.attempt == stamp.attempt) {
                     second.clip = Some(close.clip);
-                    for (index, data) in std::mem::take(&mut second.held) {
-                        self.apply(index, &data)?;
+                    for reduced in std::mem::take(&mut second.held) {
+                        self.apply(&reduced)?;
                     }
                 }
             }
@@ -346,19 +365,29 @@ impl Compute {
             second.whole_at = Some(Instant::now());
         }
         if second.clip.is_some() {
-            self.apply(index, &reduced.data)
+            self.apply(&reduced)
         } else {
-            second.held.push((index, reduced.data));
+            second.held.push(reduced);
             Ok(())
         }
     }
 
-    /// Applies a reduced chunk to the second buffer.
-    fn apply(&mut self, index: usize, data: &[u8]) -> Result<(), Failure> {
+    /// Applies a reduced chunk to the second buffer. One in shared memory is read only now,
+    /// while it is needed; it stays there until the step's commit is confirmed.
+    fn apply(&mut self, reduced: &v1::Reduced) -> Result<(), Failure> {
         let Some(second) = &mut self.second else { return Ok(()) };
-        let range = chunk_range(self.engine.manifest().len(), index);
-        let gradient = floats::view(data, range.len(), &mut self.scratch)
-            .map_err(|e| Failure(format!("chunk {index} of the sum: {e}")))?;
+        let range = chunk_range(self.engine.manifest().len(), reduced.index as usize);
+        let wrong = |what: String| Failure(format!("chunk {} of the sum: {what}", reduced.index));
+        let gradient = if let Some(place) = reduced.place {
+            let shared = self.shared.sums.as_ref();
+            let memory =
+                shared.ok_or_else(|| wrong("it is said to lie in memory that is not shared".into()))?;
+            self.scratch.resize(range.len(), 0.0);
+            memory.read(place, &mut self.scratch).map_err(|e| wrong(e.to_string()))?;
+            &self.scratch
+        } else {
+            floats::view(&reduced.data, range.len(), &mut self.scratch).map_err(|e| wrong(e.to_string()))?
+        };
         let update = Update {
             learning_rate: second.begin.learning_rate,
             momentum: second.begin.momentum,

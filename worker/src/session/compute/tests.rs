@@ -9,6 +9,7 @@ use tokio::sync::Semaphore;
 use super::*;
 use crate::engine::ModelSpec;
 use crate::engine::backend::{self, BackendChoice};
+use crate::session::sender::Payload;
 
 /// A compute thread with a small synthetic engine, and both ends of its queues.
 struct Bench {
@@ -193,6 +194,7 @@ fn sum_1_a_subtree_is_the_sum_of_its_leaves_and_nodes_go_out_in_order() {
             matches!(bench.items.blocking_recv(), Some(Item::Header { header, .. }) if header.node == wanted)
         );
         let Some(Item::Chunk { node, data, .. }) = bench.items.blocking_recv() else { panic!("no chunk") };
+        let Payload::Bytes(data) = data else { panic!("there is no memory to put it into") };
         assert_eq!((node, data), (wanted, sum));
         assert!(
             matches!(bench.items.blocking_recv(), Some(Item::Trailer { trailer, .. }) if trailer.node == wanted)
@@ -297,7 +299,7 @@ fn trust_1_a_coordinator_that_breaks_the_rules_is_left_with_a_reason() {
                     1,
                     gradient_down::Body::Reduced(v1::Reduced {
                         index: u32::MAX,
-                        data: Bytes::new(),
+                        data: bytes::Bytes::new(),
                         place: None,
                     }),
                 );
