@@ -35,7 +35,7 @@ impl Driver {
 
     /// Queues a message for every replica.
     pub(super) fn broadcast(&mut self, step: u64, attempt: u32, body: &gradient_down::Body) {
-        self.to_replicas(step, attempt, |_| body.clone());
+        self.send_replicas(step, attempt, |_| body.clone());
     }
 
     /// Queues a chunk of the sum for every replica: where it lies, for those of this machine.
@@ -48,7 +48,7 @@ impl Driver {
             near.for_each(|(&session, _)| self.board.shown(session, step));
         }
         let data = floats::share(chunk.clone());
-        let sent = self.to_replicas(step, attempt, |peer| {
+        let sent = self.send_replicas(step, attempt, |peer| {
             let place = place.filter(|_| peer.reads_board);
             let data = if place.is_some() { Bytes::new() } else { data.clone() };
             gradient_down::Body::Reduced(v1::Reduced { index, data, place })
@@ -57,7 +57,12 @@ impl Driver {
     }
 
     /// Queues a message for each replica and returns how many there are.
-    fn to_replicas(&mut self, step: u64, attempt: u32, body: impl Fn(&Peer) -> gradient_down::Body) -> usize {
+    fn send_replicas(
+        &mut self,
+        step: u64,
+        attempt: u32,
+        body: impl Fn(&Peer) -> gradient_down::Body,
+    ) -> usize {
         let limit = 16 * self.parts.config.tensors.len() + (64 << 20);
         let mut sent = 0;
         for (&session, peer) in self.peers.iter().filter(|(_, peer)| peer.replica) {
