@@ -215,7 +215,7 @@ async fn train(options: &TrainOptions) -> anyhow::Result<ExitCode> {
     }
 
     let run = u64::from_str_radix(&config.run, 16).context("run.json: the run's identity is no number")?;
-    let elements = config.tensors.len();
+    let (elements, dtype) = (config.tensors.len(), config.wire_dtype);
     let (inputs, receiver) = mpsc::channel(INPUTS);
     let started = Arc::new(AtomicBool::new(false));
     let core = Core::new(shape, step, referee.digest(), recorded);
@@ -239,7 +239,7 @@ async fn train(options: &TrainOptions) -> anyhow::Result<ExitCode> {
 
     let (stop_grpc, grpc_stopped) = oneshot::channel::<()>();
     let (stop_web, web_stopped) = oneshot::channel::<()>();
-    let service = Service::new(run, incarnation, elements, inputs.clone(), Pool::default());
+    let service = Service::new((run, incarnation), elements, dtype, inputs.clone(), Pool::default());
     let link: Arc<dyn Link> = Arc::new(service.clone());
     let server = tokio::spawn(serve(grpc, service, async {
         let _ = grpc_stopped.await;

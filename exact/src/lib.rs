@@ -2,12 +2,13 @@
 //!
 //! Nothing here does I/O, knows a clock, or depends on a thread's schedule: the same
 //! arguments give the same bits on every machine that rounds as IEEE 754 says. The crate
-//! holds the reduction tree ([`tree`]) and the sums along it ([`sum`]), the optimizer's
+//! holds the reduction tree ([`tree`]) and the sums along it ([`sum`]), rounded for the wire or
+//! not ([`wire`]), the optimizer's
 //! update ([`update`]) with its digest ([`digest`]), the gradient's norm ([`norm`]), the
 //! streams of random words ([`random`]) and what is drawn from them ([`init`]), and the
 //! list of a network's tensors ([`manifest`]).
 //!
-//! Promises kept here (see ARCHITECTURE.md): **SUM-1** by [`tree`] and [`sum`],
+//! Promises kept here (see ARCHITECTURE.md): **SUM-1** by [`tree`], [`sum`] and [`wire`],
 //! **REP-1** by [`update`] and [`digest`], **DATA-2** by [`random`].
 
 #![deny(unsafe_code)]
@@ -21,6 +22,7 @@ pub mod random;
 pub mod sum;
 pub mod tree;
 pub mod update;
+pub mod wire;
 
 /// Elements of a gradient that travel and are summed together: 2¹⁸ floats, 1 MiB.
 ///

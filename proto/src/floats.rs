@@ -1,18 +1,22 @@
 //! Vectors of `f32` as the bytes of a message, without a copy where that can be.
 
 use bytes::Bytes;
+use tally_exact::wire::WireDtype;
 use thiserror::Error;
+
+use crate::pool::{Chunk, Pool};
+use crate::segment::Segment;
 
 #[cfg(target_endian = "big")]
 compile_error!("floats travel little-endian and are not converted; big-endian machines are not supported");
 
 /// A stretch of floats whose length is not the expected one.
 #[derive(Debug, Error, PartialEq, Eq)]
-#[error("{got} bytes of floats where {} were expected", 4 * .wanted)]
+#[error("{got} bytes of floats where {wanted} were expected")]
 pub struct BadLength {
     /// Bytes that came.
     pub got: usize,
-    /// Floats that were expected.
+    /// Bytes that were expected.
     pub wanted: usize,
 }
 
@@ -42,27 +46,87 @@ pub fn copy(values: &[f32]) -> Bytes {
 /// [`BadLength`] if there are more or fewer than `into` holds.
 pub fn read(bytes: &[u8], into: &mut [f32]) -> Result<(), BadLength> {
     if bytes.len() != 4 * into.len() {
-        return Err(BadLength { got: bytes.len(), wanted: into.len() });
+        return Err(BadLength { got: bytes.len(), wanted: 4 * into.len() });
     }
     // A message's bytes lie at any alignment; copying them as bytes does not mind.
     bytemuck::cast_slice_mut::<f32, u8>(into).copy_from_slice(bytes);
     Ok(())
 }
 
-/// A message's floats where they lie, or, if they are not aligned there, copied to `scratch`.
+/// A chunk of a gradient, rounded already, as the bytes of a message.
+#[must_use]
+pub fn encode(dtype: WireDtype, chunk: Chunk, pool: &Pool) -> Bytes {
+    match dtype {
+        WireDtype::F32 => share(chunk),
+        WireDtype::Bf16 => pack(dtype, &chunk, pool),
+    }
+}
+
+/// The same for a chunk that others hold too.
+#[must_use]
+pub fn encode_shared<T>(dtype: WireDtype, chunk: T, pool: &Pool) -> Bytes
+where
+    T: AsRef<[f32]> + Send + 'static,
+{
+    match dtype {
+        WireDtype::F32 => share(chunk),
+        WireDtype::Bf16 => pack(dtype, chunk.as_ref(), pool),
+    }
+}
+
+/// Packed values in a buffer of the pool.
+fn pack(dtype: WireDtype, values: &[f32], pool: &Pool) -> Bytes {
+    let bytes = dtype.bytes() * values.len();
+    let mut packed = pool.take(bytes.div_ceil(4));
+    dtype.pack(values, &mut bytemuck::cast_slice_mut(&mut packed)[..bytes]);
+    share(packed).slice(..bytes)
+}
+
+/// The floats of a chunk of `wanted` elements where they lie, if they can be used there.
+#[must_use]
+pub fn view(dtype: WireDtype, bytes: &[u8], wanted: usize) -> Option<&[f32]> {
+    let values: &[f32] = bytemuck::try_cast_slice(bytes).ok()?;
+    (dtype == WireDtype::F32 && values.len() == wanted).then_some(values)
+}
+
+/// The floats of a chunk of `wanted` elements.
 ///
 /// # Errors
-/// [`BadLength`] unless there are `wanted` of them.
-pub fn view<'a>(bytes: &'a [u8], wanted: usize, scratch: &'a mut Vec<f32>) -> Result<&'a [f32], BadLength> {
-    if bytes.len() != 4 * wanted {
-        return Err(BadLength { got: bytes.len(), wanted });
+/// [`BadLength`] if there are more or fewer.
+pub fn decode(dtype: WireDtype, bytes: &[u8], wanted: usize, pool: &Pool) -> Result<Chunk, BadLength> {
+    if bytes.len() != dtype.bytes() * wanted {
+        return Err(BadLength { got: bytes.len(), wanted: dtype.bytes() * wanted });
     }
-    if let Ok(values) = bytemuck::try_cast_slice(bytes) {
-        return Ok(values);
+    let mut chunk = pool.take(wanted);
+    match dtype {
+        WireDtype::F32 => read(bytes, &mut chunk)?,
+        WireDtype::Bf16 => dtype.unpack(bytes, &mut chunk),
     }
-    scratch.resize(wanted, 0.0);
-    read(bytes, scratch)?;
-    Ok(scratch)
+    Ok(chunk)
+}
+
+/// The floats of a chunk of `wanted` elements that lies in a place of shared memory.
+///
+/// # Errors
+/// If there is no such place.
+pub fn fetch(
+    dtype: WireDtype,
+    memory: &Segment,
+    place: u32,
+    wanted: usize,
+    pool: &Pool,
+) -> std::io::Result<Chunk> {
+    let mut raw = pool.take((dtype.bytes() * wanted).div_ceil(4));
+    let bytes = &mut bytemuck::cast_slice_mut(&mut raw)[..dtype.bytes() * wanted];
+    memory.read(place, bytes)?;
+    match dtype {
+        WireDtype::F32 => Ok(raw),
+        WireDtype::Bf16 => {
+            let mut chunk = pool.take(wanted);
+            dtype.unpack(bytes, &mut chunk);
+            Ok(chunk)
+        }
+    }
 }
 
 /// A message's floats as a new vector of exactly `wanted` elements.
@@ -71,7 +135,7 @@ pub fn view<'a>(bytes: &'a [u8], wanted: usize, scratch: &'a mut Vec<f32>) -> Re
 /// [`BadLength`] if there are more or fewer; nothing is allocated then.
 pub fn to_vec(bytes: &[u8], wanted: usize) -> Result<Vec<f32>, BadLength> {
     if bytes.len() != 4 * wanted {
-        return Err(BadLength { got: bytes.len(), wanted });
+        return Err(BadLength { got: bytes.len(), wanted: 4 * wanted });
     }
     let mut values = vec![0.0; wanted];
     read(bytes, &mut values)?;
@@ -95,8 +159,25 @@ mod tests {
     }
 
     #[test]
+    fn a_chunk_is_read_as_it_was_written() {
+        let pool = Pool::default();
+        let values = [1.5f32, -0.0, 3.0];
+        for dtype in [WireDtype::F32, WireDtype::Bf16] {
+            let mut chunk = pool.take(3);
+            chunk.copy_from_slice(&values);
+            let bytes = encode(dtype, chunk, &pool);
+            assert_eq!(bytes.len(), 3 * dtype.bytes());
+            assert_eq!(bytes, encode_shared(dtype, values.to_vec(), &pool));
+            assert_eq!(*decode(dtype, &bytes, 3, &pool).unwrap(), values);
+            let wanted = 4 * dtype.bytes();
+            let error = decode(dtype, &bytes, 4, &pool).unwrap_err();
+            assert_eq!(error, BadLength { got: bytes.len(), wanted });
+        }
+    }
+
+    #[test]
     fn a_wrong_length_is_refused() {
-        assert_eq!(to_vec(&[0; 7], 2), Err(BadLength { got: 7, wanted: 2 }));
+        assert_eq!(to_vec(&[0; 7], 2), Err(BadLength { got: 7, wanted: 8 }));
         assert!(read(&[0; 8], &mut [0.0; 3]).is_err());
     }
 }

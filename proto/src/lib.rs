@@ -19,6 +19,9 @@ pub mod v1 {
 /// The version both sides must have. Raised whenever an old peer would misunderstand.
 pub const PROTOCOL: u32 = 1;
 
+/// The capability of a worker whose gradients can travel as bfloat16.
+pub const BF16: &str = "bf16";
+
 /// The largest message the coordinator takes from a worker, in bytes: a chunk of 1 MiB, or
 /// 2¹⁴ tensors with names of 64 bytes, and what is around them. A message of empty elements
 /// takes up to 28 times its length in memory, so this is no larger than it must be.

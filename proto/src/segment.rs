@@ -136,9 +136,8 @@ mod linux {
         ///
         /// # Errors
         /// If there is no such place.
-        pub fn read(&self, place: u32, into: &mut [f32]) -> io::Result<()> {
-            let bytes: &mut [u8] = bytemuck::cast_slice_mut(into);
-            self.at(place, bytes.len())?.copy_to(bytes);
+        pub fn read(&self, place: u32, into: &mut [u8]) -> io::Result<()> {
+            self.at(place, into.len())?.copy_to(into);
             Ok(())
         }
 
@@ -183,8 +182,8 @@ mod nowhere {
             Err(beyond(place, 0, chunk.len()))
         }
 
-        pub fn read(&self, place: u32, into: &mut [f32]) -> io::Result<()> {
-            Err(beyond(place, 0, 4 * into.len()))
+        pub fn read(&self, place: u32, into: &mut [u8]) -> io::Result<()> {
+            Err(beyond(place, 0, into.len()))
         }
     }
 }
@@ -202,14 +201,14 @@ mod tests {
     fn a_chunk_written_on_one_side_is_read_on_the_other() {
         let ours = Segment::create(3).unwrap();
         let theirs = Segment::open(&ours.offer(), true).unwrap();
-        let mut chunk = vec![0.0; CHUNK];
-        theirs.write(2, bytemuck::cast_slice(&vec![1.5f32; CHUNK])).unwrap();
+        let mut chunk = vec![0; PLACE];
+        theirs.write(2, &vec![7; PLACE]).unwrap();
         ours.read(2, &mut chunk).unwrap();
-        assert_eq!(chunk, vec![1.5; CHUNK]);
+        assert_eq!(chunk, vec![7; PLACE]);
         // The last chunk of a vector is short.
-        theirs.write(1, bytemuck::cast_slice(&[2.5f32, -1.0])).unwrap();
-        ours.read(1, &mut chunk[..2]).unwrap();
-        assert_eq!(chunk[..3], [2.5, -1.0, 1.5]);
+        theirs.write(1, &[1, 2, 3]).unwrap();
+        ours.read(1, &mut chunk[..3]).unwrap();
+        assert_eq!(chunk[..4], [1, 2, 3, 7]);
     }
 
     #[test]
@@ -217,8 +216,8 @@ mod tests {
         let segment = Segment::create(2).unwrap();
         assert!(segment.write(2, &[0; 4]).is_err());
         assert!(segment.write(u32::MAX, &[0; 4]).is_err());
-        assert!(segment.write(0, &vec![0; 4 * CHUNK + 1]).is_err());
-        assert!(segment.read(2, &mut [0.0]).is_err());
+        assert!(segment.write(0, &vec![0; PLACE + 1]).is_err());
+        assert!(segment.read(2, &mut [0]).is_err());
         let theirs = Segment::open(&segment.offer(), true).unwrap();
         let v1::Segment { process, descriptor, .. } = theirs.offer();
         let file = File::options().write(true).open(format!("/proc/{process}/fd/{descriptor}")).unwrap();
@@ -265,6 +264,6 @@ mod tests {
         let ours = Segment::create(1).unwrap();
         let theirs = Segment::open(&ours.offer(), false).unwrap();
         assert!(theirs.write(0, &[1; 4]).is_err());
-        assert!(theirs.read(0, &mut [0.0; 4]).is_ok());
+        assert!(theirs.read(0, &mut [0; 4]).is_ok());
     }
 }

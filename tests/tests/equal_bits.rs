@@ -64,6 +64,19 @@ fn sum_1_a_short_last_batch_with_empty_leaves_has_the_same_bits_for_any_workers(
     clusters_agree(&ALL, 20, &[&options[..], &["--train-limit", "100", "--test-limit", "30"]].concat());
 }
 
+/// Rounded at every node: whoever adds, and whatever travels. One machine that computes the
+/// steps again rounds as they did.
+#[test]
+fn sum_1_gradients_as_bfloat16_have_the_same_bits_for_any_workers() {
+    let options = ["--model", "mlp", "--epochs", "2", "--train-limit", "640", "--test-limit", "150"];
+    let rounded = [&options[..], &["--wire-dtype", "bf16"]].concat();
+    clusters_agree(&ALL, 20, &rounded);
+    let run = train_apart(3, &rounded);
+    assert_ne!(run.sha256(), train_local(1, &options).sha256(), "it makes a difference");
+    let verified = tally_tests::cluster::run("coordinator", ["verify", run.arg()]);
+    assert!(verified.status.success(), "{}", verified.stderr);
+}
+
 /// A batch smaller than the number of leaves: every step has empty leaves, and a worker's
 /// whole subtree may be empty.
 #[test]

@@ -174,6 +174,7 @@ fn resume_1_options_that_decide_the_bits_cannot_change() {
         ("--learning-rate", "0.5"),
         ("--clip-norm", "none"),
         ("--lr-schedule", "constant"),
+        ("--wire-dtype", "bf16"),
         ("--model", "mlp"),
         ("--train-limit", "400"),
         ("--epochs", "5"),

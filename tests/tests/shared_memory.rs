@@ -43,5 +43,4 @@ fn rep_1_a_frozen_reader_finds_what_it_was_pointed_to() {
     let told = coordinator.stderr();
     assert!(!told.contains("drifted") && !told.contains("digest"), "{told}");
     workers.iter().for_each(|worker| worker.succeed());
-    assert_eq!(run.summary()["workers_lost"], 0);
 }

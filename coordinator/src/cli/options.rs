@@ -10,6 +10,7 @@ use anyhow::{Context as _, bail, ensure};
 use clap::{Args, ValueEnum};
 use tally_data::{Mnist, Schedule};
 use tally_exact::tree::Tree;
+use tally_exact::wire::WireDtype;
 use tally_proto::MAX_LEAF_SAMPLES;
 use tally_worker::engine::{LabelLoss, ModelSpec};
 
@@ -85,6 +86,11 @@ pub struct Training {
     /// How the rate goes on: constant or cosine [default: cosine]
     #[arg(long, value_name = "SCHEDULE", help_heading = "Training")]
     pub lr_schedule: Option<LrSchedule>,
+
+    /// What gradients travel as: f32, or bf16 for half the bytes, rounded at every node of the
+    /// tree. It decides the bits [default: f32]
+    #[arg(long, value_name = "DTYPE", help_heading = "Training")]
+    pub wire_dtype: Option<WireDtype>,
 
     /// Seed of the order, the random numbers and the initial parameters [default: 1]
     #[arg(long, value_name = "SEED", help_heading = "Training")]
@@ -241,6 +247,7 @@ impl Training {
             checkpoint_every: None,
             keep_checkpoints: 3,
             audit_rate: 0.0,
+            wire_dtype: self.wire_dtype.unwrap_or_default(),
         })
     }
 
@@ -275,6 +282,7 @@ impl Training {
         same("--clip-norm", clip.as_ref(), &o.clip_norm, |c| c.map_or("none".into(), |c| c.to_string()))?;
         same("--warmup-steps", self.warmup_steps.as_ref(), &o.warmup_steps, u64::to_string)?;
         same("--lr-schedule", self.lr_schedule.as_ref(), &o.lr_schedule, LrSchedule::to_string)?;
+        same("--wire-dtype", self.wire_dtype.as_ref(), &config.wire_dtype, WireDtype::to_string)?;
         same("--seed", self.seed.as_ref(), &config.seed, u64::to_string)?;
         same("--model", self.model.as_ref(), &config.model, ModelSpec::to_string)?;
         // A custom recipe is one whose parts were given; they have just been compared.

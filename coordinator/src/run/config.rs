@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use tally_exact::manifest::Manifest;
+use tally_exact::wire::WireDtype;
 use tally_worker::engine::{LabelLoss, ModelSpec};
 
 use crate::core::recipe::Recipe;
@@ -49,6 +50,9 @@ pub struct RunConfig {
     /// The share of steps in which a second worker checks another's bits.
     #[serde(default)]
     pub audit_rate: f64,
+    /// What gradients travel as.
+    #[serde(default)]
+    pub wire_dtype: WireDtype,
     /// The network's tensors.
     pub tensors: Manifest,
 }

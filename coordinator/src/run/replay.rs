@@ -12,7 +12,7 @@ use tally_checkpoint as checkpoint;
 use tally_data::{Mnist, Paired};
 use tally_exact::digest::Digest;
 use tally_exact::loss::LossParts;
-use tally_exact::sum::{self, Fold};
+use tally_exact::sum::Fold;
 use tally_exact::tree::{Node, Tree};
 use tally_exact::update::Update;
 use tally_exact::{CHUNK, chunk_range, chunks, init, norm};
@@ -270,7 +270,7 @@ impl Replay {
 
     /// The gradient of a step's mean loss, summed along the tree, and that loss.
     fn gradient(&mut self, step: u64, samples: usize) -> anyhow::Result<(Vec<f32>, LossParts)> {
-        let elements = self.engine.manifest().len();
+        let (elements, dtype) = (self.engine.manifest().len(), self.config.wire_dtype);
         let mut fold: Fold<Vec<f32>> = Fold::default();
         let mut losses = Vec::with_capacity(self.tree.shards() as usize);
         for leaf in 0..self.tree.shards() {
@@ -288,11 +288,12 @@ impl Replay {
                     &mut out,
                     &mut |_| {},
                 )?));
+                dtype.round(&mut out);
                 Some(out)
             };
             let free = &mut self.buffers;
             fold.push(value, |mut left: Vec<f32>, right: Vec<f32>| {
-                sum::add(&mut left, &right);
+                dtype.add(&mut left, &right);
                 free.push(right);
                 left
             });

@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use tally_exact::norm;
 use tally_exact::tree::Node;
-use tally_exact::{norm, sum};
+use tally_exact::wire::WireDtype;
 
 use crate::core::reduction::Due;
 use tally_proto::pool::Chunk;
@@ -22,11 +23,18 @@ impl AsRef<[f32]> for Shared {
 /// Chunks that wait for their siblings, and the root's as they become whole.
 #[derive(Debug, Default)]
 pub struct Arena {
+    dtype: WireDtype,
     waiting: HashMap<(Node, u32), Chunk>,
     root: Vec<Option<(Shared, f64)>>,
 }
 
 impl Arena {
+    /// An arena for sums of this type.
+    #[must_use]
+    pub fn new(dtype: WireDtype) -> Self {
+        Self { dtype, ..Self::default() }
+    }
+
     /// Drops everything and makes room for a root of `chunks` chunks.
     pub fn reset(&mut self, chunks: usize) {
         self.waiting.clear();
@@ -49,7 +57,7 @@ impl Arena {
                     debug_assert!(false, "the core asks for additions of chunks that are there");
                     return None;
                 };
-                sum::add(&mut left, &right);
+                self.dtype.add(&mut left, &right);
                 self.waiting.insert((parent, chunk), left);
                 None
             }

@@ -8,7 +8,6 @@
 
 use std::collections::BTreeMap;
 
-use bytemuck::cast_slice;
 use tally_proto::segment::Segment;
 use tally_proto::v1;
 
@@ -49,9 +48,9 @@ impl Board {
     }
 
     /// Writes a chunk of the attempt's sum and returns its place.
-    pub fn write(&mut self, index: u32, values: &[f32]) -> Option<u32> {
+    pub fn write(&mut self, index: u32, chunk: &[u8]) -> Option<u32> {
         let place = self.half? as u32 * self.chunks + index;
-        match self.segment.as_ref()?.write(place, cast_slice(values)) {
+        match self.segment.as_ref()?.write(place, chunk) {
             Ok(()) => Some(place),
             Err(error) => {
                 tracing::warn!(
@@ -92,8 +91,8 @@ impl Board {
 mod tests {
     use super::*;
 
-    fn read(board: &Board, place: u32) -> f32 {
-        let mut values = [0.0];
+    fn read(board: &Board, place: u32) -> u8 {
+        let mut values = [0];
         Segment::open(&board.offer().unwrap(), false).unwrap().read(place, &mut values).unwrap();
         values[0]
     }
@@ -101,7 +100,7 @@ mod tests {
     /// Begins an attempt at `step`, shows it to `readers`, and returns the place of chunk 1.
     fn attempt(board: &mut Board, step: u64, readers: &[Session]) -> Option<u32> {
         board.begin();
-        let place = board.write(1, &[step as f32])?;
+        let place = board.write(1, &[step as u8])?;
         readers.iter().for_each(|&session| board.shown(session, step));
         Some(place)
     }
@@ -115,7 +114,7 @@ mod tests {
         assert_ne!(first, second, "8 may still read the first");
         board.confirmed(7, 2);
         assert_eq!(attempt(&mut board, 3, &[7, 8]), None, "8 may still read both");
-        assert_eq!((read(&board, first), read(&board, second)), (1.0, 2.0));
+        assert_eq!((read(&board, first), read(&board, second)), (1, 2));
         board.confirmed(8, 1);
         assert_eq!(attempt(&mut board, 3, &[7, 8]), Some(first));
         board.gone(8);
@@ -127,18 +126,18 @@ mod tests {
         let mut board = Board::new(1);
         let place = |half: u32| Some(half);
         board.begin();
-        assert_eq!(board.write(0, &[1.0]), place(0));
+        assert_eq!(board.write(0, &[1]), place(0));
         board.shown(7, 5);
         board.begin();
-        assert_eq!(board.write(0, &[2.0]), place(1));
+        assert_eq!(board.write(0, &[2]), place(1));
         board.shown(7, 5);
         board.begin();
-        assert_eq!(board.write(0, &[3.0]), None);
+        assert_eq!(board.write(0, &[3]), None);
         board.confirmed(7, 4);
         board.begin();
-        assert_eq!(board.write(0, &[3.0]), None, "step 4 was before");
+        assert_eq!(board.write(0, &[3]), None, "step 4 was before");
         board.confirmed(7, 5);
         board.begin();
-        assert_eq!(board.write(0, &[3.0]), place(0));
+        assert_eq!(board.write(0, &[3]), place(0));
     }
 }

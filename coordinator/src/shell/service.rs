@@ -9,11 +9,12 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use tally_exact::chunk_range;
 use tally_exact::digest::Digest;
 use tally_exact::manifest::Manifest;
 use tally_exact::norm::first_non_finite;
 use tally_exact::tree::Node;
-use tally_exact::{CHUNK, chunk_range};
+use tally_exact::wire::WireDtype;
 use tally_proto::segment::Segment;
 use tally_proto::v1::cluster_server::Cluster;
 use tally_proto::v1::{self, GradientUp, WorkerMessage, gradient_up, worker_message};
@@ -44,6 +45,8 @@ pub struct Hello {
     pub name: String,
     /// Threads it computes with.
     pub threads: u32,
+    /// What it can do beyond the protocol's version.
+    pub capabilities: Vec<String>,
     /// Steps of this run whose state it holds, newest first, with their digests.
     pub held: Vec<(u64, Digest)>,
 }
@@ -129,6 +132,7 @@ pub struct Service {
     run: u64,
     incarnation: u64,
     elements: usize,
+    dtype: WireDtype,
     inputs: mpsc::Sender<Input>,
     pool: Pool,
     sessions: Arc<AtomicU64>,
@@ -137,11 +141,17 @@ pub struct Service {
 }
 
 impl Service {
-    /// A service that feeds `inputs`; gradients have `elements` elements.
+    /// A service that feeds `inputs`; gradients have `elements` elements and travel as `dtype`.
     #[must_use]
-    pub fn new(run: u64, incarnation: u64, elements: usize, inputs: mpsc::Sender<Input>, pool: Pool) -> Self {
+    pub fn new(
+        (run, incarnation): (u64, u64),
+        elements: usize,
+        dtype: WireDtype,
+        inputs: mpsc::Sender<Input>,
+        pool: Pool,
+    ) -> Self {
         let sessions = Arc::new(AtomicU64::new(1));
-        Self { run, incarnation, elements, inputs, pool, sessions, memory: Arc::default() }
+        Self { run, incarnation, elements, dtype, inputs, pool, sessions, memory: Arc::default() }
     }
 
     /// A session that nobody can guess, and that is greater than all before it.
@@ -229,13 +239,13 @@ impl Service {
             }),
             Body::Chunk(m) => {
                 let data = match m.place {
-                    None => self.floats(m.index, &m.data),
+                    None => self.floats(self.dtype, m.index, &m.data),
                     Some(place) => self.placed(m.index, place, memory),
                 };
                 Input::Chunk { from, node: Node(m.node), index: m.index, data }
             }
             Body::StateChunk(m) => {
-                let data = self.floats(m.index, &m.data);
+                let data = self.floats(WireDtype::F32, m.index, &m.data);
                 Input::State { session, step: from.step, momentum: m.momentum, index: m.index, data }
             }
             Body::Trailer(m) => {
@@ -253,21 +263,19 @@ impl Service {
         })
     }
 
-    fn floats(&self, index: u32, bytes: &[u8]) -> Result<Chunk, String> {
-        let mut chunk = self.room(index);
-        floats::read(bytes, &mut chunk).map_err(|e| format!("chunk {index}: {e}"))?;
-        finite(index, chunk)
+    fn floats(&self, dtype: WireDtype, index: u32, bytes: &[u8]) -> Result<Chunk, String> {
+        let chunk = floats::decode(dtype, bytes, self.wanted(index), &self.pool);
+        finite(index, chunk.map_err(|e| format!("chunk {index}: {e}"))?)
     }
 
     fn placed(&self, index: u32, place: u32, memory: Option<&Segment>) -> Result<Chunk, String> {
         let memory = memory.ok_or("it put a chunk into memory that it does not share")?;
-        let mut chunk = self.room(index);
-        memory.read(place, &mut chunk).map_err(|e| format!("chunk {index} in shared memory: {e}"))?;
-        finite(index, chunk)
+        let chunk = floats::fetch(self.dtype, memory, place, self.wanted(index), &self.pool);
+        finite(index, chunk.map_err(|e| format!("chunk {index} in shared memory: {e}"))?)
     }
 
-    fn room(&self, index: u32) -> Chunk {
-        self.pool.take(chunk_range(self.elements, index as usize).len().min(CHUNK))
+    fn wanted(&self, index: u32) -> usize {
+        chunk_range(self.elements, index as usize).len()
     }
 
     /// Takes a worker's gradient stream, which begins with its opening.
@@ -388,6 +396,7 @@ impl Cluster for Service {
         let hello = Hello {
             name: printable(&hello.name, 128),
             threads: hello.threads,
+            capabilities: hello.capabilities,
             held: ours.map(|held| (held.step, Digest(held.digest))).collect(),
         };
         let session = self.new_session();

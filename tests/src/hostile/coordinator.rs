@@ -32,6 +32,7 @@ use tally_exact::digest;
 use tally_exact::init;
 use tally_exact::manifest::Manifest;
 use tally_exact::tree::{Node, Tree};
+use tally_exact::wire::WireDtype;
 use tally_proto::pool::Pool;
 use tally_proto::v1::cluster_server::Cluster as _;
 use tally_proto::v1::{
@@ -66,8 +67,9 @@ const ROUNDS: usize = 1000;
 pub fn play(script: &[u8]) {
     let root = tempfile::tempdir().unwrap();
     let (inputs, receiver) = mpsc::channel(64);
+    let dtype = WireDtype::default();
     let (driver, run, manifest) = driver(root.path());
-    let service = Service::new(run, 1, ELEMENTS, inputs.clone(), Pool::default());
+    let service = Service::new((run, 1), ELEMENTS, dtype, inputs.clone(), Pool::default());
     let thread = std::thread::spawn(move || driver.run(receiver));
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(async {

@@ -1,9 +1,10 @@
 //! The beginning of a session: hello, welcome, an engine for what is trained.
 
+use tally_exact::wire::WireDtype;
 use tally_proto::segment::Segment;
 use tally_proto::v1::cluster_client::ClusterClient;
 use tally_proto::v1::{self, CoordinatorMessage, Stamp, WorkerMessage, coordinator_message, worker_message};
-use tally_proto::{MAX_FROM_COORDINATOR, PROTOCOL};
+use tally_proto::{BF16, MAX_FROM_COORDINATOR, PROTOCOL};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::transport::Channel;
@@ -24,6 +25,8 @@ pub struct Admitted {
     pub stamp: Stamp,
     /// What is trained.
     pub welcome: v1::Welcome,
+    /// What gradients travel as.
+    pub dtype: WireDtype,
     /// What is shared with a coordinator on this machine.
     pub memory: Option<Memory>,
 }
@@ -81,7 +84,7 @@ pub async fn admit(options: &WorkerOptions, channel: Channel, kept: &mut Kept) -
         name: options.name.clone(),
         backend: options.backend.to_string(),
         threads: options.threads as u32,
-        capabilities: Vec::new(),
+        capabilities: vec![BF16.into()],
         held: held(kept),
     };
     let _ = control.send(WorkerMessage { stamp: None, body: Some(worker_message::Body::Hello(hello)) });
@@ -119,8 +122,12 @@ pub async fn admit(options: &WorkerOptions, channel: Channel, kept: &mut Kept) -
             return Err(word?.body.as_ref().and_then(last_word).unwrap_or_else(unexpected));
         }
     }
+    let dtype = match welcome.wire_dtype.as_str() {
+        "" => WireDtype::default(),
+        name => name.parse().map_err(|e| Ended::Refused(format!("its gradients: {e}")))?,
+    };
     let memory = if options.share_memory && options.link.is_none() { memory(&welcome) } else { None };
-    Ok(Admitted { client, control, incoming, stamp, welcome, memory })
+    Ok(Admitted { client, control, incoming, stamp, welcome, dtype, memory })
 }
 
 /// The memory that the coordinator offers, if it is within reach.

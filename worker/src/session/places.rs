@@ -43,9 +43,9 @@ impl Places {
     }
 
     /// Copies a chunk to a free place, if there is one, and returns it.
-    pub fn put(&self, attempt: u32, index: u32, chunk: &[f32]) -> Option<u32> {
+    pub fn put(&self, attempt: u32, index: u32, chunk: &[u8]) -> Option<u32> {
         let place = self.state().free.pop()?;
-        match self.segment.write(place, bytemuck::cast_slice(chunk)) {
+        match self.segment.write(place, chunk) {
             Ok(()) => {
                 self.state().taken.push(Taken { place, attempt, index });
                 Some(place)
@@ -83,7 +83,7 @@ mod tests {
     #[test]
     fn sum_1_a_place_is_written_again_when_its_chunk_is_summed_or_its_attempt_over() {
         let places = Places::new(Segment::create(3).unwrap());
-        let put = |attempt, index| places.put(attempt, index, &[1.0]);
+        let put = |attempt, index| places.put(attempt, index, &[1]);
         assert_eq!([put(1, 0), put(1, 1), put(1, 2), put(1, 3)], [Some(0), Some(1), Some(2), None]);
         places.summed(2, 1);
         assert_eq!(put(1, 3), None, "that was another attempt");

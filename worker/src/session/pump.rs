@@ -12,7 +12,7 @@ use tokio_stream::StreamExt as _;
 use tonic::Streaming;
 use tonic::transport::Channel;
 
-use super::compute::{Compute, Input, Rest, Shared};
+use super::compute::{Compute, Input, Rest, Travel};
 use super::handshake::{self, Admitted, broken, last_word, next};
 use super::link::{self, Down};
 use super::places::Places;
@@ -50,7 +50,7 @@ async fn take_part(
         admitted = handshake::admit(options, channel, kept) => admitted?,
         () = leave.as_mut() => return Ok(Ended::Left),
     };
-    let Admitted { mut client, control, mut incoming, stamp, welcome, memory } = admitted;
+    let Admitted { mut client, control, mut incoming, stamp, welcome, dtype, memory } = admitted;
     let Some(engine) = kept.engine.take() else { return Err(Ended::Failed("there is no engine".into())) };
     let same_run = kept.run.is_some_and(|(run, _)| run == stamp.run);
     let held = std::mem::take(&mut kept.held);
@@ -98,7 +98,7 @@ async fn take_part(
         control.clone(),
         items.clone(),
     )
-    .sharing(Shared { sums, places });
+    .travelling(Travel { dtype, sums, places });
     let thread = std::thread::Builder::new().name("compute".into()).spawn(move || {
         let _ = done.send(compute.run(&inbox));
     });

@@ -75,7 +75,7 @@ impl Driver {
             }
             Action::Take { node, index } => {
                 if let Some(values) = self.held.take() {
-                    metrics::received(4 * values.len());
+                    metrics::received(self.parts.config.wire_dtype.bytes() * values.len());
                     self.arena.put(node, index, values);
                 }
             }

@@ -68,9 +68,17 @@ impl Driver {
                     spare: self.peers.len() >= config.shards as usize,
                     down: memory.as_ref().and_then(|_| self.board.offer()),
                     up: memory,
+                    wire_dtype: config.wire_dtype.to_string(),
                 };
                 self.control(&control, session, 0, 0, coordinator_message::Body::Welcome(welcome));
+                let able =
+                    config.wire_dtype == WireDtype::F32 || hello.capabilities.iter().any(|c| c == BF16);
                 self.guests.insert(session, Guest { hello, control, bulk: None, device: None });
+                if !able {
+                    let reason = "this run's gradients travel as bfloat16, which this worker cannot send; run the \
+                                  same build of Tally on both sides";
+                    self.refuse(session, reason.into());
+                }
                 if self.guests.len() > MOST_GUESTS {
                     self.refuse(session, "too many workers are joining; try again later".into());
                 }
@@ -144,7 +152,7 @@ impl Driver {
             return;
         };
         self.peers.insert(session, Peer { control, bulk, reads_board, replica: false });
-        let Hello { name, threads, held } = hello;
+        let Hello { name, threads, held, .. } = hello;
         self.events.push_back(Event::Joined { session, name, device, threads, held });
     }
 }

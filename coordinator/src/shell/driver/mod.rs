@@ -21,10 +21,11 @@ use tally_exact::digest::{self, Digest};
 use tally_exact::manifest::Manifest;
 use tally_exact::norm;
 use tally_exact::update::Update;
+use tally_exact::wire::WireDtype;
 use tally_exact::{CHUNK, chunk_range};
 use tally_proto::convert::LeafAnswers;
 use tally_proto::v1::{self, CoordinatorMessage, GradientDown, coordinator_message, gradient_down};
-use tally_proto::{PROTOCOL, convert, floats};
+use tally_proto::{BF16, PROTOCOL, convert, floats};
 use tokio::sync::mpsc;
 
 use super::arena::{Arena, Shared};
@@ -43,7 +44,7 @@ use crate::run::config::RunConfig;
 use crate::run::directory::RunDirectory;
 use crate::run::journal::{History, Journal, Line, StepLine};
 use crate::run::summary::{Summary, TestSummary, Times};
-use tally_proto::pool::Chunk;
+use tally_proto::pool::{Chunk, Pool};
 use tally_worker::logging::in_one_line;
 use tally_worker::scores::TEST_LEAF;
 use tally_worker::scores::{self, Scores};
@@ -126,6 +127,8 @@ pub struct Driver {
     events: VecDeque<Event>,
     arena: Arena,
     board: Board,
+    /// For sums on their way out.
+    pool: Pool,
     held: Option<Chunk>,
     upload: Option<Upload>,
     squared_norm: f64,
@@ -168,7 +171,8 @@ impl Driver {
             lagging: BTreeSet::new(),
             told_late: BTreeSet::new(),
             events: VecDeque::new(),
-            arena: Arena::default(),
+            arena: Arena::new(parts.config.wire_dtype),
+            pool: Pool::default(),
             board: Board::new(parts.core.shape().chunks),
             held: None,
             upload: None,

@@ -42,12 +42,13 @@ impl Driver {
     pub(super) fn broadcast_sum(&mut self, step: u64, attempt: u32, index: u32, chunk: &Shared) {
         let near = |peer: &Peer| peer.replica && peer.reads_board;
         let any = self.peers.values().any(near);
-        let place = if any { self.board.write(index, chunk.as_ref()) } else { None };
+        let dtype = self.parts.config.wire_dtype;
+        let data = floats::encode_shared(dtype, chunk.clone(), &self.pool);
+        let place = if any { self.board.write(index, &data) } else { None };
         if place.is_some() {
             let near = self.peers.iter().filter(|(_, peer)| near(peer));
             near.for_each(|(&session, _)| self.board.shown(session, step));
         }
-        let data = floats::share(chunk.clone());
         let sent = self.send_replicas(step, attempt, |peer| {
             let place = place.filter(|_| peer.reads_board);
             let data = if place.is_some() { Bytes::new() } else { data.clone() };
@@ -119,7 +120,7 @@ impl Driver {
         let rate = self.parts.core.shape().recipe.rate(step, self.parts.core.shape().steps());
         send(gradient_down::Body::Begin(self.begin(rate)));
         for (index, chunk) in self.arena.emitted() {
-            let data = floats::share(chunk);
+            let data = floats::encode_shared(self.parts.config.wire_dtype, chunk, &self.pool);
             send(gradient_down::Body::Reduced(v1::Reduced { index, data, place: None }));
         }
     }

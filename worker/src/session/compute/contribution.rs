@@ -10,15 +10,15 @@ use tally_exact::chunk_range;
 use tally_exact::digest::{self, Digest};
 use tally_exact::loss::LossParts;
 use tally_exact::norm::first_non_finite;
-use tally_exact::sum::{self, Fold};
+use tally_exact::sum::Fold;
 use tally_exact::tree::{Node, Tree};
+use tally_exact::wire::WireDtype;
 use tally_proto::floats;
 use tally_proto::pool::{Chunk, Pool};
 use tally_proto::v1::{self, Receipt, Stamp, WorkerMessage, worker_message};
 use tokio::sync::mpsc;
 
-use super::{Compute, Failure, Input};
-use crate::session::places::Places;
+use super::{Compute, Failure, Input, Travel};
 use crate::session::sender::{Item, Payload};
 
 /// The leaves of a node that hold samples, in a step.
@@ -68,7 +68,8 @@ impl Compute {
         }
         self.began_at.get_or_insert_with(Instant::now);
         let work = Work { step, attempt, node, scale: 1.0 / samples as f32, full };
-        let summed = if self.engine.sums_subtrees() {
+        // An engine that adds up itself does not round between.
+        let summed = if self.engine.sums_subtrees() && self.travel.dtype == WireDtype::F32 {
             self.at_once(tree, &work, audit)?
         } else {
             match self.leaf_by_leaf(inbox, tree, &work, audit)? {
@@ -106,7 +107,7 @@ impl Compute {
         let empty = Samples::default();
         let of = |leaf: u32| self.leaves.get(&(work.step, leaf)).filter(|_| work.full.contains(&leaf));
         let leaves: Vec<&Samples> = tree.leaves(work.node).map(|leaf| of(leaf).unwrap_or(&empty)).collect();
-        let mut stream = Stream::new(&self.items, &self.pool, self.shared.places.as_deref(), work, audit);
+        let mut stream = Stream::new(&self.items, &self.pool, &self.travel, work, audit);
         let elements = out.len();
         let mut ready = |prefix: &[f32]| stream.send(prefix, elements, &[]);
         let losses = self.engine.subtree(&leaves, work.scale, &mut out, &mut ready);
@@ -138,14 +139,14 @@ impl Compute {
             let Some(samples) = self.leaves.get(&(work.step, leaf)).filter(|_| work.full.contains(&leaf))
             else {
                 self.buffers.push(out);
-                fold.push(None, add_buffers(&mut self.buffers));
+                fold.push(None, add_buffers(self.travel.dtype, &mut self.buffers));
                 continue;
             };
             let started = Instant::now();
             let elements = out.len();
             // The last leaf's gradient goes straight on through the left children that wait
             // for it, and leaves chunk by chunk while the rest of it is computed.
-            let mut stream = Stream::new(&self.items, &self.pool, self.shared.places.as_deref(), work, audit);
+            let mut stream = Stream::new(&self.items, &self.pool, &self.travel, work, audit);
             let losses = {
                 let pending: Vec<&Vec<f32>> =
                     if leaf == last { fold.pending().collect() } else { Vec::new() };
@@ -161,7 +162,8 @@ impl Compute {
                 (summed.bad, summed.audit) = (stream.bad, stream.audit);
                 self.buffers.push(out);
             } else {
-                fold.push(Some(out), add_buffers(&mut self.buffers));
+                self.travel.dtype.round(&mut out);
+                fold.push(Some(out), add_buffers(self.travel.dtype, &mut self.buffers));
             }
             summed.seconds += started.elapsed().as_secs_f64();
             // Between two leaves, see whether the attempt still stands.
@@ -174,7 +176,7 @@ impl Compute {
         if work.full.contains(&last) {
             self.buffers.extend(fold.drain());
         } else if let Some(sum) = fold.finish() {
-            let mut stream = Stream::new(&self.items, &self.pool, self.shared.places.as_deref(), work, audit);
+            let mut stream = Stream::new(&self.items, &self.pool, &self.travel, work, audit);
             stream.send(&sum, sum.len(), &[]);
             (summed.bad, summed.audit) = (stream.bad, stream.audit);
             self.buffers.push(sum);
@@ -205,9 +207,12 @@ impl Compute {
 }
 
 /// `left + right` of two full-length buffers; the right one is free again.
-fn add_buffers(free: &mut Vec<Vec<f32>>) -> impl FnMut(Vec<f32>, Vec<f32>) -> Vec<f32> + '_ {
-    |mut left, right| {
-        sum::add(&mut left, &right);
+fn add_buffers(
+    dtype: WireDtype,
+    free: &mut Vec<Vec<f32>>,
+) -> impl FnMut(Vec<f32>, Vec<f32>) -> Vec<f32> + '_ {
+    move |mut left, right| {
+        dtype.add(&mut left, &right);
         free.push(right);
         left
     }
@@ -217,7 +222,7 @@ fn add_buffers(free: &mut Vec<Vec<f32>>) -> impl FnMut(Vec<f32>, Vec<f32>) -> Ve
 struct Stream<'a> {
     items: &'a mpsc::UnboundedSender<Item>,
     pool: &'a Pool,
-    places: Option<&'a Places>,
+    travel: &'a Travel,
     attempt: u32,
     node: Node,
     next: usize,
@@ -231,12 +236,12 @@ impl<'a> Stream<'a> {
     fn new(
         items: &'a mpsc::UnboundedSender<Item>,
         pool: &'a Pool,
-        places: Option<&'a Places>,
+        travel: &'a Travel,
         work: &Work,
         audit: bool,
     ) -> Self {
         let audit = audit.then(Digest::default);
-        Self { items, pool, places, attempt: work.attempt, node: work.node, next: 0, bad: None, audit }
+        Self { items, pool, travel, attempt: work.attempt, node: work.node, next: 0, bad: None, audit }
     }
 
     /// Sends the chunks that `prefix` completes, the waiting left children added on the way.
@@ -247,9 +252,11 @@ impl<'a> Stream<'a> {
                 return;
             }
             let last = &prefix[range.clone()];
-            let sum = (!pending.is_empty()).then(|| {
+            let dtype = self.travel.dtype;
+            let sum = (!pending.is_empty() || dtype != WireDtype::F32).then(|| {
                 let mut sum = self.copy(last);
-                pending.iter().for_each(|left| sum::add_left(&left[range.clone()], &mut sum));
+                dtype.round(&mut sum);
+                pending.iter().for_each(|left| dtype.add_left(&left[range.clone()], &mut sum));
                 sum
             });
             let values = sum.as_deref().unwrap_or(last);
@@ -261,13 +268,24 @@ impl<'a> Stream<'a> {
                 *digest = digest.and(digest::of(range.start, values, values));
             } else {
                 let (attempt, node, index) = (self.attempt, self.node.0, self.next as u32);
-                let data = match self.places.and_then(|places| places.put(attempt, index, values)) {
-                    Some(place) => Payload::Place(place),
-                    None => Payload::Bytes(floats::share(sum.unwrap_or_else(|| self.copy(last)))),
-                };
+                let data = self.payload(index, last, sum);
                 let _ = self.items.send(Item::Chunk { attempt, node, index, data });
             }
             self.next += 1;
+        }
+    }
+
+    /// A chunk to be sent: `sum`, or, if that is none, `last` as it is.
+    fn payload(&self, index: u32, last: &[f32], sum: Option<Chunk>) -> Payload {
+        let Travel { dtype, places, .. } = self.travel;
+        let places = places.as_deref();
+        let put = |bytes: &[u8]| Some(Payload::Place(places?.put(self.attempt, index, bytes)?));
+        if let Some(sum) = sum {
+            let bytes = floats::encode(*dtype, sum, self.pool);
+            put(&bytes).unwrap_or(Payload::Bytes(bytes))
+        } else {
+            let send = || Payload::Bytes(floats::encode(*dtype, self.copy(last), self.pool));
+            put(bytemuck::cast_slice(last)).unwrap_or_else(send)
         }
     }
 

@@ -17,8 +17,9 @@ use tally_data::Samples;
 use tally_exact::digest::Digest;
 use tally_exact::tree::{Node, Tree};
 use tally_exact::update::Update;
+use tally_exact::wire::WireDtype;
 use tally_exact::{chunk_range, chunks};
-use tally_proto::pool::Pool;
+use tally_proto::pool::{Chunk, Pool};
 use tally_proto::segment::Segment;
 use tally_proto::v1::{self, Stamp, WorkerMessage, coordinator_message, gradient_down, worker_message};
 use tally_proto::{convert, floats};
@@ -82,12 +83,14 @@ pub struct Rest {
     pub failed: Option<String>,
 }
 
-/// Memory shared with a coordinator on this machine.
+/// How gradients travel.
 #[derive(Debug, Default)]
-pub struct Shared {
-    /// Where sums lie.
+pub struct Travel {
+    /// As what.
+    pub dtype: WireDtype,
+    /// Memory shared with a coordinator on this machine, where sums lie.
     pub sums: Option<Segment>,
-    /// Where this worker's chunks go.
+    /// The same, where this worker's chunks go.
     pub places: Option<Arc<Places>>,
 }
 
@@ -102,11 +105,10 @@ pub struct Compute {
     stamp: Stamp,
     control: mpsc::UnboundedSender<WorkerMessage>,
     items: mpsc::UnboundedSender<Item>,
-    shared: Shared,
+    travel: Travel,
     pool: Pool,
     /// Full-length buffers for the gradients of leaves.
     buffers: Vec<Vec<f32>>,
-    scratch: Vec<f32>,
     committed: Option<(u64, Digest)>,
     /// The step before, as long as the engine holds it.
     before: Option<(u64, Digest)>,
@@ -149,10 +151,9 @@ impl Compute {
             stamp,
             control,
             items,
-            shared: Shared::default(),
+            travel: Travel::default(),
             pool: Pool::default(),
             buffers: Vec::new(),
-            scratch: Vec::new(),
             committed: None,
             before: None,
             held,
@@ -170,10 +171,10 @@ impl Compute {
         }
     }
 
-    /// The same with memory shared with the coordinator.
+    /// The same with gradients that travel so.
     #[must_use]
-    pub fn sharing(self, shared: Shared) -> Self {
-        Self { shared, ..self }
+    pub fn travelling(self, travel: Travel) -> Self {
+        Self { travel, ..self }
     }
 
     /// Works until the session ends, and gives the engine back, with the reason if it was
@@ -378,15 +379,21 @@ impl Compute {
         let Some(second) = &mut self.second else { return Ok(()) };
         let range = chunk_range(self.engine.manifest().len(), reduced.index as usize);
         let wrong = |what: String| Failure(format!("chunk {} of the sum: {what}", reduced.index));
-        let gradient = if let Some(place) = reduced.place {
-            let shared = self.shared.sums.as_ref();
+        let (dtype, pool) = (self.travel.dtype, &self.pool);
+        let copied: Chunk;
+        let gradient: &[f32] = if let Some(place) = reduced.place {
+            let shared = self.travel.sums.as_ref();
             let memory =
                 shared.ok_or_else(|| wrong("it is said to lie in memory that is not shared".into()))?;
-            self.scratch.resize(range.len(), 0.0);
-            memory.read(place, &mut self.scratch).map_err(|e| wrong(e.to_string()))?;
-            &self.scratch
+            let fetched = floats::fetch(dtype, memory, place, range.len(), pool);
+            copied = fetched.map_err(|e| wrong(e.to_string()))?;
+            &copied
+        } else if let Some(view) = floats::view(dtype, &reduced.data, range.len()) {
+            view
         } else {
-            floats::view(&reduced.data, range.len(), &mut self.scratch).map_err(|e| wrong(e.to_string()))?
+            let decoded = floats::decode(dtype, &reduced.data, range.len(), pool);
+            copied = decoded.map_err(|e| wrong(e.to_string()))?;
+            &copied
         };
         let update = Update {
             learning_rate: second.begin.learning_rate,
