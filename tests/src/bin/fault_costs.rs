@@ -54,8 +54,15 @@ enum Hit {
     Joins,
 }
 
+/// By how much steps took longer than the median step, all together, in median steps. Noise alone
+/// makes it more than 0, since those that took less do not count.
+fn excess(over: &[f64]) -> f64 {
+    over.iter().map(|s| (s - 1.0).max(0.0)).sum()
+}
+
 /// Hits one of four workers (or has a fourth join three) again and again, and returns by how
-/// many median steps the worst of the steps around each hit was longer, and all of them together.
+/// many median steps the worst of the steps around each hit was longer, and all of them
+/// together, less what as many steps before it were.
 fn hit(how: Hit, times: usize) -> (f64, Vec<f64>, Vec<f64>) {
     let run = RunDir::new();
     let coordinator = start(&run, 4, &["--model", MODEL, "--epochs", "10"]);
@@ -85,7 +92,8 @@ fn hit(how: Hit, times: usize) -> (f64, Vec<f64>, Vec<f64>) {
         let step = median(usual.clone());
         let over: Vec<f64> = seconds(&run)[before..before + window].iter().map(|s| s / step).collect();
         worst.push(greatest(&over));
-        sum.push(over.iter().map(|s| (s - 1.0).max(0.0)).sum());
+        let calm: Vec<f64> = seconds(&run)[before - window..before].iter().map(|s| s / step).collect();
+        sum.push(excess(&over) - excess(&calm));
         match how {
             Hit::Joins => {}
             Hit::Frozen => fourth.signal(Signal::CONT),

@@ -173,13 +173,17 @@ fn cluster(
     })
 }
 
-fn peer(python: &Path, args: &[&str]) -> anyhow::Result<f64> {
+/// The median step in ms and the peak memory in MiB of one process.
+fn peer(python: &Path, args: &[&str]) -> anyhow::Result<(f64, f64)> {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/peer/torch_peer.py");
     let output = Command::new(python).arg(script).args(args).stderr(Stdio::null()).output()?;
     ensure!(output.status.success(), "{} {script} {args:?} failed; has it PyTorch?", python.display());
     let text = String::from_utf8_lossy(&output.stdout);
     let line = text.lines().last().context("the PyTorch script printed nothing")?;
-    serde_json::from_str::<Value>(line)?["median_ms"].as_f64().context("the PyTorch script printed no time")
+    let line: Value = serde_json::from_str(line)?;
+    let number =
+        |name: &str| line[name].as_f64().with_context(|| format!("the PyTorch script printed no {name}"));
+    Ok((number("median_ms")?, number("peak_mib")?))
 }
 
 fn median(values: impl IntoIterator<Item = f64>) -> f64 {
@@ -212,6 +216,7 @@ struct Row {
     #[serde(flatten)]
     tally: Measured,
     pytorch_ms: Option<f64>,
+    pytorch_mib: Option<f64>,
     ratio: Option<f64>,
 }
 
@@ -226,7 +231,7 @@ fn main() -> anyhow::Result<()> {
         cluster(workers, 1, 60, workers, way, &extra)
     };
     let (mut reduce, mut reduce_peer) = (vec![vec![Vec::new(); 3]; 3], vec![Vec::new(); 3]);
-    let (mut train, mut train_peer) = (vec![Vec::new(); 2], vec![Vec::new(); 2]);
+    let (mut train, mut train_peer) = (vec![Vec::new(); 3], vec![Vec::new(); 3]);
     for round in 1..=options.rounds {
         eprintln!("round {round} of {}", options.rounds);
         for (at, workers) in [2, 4, 8].into_iter().enumerate() {
@@ -240,22 +245,24 @@ fn main() -> anyhow::Result<()> {
         if options.allreduce_only {
             continue;
         }
-        for (at, (workers, threads)) in [(1, 2), (2, 1)].into_iter().enumerate() {
+        for (at, (workers, threads)) in [(1, 1), (1, 2), (2, 1)].into_iter().enumerate() {
             train[at].push(cluster(workers, threads, options.steps, 64, Way::SharedMemory, &[])?);
             if let Some(python) = &options.python {
                 let steps = options.steps.to_string();
                 let args: &[&str] = match workers {
-                    1 => &["step", "--threads", "2", "--steps", &steps],
+                    1 => &["step", "--threads", &threads.to_string(), "--steps", &steps],
                     _ => &["ddp", "--procs", "2", "--threads", "1", "--steps", &steps],
                 };
                 train_peer[at].push(peer(python, args)?);
             }
         }
     }
-    let row = |what, tally: Measured, pytorch: &[f64], ours: fn(&Measured) -> f64| {
-        let pytorch_ms = (!pytorch.is_empty()).then(|| median(pytorch.iter().copied()));
+    let row = |what, tally: Measured, pytorch: &[(f64, f64)], ours: fn(&Measured) -> f64| {
+        let of =
+            |part: fn(&(f64, f64)) -> f64| (!pytorch.is_empty()).then(|| median(pytorch.iter().map(part)));
+        let (pytorch_ms, pytorch_mib) = (of(|p| p.0), of(|p| p.1));
         let ratio = pytorch_ms.map(|theirs| ours(&tally) / theirs);
-        Row { what, tally, pytorch_ms, ratio }
+        Row { what, tally, pytorch_ms, pytorch_mib, ratio }
     };
     let mut rows = Vec::new();
     for (way, measured) in Way::ALL.into_iter().zip(&reduce) {
@@ -267,7 +274,7 @@ fn main() -> anyhow::Result<()> {
         rows.push(row("step, batch 64, 8 shards", medians(measured), peer, |m| m.step_ms));
     }
     println!(
-        "{:25} {:>7} {:>7} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>9} {:>9} {:>9} {:>6}",
+        "{:25} {:>7} {:>7} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>9} {:>9} {:>9} {:>9} {:>6}",
         "",
         "workers",
         "threads",
@@ -281,13 +288,14 @@ fn main() -> anyhow::Result<()> {
         "coord.",
         "worker",
         "PyTorch",
+        "PyTorch",
         "ratio"
     );
     for r in &rows {
         let m = &r.tally;
         let shown = |value: Option<f64>, digits: usize| value.map_or("-".into(), |v| format!("{v:.digits$}"));
         println!(
-            "{:25} {:>7} {:>7} {:>8.1} {:>8.1} {:>8.1} {:>8.1} {:>8.1} {:>8.1} {:>8.2} {:>5.0} MiB {:>5.0} MiB {:>9} {:>6}",
+            "{:25} {:>7} {:>7} {:>8.1} {:>8.1} {:>8.1} {:>8.1} {:>8.1} {:>8.1} {:>8.2} {:>5.0} MiB {:>5.0} MiB {:>5} MiB {:>9} {:>6}",
             r.what,
             m.workers,
             m.threads,
@@ -300,6 +308,7 @@ fn main() -> anyhow::Result<()> {
             m.cpu_seconds_a_step,
             m.coordinator_mib,
             m.worker_mib,
+            shown(r.pytorch_mib, 0),
             shown(r.pytorch_ms, 1),
             shown(r.ratio, 2)
         );
