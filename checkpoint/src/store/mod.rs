@@ -1,0 +1,431 @@
+//! The directories: writing one whole, reading one verified, keeping a few (**CKPT-1**).
+//!
+//! Everything half done carries a hidden name, `.tmp-…` or `.old-…`, which nothing here
+//! takes for a checkpoint and [`clean`] knows what to do with.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tally_exact::digest;
+
+use crate::error::CheckpointError;
+use crate::meta::{BadSeal, Files, MAX_MANIFEST, Meta, VERSION, seal, unseal};
+use crate::tensors::{self, Fault};
+use crate::{MANIFEST, MODEL, OPTIMIZER};
+
+/// The links that a root may have: to the best checkpoint so far and to the newest.
+pub const LINKS: [&str; 2] = ["best", "last"];
+
+const STEP: &str = "step-";
+/// Being written, or being removed: of no use to anyone.
+const TEMPORARY: &str = ".tmp-";
+/// The checkpoint that another of the same step is about to replace.
+const ASIDE: &str = ".old-";
+
+/// A checkpoint that was read, and verified.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Checkpoint {
+    /// What it says of itself.
+    pub meta: Meta,
+    /// The parameters, a flat vector in the order of `meta.tensors`.
+    pub parameters: Vec<f32>,
+    /// The momentum, in the same order.
+    pub momentum: Vec<f32>,
+}
+
+/// What [`newest_whole`] found.
+#[derive(Debug, Default)]
+pub struct Newest {
+    /// The newest checkpoint that is whole, if one is.
+    pub checkpoint: Option<Checkpoint>,
+    /// The newer ones that could not be used, newest first, and why. The errors name them.
+    pub skipped: Vec<(u64, CheckpointError)>,
+}
+
+/// Where the checkpoint of a step is, or would be.
+#[must_use]
+pub fn directory(root: &Path, step: u64) -> PathBuf {
+    root.join(name_of(step))
+}
+
+fn name_of(step: u64) -> String {
+    format!("{STEP}{step:08}")
+}
+
+/// The step of a checkpoint's directory, if that is what `name` is.
+fn step_of(name: &OsStr) -> Option<u64> {
+    let name = name.to_str()?;
+    let step = name.strip_prefix(STEP)?.parse().ok()?;
+    // There is one name for a step: no sign, no shorter or longer padding.
+    (name_of(step) == name).then_some(step)
+}
+
+/// Writes the checkpoint of `meta.step` and returns its directory. Once this returns, the
+/// checkpoint survives a power loss. One of the same step that is there already, from
+/// before a crash, is replaced, and is whole until it is.
+///
+/// `root` is made if it is not there. `parameters` and `momentum` are flat vectors in the
+/// order of `meta.tensors`.
+///
+/// # Errors
+/// [`CheckpointError::Refused`] if the vectors and `meta` do not belong together;
+/// [`CheckpointError::Io`] if the disk is full or refuses. Either way, what was there is
+/// still there, and nothing else is; only if the very last `fsync` is refused, the new
+/// checkpoint is there as well, whole, but may not survive a power loss.
+pub fn write(
+    root: &Path,
+    meta: &Meta,
+    parameters: &[f32],
+    momentum: &[f32],
+) -> Result<PathBuf, CheckpointError> {
+    check(meta, parameters, momentum).map_err(|why| CheckpointError::Refused { step: meta.step, why })?;
+    make_root(root)?;
+    // From here on, whatever happens, the temporary name is removed: by its destructor,
+    // or by `clean` after a crash.
+    let temporary = Temporary::new(root, &name_of(meta.step));
+    fs::create_dir(&temporary.0).map_err(CheckpointError::io("make the directory", &temporary.0))?;
+    fill(&temporary.0, meta, parameters, momentum)?;
+    let target = directory(root, meta.step);
+    publish(&temporary.0, &target, exchange)?;
+    Ok(target)
+}
+
+/// Whether a checkpoint of these could be read again.
+fn check(meta: &Meta, parameters: &[f32], momentum: &[f32]) -> Result<(), String> {
+    let len = meta.tensors.len();
+    if meta.version != VERSION {
+        return Err(format!("its version is {}, not {VERSION}", meta.version));
+    }
+    if parameters.len() != len || momentum.len() != len {
+        let (p, v) = (parameters.len(), momentum.len());
+        return Err(format!("{p} parameters and {v} of momentum for {len} elements"));
+    }
+    let digest = digest::of(0, parameters, momentum);
+    if digest != meta.digest {
+        return Err(format!("the digest of its tensors is {digest}, not {}", meta.digest));
+    }
+    let sha256 = meta.tensors.sha256(parameters);
+    if sha256 != meta.parameters_sha256 {
+        return Err(format!("the SHA-256 of its parameters is {sha256}, not {}", meta.parameters_sha256));
+    }
+    Ok(())
+}
+
+fn make_root(root: &Path) -> Result<(), CheckpointError> {
+    if root.is_dir() {
+        return Ok(());
+    }
+    fs::create_dir_all(root).map_err(CheckpointError::io("make the directory", root))?;
+    match root.parent() {
+        Some(parent) if parent != Path::new("") => sync_directory(parent),
+        _ => sync_directory(Path::new(".")),
+    }
+}
+
+/// Writes the files of a checkpoint into a directory and has them, and it, on the disk.
+fn fill(into: &Path, meta: &Meta, parameters: &[f32], momentum: &[f32]) -> Result<(), CheckpointError> {
+    let mut files = Files::new();
+    for (name, values) in [(MODEL, parameters), (OPTIMIZER, momentum)] {
+        let entry = write_file(&into.join(name), |file| tensors::write(file, &meta.tensors, values))?;
+        files.insert(name.to_owned(), entry);
+    }
+    write_file(&into.join(MANIFEST), |file| file.write_all(&seal(meta, &files)?))?;
+    sync_directory(into)
+}
+
+/// Writes a file with `content` and has it on the disk.
+fn write_file<T>(
+    path: &Path,
+    content: impl FnOnce(&mut BufWriter<File>) -> io::Result<T>,
+) -> Result<T, CheckpointError> {
+    let write = || {
+        let mut file = BufWriter::new(File::create(path)?);
+        let result = content(&mut file)?;
+        file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
+        Ok(result)
+    };
+    write().map_err(CheckpointError::io("write", path))
+}
+
+/// Has a directory's entries on the disk.
+fn sync_directory(path: &Path) -> Result<(), CheckpointError> {
+    match File::open(path).and_then(|directory| directory.sync_all()) {
+        // Some network file systems have no such thing for a directory, and no weaker
+        // promise than that is to be had from them.
+        Err(error) if matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => {
+            Ok(())
+        }
+        result => result.map_err(CheckpointError::io("have on the disk", path)),
+    }
+}
+
+/// Moves a filled directory to where its checkpoint belongs and has that on the disk. A
+/// checkpoint that is there is replaced in one step where the system can exchange two
+/// names, else in two, between which [`clean`] finds the old one.
+fn publish(
+    temporary: &Path,
+    target: &Path,
+    exchange: impl Fn(&Path, &Path) -> io::Result<()>,
+) -> Result<(), CheckpointError> {
+    let occupied = target.symlink_metadata().is_ok();
+    if occupied && exchange(temporary, target).is_ok() {
+        // The old one has the temporary name now, and goes with it once this is kept.
+        return sync_directory(root_of(target));
+    }
+    let aside = if occupied { Some(set_aside(target)?) } else { None };
+    if let Err(error) = fs::rename(temporary, target) {
+        if let Some(aside) = &aside {
+            // Back to what was; if that fails too, `clean` does it.
+            let _ = fs::rename(aside, target);
+        }
+        return Err(CheckpointError::io("rename into place", target)(error));
+    }
+    sync_directory(root_of(target))?;
+    if let Some(aside) = aside {
+        remove(&aside);
+    }
+    Ok(())
+}
+
+/// Exchanges two names in one step. What was at `target` is then the temporary one.
+#[cfg(any(target_os = "linux", target_os = "android", target_os = "macos"))]
+fn exchange(temporary: &Path, target: &Path) -> io::Result<()> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    Ok(renameat_with(CWD, temporary, CWD, target, RenameFlags::EXCHANGE)?)
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android", target_os = "macos")))]
+fn exchange(_: &Path, _: &Path) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+/// Gives a checkpoint the hidden name under which [`clean`] finds it after a crash.
+fn set_aside(target: &Path) -> Result<PathBuf, CheckpointError> {
+    let name = target.file_name().unwrap_or_default().to_string_lossy();
+    let aside = root_of(target).join(format!("{ASIDE}{name}"));
+    remove(&aside);
+    fs::rename(target, &aside).map_err(CheckpointError::io("set aside", target))?;
+    Ok(aside)
+}
+
+fn root_of(target: &Path) -> &Path {
+    target.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."))
+}
+
+/// Removes whatever has this name. A failure leaves a hidden name behind, which [`clean`]
+/// reports and which harms nobody; so it is no reason to fail what went well.
+fn remove(path: &Path) {
+    let is_directory = path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir());
+    let _ = if is_directory { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+}
+
+/// A hidden name; whatever has it is removed in the end.
+struct Temporary(PathBuf);
+
+impl Temporary {
+    fn new(root: &Path, what: &str) -> Self {
+        // Not the name of one that an earlier process left behind and `clean` could not
+        // remove, nor of another thread's.
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        loop {
+            let count = COUNT.fetch_add(1, Ordering::Relaxed);
+            let path = root.join(format!("{TEMPORARY}{what}-{}-{count}", std::process::id()));
+            if path.symlink_metadata().is_err() {
+                return Self(path);
+            }
+        }
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        remove(&self.0);
+    }
+}
+
+/// Reads and verifies a checkpoint; `path` is its directory or a link to it.
+///
+/// # Errors
+/// [`CheckpointError::Damaged`] names the file that is not what was written;
+/// [`CheckpointError::Absent`] and [`CheckpointError::Version`] where there is none, or
+/// one of another format; [`CheckpointError::Io`] if the disk refuses.
+pub fn read(path: &Path) -> Result<Checkpoint, CheckpointError> {
+    let damaged = |file, why| CheckpointError::Damaged { directory: path.into(), file, why };
+    let (meta, files) = unseal(&read_manifest(path)?).map_err(|bad| match bad {
+        BadSeal::Damaged(why) => damaged(MANIFEST, why),
+        BadSeal::Version(found) => CheckpointError::Version { directory: path.into(), found },
+    })?;
+    if let Some(step) = path.file_name().and_then(step_of)
+        && step != meta.step
+    {
+        return Err(damaged(MANIFEST, format!("is that of step {}, not of the directory's", meta.step)));
+    }
+    let vector = |name| {
+        let entry = files.get(name).ok_or_else(|| damaged(MANIFEST, format!("does not list {name}")))?;
+        let read = || {
+            let file = File::open(path.join(name))?;
+            let length = file.metadata()?.len();
+            tensors::read(BufReader::with_capacity(1 << 16, file), length, &meta.tensors, entry)
+        };
+        read().map_err(|fault| match fault {
+            Fault::Why(why) => damaged(name, why),
+            Fault::Io(error) if error.kind() == io::ErrorKind::NotFound => {
+                damaged(name, "is not there".into())
+            }
+            Fault::Io(source) => CheckpointError::Io { doing: "read", path: path.join(name), source },
+        })
+    };
+    let (parameters, momentum) = (vector(MODEL)?, vector(OPTIMIZER)?);
+    // The files are what was written; this says that what was written fits together.
+    check(&meta, &parameters, &momentum).map_err(|why| damaged(MANIFEST, format!("does not fit: {why}")))?;
+    Ok(Checkpoint { meta, parameters, momentum })
+}
+
+fn read_manifest(path: &Path) -> Result<Vec<u8>, CheckpointError> {
+    let file = path.join(MANIFEST);
+    let io = CheckpointError::io("read", &file);
+    let open = match File::open(&file) {
+        Ok(open) => open,
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Err(CheckpointError::Absent { path: path.into() });
+        }
+        Err(error) => return Err(io(error)),
+    };
+    let mut bytes = Vec::new();
+    // One byte over the limit cuts the text short, and then its checksum does not fit.
+    open.take(MAX_MANIFEST).read_to_end(&mut bytes).map_err(io)?;
+    Ok(bytes)
+}
+
+/// The checkpoints of a root by step, ascending; none if there is no such directory.
+/// Whether they are whole is not looked at.
+///
+/// # Errors
+/// [`CheckpointError::Io`] if the root cannot be read.
+pub fn list(root: &Path) -> Result<Vec<(u64, PathBuf)>, CheckpointError> {
+    let mut found: Vec<_> = names(root)?
+        .into_iter()
+        .filter_map(|path| Some((path.file_name().and_then(step_of)?, path)))
+        .filter(|(_, path)| path.is_dir())
+        .collect();
+    found.sort_unstable();
+    Ok(found)
+}
+
+/// All that lies in a root; nothing if there is none.
+fn names(root: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
+    let entries = match fs::read_dir(root) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(CheckpointError::io("list", root))?,
+    };
+    let paths: io::Result<Vec<_>> = entries.map(|entry| Ok(entry?.path())).collect();
+    paths.map_err(CheckpointError::io("list", root))
+}
+
+/// The newest checkpoint that can be read, of a step of `at_most` or below if that is
+/// given. One that cannot be read, for whatever reason, is passed over: training again
+/// from an older one costs time and never a bit (RESUME-1).
+///
+/// # Errors
+/// [`CheckpointError::Io`] if the root itself cannot be read.
+pub fn newest_whole(root: &Path, at_most: Option<u64>) -> Result<Newest, CheckpointError> {
+    let mut newest = Newest::default();
+    for (step, path) in list(root)?.into_iter().rev() {
+        if at_most.is_some_and(|most| step > most) {
+            continue;
+        }
+        match read(&path) {
+            Ok(checkpoint) => {
+                newest.checkpoint = Some(checkpoint);
+                break;
+            }
+            Err(error) => newest.skipped.push((step, error)),
+        }
+    }
+    Ok(newest)
+}
+
+/// Removes all checkpoints but the newest `keep`, those of the steps `protect`, and those
+/// that [`LINKS`] lead to. Returns the steps removed, ascending. A crash leaves each of
+/// them whole or gone.
+///
+/// # Errors
+/// [`CheckpointError::Io`] for the first that cannot be removed; those before it are gone.
+pub fn prune(root: &Path, keep: usize, protect: &[u64]) -> Result<Vec<u64>, CheckpointError> {
+    let linked = LINKS.map(|name| fs::read_link(root.join(name)).ok()?.file_name().and_then(step_of));
+    let all = list(root)?;
+    let mut removed = Vec::new();
+    // They are renamed, that is had on the disk, and only then they lose their files.
+    let mut temporaries = Vec::new();
+    for (step, path) in &all[..all.len().saturating_sub(keep)] {
+        if protect.contains(step) || linked.contains(&Some(*step)) {
+            continue;
+        }
+        let temporary = Temporary::new(root, &name_of(*step));
+        fs::rename(path, &temporary.0).map_err(CheckpointError::io("remove", path))?;
+        temporaries.push(temporary);
+        removed.push(*step);
+    }
+    if !removed.is_empty() {
+        sync_directory(root)?;
+    }
+    Ok(removed)
+}
+
+/// Lets `name`, one of [`LINKS`], lead to the checkpoint of a step, as a relative link.
+/// Whoever follows it finds the old or the new checkpoint at any time.
+///
+/// # Errors
+/// [`CheckpointError::Link`] for another name or a step that has no checkpoint;
+/// [`CheckpointError::Io`] if the disk refuses, and then the link is as it was.
+pub fn link(root: &Path, name: &str, step: u64) -> Result<(), CheckpointError> {
+    if !LINKS.contains(&name) || !directory(root, step).is_dir() {
+        return Err(CheckpointError::Link { root: root.into(), name: name.into(), step });
+    }
+    let link = root.join(name);
+    let io = || CheckpointError::io("link", &link);
+    let temporary = Temporary::new(root, name);
+    std::os::unix::fs::symlink(name_of(step), &temporary.0).map_err(io())?;
+    fs::rename(&temporary.0, &link).map_err(io())?;
+    sync_directory(root)
+}
+
+/// Tidies up after a process that died: removes what was half written or half removed,
+/// and puts back a checkpoint that was about to be replaced. Returns the hidden names
+/// that were dealt with.
+///
+/// For the start of a run, while no other process writes to the root.
+///
+/// # Errors
+/// [`CheckpointError::Io`] if the root cannot be read or a checkpoint not be put back.
+pub fn clean(root: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
+    let mut found = Vec::new();
+    for path in names(root)? {
+        let Some(name) = path.file_name().and_then(OsStr::to_str) else { continue };
+        if let Some(step) = name.strip_prefix(ASIDE).and_then(|name| step_of(OsStr::new(name))) {
+            let target = directory(root, step);
+            if target.symlink_metadata().is_err() {
+                fs::rename(&path, &target).map_err(CheckpointError::io("put back", &target))?;
+            } else {
+                remove(&path);
+            }
+        } else if name.starts_with(TEMPORARY) {
+            remove(&path);
+        } else {
+            continue;
+        }
+        found.push(path);
+    }
+    if !found.is_empty() {
+        sync_directory(root)?;
+    }
+    found.sort_unstable();
+    Ok(found)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic)]
+mod tests;
