@@ -10,6 +10,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::simd::for_each_instruction_set;
+
 /// Digest of a replica's parameters and momentum.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
@@ -70,11 +72,26 @@ pub fn mix(index: u64, parameter: f32, momentum: f32) -> u64 {
 #[must_use]
 pub fn of(first: usize, parameters: &[f32], momentum: &[f32]) -> Digest {
     assert_eq!(parameters.len(), momentum.len(), "a replica has a momentum for every parameter");
-    let mut sum = 0u64;
-    for (i, (p, v)) in parameters.iter().zip(momentum).enumerate() {
-        sum = sum.wrapping_add(mix((first + i) as u64, *p, *v));
+    Digest(stretch(first as u64, parameters, momentum))
+}
+
+for_each_instruction_set! {
+    stretch(first: u64, parameters: &[f32], momentum: &[f32]) -> u64;
+}
+
+mod body {
+    use super::mix;
+
+    #[inline(always)]
+    pub(super) fn stretch(first: u64, parameters: &[f32], momentum: &[f32]) -> u64 {
+        let n = parameters.len();
+        let (p, v) = (&parameters[..n], &momentum[..n]);
+        let mut sum = 0u64;
+        for i in 0..n {
+            sum = sum.wrapping_add(mix(first + i as u64, p[i], v[i]));
+        }
+        sum
     }
-    Digest(sum)
 }
 
 /// A digest of sample ids in their order: 64-bit FNV-1a over their little-endian bytes.

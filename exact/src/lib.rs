@@ -19,6 +19,7 @@ pub mod loss;
 pub mod manifest;
 pub mod norm;
 pub mod random;
+mod simd;
 pub mod sum;
 pub mod tree;
 pub mod update;

@@ -3,29 +3,14 @@
 //! The squares are added in double precision in one fixed order: sixteen lanes inside a
 //! chunk, folded pairwise, and the chunks one after the other.
 
+use crate::simd::for_each_instruction_set;
+
 const LANES: usize = 16;
 
 /// The sum of the squares of one chunk. NaN or infinite if an element is.
 #[must_use]
 pub fn sum_of_squares(chunk: &[f32]) -> f64 {
-    let mut lanes = [0f64; LANES];
-    let mut rows = chunk.chunks_exact(LANES);
-    for row in &mut rows {
-        for (lane, x) in lanes.iter_mut().zip(row) {
-            *lane += f64::from(*x) * f64::from(*x);
-        }
-    }
-    for (lane, x) in lanes.iter_mut().zip(rows.remainder()) {
-        *lane += f64::from(*x) * f64::from(*x);
-    }
-    let mut width = LANES / 2;
-    while width > 0 {
-        for i in 0..width {
-            lanes[i] += lanes[i + width];
-        }
-        width /= 2;
-    }
-    lanes[0]
+    squares(chunk)
 }
 
 /// The factor that brings a gradient of the given squared norm to at most `max_norm`, as
@@ -41,19 +26,68 @@ pub fn clip_factor(squared_norm: f64, max_norm: Option<f32>) -> f32 {
 /// The index of the first NaN or infinity.
 #[must_use]
 pub fn first_non_finite(values: &[f32]) -> Option<usize> {
-    const BLOCK: usize = 1024;
-    // A block's answer is one integer maximum, which the compiler turns into vector code.
-    let worst = |block: &[f32]| block.iter().fold(0u32, |m, x| m.max(x.to_bits() & 0x7fff_ffff));
+    const BLOCK: usize = 4096;
     values
         .chunks(BLOCK)
         .enumerate()
-        .filter(|(_, block)| worst(block) >= 0x7f80_0000)
+        .filter(|(_, block)| greatest_magnitude(block) >= f32::INFINITY.to_bits())
         .find_map(|(i, block)| block.iter().position(|x| !x.is_finite()).map(|at| i * BLOCK + at))
+}
+
+for_each_instruction_set! {
+    squares(chunk: &[f32]) -> f64;
+    greatest_magnitude(block: &[f32]) -> u32;
+}
+
+mod body {
+    use super::LANES;
+
+    #[inline(always)]
+    pub(super) fn squares(chunk: &[f32]) -> f64 {
+        let mut lanes = [0f64; LANES];
+        let mut rows = chunk.chunks_exact(LANES);
+        for row in &mut rows {
+            for (lane, x) in lanes.iter_mut().zip(row) {
+                *lane += f64::from(*x) * f64::from(*x);
+            }
+        }
+        for (lane, x) in lanes.iter_mut().zip(rows.remainder()) {
+            *lane += f64::from(*x) * f64::from(*x);
+        }
+        let mut width = LANES / 2;
+        while width > 0 {
+            for i in 0..width {
+                lanes[i] += lanes[i + width];
+            }
+            width /= 2;
+        }
+        lanes[0]
+    }
+
+    /// The bits of the value furthest from 0, without its sign: more than infinity's for NaN.
+    #[inline(always)]
+    pub(super) fn greatest_magnitude(block: &[f32]) -> u32 {
+        block.iter().fold(0, |m, x| m.max(x.to_bits() & 0x7fff_ffff))
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        /// SUM-1: the path that was chosen here and the portable one.
+        #[test]
+        fn sum_1_all_paths_agree(bits in proptest::collection::vec(any::<u32>(), 0..200)) {
+            let finite = |x: &f32| x.is_finite();
+            let chunk: Vec<f32> = bits.iter().map(|&b| f32::from_bits(b)).filter(finite).collect();
+            prop_assert_eq!(sum_of_squares(&chunk).to_bits(), body::squares(&chunk).to_bits());
+            let any: Vec<f32> = bits.iter().map(|&b| f32::from_bits(b)).collect();
+            prop_assert_eq!(first_non_finite(&any), any.iter().position(|x| !x.is_finite()));
+        }
+    }
 
     #[test]
     fn squares_add_up() {

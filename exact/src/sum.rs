@@ -4,15 +4,15 @@
 //! not added as zeros (`-0.0 + 0.0` would lose a sign). Nothing else is ever added, so a
 //! sum's bits depend on the leaves alone.
 
+use crate::simd::for_each_instruction_set;
+
 /// `left[i] += right[i]`: one addition of the tree, with the left child in place.
 ///
 /// # Panics
 /// If the lengths differ; both come from the same manifest.
 pub fn add(left: &mut [f32], right: &[f32]) {
     assert_eq!(left.len(), right.len(), "both children of a node have the manifest's length");
-    for (l, r) in left.iter_mut().zip(right) {
-        *l += r;
-    }
+    add_each(left, right);
 }
 
 /// `right[i] = left[i] + right[i]`: the same addition with the right child in place.
@@ -21,8 +21,27 @@ pub fn add(left: &mut [f32], right: &[f32]) {
 /// If the lengths differ; both come from the same manifest.
 pub fn add_left(left: &[f32], right: &mut [f32]) {
     assert_eq!(left.len(), right.len(), "both children of a node have the manifest's length");
-    for (l, r) in left.iter().zip(right) {
-        *r += l;
+    add_each_left(left, right);
+}
+
+for_each_instruction_set! {
+    add_each(left: &mut [f32], right: &[f32]);
+    add_each_left(left: &[f32], right: &mut [f32]);
+}
+
+mod body {
+    #[inline(always)]
+    pub(super) fn add_each(left: &mut [f32], right: &[f32]) {
+        for (l, r) in left.iter_mut().zip(right) {
+            *l += r;
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn add_each_left(left: &[f32], right: &mut [f32]) {
+        for (l, r) in left.iter().zip(right) {
+            *r += l;
+        }
     }
 }
 

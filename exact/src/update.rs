@@ -12,6 +12,7 @@
 //! taken in the same pass.
 
 use crate::digest::{Digest, mix};
+use crate::simd::for_each_instruction_set;
 
 /// What one step's update needs beside the gradient.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -45,7 +46,7 @@ impl Update {
     ) -> Digest {
         assert_eq!(gradient.len(), parameters.len(), "a gradient has the manifest's length");
         assert_eq!(gradient.len(), momentum.len(), "a momentum has the manifest's length");
-        Digest(kernel::in_place(self, first as u64, gradient, parameters, momentum))
+        Digest(in_place(self, first as u64, gradient, parameters, momentum))
     }
 
     /// The same update from one buffer into another.
@@ -64,85 +65,49 @@ impl Update {
             from.0.len() == n && from.1.len() == n && into.0.len() == n && into.1.len() == n,
             "both buffers of a replica have the manifest's length"
         );
-        Digest(kernel::second_buffer(self, first as u64, gradient, from, into))
+        Digest(second_buffer(self, first as u64, gradient, from, into))
     }
 }
 
-/// The same loop compiled for several instruction sets. `f32::mul_add` rounds once on all
-/// of them, so they differ in speed alone; without the FMA instructions it is a slow call.
-#[allow(unsafe_code)]
-mod kernel {
+for_each_instruction_set! {
+    in_place(update: Update, first: u64, g: &[f32], p: &mut [f32], v: &mut [f32]) -> u64;
+    second_buffer(
+        update: Update, first: u64, g: &[f32], from: (&[f32], &[f32]), into: (&mut [f32], &mut [f32])
+    ) -> u64;
+}
+
+mod body {
     use super::{Update, mix};
 
-    macro_rules! for_each_instruction_set {
-        ($name:ident($($arg:ident: $type:ty),*)) => {
-            pub(super) fn $name(update: Update, first: u64, $($arg: $type),*) -> u64 {
-                #[cfg(target_arch = "x86_64")]
-                {
-                    #[target_feature(enable = "avx512f,avx512dq,avx512vl,fma")]
-                    fn avx512(update: Update, first: u64, $($arg: $type),*) -> u64 {
-                        body::$name(update, first, $($arg),*)
-                    }
-                    #[target_feature(enable = "avx2,fma")]
-                    fn avx2(update: Update, first: u64, $($arg: $type),*) -> u64 {
-                        body::$name(update, first, $($arg),*)
-                    }
-                    if is_x86_feature_detected!("avx512dq") && is_x86_feature_detected!("avx512vl") {
-                        // SAFETY: the features the function was compiled for were just found.
-                        return unsafe { avx512(update, first, $($arg),*) };
-                    }
-                    if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-                        // SAFETY: the features the function was compiled for were just found.
-                        return unsafe { avx2(update, first, $($arg),*) };
-                    }
-                }
-                body::$name(update, first, $($arg),*)
-            }
-        };
+    #[inline(always)]
+    pub(super) fn in_place(update: Update, first: u64, g: &[f32], p: &mut [f32], v: &mut [f32]) -> u64 {
+        let n = g.len();
+        let (p, v) = (&mut p[..n], &mut v[..n]);
+        let mut digest = 0u64;
+        for i in 0..n {
+            (p[i], v[i]) = update.element(p[i], v[i], g[i]);
+            digest = digest.wrapping_add(mix(first + i as u64, p[i], v[i]));
+        }
+        digest
     }
 
-    for_each_instruction_set!(in_place(g: &[f32], p: &mut [f32], v: &mut [f32]));
-    for_each_instruction_set!(second_buffer(g: &[f32], from: (&[f32], &[f32]), into: (&mut [f32], &mut [f32])));
-
-    mod body {
-        use super::{Update, mix};
-
-        #[inline(always)]
-        pub(super) fn in_place(update: Update, first: u64, g: &[f32], p: &mut [f32], v: &mut [f32]) -> u64 {
-            let n = g.len();
-            let (p, v) = (&mut p[..n], &mut v[..n]);
-            let mut digest = 0u64;
-            for i in 0..n {
-                (p[i], v[i]) = update.element(p[i], v[i], g[i]);
-                digest = digest.wrapping_add(mix(first + i as u64, p[i], v[i]));
-            }
-            digest
+    #[inline(always)]
+    pub(super) fn second_buffer(
+        update: Update,
+        first: u64,
+        g: &[f32],
+        from: (&[f32], &[f32]),
+        into: (&mut [f32], &mut [f32]),
+    ) -> u64 {
+        let n = g.len();
+        let (p, v) = (&from.0[..n], &from.1[..n]);
+        let (new_p, new_v) = (&mut into.0[..n], &mut into.1[..n]);
+        let mut digest = 0u64;
+        for i in 0..n {
+            (new_p[i], new_v[i]) = update.element(p[i], v[i], g[i]);
+            digest = digest.wrapping_add(mix(first + i as u64, new_p[i], new_v[i]));
         }
-
-        #[inline(always)]
-        pub(super) fn second_buffer(
-            update: Update,
-            first: u64,
-            g: &[f32],
-            from: (&[f32], &[f32]),
-            into: (&mut [f32], &mut [f32]),
-        ) -> u64 {
-            let n = g.len();
-            let (p, v) = (&from.0[..n], &from.1[..n]);
-            let (new_p, new_v) = (&mut into.0[..n], &mut into.1[..n]);
-            let mut digest = 0u64;
-            for i in 0..n {
-                (new_p[i], new_v[i]) = update.element(p[i], v[i], g[i]);
-                digest = digest.wrapping_add(mix(first + i as u64, new_p[i], new_v[i]));
-            }
-            digest
-        }
-    }
-
-    /// The portable path, for the test that holds the others to it.
-    #[cfg(test)]
-    pub(super) fn portable(update: Update, first: u64, g: &[f32], p: &mut [f32], v: &mut [f32]) -> u64 {
-        body::in_place(update, first, g, p, v)
+        digest
     }
 }
 
@@ -180,7 +145,7 @@ mod tests {
             let (mut p2, mut v2) = (vec![0.0; g.len()], vec![0.0; g.len()]);
             let d2 = update.apply_into(first, &g, (&p, &v), (&mut p2, &mut v2));
             let (mut p3, mut v3) = (p, v);
-            let d3 = kernel::portable(update, first as u64, &g, &mut p3, &mut v3);
+            let d3 = body::in_place(update, first as u64, &g, &mut p3, &mut v3);
             let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
             prop_assert_eq!(bits(&p1), bits(&p2));
             prop_assert_eq!(bits(&p1), bits(&p3));

@@ -10,6 +10,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::simd::for_each_instruction_set;
 use crate::sum;
 
 /// The type of a gradient's elements on the wire.
@@ -56,12 +57,7 @@ impl WireDtype {
     /// Rounds a node's value, in place. NaN stays NaN; what is too large becomes infinite.
     pub fn round(self, values: &mut [f32]) {
         if self == Self::Bf16 {
-            for value in values {
-                let bits = value.to_bits();
-                let nearest = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
-                let rounded = if value.is_nan() { bits | 0x0040_0000 } else { nearest };
-                *value = f32::from_bits(rounded & 0xffff_0000);
-            }
+            round_to_bf16(values);
         }
     }
 
@@ -95,11 +91,7 @@ impl WireDtype {
                     bytes.copy_from_slice(&value.to_le_bytes());
                 }
             }
-            Self::Bf16 => {
-                for (bytes, value) in into.chunks_exact_mut(2).zip(values) {
-                    bytes.copy_from_slice(&((value.to_bits() >> 16) as u16).to_le_bytes());
-                }
-            }
+            Self::Bf16 => upper_halves(values, into),
         }
     }
 
@@ -115,11 +107,39 @@ impl WireDtype {
                     *value = f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
                 }
             }
-            Self::Bf16 => {
-                for (value, bytes) in into.iter_mut().zip(bytes.chunks_exact(2)) {
-                    *value = f32::from_bits(u32::from(u16::from_le_bytes([bytes[0], bytes[1]])) << 16);
-                }
-            }
+            Self::Bf16 => from_upper_halves(bytes, into),
+        }
+    }
+}
+
+for_each_instruction_set! {
+    round_to_bf16(values: &mut [f32]);
+    upper_halves(values: &[f32], into: &mut [u8]);
+    from_upper_halves(bytes: &[u8], into: &mut [f32]);
+}
+
+mod body {
+    #[inline(always)]
+    pub(super) fn round_to_bf16(values: &mut [f32]) {
+        for value in values {
+            let bits = value.to_bits();
+            let nearest = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
+            let rounded = if value.is_nan() { bits | 0x0040_0000 } else { nearest };
+            *value = f32::from_bits(rounded & 0xffff_0000);
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn upper_halves(values: &[f32], into: &mut [u8]) {
+        for (bytes, value) in into.chunks_exact_mut(2).zip(values) {
+            bytes.copy_from_slice(&((value.to_bits() >> 16) as u16).to_le_bytes());
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn from_upper_halves(bytes: &[u8], into: &mut [f32]) {
+        for (value, bytes) in into.iter_mut().zip(bytes.chunks_exact(2)) {
+            *value = f32::from_bits(u32::from(u16::from_le_bytes([bytes[0], bytes[1]])) << 16);
         }
     }
 }
@@ -130,6 +150,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    fn bits_of(values: &[f32]) -> Vec<u32> {
+        values.iter().map(|v| v.to_bits()).collect()
+    }
 
     fn rounded(value: f32) -> f32 {
         let mut values = [value];
@@ -172,15 +196,20 @@ mod tests {
         fn what_is_rounded_travels_unchanged(bits in proptest::collection::vec(any::<u32>(), 0..50)) {
             for dtype in [WireDtype::F32, WireDtype::Bf16] {
                 let mut values: Vec<f32> = bits.iter().map(|&b| f32::from_bits(b)).collect();
+                let given = values.clone();
                 dtype.round(&mut values);
+                let mut portable = given;
+                if dtype == WireDtype::Bf16 {
+                    body::round_to_bf16(&mut portable);
+                    prop_assert_eq!(bits_of(&portable), bits_of(&values));
+                }
                 let mut bytes = vec![0; dtype.bytes() * values.len()];
                 dtype.pack(&values, &mut bytes);
                 let mut back = vec![0.0; values.len()];
                 dtype.unpack(&bytes, &mut back);
-                let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
-                prop_assert_eq!(bits(&back), bits(&values));
+                prop_assert_eq!(bits_of(&back), bits_of(&values));
                 dtype.round(&mut back);
-                prop_assert_eq!(bits(&back), bits(&values));
+                prop_assert_eq!(bits_of(&back), bits_of(&values));
             }
         }
 

@@ -1,0 +1,41 @@
+//! One loop compiled for several instruction sets, and the widest that is there chosen.
+//!
+//! A loop that is wrapped here may add, multiply, compare and round in a fixed order alone;
+//! `f32::mul_add` rounds once on all of them. So they differ in speed and not in bits.
+
+/// Defines functions that run the function of the same name in a module `body`, compiled for
+/// AVX-512, for AVX2 with FMA, and for any processor. Bodies are `#[inline(always)]`.
+macro_rules! for_each_instruction_set {
+    ($($name:ident($($arg:ident: $type:ty),*) $(-> $result:ty)?;)*) => {$(
+        #[allow(unsafe_code)]
+        fn $name($($arg: $type),*) $(-> $result)? {
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,fma")]
+                fn avx512($($arg: $type),*) $(-> $result)? {
+                    body::$name($($arg),*)
+                }
+                #[target_feature(enable = "avx2,fma")]
+                fn avx2($($arg: $type),*) $(-> $result)? {
+                    body::$name($($arg),*)
+                }
+                let has_fma = is_x86_feature_detected!("fma");
+                if has_fma
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512vl")
+                {
+                    // SAFETY: the features the function was compiled for were just found.
+                    return unsafe { avx512($($arg),*) };
+                }
+                if has_fma && is_x86_feature_detected!("avx2") {
+                    // SAFETY: the features the function was compiled for were just found.
+                    return unsafe { avx2($($arg),*) };
+                }
+            }
+            body::$name($($arg),*)
+        }
+    )*};
+}
+
+pub(crate) use for_each_instruction_set;
