@@ -13,6 +13,9 @@ use tonic::{Code, Status, Streaming};
 use super::{Ended, Kept, WorkerOptions};
 use crate::engine::backend;
 
+/// Chunks that a worker would put into shared memory at one time.
+const MOST_PLACES: u32 = 256;
+
 /// A worker that has been let in, with an engine in [`Kept`].
 pub struct Admitted {
     /// For the gradient stream.
@@ -126,13 +129,21 @@ pub async fn admit(options: &WorkerOptions, channel: Channel, kept: &mut Kept) -
         "" => WireDtype::default(),
         name => name.parse().map_err(|e| Ended::Refused(format!("its gradients: {e}")))?,
     };
-    let memory = if options.share_memory && options.link.is_none() { memory(&welcome) } else { None };
+    let share = options.share_memory && options.link.is_none();
+    let elements = kept.engine.as_ref().filter(|_| share).map(|engine| engine.manifest().len());
+    let memory = elements.and_then(|elements| memory(&welcome, elements));
     Ok(Admitted { client, control, incoming, stamp, welcome, dtype, memory })
 }
 
-/// The memory that the coordinator offers, if it is within reach.
-fn memory(welcome: &v1::Welcome) -> Option<Memory> {
+/// The memory that the coordinator offers, if it is within reach and no more than it needs: what
+/// is read of it is used up (**TRUST-1**).
+fn memory(welcome: &v1::Welcome, elements: usize) -> Option<Memory> {
     let (up, down) = (welcome.up.as_ref()?, welcome.down.as_ref()?);
+    let most = 2 * tally_exact::chunks(elements) as u64;
+    if up.places > MOST_PLACES || u64::from(down.places) > most {
+        tracing::warn!("the coordinator's memory is not shared: it offers more than it needs");
+        return None;
+    }
     let opened = Segment::open(up, true).and_then(|up| Ok(Memory { up, down: Segment::open(down, false)? }));
     opened.inspect_err(|e| tracing::debug!("the coordinator's memory is not shared: {e}")).ok()
 }
@@ -157,4 +168,27 @@ async fn build_engine(options: &WorkerOptions, kept: &mut Kept, welcome: &v1::We
         built.map_err(|e| Ended::Failed(e.to_string()))?.map_err(|e| Ended::Failed(e.to_string()))?;
     *kept = Kept { spec: Some(spec), engine: Some(engine), run: kept.run, held: Vec::new() };
     Ok(())
+}
+
+#[cfg(all(test, target_os = "linux"))]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use tally_exact::CHUNK;
+
+    use super::*;
+
+    #[test]
+    fn trust_1_no_more_memory_is_shared_than_is_needed() {
+        let segments = |up, down| (Segment::create(up).unwrap(), Segment::create(down).unwrap());
+        let welcome = |(up, down): &(Segment, Segment)| v1::Welcome {
+            up: Some(up.offer()),
+            down: Some(down.offer()),
+            ..v1::Welcome::default()
+        };
+        let fit = segments(32, 6);
+        assert!(memory(&welcome(&fit), 3 * CHUNK).is_some());
+        assert!(memory(&welcome(&fit), 2 * CHUNK).is_none(), "two chunks have four places on the board");
+        assert!(memory(&welcome(&segments(MOST_PLACES + 1, 6)), 3 * CHUNK).is_none());
+        assert!(memory(&v1::Welcome { up: None, ..welcome(&fit) }, 3 * CHUNK).is_none());
+    }
 }
