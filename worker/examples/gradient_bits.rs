@@ -20,7 +20,8 @@ fn main() -> anyhow::Result<()> {
     let parameters = init::parameters(engine.manifest(), 1);
     let mut gradient = vec![0.0; parameters.len()];
     engine.load(parameters, vec![0.0; gradient.len()]);
-    let pixels = (0..PIXELS).map(|place| if place % 7 < 3 { (place * 7919 % 251) as u8 } else { 0 }).collect();
+    let pixels =
+        (0..PIXELS).map(|place| if place % 7 < 3 { (place * 7919 % 251) as u8 } else { 0 }).collect();
     let leaf = Samples::new(vec![0], pixels, vec![3], vec![4]).context("a sample")?;
     engine.gradient(&leaf, 1.0, &mut gradient, &mut |_| ())?;
     println!("{simd} {}", digest::of(0, &gradient, &gradient));
