@@ -2,7 +2,7 @@
 # AddressSanitizer over the kernels: their tests, which take every path of this processor
 # (`TALLY_SIMD` decides what a path is where a test takes only one). Not a part of test.sh: it
 # compiles everything a second time, with a compiler switch that is not stable, for code
-# that changes seldom. Run it after a change in worker/kernels or in exact/src/update.rs.
+# that changes seldom. Run it after a change in worker/kernels or in exact/src/simd.rs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
