@@ -112,6 +112,13 @@ fn gradients_are_the_golden_ones_with_either_label_loss() {
     for (name, loss) in losses_by_name() {
         let mut engine = engine(loss, 2);
         let manifest = engine.manifest().clone();
+        let (mut parameters, momentum) = engine.state();
+        // In double one result of conv3's channel 41 lies a hair above zero. Whether its ReLU is open in
+        // float32 is a matter of rounding, and moves the norms of conv1 to conv3 by up to 3e-4; so it is
+        // helped over. (No other channel's bias has that effect.)
+        let bias = manifest.range(manifest.find("conv3.bias").unwrap());
+        parameters[bias.start + 41] += 1e-6;
+        engine.load(parameters, momentum);
         let mut gradient = vec![f32::NAN; manifest.len()];
         let losses = engine.gradient(&samples(0, 16), 1.0 / 16.0, &mut gradient, &mut |_| ()).unwrap();
 

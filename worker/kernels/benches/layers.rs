@@ -11,9 +11,11 @@ use divan::{Bencher, black_box};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use tally_kernels::direct::{self, After};
 use tally_kernels::lanes::Lanes;
+use tally_kernels::pack::{self, Natural};
 use tally_kernels::simd::Kernel;
 use tally_kernels::tile::{Finish, Segment, Start, Tile};
-use tally_kernels::{BLOCK, Part, Planes, Simd, TAPS, pack, winograd};
+use tally_kernels::winograd::together::{self, Job, Way};
+use tally_kernels::{BLOCK, Part, Planes, Simd, TAPS, winograd};
 
 fn main() {
     divan::main();
@@ -76,10 +78,10 @@ fn values(len: usize) -> Vec<f32> {
 /// The shared face of the two ways to convolve.
 type Convolve = fn(Simd, &[f32], Planes, &[f32], usize, After<'_>, &mut [f32], Planes);
 
-fn forward(bencher: Bencher<'_, '_>, case: Case, taps: usize, convolve: Convolve) {
+fn forward(bencher: Bencher<'_, '_>, case: Case, block: usize, convolve: Convolve) {
     let (simd, pool, (from, to)) = (Simd::chosen().unwrap(), pool(), case.planes());
     let (x, bias) = (values(from.len()), values(to.blocks * BLOCK));
-    let weights = values(to.blocks * from.blocks * BLOCK * BLOCK * taps);
+    let weights = values(to.blocks * from.blocks * block);
     let mut y = vec![0.0; to.len()];
     bencher.counter(case.operations()).bench_local(|| {
         pool.install(|| {
@@ -89,10 +91,10 @@ fn forward(bencher: Bencher<'_, '_>, case: Case, taps: usize, convolve: Convolve
     });
 }
 
-fn by_input(bencher: Bencher<'_, '_>, case: Case, taps: usize, convolve: Convolve) {
+fn by_input(bencher: Bencher<'_, '_>, case: Case, block: usize, convolve: Convolve) {
     let (simd, pool, (from, to)) = (Simd::chosen().unwrap(), pool(), case.planes());
     let (dy, of) = (values(to.len()), values(from.len()));
-    let weights = values(to.blocks * from.blocks * BLOCK * BLOCK * taps);
+    let weights = values(to.blocks * from.blocks * block);
     let mut dx = vec![0.0; from.len()];
     bencher.counter(case.operations()).bench_local(|| {
         pool.install(|| {
@@ -116,12 +118,12 @@ fn by_weights(bencher: Bencher<'_, '_>, case: Case, gradient: ByWeights) {
 
 #[divan::bench(args = cases())]
 fn direct_forward(bencher: Bencher<'_, '_>, case: Case) {
-    forward(bencher, case, TAPS, direct::convolve);
+    forward(bencher, case, direct::WEIGHT_BLOCK, direct::convolve);
 }
 
 #[divan::bench(args = cases())]
 fn direct_by_input(bencher: Bencher<'_, '_>, case: Case) {
-    by_input(bencher, case, TAPS, direct::convolve);
+    by_input(bencher, case, direct::WEIGHT_BLOCK, direct::convolve);
 }
 
 #[divan::bench(args = cases())]
@@ -131,17 +133,53 @@ fn direct_by_weights(bencher: Bencher<'_, '_>, case: Case) {
 
 #[divan::bench(args = cases())]
 fn winograd_forward(bencher: Bencher<'_, '_>, case: Case) {
-    forward(bencher, case, winograd::POSITIONS, winograd::convolve);
+    forward(bencher, case, winograd::transformed_len(1), winograd::convolve);
 }
 
 #[divan::bench(args = cases())]
 fn winograd_by_input(bencher: Bencher<'_, '_>, case: Case) {
-    by_input(bencher, case, winograd::POSITIONS, winograd::convolve);
+    by_input(bencher, case, winograd::transformed_len(1), winograd::convolve);
 }
 
 #[divan::bench(args = cases())]
 fn winograd_by_weights(bencher: Bencher<'_, '_>, case: Case) {
     by_weights(bencher, case, winograd::weight_gradient);
+}
+
+/// A batch of 8 alone, and eight of them.
+fn together_cases() -> impl Iterator<Item = (Case, usize)> {
+    cases().filter(|case| case.images == 8).flat_map(|case| [(case, 1), (case, 8)])
+}
+
+fn together(bencher: Bencher<'_, '_>, (case, batches): (Case, usize), way: Way) {
+    let (simd, pool, (from, to)) = (Simd::chosen().unwrap(), pool(), case.planes());
+    let (from, to) = if way == Way::Forward { (from, to) } else { (to, from) };
+    let (x, bias) = (values(from.len()), values(to.blocks * BLOCK));
+    let of = values(to.len());
+    let weights = values(case.shape.0 * case.shape.1 * TAPS);
+    let mut outs = vec![vec![0.0; to.len()]; batches];
+    let after = if way == Way::Forward { After::BiasRelu(&bias) } else { After::ReluGradient(&of) };
+    bencher.counter(Case { images: 8 * batches, ..case }.operations()).bench_local(|| {
+        let batches = outs.iter_mut().map(|out| Job { x: &x, from, after, out, to }).collect();
+        pool.install(|| {
+            let (inputs, outputs, _, padding) = case.shape;
+            together::convolve(simd, way, batches, Natural::new(&weights, outputs, inputs), padding);
+        });
+    });
+}
+
+#[divan::bench(args = together_cases().map(|(case, n)| format!("{case} × {n}")).collect::<Vec<_>>())]
+fn together_forward(bencher: Bencher<'_, '_>, name: &str) {
+    together(bencher, named(name), Way::Forward);
+}
+
+#[divan::bench(args = together_cases().map(|(case, n)| format!("{case} × {n}")).collect::<Vec<_>>())]
+fn together_by_input(bencher: Bencher<'_, '_>, name: &str) {
+    together(bencher, named(name), Way::ByInput);
+}
+
+fn named(name: &str) -> (Case, usize) {
+    together_cases().find(|(case, n)| format!("{case} × {n}") == name).unwrap()
 }
 
 /// The register tile on operands that the first cache holds: what the core can do at most.
@@ -172,12 +210,13 @@ fn tile_in_the_first_cache(bencher: Bencher<'_, '_>) {
 
 #[divan::bench]
 fn pack_conv6(bencher: Bencher<'_, '_>) {
-    let (pool, weights) = (pool(), values(1024 * 512 * TAPS));
+    let (simd, pool, weights) = (Simd::chosen().unwrap(), pool(), values(1024 * 512 * TAPS));
     let (mut forward, mut backward) = (weights.clone(), weights.clone());
     bencher.bench_local(|| {
         pool.install(|| {
-            pack::forward(black_box(&weights), 1024, 512, &mut forward);
-            pack::backward(black_box(&weights), 1024, 512, &mut backward);
+            let weights = Natural::new(black_box(&weights), 1024, 512);
+            pack::forward(simd, weights, &mut forward);
+            pack::backward(simd, weights, &mut backward);
         });
     });
 }

@@ -35,6 +35,24 @@ pub trait Lanes: Copy + Send + Sync {
     fn relu(self, v: Self::V) -> Self::V;
     /// `if of == 0 { +0 } else { v }`: the gradient of a ReLU whose result was `of`.
     fn unless_zero(self, v: Self::V, of: Self::V) -> Self::V;
+    /// Sixteen rows of sixteen numbers as their columns.
+    #[inline(always)]
+    fn transpose(self, rows: [Self::V; LANES]) -> [Self::V; LANES] {
+        let (mut from, mut to) = ([[0.0; LANES]; LANES], [[0.0; LANES]; LANES]);
+        for (row, into) in rows.into_iter().zip(&mut from) {
+            self.store(row, into);
+        }
+        for (y, row) in from.iter().enumerate() {
+            for (x, value) in row.iter().enumerate() {
+                to[x][y] = *value;
+            }
+        }
+        let mut columns = rows;
+        for (column, from) in columns.iter_mut().zip(&to) {
+            *column = self.load(from);
+        }
+        columns
+    }
     /// Computes a register tile in the shape that suits the registers.
     fn tile<const A_ROW: usize, const A_STEP: usize>(self, tile: Tile<'_, A_ROW, A_STEP>);
 }
@@ -96,9 +114,10 @@ mod x86 {
     use std::arch::x86_64::{
         __m256, __m512, _CMP_NEQ_UQ, _CMP_NLE_UQ, _mm256_add_ps, _mm256_and_ps, _mm256_cmp_ps,
         _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_mul_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm256_storeu_ps,
-        _mm256_sub_ps, _mm512_add_ps, _mm512_cmp_ps_mask, _mm512_fmadd_ps, _mm512_loadu_ps,
-        _mm512_maskz_mov_ps, _mm512_mul_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
-        _mm512_sub_ps,
+        _mm256_sub_ps, _mm512_add_ps, _mm512_castpd_ps, _mm512_castps_pd, _mm512_cmp_ps_mask,
+        _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_maskz_mov_ps, _mm512_mul_ps, _mm512_set1_ps,
+        _mm512_setzero_ps, _mm512_shuffle_f32x4, _mm512_storeu_ps, _mm512_sub_ps, _mm512_unpackhi_pd,
+        _mm512_unpackhi_ps, _mm512_unpacklo_pd, _mm512_unpacklo_ps,
     };
 
     use super::{LANES, Lanes, Tile, tile};
@@ -160,6 +179,40 @@ mod x86 {
         #[inline(always)]
         fn unless_zero(self, v: __m512, of: __m512) -> __m512 {
             unsafe { _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(of, _mm512_setzero_ps()), v) }
+        }
+        #[inline(always)]
+        fn transpose(self, mut v: [__m512; LANES]) -> [__m512; LANES] {
+            // Pairs, then fours: of rows 4g to 4g+3, `v[4g + k]` gets columns k, 4+k, 8+k and 12+k.
+            for fours in v.as_chunks_mut::<4>().0 {
+                let [a, b, c, d] = *fours;
+                *fours = unsafe {
+                    let low = _mm512_castps_pd(_mm512_unpacklo_ps(a, b));
+                    let high = _mm512_castps_pd(_mm512_unpackhi_ps(a, b));
+                    let low_2 = _mm512_castps_pd(_mm512_unpacklo_ps(c, d));
+                    let high_2 = _mm512_castps_pd(_mm512_unpackhi_ps(c, d));
+                    [
+                        _mm512_castpd_ps(_mm512_unpacklo_pd(low, low_2)),
+                        _mm512_castpd_ps(_mm512_unpackhi_pd(low, low_2)),
+                        _mm512_castpd_ps(_mm512_unpacklo_pd(high, high_2)),
+                        _mm512_castpd_ps(_mm512_unpackhi_pd(high, high_2)),
+                    ]
+                };
+            }
+            // Then quarters of vectors: the even ones of two vectors, and the odd ones.
+            for k in 0..4 {
+                let [a, b, c, d] = [v[k], v[4 + k], v[8 + k], v[12 + k]];
+                unsafe {
+                    let (even, even_2) =
+                        (_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0x88>(c, d));
+                    let (odd, odd_2) =
+                        (_mm512_shuffle_f32x4::<0xdd>(a, b), _mm512_shuffle_f32x4::<0xdd>(c, d));
+                    v[k] = _mm512_shuffle_f32x4::<0x88>(even, even_2);
+                    v[4 + k] = _mm512_shuffle_f32x4::<0x88>(odd, odd_2);
+                    v[8 + k] = _mm512_shuffle_f32x4::<0xdd>(even, even_2);
+                    v[12 + k] = _mm512_shuffle_f32x4::<0xdd>(odd, odd_2);
+                }
+            }
+            v
         }
         #[inline(always)]
         fn tile<const A_ROW: usize, const A_STEP: usize>(self, tile: Tile<'_, A_ROW, A_STEP>) {

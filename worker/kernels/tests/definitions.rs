@@ -6,8 +6,9 @@ use proptest::prelude::*;
 use rayon::ThreadPoolBuilder;
 use tally_kernels::direct::{self, After};
 use tally_kernels::first::{self, Bordered};
-use tally_kernels::leaves::IMAGES;
-use tally_kernels::{BLOCK, Part, Planes, Simd, TAPS, pack, pool, winograd};
+use tally_kernels::pack::{self, Natural};
+use tally_kernels::winograd::together::{self, Way};
+use tally_kernels::{BLOCK, Part, Planes, Simd, TAPS, pool, winograd};
 
 /// Numbers in ±1 from a hash, a tenth of them zeros.
 fn numbers(seed: u64, len: usize) -> Vec<f32> {
@@ -20,6 +21,11 @@ fn numbers(seed: u64, len: usize) -> Vec<f32> {
         if z.is_multiple_of(10) { 0.0 } else { (z >> 40) as f32 / (1u64 << 23) as f32 - 1.0 }
     };
     (0..len as u64).map(number).collect()
+}
+
+/// The path that `TALLY_SIMD` names, where one is enough.
+fn simd() -> Simd {
+    Simd::chosen().unwrap()
 }
 
 fn bits(values: &[f32]) -> Vec<u32> {
@@ -98,6 +104,10 @@ impl Case {
         }
     }
 
+    fn natural(&self) -> Natural<'_> {
+        Natural::new(&self.weights, self.outputs, self.inputs())
+    }
+
     fn weight(&self, o: usize, c: usize, tap: usize) -> f64 {
         if o < self.outputs { f64::from(self.weights[(o * self.inputs() + c) * TAPS + tap]) } else { 0.0 }
     }
@@ -130,7 +140,7 @@ impl Case {
 
     fn forward(&self, method: Method, simd: Simd, relu: bool) -> Vec<f32> {
         let mut packed = vec![f32::NAN; self.to.blocks * BLOCK * self.inputs() * TAPS];
-        pack::forward(&self.weights, self.outputs, self.inputs(), &mut packed);
+        pack::forward(simd, self.natural(), &mut packed);
         let mut y = vec![f32::NAN; self.to.len()];
         let after = if relu { After::BiasRelu(&self.bias) } else { After::Bias(&self.bias) };
         method.convolve(simd, &self.x, self.from, &packed, self.padding, after, &mut y, self.to);
@@ -139,10 +149,29 @@ impl Case {
 
     fn backward(&self, method: Method, simd: Simd, after: After<'_>) -> Vec<f32> {
         let mut packed = vec![f32::NAN; self.to.blocks * BLOCK * self.inputs() * TAPS];
-        pack::backward(&self.weights, self.outputs, self.inputs(), &mut packed);
+        pack::backward(simd, self.natural(), &mut packed);
         let mut dx = vec![f32::NAN; self.from.len()];
         method.convolve(simd, &self.dy, self.to, &packed, 2 - self.padding, after, &mut dx, self.from);
         dx
+    }
+
+    /// Forward with ReLU or by the input, over several batches at once.
+    fn together(pieces: &[Case], way: Way, simd: Simd) -> Vec<Vec<f32>> {
+        let planes =
+            |case: &Case| if way == Way::Forward { (case.from, case.to) } else { (case.to, case.from) };
+        let mut outs: Vec<Vec<f32>> =
+            pieces.iter().map(|case| vec![f32::NAN; planes(case).1.len()]).collect();
+        let batches = pieces.iter().zip(&mut outs).map(|(case, out)| {
+            let (from, to) = planes(case);
+            let (x, after) = match way {
+                Way::Forward => (&case.x, After::BiasRelu(&case.bias)),
+                Way::ByInput => (&case.dy, After::ReluGradient(&case.x)),
+            };
+            together::Job { x, from, after, out, to }
+        });
+        let first = &pieces[0];
+        together::convolve(simd, way, batches.collect(), first.natural(), first.padding);
+        outs
     }
 
     fn part(&self) -> Part<'_> {
@@ -182,7 +211,8 @@ impl Method {
         match self {
             Method::Direct => direct::convolve(simd, x, from, packed, padding, after, y, to),
             Method::Winograd => {
-                let mut transformed = vec![f32::NAN; packed.len() / TAPS * winograd::POSITIONS];
+                let blocks = from.blocks * to.blocks;
+                let mut transformed = vec![f32::NAN; winograd::transformed_len(blocks)];
                 winograd::transform_weights(simd, packed, &mut transformed);
                 winograd::convolve(simd, x, from, &transformed, padding, after, y, to);
             }
@@ -195,7 +225,7 @@ fn assert_close(mine: &[f32], exact: &[f64], what: &str) {
     let size = (exact.iter().map(|x| x * x).sum::<f64>() / exact.len() as f64).sqrt();
     for (place, (mine, exact)) in mine.iter().zip(exact).enumerate() {
         let error = (f64::from(*mine) - exact).abs();
-        assert!(error <= 3e-5 * size.max(1.0), "{what}, {place}: {mine}, not {exact}");
+        assert!(error <= 1e-4 * size.max(1.0), "{what}, {place}: {mine}, not {exact}");
     }
 }
 
@@ -224,6 +254,11 @@ proptest! {
             let leaf = [vec![case.part()]];
             assert_close(&on_every_path(|simd| case.by_weights(method, simd, &leaf)), &dw, "by weights");
         }
+        let masked: Vec<f64> =
+            dx.iter().zip(&case.x).map(|(dx, of)| if *of == 0.0 { 0.0 } else { *dx }).collect();
+        let case = [case];
+        assert_close(&on_every_path(|simd| Case::together(&case, Way::Forward, simd).concat()), &with_relu, "together");
+        assert_close(&on_every_path(|simd| Case::together(&case, Way::ByInput, simd).concat()), &masked, "together, by input");
     }
 
     /// SUM-1: a subtree at once has the bits of its leaves added along their tree, and no
@@ -242,9 +277,14 @@ proptest! {
             rest = others;
             mine
         }).collect();
+        for way in [Way::Forward, Way::ByInput] {
+            let at_once = on_every_path(|simd| Case::together(&pieces, way, simd).concat());
+            let alone = pieces.iter().map(|piece| Case::together(std::slice::from_ref(piece), way, simd()).concat());
+            prop_assert!(bits(&at_once) == bits(&alone.collect::<Vec<_>>().concat()), "{way:?}");
+        }
         for method in METHODS {
-            let forward = |case: &Case| case.forward(method, Simd::widest(), true);
-            let backward = |case: &Case| case.backward(method, Simd::widest(), After::Nothing);
+            let forward = |case: &Case| case.forward(method, simd(), true);
+            let backward = |case: &Case| case.backward(method, simd(), After::Nothing);
             let (y, dx) = (forward(&whole), backward(&whole));
             for (i, piece) in pieces.iter().enumerate() {
                 prop_assert!(bits(&forward(piece)) == bits(&stretch(&y, whole.to, 2 * i..2 * i + 2)));
@@ -254,7 +294,7 @@ proptest! {
                 leaves.iter().map(|leaf| leaf.iter().map(Case::part).collect()).collect();
             let at_once = on_every_path(|simd| whole.by_weights(method, simd, &all));
             let alone = all.iter().map(|leaf| {
-                (!leaf.is_empty()).then(|| whole.by_weights(method, Simd::widest(), std::slice::from_ref(leaf)))
+                (!leaf.is_empty()).then(|| whole.by_weights(method, simd(), std::slice::from_ref(leaf)))
             });
             let sum = tally_exact::sum::along_tree(alone, |mut left, right| {
                 tally_exact::sum::add(&mut left, &right);
@@ -390,29 +430,54 @@ fn piece(whole: &Case, images: std::ops::Range<usize>) -> Case {
     }
 }
 
+fn show(errors: &[f64]) -> String {
+    errors.iter().map(|error| format!("{error:.1e} ")).collect()
+}
+
 /// How far the kernels stray from double for the reference network's deep layers, relative to
-/// the results' root mean square: Winograd's at most three times as far as the direct ones.
+/// the results' root mean square: Winograd's at most five times as far as the direct ones.
 #[test]
 fn winograds_errors_are_of_the_direct_kernels_size() {
-    for (inputs, outputs, side, padding) in [(64, 64, 14, 1), (128, 32, 14, 1), (256, 32, 7, 0)] {
-        let case = Case::new(inputs, outputs, side, padding, 4.min(IMAGES), 7);
+    for (inputs, outputs, side, padding) in [
+        (64, 64, 14, 1),
+        (128, 32, 14, 1),
+        (256, 32, 7, 0),
+        (256, 512, 7, 0),
+        (512, 64, 5, 0),
+        (64, 1024, 5, 0),
+    ] {
+        let images = if outputs > 64 { 8 } else { 4 };
+        let mut case = Case::new(inputs, outputs, side, padding, images, 7);
+        // What a ReLU leaves, as in the network.
+        case.x.iter_mut().for_each(|x| *x = x.max(0.0));
         let exact = case.naive();
+        let error = |mine: &[f32], exact: &[f64]| {
+            let size = exact.iter().map(|x| x * x).sum::<f64>();
+            let error = mine.iter().zip(exact).map(|(m, e)| (f64::from(*m) - e).powi(2)).sum::<f64>();
+            (error / size).sqrt()
+        };
         let errors = METHODS.map(|method| {
-            let mine = [
-                case.forward(method, Simd::widest(), false),
-                case.backward(method, Simd::widest(), After::Nothing),
-                case.by_weights(method, Simd::widest(), &[vec![case.part()]]),
-            ];
-            [0, 1, 2].map(|i| {
-                let size = exact[i].iter().map(|x| x * x).sum::<f64>();
-                let error =
-                    mine[i].iter().zip(&exact[i]).map(|(m, e)| (f64::from(*m) - e).powi(2)).sum::<f64>();
-                (error / size).sqrt()
-            })
+            let forward = case.forward(method, simd(), false);
+            let by_input = case.backward(method, simd(), After::Nothing);
+            let by_weights = case.by_weights(method, simd(), &[vec![case.part()]]);
+            [error(&forward, &exact[0]), error(&by_input, &exact[1]), error(&by_weights, &exact[2])]
         });
-        println!("{inputs} to {outputs}, side {side}: direct {:?}, Winograd {:?}", errors[0], errors[1]);
-        for (direct, winograd) in errors[0].iter().zip(errors[1]) {
-            assert!(winograd < 3.0 * direct, "{errors:?}");
+        let masked: Vec<f64> =
+            exact[1].iter().zip(&case.x).map(|(dx, of)| if *of == 0.0 { 0.0 } else { *dx }).collect();
+        let with_relu: Vec<f64> = exact[0].iter().map(|y| y.max(0.0)).collect();
+        let case = [case];
+        let together = [
+            error(&Case::together(&case, Way::Forward, simd()).concat(), &with_relu),
+            error(&Case::together(&case, Way::ByInput, simd()).concat(), &masked),
+        ];
+        println!(
+            "{inputs} to {outputs}, side {side}: {} together {}",
+            show(&errors.concat()),
+            show(&together)
+        );
+        for (place, direct) in errors[0].iter().enumerate() {
+            assert!(errors[1][place] < 5.0 * direct, "{errors:?}");
         }
+        assert!(together[0] < 5.0 * errors[0][0] && together[1] < 5.0 * errors[0][1], "{together:?}");
     }
 }

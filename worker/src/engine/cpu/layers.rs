@@ -9,8 +9,11 @@ pub(super) enum Method {
     Direct,
     /// With Winograd's fewer products.
     Winograd,
+    /// With Winograd's, all batches at once: the weights are read once and never kept transformed.
+    /// (A gradient by the weights takes all batches in any case.)
+    Together,
 }
-use Method::{Direct, Winograd};
+use Method::{Direct, Together, Winograd};
 
 /// A 3×3 convolution after the first.
 pub(super) struct Convolution {
@@ -50,11 +53,11 @@ pub(super) const FIRST: usize = 32;
 /// The convolutions after the first, in the order of the forward pass. All but the last
 /// are followed by a ReLU.
 pub(super) const CONVOLUTIONS: [Convolution; 6] = [
-    convolution("conv2", (32, 64), SIDE, 1, false, [Direct; 3]),
+    convolution("conv2", (32, 64), SIDE, 1, false, [Direct, Winograd, Direct]),
     convolution("conv3", (64, 128), SIDE / 2, 1, true, [Winograd; 3]),
     convolution("conv4", (128, 256), SIDE / 2, 1, false, [Winograd; 3]),
-    convolution("conv5", (256, 512), SIDE / 4, 0, true, [Winograd, Direct, Winograd]),
-    convolution("conv6", (512, 1024), SIDE / 4 - 2, 0, false, [Direct; 3]),
+    convolution("conv5", (256, 512), SIDE / 4, 0, true, [Together, Together, Winograd]),
+    convolution("conv6", (512, 1024), SIDE / 4 - 2, 0, false, [Together, Together, Winograd]),
     convolution("conv7", (1024, 10), SIDE / 4 - 4, 0, false, [Direct; 3]),
 ];
 

@@ -87,10 +87,11 @@ impl CpuEngine {
         out: &mut [f32],
         ready: &mut dyn FnMut(&[f32]),
     ) -> Vec<LossParts> {
-        let Self { loss, pool, weights, pass, .. } = self;
+        let Self { loss, pool, weights, pass, replica, .. } = self;
+        let parameters = replica.parameters();
         let outputs = pool.install(|| {
             pass.load(leaves);
-            pass.forward(weights)
+            pass.forward(weights, parameters)
         });
         let mut parts = Vec::with_capacity(leaves.len());
         let mut by_outputs = Vec::with_capacity(outputs.len());
@@ -102,7 +103,7 @@ impl CpuEngine {
             parts.push(answers.losses(leaf, *loss));
             first = end;
         }
-        pass.backward(weights, &by_outputs, pool, out, ready);
+        pass.backward(weights, parameters, &by_outputs, pool, out, ready);
         parts
     }
 }
@@ -195,12 +196,12 @@ impl Engine for CpuEngine {
 
     fn predict(&mut self, samples: &Samples) -> Result<Answers, EngineError> {
         self.pack();
-        let Self { pool, weights, pass, .. } = self;
+        let Self { pool, weights, pass, replica, .. } = self;
         let mut outputs = Vec::with_capacity(samples.len() * losses::OUTPUTS);
         pool.install(|| {
             for first in (0..samples.len()).step_by(AT_ONCE) {
                 pass.load_stretch(samples, first..samples.len().min(first + AT_ONCE));
-                outputs.extend(pass.forward(weights));
+                outputs.extend(pass.forward(weights, replica.parameters()));
             }
         });
         Ok(losses::answers(&outputs))

@@ -15,6 +15,7 @@ use tally_data::samples::PIXELS;
 use tally_kernels::direct::After;
 use tally_kernels::first::{self, Bordered, FirstPart};
 use tally_kernels::leaves::{self, IMAGES};
+use tally_kernels::winograd::together::{self, Job, Way};
 use tally_kernels::{BLOCK, Part, Planes, Simd, direct, pool, winograd};
 
 use super::heads::{Heads, LOGITS};
@@ -94,12 +95,30 @@ impl Pass {
         (&mut self.batches[..count], &self.leaves)
     }
 
-    /// The network's outputs, [`OUTPUTS`] a sample, for the images taken in.
-    pub fn forward(&mut self, weights: &Weights) -> Vec<f32> {
+    /// The network's outputs, [`OUTPUTS`] a sample, for the images taken in. `weights` are
+    /// those of `parameters`.
+    pub fn forward(&mut self, weights: &Weights, parameters: &[f32]) -> Vec<f32> {
         let simd = self.simd;
         let (batches, _) = self.batches();
+        batches.par_iter_mut().for_each(|batch| batch.first_convolution(simd, weights));
+        for (index, layer) in CONVOLUTIONS.iter().enumerate() {
+            let weights = &weights.convolutions[index];
+            match layer.methods[0] {
+                Method::Together => {
+                    batches.par_iter_mut().for_each(|batch| batch.pool(simd, index, layer));
+                    let jobs = batches.iter_mut().map(|batch| batch.forward(index, layer, &weights.bias));
+                    let natural = weights.natural(layer, parameters);
+                    together::convolve(simd, Way::Forward, jobs.collect(), natural, layer.padding);
+                }
+                method => batches.par_iter_mut().for_each(|batch| {
+                    batch.pool(simd, index, layer);
+                    let job = batch.forward(index, layer, &weights.bias);
+                    alone(simd, method, job, &weights.forward, layer.padding);
+                }),
+            }
+        }
         let outputs: Vec<Vec<f32>> =
-            batches.par_iter_mut().map(|batch| batch.forward(simd, weights)).collect();
+            batches.par_iter_mut().map(|batch| batch.answers(simd, weights)).collect();
         outputs.concat()
     }
 
@@ -108,6 +127,7 @@ impl Pass {
     pub fn backward(
         &mut self,
         weights: &Weights,
+        parameters: &[f32],
         by_outputs: &[f32],
         threads: &ThreadPool,
         out: &mut [f32],
@@ -140,16 +160,24 @@ impl Pass {
                 let parts = by_leaf(batches, leaves, |batch| batch.part(index, layer));
                 let by_weights = match layer.methods[2] {
                     Method::Direct => direct::weight_gradient,
-                    Method::Winograd => winograd::weight_gradient,
+                    Method::Winograd | Method::Together => winograd::weight_gradient,
                 };
                 by_weights(simd, &parts, layer.padding, layer.inputs, &mut out[spot.weight.clone()]);
                 direct::bias_gradient(simd, &parts, &mut out[spot.bias.clone()]);
             });
             ready(&out[..spot.bias.end]);
-            threads.install(|| {
-                batches
-                    .par_iter_mut()
-                    .for_each(|batch| batch.backward(simd, index, layer, &weights.backward));
+            threads.install(|| match layer.methods[1] {
+                Method::Together => {
+                    let jobs = batches.iter_mut().map(|batch| batch.by_input(index, layer)).collect();
+                    let natural = weights.natural(layer, parameters);
+                    together::convolve(simd, Way::ByInput, jobs, natural, layer.padding);
+                    batches.par_iter_mut().for_each(|batch| batch.unpool(simd, index, layer));
+                }
+                method => batches.par_iter_mut().for_each(|batch| {
+                    let job = batch.by_input(index, layer);
+                    alone(simd, method, job, &weights.backward, 2 - layer.padding);
+                    batch.unpool(simd, index, layer);
+                }),
             });
         }
         threads.install(|| {
@@ -192,36 +220,40 @@ impl Batch {
         Planes::of(FIRST, SIDE, self.images)
     }
 
-    /// The results before convolution `index`, with their shape before it pools.
-    fn before(&self, index: usize, layer: &Convolution) -> (&[f32], Planes) {
+    /// The shape of what convolution `index` follows on, before it pools that.
+    fn whole(&self, layer: &Convolution) -> Planes {
         let from = layer.from(self.images);
-        let whole = if layer.pooled { Planes { side: 2 * from.side, ..from } } else { from };
-        (&self.results[index][..whole.len()], whole)
+        if layer.pooled { Planes { side: 2 * from.side, ..from } } else { from }
     }
 
-    fn forward(&mut self, simd: Simd, weights: &Weights) -> Vec<f32> {
-        let (images, shape, first) = (self.images, self.bordered(), self.first());
-        let pixels = &self.pixels[..shape.len()];
-        let out = room(&mut self.results[0], first.len());
+    fn first_convolution(&mut self, simd: Simd, weights: &Weights) {
+        let (shape, to) = (self.bordered(), self.first());
+        let (pixels, out) = (&self.pixels[..shape.len()], room(&mut self.results[0], to.len()));
         first::convolve(simd, pixels, shape, &weights.first_weight, &weights.first_bias, out);
-        for (index, (layer, weights)) in CONVOLUTIONS.iter().zip(&weights.convolutions).enumerate() {
-            let (from, to) = (layer.from(images), layer.to(images));
-            let mut pooled = std::mem::take(&mut self.pooled[index]);
-            let mut after = std::mem::take(&mut self.results[index + 1]);
-            let (before, whole) = self.before(index, layer);
-            let x = if layer.pooled {
-                pool::max(simd, before, whole, room(&mut pooled, from.len()));
-                &pooled[..from.len()]
-            } else {
-                before
-            };
-            let last = index + 1 == CONVOLUTIONS.len();
-            let then = if last { After::Bias(&weights.bias) } else { After::BiasRelu(&weights.bias) };
-            let convolve = convolution(layer.methods[0]);
-            convolve(simd, x, from, &weights.forward, layer.padding, then, room(&mut after, to.len()), to);
-            self.pooled[index] = pooled;
-            self.results[index + 1] = after;
+    }
+
+    /// Pools the results before convolution `index`, where it wants that.
+    fn pool(&mut self, simd: Simd, index: usize, layer: &Convolution) {
+        let (from, whole) = (layer.from(self.images), self.whole(layer));
+        if layer.pooled {
+            let pooled = room(&mut self.pooled[index], from.len());
+            pool::max(simd, &self.results[index][..whole.len()], whole, pooled);
         }
+    }
+
+    /// From the inputs of convolution `index` to its results.
+    fn forward<'a>(&'a mut self, index: usize, layer: &Convolution, bias: &'a [f32]) -> Job<'a> {
+        let (from, to) = (layer.from(self.images), layer.to(self.images));
+        let (before, results) = self.results.split_at_mut(index + 1);
+        let x = if layer.pooled { &self.pooled[index] } else { &before[index] };
+        let last = index + 1 == CONVOLUTIONS.len();
+        let after = if last { After::Bias(bias) } else { After::BiasRelu(bias) };
+        Job { x: &x[..from.len()], from, after, out: room(&mut results[0], to.len()), to }
+    }
+
+    /// Through the linear layers, to the network's outputs.
+    fn answers(&mut self, simd: Simd, weights: &Weights) -> Vec<f32> {
+        let images = self.images;
         let [.., logits] = &self.results;
         let logits: Vec<f32> =
             logits.chunks_exact(BLOCK).take(images).flat_map(|row| &row[..LOGITS]).copied().collect();
@@ -266,33 +298,34 @@ impl Batch {
         Part { dy, to, x: dy, from: to }
     }
 
-    /// From the gradient by the results of convolution `index` to that by those before it.
-    fn backward(&mut self, simd: Simd, index: usize, layer: &Convolution, weights: &[f32]) {
+    /// From the gradient by the results of convolution `index` to that by its inputs.
+    fn by_input<'a>(&'a mut self, index: usize, layer: &Convolution) -> Job<'a> {
         let (from, to) = (layer.from(self.images), layer.to(self.images));
-        let mut by_input = std::mem::take(&mut self.by_input);
-        let mut by_pooled = std::mem::take(&mut self.by_pooled);
-        let (before, whole) = self.before(index, layer);
-        let dy = &self.by_result[..to.len()];
-        let (padding, convolve) = (2 - layer.padding, convolution(layer.methods[1]));
-        if layer.pooled {
-            let by_pooled = room(&mut by_pooled, from.len());
-            convolve(simd, dy, to, weights, padding, After::Nothing, by_pooled, from);
-            pool::gradient(simd, by_pooled, before, whole, room(&mut by_input, whole.len()));
+        let (after, out) = if layer.pooled {
+            (After::Nothing, &mut self.by_pooled)
         } else {
-            let dx = room(&mut by_input, from.len());
-            convolve(simd, dy, to, weights, padding, After::ReluGradient(before), dx, from);
+            (After::ReluGradient(&self.results[index][..from.len()]), &mut self.by_input)
+        };
+        Job { x: &self.by_result[..to.len()], from: to, after, out: room(out, from.len()), to: from }
+    }
+
+    /// From the gradient by the inputs of convolution `index` to that by the results before it.
+    fn unpool(&mut self, simd: Simd, index: usize, layer: &Convolution) {
+        let (from, whole) = (layer.from(self.images), self.whole(layer));
+        if layer.pooled {
+            let (by_pooled, before) = (&self.by_pooled[..from.len()], &self.results[index][..whole.len()]);
+            pool::gradient(simd, by_pooled, before, whole, room(&mut self.by_input, whole.len()));
         }
-        self.by_input = std::mem::replace(&mut self.by_result, by_input);
-        self.by_pooled = by_pooled;
+        std::mem::swap(&mut self.by_input, &mut self.by_result);
     }
 }
 
-/// The shared face of the two ways to convolve.
-type Convolve = fn(Simd, &[f32], Planes, &[f32], usize, After<'_>, &mut [f32], Planes);
-
-fn convolution(method: Method) -> Convolve {
-    match method {
+/// Convolves one batch by itself.
+fn alone(simd: Simd, method: Method, job: Job<'_>, weights: &[f32], padding: usize) {
+    let convolve = match method {
         Method::Direct => direct::convolve,
-        Method::Winograd => winograd::convolve,
-    }
+        Method::Winograd | Method::Together => winograd::convolve,
+    };
+    let Job { x, from, after, out, to } = job;
+    convolve(simd, x, from, weights, padding, after, out, to);
 }

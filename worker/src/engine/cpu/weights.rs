@@ -5,8 +5,10 @@ use std::ops::Range;
 
 use tally_exact::manifest::Manifest;
 
-use super::layers::{CONVOLUTIONS, Method};
-use tally_kernels::{BLOCK, Simd, TAPS, dense, pack, winograd};
+use super::layers::{CONVOLUTIONS, Convolution, Method};
+use tally_kernels::direct::WEIGHT_BLOCK;
+use tally_kernels::pack::{self, Natural};
+use tally_kernels::{BLOCK, Simd, TAPS, dense, winograd};
 
 /// A layer's place in the flat vectors.
 #[derive(Clone, Debug)]
@@ -33,13 +35,20 @@ impl Spot {
     }
 }
 
-/// A convolution's weights for both passes.
+/// A convolution's weights for both passes; empty for a pass that reads the parameters themselves.
 pub(super) struct ConvolutionWeights {
     pub spot: Spot,
     pub forward: Vec<f32>,
     pub backward: Vec<f32>,
     /// Filled up to whole blocks.
     pub bias: Vec<f32>,
+}
+
+impl ConvolutionWeights {
+    /// As the network has them.
+    pub fn natural<'a>(&self, layer: &Convolution, parameters: &'a [f32]) -> Natural<'a> {
+        Natural::new(&parameters[self.spot.weight.clone()], layer.outputs, layer.inputs)
+    }
 }
 
 /// A linear layer's weights for both passes.
@@ -92,22 +101,23 @@ impl Weights {
         copy(&parameters[self.first.weight.clone()], &mut self.first_weight);
         copy(&parameters[self.first.bias.clone()], &mut self.first_bias);
         for (layer, to) in CONVOLUTIONS.iter().zip(&mut self.convolutions) {
-            let weight = &parameters[to.spot.weight.clone()];
-            let (outputs, inputs) = (layer.outputs, layer.inputs);
-            let len = outputs.next_multiple_of(BLOCK) * inputs * TAPS;
+            let natural = to.natural(layer, parameters);
+            let len = layer.outputs.next_multiple_of(BLOCK) * layer.inputs * TAPS;
             for (to, method, pack) in [
-                (&mut to.forward, layer.methods[0], pack::forward as fn(&[f32], usize, usize, &mut [f32])),
+                (&mut to.forward, layer.methods[0], pack::forward as fn(Simd, Natural<'_>, &mut [f32])),
                 (&mut to.backward, layer.methods[1], pack::backward),
             ] {
                 match method {
+                    // Read where they are.
+                    Method::Together => {}
                     Method::Direct => {
                         to.resize(len, 0.0);
-                        pack(weight, outputs, inputs, to);
+                        pack(self.simd, natural, to);
                     }
                     Method::Winograd => {
                         self.packed.resize(len, 0.0);
-                        pack(weight, outputs, inputs, &mut self.packed);
-                        to.resize(len / TAPS * winograd::POSITIONS, 0.0);
+                        pack(self.simd, natural, &mut self.packed);
+                        to.resize(winograd::transformed_len(len / WEIGHT_BLOCK), 0.0);
                         winograd::transform_weights(self.simd, &self.packed, to);
                     }
                 }

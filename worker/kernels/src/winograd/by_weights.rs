@@ -1,0 +1,179 @@
+//! The gradient by the weights.
+
+use rayon::prelude::*;
+
+use super::tiles::{FromOutputs, Inputs, Rows, along, rows};
+use super::transform::{self, both_ways, tile_of};
+use super::{N, SPACED, SQUARE, transformed_len};
+use crate::direct::{WEIGHT_BLOCK, unpack};
+use crate::lanes::{LANES, Lanes};
+use crate::leaves::{self, Part};
+use crate::scratch::{self, Scratch};
+use crate::simd::{Kernel, Simd};
+use crate::tile::{Finish, Segment, Start, Tile};
+use crate::{BLOCK, TAPS};
+
+/// Rows whose products are summed at a time: two operands of them fit the first cache, for all
+/// parts of a tile.
+const STRETCH: usize = 128;
+/// A layer is deep if the transformed gradients by 32 outputs of all leaves have at most so many floats:
+/// the second cache then holds them.
+const DEEP: usize = 1 << 18;
+
+/// All rows of a part.
+fn whole(part: &Part<'_>) -> Rows {
+    Rows { first: 0, all: rows(part.to) }
+}
+
+/// A part, its transformed inputs, and in a deep layer its transformed gradients by the outputs.
+struct Job<'a> {
+    part: Part<'a>,
+    inputs: &'a [f32],
+    of_outputs: Option<Scratch>,
+}
+
+/// The gradient by the weights as
+/// [`direct::weight_gradient`](crate::direct::weight_gradient). A sum goes part by part, line
+/// by line of tiles, tile by tile, image by image.
+///
+/// # Panics
+/// If a slice has not its shape's length, or the shapes don't follow from each other.
+pub fn weight_gradient(simd: Simd, leaves: &[Vec<Part<'_>>], padding: usize, inputs: usize, out: &mut [f32]) {
+    assert!(inputs.is_multiple_of(BLOCK) && out.len().is_multiple_of(inputs * TAPS), "whole outputs");
+    for part in leaves.iter().flatten() {
+        part.check();
+        assert_eq!(part.to.side + 2, part.from.side + 2 * padding, "the sides of a 3×3 convolution");
+        assert_eq!(part.from.blocks * BLOCK, inputs, "as many inputs as weights");
+        assert!(out.len() <= part.to.blocks * BLOCK * inputs * TAPS, "no more outputs than there are");
+    }
+    // The inputs' tiles serve all outputs.
+    let room = |part: &Part<'_>| scratch::take(whole(part).floats(part.from.blocks));
+    let mut tiles: Vec<(Part<'_>, Scratch)> =
+        leaves.iter().flatten().map(|part| (*part, room(part))).collect();
+    tiles.par_iter_mut().for_each(|(part, out)| {
+        let (across, rows) = (along(part.to), whole(part));
+        simd.run(Inputs { x: part.x, from: part.from, padding, across, lines: 0..across, rows, out });
+    });
+    let of_a_block: usize = tiles.iter().map(|(part, _)| whole(part).floats(1)).sum();
+    let deep = of_a_block <= DEEP;
+    // Deep layers go by blocks of inputs, and in these leaf by leaf, so that what is summed stays in the
+    // cache; others by leaves, so that their activations do.
+    let together = if deep { 1 } else { inputs / BLOCK };
+
+    out.par_chunks_mut(BLOCK * inputs * TAPS).enumerate().for_each(|(block, out)| {
+        let outputs = out.len() / (inputs * TAPS);
+        let of_outputs = |part: &Part<'_>| {
+            let rows = whole(part);
+            let mut tiles = scratch::take(rows.floats(1));
+            simd.run(FromOutputs {
+                dy: part.dy,
+                to: part.to,
+                blocks: block..block + 1,
+                rows,
+                out: &mut tiles,
+            });
+            tiles
+        };
+        let mut rest = tiles.iter();
+        let jobs: Vec<Vec<Job<'_>>> = leaves
+            .iter()
+            .map(|parts| {
+                let mine = rest.by_ref().take(parts.len());
+                mine.map(|(part, inputs)| Job {
+                    part: *part,
+                    inputs,
+                    of_outputs: deep.then(|| of_outputs(part)),
+                })
+                .collect()
+            })
+            .collect();
+        let mut sums = scratch::take(transformed_len(together));
+        for first in (0..inputs / BLOCK).step_by(together) {
+            let leaf = |jobs: &[Job<'_>], into: &mut [f32]| {
+                for (index, job) in jobs.iter().enumerate() {
+                    let (just_now, inputs, fresh) =
+                        (job.of_outputs.is_none().then(|| of_outputs(&job.part)), job.inputs, index == 0);
+                    let Some(of_outputs) = job.of_outputs.as_ref().or(just_now.as_ref()) else { continue };
+                    let (blocks, rows) = ((first, job.part.from.blocks), whole(&job.part));
+                    simd.run(Products { rows, inputs, blocks, of_outputs, outputs, fresh, sums: &mut sums });
+                }
+                simd.run(ToWeights { sums: &sums, out: into });
+            };
+            leaves::sum(simd, &jobs, together * WEIGHT_BLOCK, leaf, |sums| {
+                for (input, sums) in sums.chunks_exact(WEIGHT_BLOCK).enumerate() {
+                    unpack(sums, first + input, inputs, out);
+                }
+            });
+        }
+    });
+}
+
+/// Sums of products over all rows, `[input block][position][o][c]`.
+struct Products<'a> {
+    inputs: &'a [f32],
+    /// The first block of inputs to be taken, and how many there are in all.
+    blocks: (usize, usize),
+    of_outputs: &'a [f32],
+    rows: Rows,
+    outputs: usize,
+    fresh: bool,
+    sums: &'a mut [f32],
+}
+
+impl Kernel for Products<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, l: L) {
+        let Self { inputs, blocks, of_outputs, rows, outputs, fresh, sums } = self;
+        let plane = rows.all * BLOCK;
+        for position in 0..N * N {
+            for (place, sums) in sums.chunks_exact_mut(N * N * SPACED).enumerate() {
+                let sums = &mut sums[position * SPACED..][..outputs * BLOCK];
+                let a = position * rows.stride(1);
+                let b = position * rows.stride(blocks.1) + (blocks.0 + place) * plane;
+                for first in (0..plane).step_by(STRETCH * BLOCK) {
+                    let end = plane.min(first + STRETCH * BLOCK);
+                    l.tile(Tile::<1, BLOCK> {
+                        a: &of_outputs[a + first..a + end],
+                        b: &inputs[b + first..b + end],
+                        segments: &[Segment { a: 0, b: 0 }],
+                        steps: (end - first) / BLOCK,
+                        out: &mut *sums,
+                        start: if fresh && first == 0 { Start::Zero } else { Start::Out },
+                        finish: Finish::Keep,
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// `Gᵀ [sums] G`: the sums as gradients, `[input block][tap][o][c]`.
+struct ToWeights<'a> {
+    sums: &'a [f32],
+    out: &'a mut [f32],
+}
+
+impl Kernel for ToWeights<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, l: L) {
+        const VECTORS: usize = SQUARE / LANES;
+        let blocks = self.sums.chunks_exact(N * N * SPACED).zip(self.out.chunks_exact_mut(WEIGHT_BLOCK));
+        for (sums, out) in blocks {
+            let (sums, out) = (sums.as_chunks::<LANES>().0, out.as_chunks_mut::<LANES>().0);
+            for at in 0..VECTORS {
+                let tile: [[L::V; N]; N] =
+                    tile_of::<L, N>(l, |y, x| l.load(&sums[(N * y + x) * (SPACED / LANES) + at]));
+                let taps: [[L::V; 3]; 3] = both_ways!(tile, N to 3, |v| transform::to_kernel(l, v));
+                for (y, row) in taps.into_iter().enumerate() {
+                    for (x, value) in row.into_iter().enumerate() {
+                        l.store(value, &mut out[(3 * y + x) * VECTORS + at]);
+                    }
+                }
+            }
+        }
+    }
+}

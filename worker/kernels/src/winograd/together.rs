@@ -1,0 +1,266 @@
+//! Several batches of images at once, for layers of large weights and few pixels: the weights
+//! are read as the network has them, once, and transformed in the cache. Transformed, they would
+//! be nearly three times as large.
+//!
+//! A batch's results do not depend on those beside it: each output is one sum of its own.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::tiles::{FromOutputs, Inputs, Outputs, Rows, ToInputs, along, rows};
+use super::{N, SPACED, Weights, transformed_len};
+use crate::BLOCK;
+use crate::direct::{After, WEIGHT_BLOCK};
+use crate::lanes::Lanes;
+use crate::pack::{self, Natural};
+use crate::planes::Planes;
+use crate::scratch::{self, Scratch};
+use crate::simd::{Kernel, Simd};
+use crate::tile::{Finish, Segment, Start, Tile};
+
+/// The most rows (tiles times images) that are multiplied with weights just transformed; a single
+/// batch may have more.
+const ROWS: usize = 128;
+/// Blocks of a result that a task computes, and blocks that are added at a time: what belongs to so
+/// many fits the second cache.
+const BLOCKS: usize = 2;
+
+/// What is computed from `x`, of shape `from`, into `out`, of shape `to`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// The convolution.
+    Forward,
+    /// The gradient by its input, from that by its output.
+    ByInput,
+}
+
+/// A batch of images, and its result.
+#[derive(Debug)]
+pub struct Job<'a> {
+    /// Activations, or the gradient by the output.
+    pub x: &'a [f32],
+    /// Their shape.
+    pub from: Planes,
+    /// What becomes of the sums. (A gradient has no bias.)
+    pub after: After<'a>,
+    /// The result.
+    pub out: &'a mut [f32],
+    /// Its shape.
+    pub to: Planes,
+}
+
+/// Convolves every batch, with `padding` zeros around the convolution's
+/// input, or takes the gradient by that input.
+///
+/// # Panics
+/// If a slice has not its shape's length, the shapes don't follow from each other, or a gradient
+/// is to get a bias.
+pub fn convolve(simd: Simd, way: Way, jobs: Vec<Job<'_>>, weights: Natural<'_>, padding: usize) {
+    let (outputs, inputs) = weights.blocks();
+    let blocks = if way == Way::Forward { (inputs, outputs) } else { (outputs, inputs) };
+    let layer = Layer { simd, way, weights, padding };
+    let mut groups: Vec<Group<'_>> = Vec::new();
+    // For each task, its blocks of every batch.
+    let mut outs: Vec<Vec<&mut [f32]>> = (0..blocks.1.div_ceil(BLOCKS)).map(|_| Vec::new()).collect();
+    for Job { x, from, after, out, to } in jobs {
+        let by_input = way == Way::ByInput;
+        assert!(!by_input || !matches!(after, After::Bias(_) | After::BiasRelu(_)), "a gradient has no bias");
+        after.check(x, from, if by_input { 2 - padding } else { padding }, out, to);
+        assert_eq!((from.blocks, to.blocks), blocks, "as many channels as weights");
+        for (task, out) in out.chunks_mut(BLOCKS * to.block()).enumerate() {
+            outs[task].push(out);
+        }
+        let source = Source { x, from, after, to, rows: rows(if by_input { from } else { to }) };
+        match groups.last_mut() {
+            Some(group) if group.rows() + source.rows <= ROWS => group.sources.push(source),
+            _ => groups.push(Group { sources: vec![source] }),
+        }
+    }
+    let room = |group: &Group<'_>| scratch::take(group.whole().floats(blocks.0));
+    let mut tiles: Vec<Scratch> = groups.iter().map(room).collect();
+    groups.par_iter().zip(&mut tiles).for_each(|(group, tiles)| layer.transform(group, tiles));
+    outs.into_par_iter().enumerate().for_each(|(task, outs)| {
+        let first = task * BLOCKS;
+        layer.results(&groups, &tiles, blocks.0, first..blocks.1.min(first + BLOCKS), outs);
+    });
+}
+
+/// A batch without its result.
+struct Source<'a> {
+    x: &'a [f32],
+    from: Planes,
+    after: After<'a>,
+    to: Planes,
+    rows: usize,
+}
+
+/// Batches whose rows are multiplied together.
+struct Group<'a> {
+    sources: Vec<Source<'a>>,
+}
+
+impl<'a> Group<'a> {
+    fn rows(&self) -> usize {
+        self.sources.iter().map(|source| source.rows).sum()
+    }
+
+    fn whole(&self) -> Rows {
+        Rows { first: 0, all: self.rows() }
+    }
+
+    /// The batches with their rows.
+    fn batches(&self) -> impl Iterator<Item = (&Source<'a>, Rows)> {
+        let mut first = 0;
+        let all = self.rows();
+        self.sources.iter().map(move |source| {
+            let rows = Rows { first, all };
+            first += source.rows;
+            (source, rows)
+        })
+    }
+}
+
+/// What is the same for all batches.
+struct Layer<'a> {
+    simd: Simd,
+    way: Way,
+    weights: Natural<'a>,
+    padding: usize,
+}
+
+impl Layer<'_> {
+    /// Transforms what the batches of a group come with.
+    fn transform(&self, group: &Group<'_>, tiles: &mut [f32]) {
+        let &Self { simd, way, padding, .. } = self;
+        for (source, rows) in group.batches() {
+            let &Source { x, from, to, .. } = source;
+            let out = &mut *tiles;
+            match way {
+                Way::Forward => {
+                    let across = along(to);
+                    simd.run(Inputs { x, from, padding, across, lines: 0..across, rows, out });
+                }
+                Way::ByInput => {
+                    simd.run(FromOutputs { dy: x, to: from, blocks: 0..from.blocks, rows, out });
+                }
+            }
+        }
+    }
+
+    /// Some blocks of every batch's result, from `depth` blocks.
+    fn results(
+        &self,
+        groups: &[Group<'_>],
+        tiles: &[Scratch],
+        depth: usize,
+        blocks: Range<usize>,
+        outs: Vec<&mut [f32]>,
+    ) {
+        let &Self { simd, way, padding, .. } = self;
+        let mut outs = outs.into_iter();
+        let mut packed = scratch::take(WEIGHT_BLOCK);
+        let mut weights = scratch::take(transformed_len(BLOCKS * BLOCKS));
+        for (group, tiles) in groups.iter().zip(tiles) {
+            let rows = group.whole();
+            let mut products = scratch::take(blocks.len() * rows.floats(1));
+            for first in (0..depth).step_by(BLOCKS) {
+                let added = BLOCKS.min(depth - first);
+                let squares = weights.chunks_exact_mut(transformed_len(1));
+                for (place, to) in squares.enumerate().take(blocks.len() * added) {
+                    self.pack(blocks.start + place / added, first + place % added, &mut packed);
+                    simd.run(Weights { packed: &packed, to });
+                }
+                simd.run(Multiply {
+                    tiles,
+                    depth,
+                    first,
+                    added,
+                    weights: &weights,
+                    rows,
+                    products: &mut products,
+                });
+            }
+            for (source, rows) in group.batches() {
+                let &Source { after, from, to, .. } = source;
+                let out = outs.next().into_iter().flat_map(|out| out.chunks_exact_mut(to.block()));
+                for ((out, block), products) in
+                    out.zip(blocks.clone()).zip(products.chunks_exact(rows.floats(1)))
+                {
+                    match way {
+                        Way::Forward => {
+                            let lines = 0..along(to);
+                            simd.run(Outputs { products, rows, after, to, block, lines, out });
+                        }
+                        Way::ByInput => {
+                            let across = along(from);
+                            let relu = if let After::ReluGradient(of) = after { Some(of) } else { None };
+                            simd.run(ToInputs {
+                                products,
+                                rows,
+                                padding,
+                                across,
+                                relu,
+                                from: to,
+                                block,
+                                out,
+                            });
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// The weights from block `from` to block `to`.
+    fn pack(&self, to: usize, from: usize, packed: &mut [f32]) {
+        let weights = self.weights;
+        match self.way {
+            Way::Forward => self.simd.run(pack::Forward { weights, output: to, input: from, packed }),
+            Way::ByInput => {
+                self.simd.run(pack::Backward { weights, output: from, input: to, flipped: false, packed });
+            }
+        }
+    }
+}
+
+/// Adds the products of `added` blocks of tiles, from block `first` of `depth` on, with their weights
+/// to `[block][position][row][BLOCK]`.
+struct Multiply<'a> {
+    tiles: &'a [f32],
+    depth: usize,
+    first: usize,
+    added: usize,
+    /// `[block][added block][position][32][32]`.
+    weights: &'a [f32],
+    rows: Rows,
+    products: &'a mut [f32],
+}
+
+impl Kernel for Multiply<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, l: L) {
+        let Self { tiles, depth, first, added, weights, rows, products } = self;
+        let plane = rows.all * BLOCK;
+        for position in 0..N * N {
+            for (block, products) in products.chunks_exact_mut(rows.floats(1)).enumerate() {
+                let mut segments = [Segment::default(); BLOCKS];
+                for (place, segment) in segments.iter_mut().enumerate() {
+                    segment.a = (first + place) * plane;
+                    segment.b = ((block * added + place) * N * N + position) * SPACED;
+                }
+                l.tile(Tile::<BLOCK, 1> {
+                    a: &tiles[position * rows.stride(depth)..],
+                    b: weights,
+                    segments: &segments[..added],
+                    steps: BLOCK,
+                    out: &mut products[position * rows.stride(1)..][..plane],
+                    start: if first > 0 { Start::Out } else { Start::Zero },
+                    finish: Finish::Keep,
+                });
+            }
+        }
+    }
+}
