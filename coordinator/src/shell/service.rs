@@ -18,7 +18,7 @@ use tally_exact::wire::WireDtype;
 use tally_proto::segment::Segment;
 use tally_proto::v1::cluster_server::Cluster;
 use tally_proto::v1::{self, GradientUp, WorkerMessage, gradient_up, worker_message};
-use tally_proto::{PROTOCOL, convert, floats};
+use tally_proto::{PROTOCOL, WINDOW, convert, floats};
 use tally_worker::session::link::{Down, Link};
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
@@ -34,9 +34,9 @@ use tally_proto::pool::{Chunk, Pool};
 /// A worker holds its committed state and the one before.
 const MOST_HELD: usize = 2;
 
-/// Chunks that a worker on this machine may have in the memory it shares with us: a gradient of
-/// 32 MiB that waits for credit. More are sent.
-const PLACES: u32 = 32;
+/// Chunks that a worker on this machine may have in the memory it shares with us: what credits
+/// allow of a node, and as many that wait for them.
+const PLACES: u32 = 2 * WINDOW as u32;
 
 /// What a worker says of itself.
 #[derive(Clone, Debug)]

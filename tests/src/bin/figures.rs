@@ -53,19 +53,33 @@ struct Measured {
     apply_ms: f64,
     cpu_seconds_a_step: f64,
     coordinator_mib: f64,
+    coordinator_shared_mib: f64,
     worker_mib: f64,
 }
 
-/// Peak memory in MiB and CPU seconds of a process that still runs.
-fn usage(pid: u32) -> Option<(f64, f64)> {
+/// What a process has used so far.
+#[derive(Clone, Copy, Debug, Default)]
+struct Usage {
+    /// Peak resident memory in MiB, all of it.
+    peak: f64,
+    /// Peak memory in MiB that other processes have too; part of the former.
+    shared: f64,
+    /// CPU seconds.
+    seconds: f64,
+}
+
+/// What a process that still runs has used.
+fn usage(pid: u32) -> Option<Usage> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let peak = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
-    let kib: f64 = peak.trim().trim_end_matches(" kB").trim().parse().ok()?;
+    let mib = |name: &str| -> Option<f64> {
+        let value = status.lines().find_map(|l| l.strip_prefix(name))?;
+        Some(value.trim().trim_end_matches(" kB").trim().parse::<f64>().ok()? / 1024.0)
+    };
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // Behind the command's closing bracket: state, …; user and system time are the 12th and 13th.
     let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
     let ticks = fields.get(11)?.parse::<f64>().ok()? + fields.get(12)?.parse::<f64>().ok()?;
-    Some((kib / 1024.0, ticks / 100.0))
+    Some(Usage { peak: mib("VmHWM:")?, shared: mib("RssShmem:")?, seconds: ticks / 100.0 })
 }
 
 struct Kill(Child);
@@ -144,11 +158,14 @@ fn cluster(
         worker.args(["--threads", &threads.to_string()]).stdout(Stdio::null()).stderr(Stdio::null());
         processes.push(Kill(worker.spawn().context("cannot start a worker")?));
     }
-    let mut last = vec![(0.0, 0.0); processes.len() + 1];
+    let mut last = vec![Usage::default(); processes.len() + 1];
     let status = loop {
         let pids = std::iter::once(coordinator.0.id()).chain(processes.iter().map(|p| p.0.id()));
         for (last, pid) in last.iter_mut().zip(pids) {
+            let shared = last.shared;
             *last = usage(pid).unwrap_or(*last);
+            // It is given back before the end.
+            last.shared = last.shared.max(shared);
         }
         if let Some(status) = coordinator.0.try_wait()? {
             break status;
@@ -167,9 +184,10 @@ fn cluster(
         waiting_ms: ms("waiting"),
         round_ms: ms("round"),
         apply_ms: ms("apply"),
-        cpu_seconds_a_step: last.iter().map(|l| l.1).sum::<f64>() / steps as f64,
-        coordinator_mib: last[0].0,
-        worker_mib: last[1..].iter().map(|l| l.0).fold(0.0, f64::max),
+        cpu_seconds_a_step: last.iter().map(|l| l.seconds).sum::<f64>() / steps as f64,
+        coordinator_mib: last[0].peak - last[0].shared,
+        coordinator_shared_mib: last[0].shared,
+        worker_mib: last[1..].iter().map(|l| l.peak).fold(0.0, f64::max),
     })
 }
 
@@ -206,6 +224,7 @@ fn medians(rounds: &[Measured]) -> Measured {
         apply_ms: of(|m| m.apply_ms),
         cpu_seconds_a_step: of(|m| m.cpu_seconds_a_step),
         coordinator_mib: of(|m| m.coordinator_mib),
+        coordinator_shared_mib: of(|m| m.coordinator_shared_mib),
         worker_mib: of(|m| m.worker_mib),
     }
 }
@@ -274,7 +293,7 @@ fn main() -> anyhow::Result<()> {
         rows.push(row("step, batch 64, 8 shards", medians(measured), peer, |m| m.step_ms));
     }
     println!(
-        "{:25} {:>7} {:>7} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>9} {:>9} {:>9} {:>9} {:>6}",
+        "{:25} {:>7} {:>7} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>9} {:>9} {:>9} {:>9} {:>9} {:>6}",
         "",
         "workers",
         "threads",
@@ -286,6 +305,7 @@ fn main() -> anyhow::Result<()> {
         "apply",
         "CPU s",
         "coord.",
+        "shared",
         "worker",
         "PyTorch",
         "PyTorch",
@@ -295,7 +315,7 @@ fn main() -> anyhow::Result<()> {
         let m = &r.tally;
         let shown = |value: Option<f64>, digits: usize| value.map_or("-".into(), |v| format!("{v:.digits$}"));
         println!(
-            "{:25} {:>7} {:>7} {:>8.1} {:>8.1} {:>8.1} {:>8.1} {:>8.1} {:>8.1} {:>8.2} {:>5.0} MiB {:>5.0} MiB {:>5} MiB {:>9} {:>6}",
+            "{:25} {:>7} {:>7} {:>8.1} {:>8.1} {:>8.1} {:>8.1} {:>8.1} {:>8.1} {:>8.2} {:>5.0} MiB {:>5.0} MiB {:>5.0} MiB {:>5} MiB {:>9} {:>6}",
             r.what,
             m.workers,
             m.threads,
@@ -307,6 +327,7 @@ fn main() -> anyhow::Result<()> {
             m.apply_ms,
             m.cpu_seconds_a_step,
             m.coordinator_mib,
+            m.coordinator_shared_mib,
             m.worker_mib,
             shown(r.pytorch_mib, 0),
             shown(r.pytorch_ms, 1),

@@ -186,9 +186,14 @@ impl Outgoing {
             if let Some((index, data)) =
                 node.chunks.pop_front_if(|(index, _)| (*index as usize) < self.credits)
             {
+                // There may have been no place when it was computed, and one now.
+                let put = |data: &Bytes| self.places.as_ref()?.put(self.attempt, index, data);
                 let (data, place) = match data {
-                    Payload::Bytes(data) => (data, None),
                     Payload::Place(place) => (Bytes::new(), Some(place)),
+                    Payload::Bytes(data) => match put(&data) {
+                        Some(place) => (Bytes::new(), Some(place)),
+                        None => (data, None),
+                    },
                 };
                 return Some(Body::Chunk(Chunk { node: node.node, index, data, place }));
             }
