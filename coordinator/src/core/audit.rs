@@ -12,19 +12,8 @@ use tally_exact::digest::{Digest, fnv1a};
 use tally_exact::tree::Node;
 
 use super::Core;
-use super::events::{Action, Note, Origin};
+use super::events::{Action, Finding, Note, Origin};
 use super::members::Session;
-
-/// How an audit ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Finding {
-    /// The same bits.
-    Equal,
-    /// This worker's bits were its own.
-    Alone(Session),
-    /// Nobody could tell who was right.
-    Undecided,
-}
 
 /// Audits since the start, by how they ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

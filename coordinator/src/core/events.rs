@@ -4,10 +4,30 @@ use tally_exact::digest::Digest;
 use tally_exact::loss::LossParts;
 use tally_exact::tree::Node;
 
-use super::audit::Finding;
 use super::members::Session;
 use super::reduction::Due;
-use super::step::Receipt;
+
+/// What was computed for one leaf.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Receipt {
+    /// The leaf.
+    pub leaf: u32,
+    /// How many samples it has.
+    pub samples: u32,
+    /// The sums of its samples' losses.
+    pub losses: LossParts,
+}
+
+/// How an audit ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finding {
+    /// The same bits.
+    Equal,
+    /// This worker's bits were its own.
+    Alone(Session),
+    /// Nobody could tell who was right.
+    Undecided,
+}
 
 /// What has happened.
 #[derive(Clone, Debug)]

@@ -8,19 +8,9 @@ use tally_exact::tree::{Node, Tree};
 
 use super::assign::{self, Load};
 use super::audit::Audit;
+use super::events::Receipt;
 use super::members::Session;
 use super::reduction::Reduction;
-
-/// What was computed for one leaf.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Receipt {
-    /// The leaf.
-    pub leaf: u32,
-    /// How many samples it has.
-    pub samples: u32,
-    /// The sums of its samples' losses.
-    pub losses: LossParts,
-}
 
 /// A step in flight.
 #[derive(Debug)]

@@ -8,10 +8,10 @@ use tally_exact::tree::Node;
 use super::Core;
 use super::RECENT;
 use super::assign::{self, Load};
-use super::events::{Action, Committed, Origin, Outcome};
+use super::events::{Action, Committed, Origin, Outcome, Receipt};
 use super::members::{Member, Session};
 use super::reduction::Verdict;
-use super::step::{Receipt, StepInFlight};
+use super::step::StepInFlight;
 
 impl Core {
     /// Gives a worker nodes, and before them the samples it has not got yet.

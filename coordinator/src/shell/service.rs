@@ -26,9 +26,8 @@ use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::outbox::{Bulk, Control, OutboxStream, outbox};
-use crate::core::events::{Event, Origin};
+use crate::core::events::{Event, Origin, Receipt};
 use crate::core::members::Session;
-use crate::core::step::Receipt;
 use tally_proto::pool::{Chunk, Pool};
 
 /// A worker holds its committed state and the one before.

@@ -17,9 +17,8 @@ use tally_exact::digest::Digest;
 use tally_exact::random::{Purpose, Stream};
 use tally_exact::tree::{Node, Tree};
 
-use super::audit::Finding;
 use super::deck::Deck;
-use super::events::{Action, Event, Note, Origin, Outcome};
+use super::events::{Action, Event, Finding, Note, Origin, Outcome};
 use super::members::{Session, State};
 use super::recipe::{LrSchedule, Recipe};
 use super::recovery::Recorded;

@@ -10,9 +10,8 @@ use tally_exact::tree::{Node, Tree};
 use tally_proto::WINDOW;
 
 use super::super::deck::Deck;
-use super::super::events::{Event, Origin};
+use super::super::events::{Event, Origin, Receipt};
 use super::super::members::Session;
-use super::super::step::Receipt;
 use super::CHUNKS;
 
 /// From the control stream.
