@@ -8,16 +8,17 @@ const SIDE = 28;
 /** Shows an answer, or with null that there is nothing to answer. */
 export function showAnswer(answer) {
   const box = byId("answer");
-  box.classList.remove("old");
   if (answer) box.replaceChildren(...sentences(answer));
   else box.replaceChildren(make("p", { class: "empty" }, "Draw a digit, and its answers appear here."));
   showBars(answer);
   showSaw(answer);
 }
 
-/** Shows why there is no answer; an earlier one stays, but pale. */
+/** Shows why there is no answer. */
 export function showTrouble(message) {
   byId("answer").replaceChildren(make("p", { class: "error" }, message));
+  showBars(null);
+  showSaw(null);
 }
 
 function sentences({ digit, confidence, number: with_, sum, difference, sum_answer, difference_answer }) {

@@ -1,11 +1,13 @@
 // The dashboard: follows the run and hands what changed to the parts of the page that show it.
 
 import { showCharts, startCharts } from "./charts.js";
+import { byId } from "./dom.js";
 import { showCheckpoint, startDrawing } from "./draw.js";
 import { follow } from "./feed.js";
 import { showConfiguration, showConnection, showHead } from "./head.js";
 import { showLanes, startLanes } from "./lanes.js";
 import { showLog, startLog } from "./log.js";
+import { paced } from "./pace.js";
 import { showSamples, startSamples } from "./samples.js";
 import { showSeconds } from "./seconds.js";
 import { merge, whole } from "./state.js";
@@ -14,6 +16,11 @@ import { showWorkers, startWorkers } from "./workers.js";
 let state = null;
 
 for (const start of [startCharts, startLanes, startWorkers, startLog, startDrawing, startSamples]) start();
+
+const charts = paced(showCharts, 500, byId("curves"));
+const lanes = paced(showLanes, 500, byId("lanes"));
+const workers = paced(showWorkers, 1000);
+const seconds = paced(showSeconds, 1000);
 
 follow({
   onState(sent) {
@@ -41,10 +48,10 @@ document.addEventListener("visibilitychange", () => {
 function show(changed = null) {
   const any = (...names) => !changed || names.some((name) => changed.has(name));
   showHead(state);
-  if (any("seconds", "waited_for")) showSeconds(state);
-  if (any("points", "series", "tests")) showCharts(state);
-  if (any("lanes", "workers")) showLanes(state);
-  if (any("workers")) showWorkers(state);
+  if (any("seconds", "waited_for")) seconds(state);
+  if (any("points", "series", "tests")) charts(state);
+  if (any("lanes", "workers")) lanes(state);
+  if (any("workers")) workers(state);
   if (any("log")) showLog(state);
   if (any("checkpoint")) {
     showCheckpoint(state);

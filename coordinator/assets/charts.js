@@ -33,7 +33,6 @@ const CHARTS = [
 
 const built = new Map();
 let latest = null;
-let scheduled = false;
 
 /** Makes the charts; they fill with `showCharts`. */
 export function startCharts() {
@@ -53,15 +52,10 @@ export function startCharts() {
   });
 }
 
-/** Shows a state's curves, at most once a frame. */
+/** Shows a state's curves. */
 export function showCharts(state) {
   latest = state;
-  if (scheduled) return;
-  scheduled = true;
-  requestAnimationFrame(() => {
-    scheduled = false;
-    for (const entry of built.values()) show(entry);
-  });
+  for (const entry of built.values()) show(entry);
 }
 
 function show(entry) {
@@ -107,7 +101,7 @@ function options(entry) {
   return {
     width: box.clientWidth,
     height: box.clientHeight,
-    padding: [8, 12, 0, 0],
+    padding: [8, 22, 0, 0],
     legend: { show: false },
     cursor: { sync: { key: chart.points ? "tests" : "steps" }, drag: { setScale: false, x: false, y: false }, points: { size: 7 } },
     scales: { x: { time: false }, y: { distr: isLog(chart) ? 3 : 1, range: rangeOf(chart) } },

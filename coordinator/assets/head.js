@@ -60,7 +60,7 @@ function showTiles(state) {
   tile("tile-left", idle ? "–" : duration(state.seconds_left));
   tile("tile-loss", number(state.loss?.total, 3));
   const test = state.tests.at(-1);
-  tile("tile-accuracy", percent(test?.all_correct), test ? `at epoch ${test.epoch}` : "no test yet");
+  tile("tile-accuracy", percent(test?.all_correct), test ? `epoch ${test.epoch}` : "no test yet");
   const gone = state.workers.length - present(state);
   tile("tile-workers", count(present(state)), gone ? `${count(gone)} lost` : `of ${count(state.workers_wanted)}`);
   const saved = state.checkpoint;

@@ -41,7 +41,7 @@ export function arrange(state, steps, order) {
     one.busy = one.computed + one.sent;
   }
   const byName = (a, b) => compareNames(a.name, b.name);
-  list.sort(order === "name" ? byName : (a, b) => b.busy - a.busy || byName(a, b));
+  list.sort(order === "name" ? byName : (a, b) => rank(b) - rank(a) || byName(a, b));
   return {
     rows: list,
     start: end > start ? start : 0,
@@ -49,6 +49,11 @@ export function arrange(state, steps, order) {
     begins: [...begins].sort((a, b) => a[0] - b[0]).map(([step, at]) => ({ step, at })),
     slow: slowest(list.filter((one) => one.steps > 0), (one) => one.busy),
   };
+}
+
+/** Times within about a tenth of each other rank alike, so that rows do not change places at every step. */
+function rank(one) {
+  return one.busy > 0 ? Math.round(Math.log(one.busy) / Math.log(1.1)) : -1000;
 }
 
 /** Who stands out among `list` by the time `busy` gives: the item, and the middle one's time; null if they are even. */

@@ -6,6 +6,9 @@ import { brief, count, plural } from "./format.js";
 import { arrange, marks, spanAt } from "./lanes-model.js";
 import { KINDS, colour } from "./palette.js";
 
+/** The height of the axis above the lanes, in pixels. */
+const AXIS = 36;
+
 let latest = null;
 let shown = null;
 let held = false;
@@ -128,8 +131,8 @@ function drawSpans(c, row, y, g, at, stripes) {
 }
 
 function drawAxis(g, at) {
-  const c = fit(byId("lanes-axis"), g.width, 26);
-  c.clearRect(0, 0, g.width, 26);
+  const c = fit(byId("lanes-axis"), g.width, AXIS);
+  c.clearRect(0, 0, g.width, AXIS);
   c.font = `12px ${fontFamily()}`;
   c.textBaseline = "middle";
   c.fillStyle = colour("--muted");
@@ -143,15 +146,13 @@ function drawAxis(g, at) {
     free = x + width + 18;
   }
   const length = shown.end - shown.start;
-  c.textAlign = "center";
   c.font = `11px ${fontFamily()}`;
   for (const mark of marks(length, (g.right - g.left) / 90)) {
-    const x = at(shown.start + mark);
-    c.fillRect(Math.round(x), 21, 1, 5);
+    const x = Math.round(at(shown.start + mark));
+    c.fillRect(x, AXIS - 5, 1, 5);
+    const label = mark === 0 ? "0" : brief(mark);
+    if (x + c.measureText(label).width < g.width) c.fillText(label, x + 3, AXIS - 9);
   }
-  c.textAlign = "left";
-  const every = marks(length, (g.right - g.left) / 90)[1];
-  if (every) c.fillText(`▏${brief(every)}`, 4, 20);
 }
 
 /** Light stripes to lay over a colour. */

@@ -37,7 +37,7 @@ export const KINDS = {
 export const PARTS = {
   computing: "Computing",
   transferring: "Transferring",
-  waiting: "Waiting for the slowest",
+  waiting: "Waiting",
   updating: "Updating",
   committing: "Committing",
   testing: "Testing",

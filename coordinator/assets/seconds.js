@@ -52,7 +52,7 @@ function showWaited(waited) {
   const shown = sorted.slice(0, WAITED_SHOWN);
   if (!shown.length) shown.push({ name: "nobody so far", seconds: null });
   reconcile(byId("waited"), shown, (one) => one.name,
-    () => make("li", {}, make("span"), make("div", { class: "meter" }, make("div", { class: "part-waiting" })), make("b")),
+    () => make("li", {}, make("span"), make("div", { class: "meter" }, make("div")), make("b")),
     (node, one) => {
       const [label, meter, seconds] = node.children;
       text(label, one.name);
