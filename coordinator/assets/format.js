@@ -14,7 +14,7 @@ export function number(value, digits = 3) {
   if (!known(value)) return NONE;
   const size = Math.abs(value);
   if (size === 0) return "0";
-  if (size >= 1e9 || size < 1e-6) return value.toExponential(digits - 1);
+  if (size >= 1e9 || size < 1e-4) return value.toExponential(digits - 1);
   if (size >= 10 ** (digits - 1)) return count(value);
   const places = Math.min(10, digits - 1 - Math.floor(Math.log10(size)));
   return value.toFixed(places);
