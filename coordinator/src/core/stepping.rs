@@ -229,9 +229,12 @@ impl Core {
         let step = flight.step;
         let loss = flight.loss();
         let seconds = now.saturating_sub(flight.started).as_secs_f64();
-        let workers: Vec<&Member> = self.members.0.values().filter(|m| m.leaves > 0).collect();
-        let slowest = workers.iter().map(|m| m.computed).fold(0.0, f64::max);
-        let waiting = workers.iter().map(|m| slowest - m.computed).sum::<f64>() / workers.len().max(1) as f64;
+        let workers: Vec<(Session, &Member)> =
+            self.members.0.iter().filter(|(_, m)| m.leaves > 0).map(|(&session, m)| (session, m)).collect();
+        let last = workers.iter().max_by(|(_, a), (_, b)| a.computed.total_cmp(&b.computed));
+        let slowest = last.map_or(0.0, |(_, m)| m.computed);
+        let waiting =
+            workers.iter().map(|(_, m)| slowest - m.computed).sum::<f64>() / workers.len().max(1) as f64;
         let reduced = flight.reduced.unwrap_or(now).saturating_sub(flight.started).as_secs_f64();
         let transfer = (reduced - slowest).max(0.0);
         self.transfer += 0.25 * (transfer - self.transfer);
@@ -247,6 +250,7 @@ impl Core {
             compute_seconds: slowest,
             transfer_seconds: transfer,
             waiting_seconds: waiting,
+            slowest: last.map(|(session, _)| *session),
             learning_rate: self.shape.recipe.rate(step, self.shape.steps()),
             digest,
         })));

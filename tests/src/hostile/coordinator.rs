@@ -26,6 +26,9 @@ use tally_coordinator::shell::driver::{Driver, Parts};
 use tally_coordinator::shell::outbox::OutboxStream;
 use tally_coordinator::shell::referee::Referee;
 use tally_coordinator::shell::service::{Input, Service};
+use tally_coordinator::view::View;
+use tally_coordinator::view::feed::{Clock, Feed};
+use tally_coordinator::view::state::About;
 use tally_data::mnist::Split;
 use tally_data::{Mnist, Paired, Schedule};
 use tally_exact::digest;
@@ -119,7 +122,10 @@ fn driver(root: &std::path::Path) -> (Driver, u64, Manifest) {
         audit_rate: 0.25,
     };
     let (seed, tensors) = (config.seed, config.tensors.clone());
+    let clock = Clock::start();
+    let about = About::of(&config, directory.path(), 1, shape.steps(), clock.origin()).unwrap();
     let driver = Driver::new(Parts {
+        feed: Feed::new(View::new(about), clock),
         core: Core::new(shape, 0, referee.digest(), Recorded::default()),
         config,
         directory,

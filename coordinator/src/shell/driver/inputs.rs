@@ -99,6 +99,7 @@ impl Driver {
                 self.parts
                     .console
                     .note("stopping after the step in flight (interrupt again to stop at once)");
+                self.stopping = true;
                 self.events.push_back(Event::Stop);
             }
         }
