@@ -31,6 +31,7 @@ use crate::run::summary::Summary;
 use crate::shell::driver::{Driver, Parts};
 use crate::shell::referee::Referee;
 use crate::shell::service::{Input, Service};
+use crate::timeline::trace::Trace;
 use crate::view::View;
 use crate::view::feed::{Clock, Feed};
 use crate::view::state::About;
@@ -146,6 +147,10 @@ fn resumed_run(options: &TrainOptions, path: &std::path::Path) -> anyhow::Result
     let (step, referee) = match found.checkpoint {
         Some(checkpoint) => {
             let (meta, step) = (&checkpoint.meta, checkpoint.meta.step);
+            let files = std::fs::metadata(tally_checkpoint::directory(&directory.checkpoints(), step));
+            if let Ok(written) = files.and_then(|files| files.modified()) {
+                metrics::newest_checkpoint(step, written);
+            }
             ensure!(
                 meta.run == config.run && history.digests.get(&step) == Some(&meta.digest),
                 "checkpoint {step} in {} is not of this run's journal; remove it and resume again",
@@ -184,7 +189,14 @@ async fn train(options: &TrainOptions) -> anyhow::Result<ExitCode> {
     let grpc = listen(address, "--listen").await?;
     let web = listen(options.http_listen, "--http-listen").await?;
     let address = grpc.local_addr()?;
-    let handle = metrics::install()?;
+    let exporter = metrics::install()?;
+    let clock = Clock::start();
+    let trace = match &options.trace {
+        Some(path) => Some(Trace::create(path, clock.origin()).with_context(|| {
+            format!("cannot write the trace {}; name another file with --trace", path.display())
+        })?),
+        None => None,
+    };
 
     let prepared = match &options.resume {
         Some(path) => resumed_run(options, path)?,
@@ -223,7 +235,8 @@ async fn train(options: &TrainOptions) -> anyhow::Result<ExitCode> {
     let (elements, dtype) = (config.tensors.len(), config.wire_dtype);
     let (inputs, receiver) = mpsc::channel(INPUTS);
     let started = Arc::new(AtomicBool::new(false));
-    let feed = show(&config, &directory, incarnation, shape.steps(), options.resume.is_some())?;
+    let run_dir = directory.path().to_path_buf();
+    let feed = show(clock, &config, &directory, incarnation, shape.steps(), options.resume.is_some())?;
     let core = Core::new(shape, step, referee.digest(), recorded);
     let driver = Driver::new(Parts {
         train: Paired::train(data.train, config.seed),
@@ -238,6 +251,8 @@ async fn train(options: &TrainOptions) -> anyhow::Result<ExitCode> {
         console,
         feed: feed.clone(),
         spans: !options.no_timeline,
+        series: exporter.workers(),
+        trace,
         started: started.clone(),
     });
     let (done, mut finished) = oneshot::channel();
@@ -252,10 +267,10 @@ async fn train(options: &TrainOptions) -> anyhow::Result<ExitCode> {
     let server = tokio::spawn(serve(grpc, service, async {
         let _ = grpc_stopped.await;
     }));
-    let web = tokio::spawn(http::serve(web, http::router(feed, handle.clone()), async {
+    let web = tokio::spawn(http::serve(web, http::router(feed, exporter.clone()), async {
         let _ = web_stopped.await;
     }));
-    tokio::spawn(metrics::keep_up(handle));
+    tokio::spawn(exporter.keep_up(run_dir));
     tokio::spawn(stop_on_signal(signals, inputs.clone()));
     tokio::spawn(tick(inputs.clone()));
 
@@ -284,13 +299,13 @@ async fn train(options: &TrainOptions) -> anyhow::Result<ExitCode> {
 
 /// What pages are shown, with what the journal tells of earlier starts.
 fn show(
+    clock: Clock,
     config: &RunConfig,
     directory: &RunDirectory,
     incarnation: u64,
     steps: u64,
     resumed: bool,
 ) -> anyhow::Result<Feed> {
-    let clock = Clock::start();
     let about = About::of(config, directory.path(), incarnation, steps, clock.origin());
     let mut view = View::new(about.context("cannot describe the run")?);
     if resumed {

@@ -70,6 +70,11 @@ pub struct TrainOptions {
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9000", help_heading = "Cluster")]
     pub http_listen: SocketAddr,
 
+    /// Write what the coordinator and each worker do when to this file, for Perfetto or
+    /// chrome://tracing; what is in it is replaced
+    #[arg(long, value_name = "FILE", conflicts_with = "no_timeline", help_heading = "Run directory")]
+    pub trace: Option<PathBuf>,
+
     /// Don't have workers tell what they do when: lanes, and what metrics make of them, stay empty
     #[arg(long, help_heading = "Cluster")]
     pub no_timeline: bool,

@@ -14,9 +14,9 @@ use axum::http::header::{
 };
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 
+use crate::metrics::Exporter;
 use crate::view::feed::Feed;
 
 /// Nothing from elsewhere, and nothing within the page's text: a picture or a name that says it
@@ -25,7 +25,7 @@ const POLICY: &str = "default-src 'self'; img-src 'self' data: blob:; object-src
                       form-action 'self'; frame-ancestors 'none'";
 
 /// All that is served.
-pub fn router(feed: Feed, metrics: PrometheusHandle) -> Router {
+pub fn router(feed: Feed, metrics: Exporter) -> Router {
     Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/metrics", get(render).with_state(metrics))
@@ -46,8 +46,7 @@ pub async fn serve(
     axum::serve(listener, router).with_graceful_shutdown(shutdown).await
 }
 
-async fn render(State(metrics): State<PrometheusHandle>) -> impl IntoResponse {
-    metrics.run_upkeep();
+async fn render(State(metrics): State<Exporter>) -> impl IntoResponse {
     ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], metrics.render())
 }
 

@@ -1,13 +1,21 @@
-//! The metrics that Prometheus scrapes, all `tally_…` with base units.
+//! The metrics that Prometheus scrapes: `tally_…` with base units, and the process's own. Those of each
+//! worker are apart, in [`workers`].
+
+pub mod workers;
+
+use std::path::PathBuf;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+use metrics_process::Collector;
 
 use crate::core::Core;
 use crate::core::events::Committed;
 use crate::core::members::State;
 use crate::run::config::RunConfig;
 use tally_worker::scores::Scores;
+use workers::WorkerSeries;
 
 /// From a millisecond to a quarter of an hour, in steps of about 2.
 const SECONDS: [f64; 20] = [
@@ -15,16 +23,62 @@ const SECONDS: [f64; 20] = [
     300.0, 600.0, 900.0,
 ];
 
-/// Makes the process's recorder; its handle renders what `/metrics` answers.
+/// How often what was recorded is folded in.
+const UPKEEP: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// What `/metrics` answers.
+#[derive(Clone, Debug)]
+pub struct Exporter {
+    handle: PrometheusHandle,
+    process: Collector,
+    workers: WorkerSeries,
+}
+
+impl Exporter {
+    /// The series of each worker.
+    #[must_use]
+    pub fn workers(&self) -> WorkerSeries {
+        self.workers.clone()
+    }
+
+    /// Everything, in Prometheus's text format.
+    #[must_use]
+    pub fn render(&self) -> String {
+        self.process.collect();
+        self.handle.run_upkeep();
+        let mut text = self.handle.render();
+        self.workers.render(&mut text, Instant::now());
+        text
+    }
+
+    /// Folds in what was recorded, every few seconds, whether or not anyone scrapes; else the
+    /// samples of histograms would pile up. Looks how much room the run directory has left, too.
+    pub async fn keep_up(self, run_dir: PathBuf) {
+        loop {
+            self.handle.run_upkeep();
+            let run_dir = run_dir.clone();
+            // A file system on a network may take its time.
+            let asked = tokio::task::spawn_blocking(move || rustix::fs::statvfs(&run_dir));
+            if let Ok(Ok(found)) = asked.await {
+                gauge!("tally_run_dir_free_bytes").set(found.f_bavail as f64 * found.f_frsize as f64);
+            }
+            tokio::time::sleep(UPKEEP).await;
+        }
+    }
+}
+
+/// Makes the process's recorder, and what renders it.
 ///
 /// # Errors
 /// If another recorder is there already.
-pub fn install() -> Result<PrometheusHandle, BuildError> {
+pub fn install() -> Result<Exporter, BuildError> {
     let handle = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &SECONDS)?
         .install_recorder()?;
     describe();
-    Ok(handle)
+    let process = Collector::default();
+    process.describe();
+    Ok(Exporter { handle, process, workers: WorkerSeries::default() })
 }
 
 fn describe() {
@@ -94,15 +148,16 @@ fn describe() {
     describe_counter!("tally_steps_recomputed_total", "Steps that a resumed run had to compute again.");
     describe_counter!("tally_checkpoints_total", "Checkpoints, by result.");
     describe_gauge!("tally_checkpoint_step", "The step of the newest checkpoint.");
-}
-
-/// Folds in what was recorded, every few seconds, whether or not anyone scrapes; else the
-/// samples of histograms would pile up.
-pub async fn keep_up(handle: PrometheusHandle) {
-    loop {
-        tokio::time::sleep(std::time::Duration::from_secs(5)).await;
-        handle.run_upkeep();
-    }
+    describe_gauge!(
+        "tally_checkpoint_time_seconds",
+        Unit::Seconds,
+        "When the newest checkpoint was written, in seconds since 1970."
+    );
+    describe_gauge!(
+        "tally_run_dir_free_bytes",
+        Unit::Bytes,
+        "Bytes that may be written to the run directory's file system."
+    );
 }
 
 /// What is known before the first step. Counters start at 0, so that rates exist.
@@ -251,6 +306,13 @@ pub fn recomputed() {
 pub fn checkpoint(written: bool, step: u64) {
     counter!("tally_checkpoints_total", "result" => if written { "written" } else { "failed" }).increment(1);
     if written {
-        gauge!("tally_checkpoint_step").set(step as f64);
+        newest_checkpoint(step, SystemTime::now());
     }
+}
+
+/// The newest checkpoint is of this step, and was written then.
+pub fn newest_checkpoint(step: u64, written: SystemTime) {
+    gauge!("tally_checkpoint_step").set(step as f64);
+    let unix = written.duration_since(UNIX_EPOCH).unwrap_or_default();
+    gauge!("tally_checkpoint_time_seconds").set(unix.as_secs_f64());
 }
