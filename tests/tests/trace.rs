@@ -62,7 +62,7 @@ fn a_trace_shows_each_worker_on_one_clock_and_who_took_over() {
     let (run, directory) = (RunDir::new(), tempfile::tempdir().unwrap());
     let file = directory.path().join("trace.json");
     let trace = ["--trace", file.to_str().unwrap()];
-    let coordinator = coordinator_with(&run, "2", 20_000, 2, &trace);
+    let coordinator = coordinator_with(&run, "2", 10_000, 2, &trace);
     let workers = Worker::start_many(coordinator.grpc_port(), 2);
     run.wait_for_step(3);
     workers[0].kill9();

@@ -174,6 +174,7 @@ fn metrics_tell_of_steps_workers_seconds_and_bytes() {
     assert_eq!(value(&version), 1.0);
     assert_eq!(value("tally_incarnation"), 1.0);
 
+    let mut tested = 0.0;
     for worker in ["worker-1", "worker-2"] {
         let of = |name: &str| value(&format!("tally_worker_{name}{{worker=\"{worker}\"}}"));
         assert_eq!(of("up"), 0.0, "it has left");
@@ -184,12 +185,14 @@ fn metrics_tell_of_steps_workers_seconds_and_bytes() {
                 "tally_worker_activity_seconds_total{{worker=\"{worker}\",activity=\"{activity}\"}}"
             ))
         };
-        // A millisecond a sample is computed, and what is told of late is left out.
-        assert!(seconds("compute") > 0.0 && seconds("test") > 0.0 && seconds("wait") > 0.0);
+        assert!(seconds("compute") > 0.0 && seconds("wait") > 0.0);
+        // The test pass is one leaf, of which either may be given the first or the next.
+        tested += seconds("test");
         // All are on one machine, whose clock both read.
         assert!(of("clock_offset_seconds").abs() <= of("clock_error_seconds") + 0.01);
         assert!(of("clock_error_seconds") > 0.0 && of("round_trip_seconds") > 0.0);
     }
+    assert!(tested > 0.0);
     assert_eq!(value("tally_worker_series_left_out"), 0.0);
     assert!(value("process_resident_memory_bytes") > 0.0 && value("process_cpu_seconds_total") >= 0.0);
     assert!(value("tally_run_dir_free_bytes") > 0.0);
