@@ -16,6 +16,7 @@ pub mod workers;
 use std::collections::BTreeMap;
 
 use crate::core::events::Committed;
+use crate::core::members::Session;
 use crate::run::journal::StepLine;
 use lanes::{Lane, Lanes};
 use log::{Entry, Kind, Log};
@@ -141,8 +142,8 @@ impl View {
     }
 
     /// What a worker did in a step.
-    pub fn lane(&mut self, lane: Lane) {
-        self.workers.lane(&lane);
+    pub fn lane(&mut self, session: Session, lane: Lane) {
+        self.workers.lane(session, &lane);
         self.lanes.push(lane);
     }
 

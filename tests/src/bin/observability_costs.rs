@@ -10,9 +10,13 @@
 use std::time::Instant;
 
 use clap::Parser;
-use tally_coordinator::metrics;
+use tally_coordinator::metrics::{self, workers::WorkerSeries};
 use tally_coordinator::timeline::clock::Offset;
-use tally_coordinator::timeline::{Lane, Span, SpanKind};
+use tally_coordinator::timeline::trace::Trace;
+use tally_coordinator::timeline::{Lane, Span, SpanKind, WorkerTime};
+use tally_coordinator::view::View;
+use tally_coordinator::view::feed::{Clock, Feed};
+use tally_coordinator::view::state::About;
 use tally_tests::cluster::{Coordinator, RunDir, Worker, events};
 
 /// Measure what spans, the trace and metrics cost.
@@ -22,9 +26,9 @@ struct Options {
     #[arg(long, default_value_t = 5)]
     rounds: usize,
 
-    /// Steps of each run
-    #[arg(long, default_value_t = 1000)]
-    steps: usize,
+    /// Steps of each run, of 16 of the 60 000 samples each
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=3750))]
+    steps: u32,
 
     /// Workers of each run
     #[arg(long, default_value_t = 2)]
@@ -44,13 +48,13 @@ fn median(mut values: Vec<f64>) -> f64 {
 }
 
 /// The median seconds of a step, and the bytes of the trace, if there is one.
-fn run(workers: usize, steps: usize, way: &Way) -> (f64, u64) {
+fn run(workers: usize, steps: u32, way: &Way) -> (f64, u64) {
     let run = RunDir::new();
     let trace = run.path().with_extension("trace.json");
     let trace = trace.to_str().expect("a temporary path is Unicode");
-    let (workers, limit) = (workers.to_string(), (64 * steps).to_string());
+    let (workers, limit) = (workers.to_string(), (16 * steps).to_string());
     let cluster = ["--workers", &workers, "--run-dir", run.arg(), "--model", MODEL];
-    let data = ["--epochs", "1", "--train-limit", &limit, "--test-limit", "1"];
+    let data = ["--epochs", "1", "--train-limit", &limit, "--test-limit", "1", "--batch-size", "16"];
     let way: &[&str] = match way {
         Way::Nothing => &["--no-timeline"],
         Way::Spans => &[],
@@ -69,6 +73,59 @@ enum Way {
     Nothing,
     Spans,
     Trace,
+}
+
+/// What a worker of an unclipped step with a few nodes tells.
+fn told(at: f64) -> Vec<Span> {
+    use SpanKind::{Apply, Compute, Send, Wait};
+    let kinds = [Wait, Compute, Compute, Wait, Apply, Wait, Apply, Send, Send, Send];
+    let mut now = at;
+    let span = |kind| {
+        let start = if kind == Send { now - 0.05 } else { now };
+        now += 0.01;
+        Span { kind, leaves: 1, start, end: start + 0.01 }
+    };
+    kinds.into_iter().map(span).collect()
+}
+
+/// What it costs the driver to take the lane of one of so many workers.
+fn lanes(workers: u64) {
+    let directory = tempfile::tempdir().expect("a temporary directory can be made");
+    let clock = Clock::start();
+    let mut trace =
+        Trace::create(&directory.path().join("trace.json"), clock.origin()).expect("it can be written");
+    let feed = Feed::new(View::new(About::default()), clock);
+    let series = WorkerSeries::default();
+    let mut times = Vec::new();
+    for session in 0..workers {
+        let mut time = WorkerTime::new(clock.origin());
+        let number = time.clock.ask(clock.origin());
+        time.clock.answered(number, clock.origin(), clock.origin(), clock.origin());
+        series.joined(session, &format!("w{session}"), "CPU", Instant::now());
+        trace.joined(session, &format!("w{session}"), clock.origin());
+        times.push(time);
+    }
+    const STEPS: u64 = 50;
+    let mut seconds = [0.0; 2];
+    for step in 0..STEPS {
+        let at = clock.origin() + step as f64;
+        let mut taken = Vec::new();
+        let started = Instant::now();
+        for (session, time) in (0..).zip(&mut times) {
+            let lane = time.lane(session, step, &told(at), at + 1.0).expect("its clock is known");
+            series.lane(&lane);
+            feed.change(|view| view.lane(session, lane.shown()));
+            taken.push(lane);
+        }
+        let taken_at = Instant::now();
+        taken.iter().for_each(|lane| trace.lane(lane));
+        seconds[0] += (taken_at - started).as_secs_f64();
+        seconds[1] += taken_at.elapsed().as_secs_f64();
+    }
+    let [lane, traced] = seconds.map(|seconds| seconds / (STEPS * workers) as f64 * 1e6);
+    println!(
+        "a lane of one of {workers} workers costs the driver {lane:.1} µs, and {traced:.1} µs more for the trace"
+    );
 }
 
 /// Renders the metrics of a run with so many workers.
@@ -109,6 +166,7 @@ fn render(workers: u64) {
 fn main() {
     let options = Options::parse();
     render(options.series);
+    lanes(options.series);
     let ways = [
         ("nothing is told", Way::Nothing),
         ("spans, metrics and lanes", Way::Spans),
@@ -138,5 +196,5 @@ fn main() {
             least * 1e3
         );
     }
-    println!("the trace has {:.0} bytes a step", trace as f64 / options.steps as f64);
+    println!("the trace has {:.0} bytes a step", trace as f64 / f64::from(options.steps));
 }

@@ -73,7 +73,8 @@ impl Driver {
         if let Some(trace) = &mut self.parts.trace {
             trace.lane(lane);
         }
-        self.parts.feed.change(|view| view.lane(lane.shown()));
+        let shown = lane.shown();
+        self.parts.feed.change(|view| view.lane(lane.session, shown));
     }
 
     /// The cluster has changed.
