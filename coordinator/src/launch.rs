@@ -237,6 +237,7 @@ async fn train(options: &TrainOptions) -> anyhow::Result<ExitCode> {
         incarnation,
         console,
         feed: feed.clone(),
+        spans: !options.no_timeline,
         started: started.clone(),
     });
     let (done, mut finished) = oneshot::channel();

@@ -16,4 +16,5 @@ pub mod local;
 pub mod metrics;
 pub mod run;
 pub mod shell;
+pub mod timeline;
 pub mod view;

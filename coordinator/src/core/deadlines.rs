@@ -127,7 +127,7 @@ impl Core {
         let by = dealt.iter().map(|(&session, nodes)| (session, full(nodes))).collect();
         self.actions.push(Action::Note(Note::TakenOver { step, leaves, by }));
         for (session, nodes) in dealt {
-            self.plan(now, session, step, attempt, nodes);
+            self.plan(now, session, step, attempt, nodes, true);
         }
         leaves
     }

@@ -247,6 +247,8 @@ pub enum Action {
         samples: usize,
         /// The nodes.
         nodes: Vec<Node>,
+        /// They were another worker's first.
+        takeover: bool,
     },
     /// Have a worker compute a node and answer with [`Event::Audited`].
     Audit {

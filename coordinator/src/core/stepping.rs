@@ -22,6 +22,7 @@ impl Core {
         step: u64,
         attempt: u32,
         nodes: Vec<Node>,
+        takeover: bool,
     ) {
         let Some(flight) = &self.flight else { return };
         let samples = flight.samples;
@@ -39,7 +40,7 @@ impl Core {
         if let Some(member) = self.members.0.get_mut(&session) {
             member.leaves += leaves;
         }
-        self.actions.push(Action::Plan { session, step, attempt, samples, nodes });
+        self.actions.push(Action::Plan { session, step, attempt, samples, nodes, takeover });
     }
 
     /// Sends the samples of a node's leaves that the worker has not been sent.
@@ -103,7 +104,7 @@ impl Core {
         let full = |n: &Vec<Node>| n.iter().copied().filter(|n| !tree.is_empty(*n, samples)).collect();
         let plans: Vec<(Session, Vec<Node>)> = ready.iter().copied().zip(nodes.iter().map(full)).collect();
         for (session, nodes) in &plans {
-            self.plan(now, *session, step, attempt, nodes.clone());
+            self.plan(now, *session, step, attempt, nodes.clone(), false);
         }
         self.begin_audit(now, &plans);
         // The next step's samples travel while this one is computed.

@@ -5,40 +5,13 @@
 //! however slow its reader is.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
+pub use tally_proto::span::Clock;
 use tokio::sync::watch;
 
 use super::state::{State, Update};
 use super::{Cursor, View};
-
-/// Seconds since 1970 that go on evenly, whatever becomes of the machine's clock.
-#[derive(Clone, Copy, Debug)]
-pub struct Clock {
-    origin: Instant,
-    unix: f64,
-}
-
-impl Clock {
-    /// A clock that is right now.
-    #[must_use]
-    pub fn start() -> Self {
-        let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self { origin: Instant::now(), unix: unix.as_secs_f64() }
-    }
-
-    /// Seconds since 1970.
-    #[must_use]
-    pub fn unix(&self) -> f64 {
-        self.unix + self.origin.elapsed().as_secs_f64()
-    }
-
-    /// When the clock was started, in seconds since 1970.
-    #[must_use]
-    pub fn origin(&self) -> f64 {
-        self.unix
-    }
-}
 
 /// A view that is shared.
 #[derive(Clone, Debug)]

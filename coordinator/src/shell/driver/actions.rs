@@ -59,19 +59,19 @@ impl Driver {
                 let begin = gradient_down::Body::Begin(self.begin(learning_rate));
                 self.broadcast(step, attempt, &begin);
             }
-            Action::Plan { session, step, attempt, samples, nodes } => {
+            Action::Plan { session, step, attempt, samples, nodes, takeover } => {
                 let digest = self.parts.core.committed().1.0;
                 let nodes = nodes.iter().map(|n| n.0).collect();
                 self.tell(
                     session,
                     step,
                     attempt,
-                    Tell::Plan(v1::Plan { samples: samples as u32, nodes, digest, audit: false }),
+                    Tell::Plan(v1::Plan { samples: samples as u32, nodes, digest, audit: false, takeover }),
                 );
             }
             Action::Audit { session, step, attempt, samples, node } => {
                 let (digest, nodes) = (self.parts.core.committed().1.0, vec![node.0]);
-                let plan = v1::Plan { samples: samples as u32, nodes, digest, audit: true };
+                let plan = v1::Plan { samples: samples as u32, nodes, digest, audit: true, takeover: false };
                 self.tell(session, step, attempt, Tell::Plan(plan));
             }
             Action::Take { node, index } => {

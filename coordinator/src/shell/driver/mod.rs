@@ -7,6 +7,7 @@ mod actions;
 mod inputs;
 mod sending;
 mod showing;
+mod timing;
 mod views;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -26,7 +27,7 @@ use tally_exact::wire::WireDtype;
 use tally_exact::{CHUNK, chunk_range};
 use tally_proto::convert::LeafAnswers;
 use tally_proto::v1::{self, CoordinatorMessage, GradientDown, coordinator_message, gradient_down};
-use tally_proto::{BF16, PROTOCOL, convert, floats};
+use tally_proto::{BF16, PROTOCOL, TIMELINE, convert, floats};
 use tokio::sync::mpsc;
 
 use super::arena::{Arena, Shared};
@@ -44,6 +45,7 @@ use crate::run::config::RunConfig;
 use crate::run::directory::RunDirectory;
 use crate::run::journal::{History, Journal, JournalError, Line, StepLine};
 use crate::run::summary::{Summary, TestSummary, Times};
+use crate::timeline::{Lane, WorkerTime};
 use crate::view::feed::Feed;
 use crate::view::log::Kind;
 use crate::view::spent::Part;
@@ -77,6 +79,8 @@ struct Peer {
     reads_board: bool,
     /// It has been sent a state, and gets what is broadcast.
     replica: bool,
+    /// Its clock, if it tells of it.
+    time: Option<WorkerTime>,
 }
 
 /// A state on its way in from a worker, after a crash of the coordinator.
@@ -114,6 +118,8 @@ pub struct Parts {
     pub console: Console,
     /// What a page shows.
     pub feed: Feed,
+    /// Workers are to tell what they do when.
+    pub spans: bool,
     /// Becomes true at the first step of this start.
     pub started: Arc<AtomicBool>,
 }
