@@ -29,6 +29,8 @@ export async function open(browser, url, options = {}) {
   page.on("pageerror", (error) => faults.push(`threw ${error.stack}`));
   page.on("console", (message) => {
     if (message.type() !== "error" && message.type() !== "warning") return;
+    // The tests look at what is drawn, and Chromium has advice on that; the page itself only reads what it sends.
+    if (/willReadFrequently/.test(message.text())) return;
     if (faults.down && /net::ERR_/.test(message.text())) return;
     faults.push(`console: ${message.text()} (${message.location().url})`);
   });

@@ -67,7 +67,7 @@ export class Cluster {
   }
 
   get runDirectory() {
-    return join(this.#directory, "run");
+    return join(this.#directory, "run-0001");
   }
 
   /** Starts the coordinator for the first time, or again after its end, on the addresses that it had. */
