@@ -8,6 +8,7 @@ import { DIGITS } from "./strokes.js";
 
 const SIZE = 280;
 const PEN = 22;
+const MARGIN = 40;
 const STRIDE = 7;
 const PAUSE = 150;
 const FILE_LIMIT = 4 * 1024 * 1024;
@@ -183,6 +184,17 @@ function soon() {
   timer = setTimeout(ask, PAUSE);
 }
 
+/** What was drawn, with black around it: a picture's border tells paper from ink, and a digit may reach to the edge of its square. */
+function picture() {
+  const paper = document.createElement("canvas");
+  paper.width = paper.height = SIZE + 2 * MARGIN;
+  const c = paper.getContext("2d");
+  c.fillStyle = "#000";
+  c.fillRect(0, 0, paper.width, paper.height);
+  c.drawImage(ink, MARGIN, MARGIN);
+  return new Promise((done) => paper.toBlob(done, "image/png"));
+}
+
 /** Asks once; what changes meanwhile is asked about afterwards, so that questions never pile up. */
 async function ask() {
   if (checkpoint === null) {
@@ -197,7 +209,7 @@ async function ask() {
   asking = true;
   const asked = drawing;
   try {
-    const body = chosen ?? await new Promise((done) => ink.toBlob(done, "image/png"));
+    const body = chosen ?? await picture();
     const number = document.querySelector("#draw-number input:checked").value;
     const response = await fetch(`api/predict?number=${number}`, { method: "POST", headers: { "content-type": body.type }, body });
     const answer = await response.json();

@@ -175,11 +175,17 @@ test("what is drawn is answered: by mouse, by keys, from a picture, or written b
   const square = page.locator("#draw-canvas");
   await square.scrollIntoViewIfNeeded();
   const { x, y, width } = await square.boundingBox();
-  await page.mouse.move(x + width / 2, y + width * 0.25);
-  await page.mouse.down();
-  await page.mouse.move(x + width / 2, y + width * 0.75, { steps: 12 });
-  await page.mouse.up();
-  await readAs(1);
+  const stroke = async (from, to) => {
+    await page.getByRole("button", { name: "Clear" }).click();
+    await page.mouse.move(x + width / 2, y + width * from);
+    await page.mouse.down();
+    await page.mouse.move(x + width / 2, y + width * to, { steps: 12 });
+    await page.mouse.up();
+    await readAs(1);
+  };
+  // From edge to edge as well: a large hand fills the square.
+  await stroke(0.005, 0.995);
+  await stroke(0.25, 0.75);
 
   const picture = Buffer.from((await page.evaluate(() => document.getElementById("draw-canvas").toDataURL("image/png"))).split(",")[1], "base64");
   await page.getByRole("button", { name: "Clear" }).click();
