@@ -1,5 +1,6 @@
 //! Puts a run together, from the command line to the closing summary.
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,6 +25,7 @@ use crate::console::{Console, human_seconds};
 use crate::core::events::{Event, Outcome};
 use crate::core::recovery::Recorded;
 use crate::core::{Core, Shape};
+use crate::predictions::Predictions;
 use crate::run::config::{InitConfig, RunConfig};
 use crate::run::directory::RunDirectory;
 use crate::run::journal::{self, History, Journal};
@@ -31,6 +33,7 @@ use crate::run::summary::Summary;
 use crate::shell::driver::{Driver, Parts};
 use crate::shell::referee::Referee;
 use crate::shell::service::{Input, Service};
+use crate::tensorboard::EventFile;
 use crate::timeline::trace::Trace;
 use crate::view::View;
 use crate::view::feed::{Clock, Feed};
@@ -202,7 +205,7 @@ async fn train(options: &TrainOptions) -> anyhow::Result<ExitCode> {
         Some(path) => resumed_run(options, path)?,
         None => new_run(options)?,
     };
-    let Prepared { config, directory, journal, history, data, step, referee } = prepared;
+    let Prepared { config, directory, mut journal, history, data, step, referee } = prepared;
     let incarnation = directory.next_incarnation()?;
     let schedule = Schedule::new(config.seed, data.train.len(), config.batch_size)?;
     let shape = Shape {
@@ -225,6 +228,11 @@ async fn train(options: &TrainOptions) -> anyhow::Result<ExitCode> {
     let tested = recorded.tested(step);
     let run_path = directory.path().display().to_string();
     let last = history.digests.last_key_value().map_or(0, |(last, _)| *last);
+    if let Some(events) = &options.tensorboard {
+        journal.follow(Box::new(event_file(events, &directory, last)?));
+    }
+    let test = Paired::test(data.test, config.seed);
+    let predictions = Predictions::start(directory.checkpoints(), test.clone())?;
     greet(&console, options, &config, &run_path, address, web.local_addr()?, step, last);
     if step >= shape.steps() && u64::from(tested) * schedule.steps_per_epoch() as u64 >= shape.steps() {
         console
@@ -240,7 +248,7 @@ async fn train(options: &TrainOptions) -> anyhow::Result<ExitCode> {
     let core = Core::new(shape, step, referee.digest(), recorded);
     let driver = Driver::new(Parts {
         train: Paired::train(data.train, config.seed),
-        test: Paired::test(data.test, config.seed),
+        test,
         config,
         directory,
         journal,
@@ -267,7 +275,8 @@ async fn train(options: &TrainOptions) -> anyhow::Result<ExitCode> {
     let server = tokio::spawn(serve(grpc, service, async {
         let _ = grpc_stopped.await;
     }));
-    let web = tokio::spawn(http::serve(web, http::router(feed, exporter.clone()), async {
+    let pages = http::router(feed, exporter.clone(), predictions.routes());
+    let web = tokio::spawn(http::serve(web, pages, async {
         let _ = web_stopped.await;
     }));
     tokio::spawn(exporter.keep_up(run_dir));
@@ -314,6 +323,18 @@ fn show(
         view.replay(journal::parse(&path, &text)?.0);
     }
     Ok(Feed::new(view, clock))
+}
+
+/// TensorBoard's events of a run whose journal ends at step `last`.
+fn event_file(events: &Path, directory: &RunDirectory, last: u64) -> anyhow::Result<EventFile> {
+    let path = directory.file("journal.jsonl");
+    let before = if last == 0 { Vec::new() } else { journal::parse(&path, &std::fs::read(&path)?)?.0 };
+    EventFile::create(events, last, &before).with_context(|| {
+        format!(
+            "cannot write TensorBoard's events to {}; choose another directory with --tensorboard",
+            events.display()
+        )
+    })
 }
 
 async fn listen(address: std::net::SocketAddr, option: &str) -> anyhow::Result<TcpListener> {

@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::engine::backend::BackendChoice;
 use crate::evaluate::EvaluateOptions;
 use crate::logging::LogOptions;
+use crate::predict::command::PredictOptions;
 use crate::session::WorkerOptions;
 
 /// Computes gradients for a Tally cluster.
@@ -30,6 +31,8 @@ pub struct Cli {
 pub enum Command {
     /// Print the test line of a checkpoint
     Evaluate(EvaluateOptions),
+    /// Answer pictures of digits
+    Predict(PredictOptions),
 }
 
 /// What to compute with.

@@ -1,6 +1,8 @@
 //! The command line: options, and the small commands beside training.
 
 pub mod options;
+pub mod report;
+pub mod samples;
 pub mod schedule;
 pub mod status;
 pub mod verify;
@@ -34,6 +36,10 @@ pub struct Cli {
 /// The commands beside training.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Write what became of a run as a page, or compare two
+    Report(report::ReportOptions),
+    /// Draw samples of the data, with a network's answers if there is one
+    Samples(samples::SamplesOptions),
     /// Print an epoch's order and random numbers, a line of JSON a step
     Schedule(schedule::ScheduleOptions),
     /// Show what a running cluster is doing
@@ -88,7 +94,7 @@ pub struct TrainOptions {
     pub run_dir: Option<PathBuf>,
 
     /// Go on with a stopped run. --workers, --local, --backend, --threads, the addresses,
-    /// --checkpoint-every, --keep-checkpoints and --audit-rate may change, and --epochs under
+    /// --checkpoint-every, --keep-checkpoints, --audit-rate and --tensorboard may change, and --epochs under
     /// --lr-schedule constant; what else is given must be as it was
     #[arg(long, value_name = "RUN_DIR", help_heading = "Run directory")]
     pub resume: Option<PathBuf>,
@@ -105,6 +111,10 @@ pub struct TrainOptions {
     /// Newest checkpoints to keep, beside the best [default: 3]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Run directory")]
     pub keep_checkpoints: Option<u32>,
+
+    /// Also write losses, rates, times and accuracies as TensorBoard's event files
+    #[arg(long, value_name = "DIR", help_heading = "Run directory")]
+    pub tensorboard: Option<PathBuf>,
 
     /// Logs.
     #[command(flatten)]

@@ -24,13 +24,14 @@ use crate::view::feed::Feed;
 const POLICY: &str = "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; \
                       form-action 'self'; frame-ancestors 'none'";
 
-/// All that is served.
-pub fn router(feed: Feed, metrics: Exporter) -> Router {
+/// All that is served; `more` are the routes of others, which get the same headers.
+pub fn router(feed: Feed, metrics: Exporter, more: Router) -> Router {
     Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/metrics", get(render).with_state(metrics))
         .merge(api::routes(feed))
         .merge(assets::routes())
+        .merge(more)
         .layer(axum::middleware::map_response(with_headers))
 }
 
