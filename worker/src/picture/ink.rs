@@ -10,6 +10,12 @@ use super::{Invert, PictureError};
 const LEAST_CONTRAST: u8 = 24;
 /// What is less covered than this is taken for background where shapes are looked for.
 const FAINT: f32 = 0.15;
+/// Where the background itself strays by more of the way to the ink, there is no telling them
+/// apart.
+const MOST_NOISE: f32 = 0.5;
+/// Nor where more of the border, in percent, is on the ink's side of the middle: a digit that is
+/// cut to its edges touches them with less.
+const MOST_CROSSED: usize = 40;
 /// A blot with a smaller share of the ink of the largest one is dirt. (The bar of a 5 and the
 /// dot in a hollow 0 have more.)
 const DIRT: f32 = 0.02;
@@ -56,7 +62,11 @@ pub fn ground(picture: &Decoded, invert: Invert) -> Result<Ground, PictureError>
         Invert::Auto => median(&mut border) > middle,
     };
     // Where the digit touches the border, the border is not all background.
+    let all = border.len();
     border.retain(|&v| if dark_on_light { v >= middle } else { v <= middle });
+    if invert == Invert::Auto && 100 * (all - border.len()) > MOST_CROSSED * all {
+        return Err(PictureError::NoDigit);
+    }
     let (far, extreme) = if dark_on_light { (lightest, darkest) } else { (darkest, lightest) };
     let background = if border.is_empty() { far } else { median(&mut border) };
     let towards_ink =
@@ -111,7 +121,7 @@ fn median(values: &mut [u8]) -> u8 {
 pub fn ink(ground: &Ground) -> Option<Ink> {
     let range = f32::from(ground.extreme) - f32::from(ground.background);
     let floor = f32::from(ground.noise) / range.abs();
-    if range == 0.0 || floor > 0.5 {
+    if range == 0.0 || floor > MOST_NOISE {
         return None;
     }
     let cover = |&v: &u8| {
