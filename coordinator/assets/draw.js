@@ -57,7 +57,7 @@ export function showCheckpoint(state) {
   text(byId("draw-from"), step === null ? "There is no checkpoint yet to answer from." : `answers from the checkpoint of step ${count(step)}`);
   if (step === checkpoint) return;
   checkpoint = step;
-  if (inked) soon();
+  if (inked) refresh();
 }
 
 function press(event) {
@@ -184,6 +184,15 @@ function soon() {
   timer = setTimeout(ask, PAUSE);
 }
 
+/** A newer checkpoint may answer otherwise, but what is shown is no older than the drawing: checkpoints may come faster than answers. */
+function refresh() {
+  if (asking) again = true;
+  else {
+    clearTimeout(timer);
+    timer = setTimeout(ask, PAUSE);
+  }
+}
+
 /** What was drawn, with black around it: a picture's border tells paper from ink, and a digit may reach to the edge of its square. */
 function picture() {
   const paper = document.createElement("canvas");
@@ -223,7 +232,8 @@ async function ask() {
     if (drawing === asked) markOld(false);
     if (again) {
       again = false;
-      soon();
+      if (drawing === asked) refresh();
+      else soon();
     }
   }
 }
