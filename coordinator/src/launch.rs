@@ -26,11 +26,14 @@ use crate::core::recovery::Recorded;
 use crate::core::{Core, Shape};
 use crate::run::config::{InitConfig, RunConfig};
 use crate::run::directory::RunDirectory;
-use crate::run::journal::{History, Journal};
+use crate::run::journal::{self, History, Journal};
 use crate::run::summary::Summary;
 use crate::shell::driver::{Driver, Parts};
 use crate::shell::referee::Referee;
 use crate::shell::service::{Input, Service};
+use crate::view::View;
+use crate::view::feed::{Clock, Feed};
+use crate::view::state::About;
 use crate::{http, local, metrics};
 use tally_proto::pool::Pool;
 use tally_worker::session::link::Link;
@@ -49,6 +52,8 @@ const TICK: Duration = Duration::from_millis(10);
 const STOPPED_EARLY: u8 = 75;
 /// How long workers may take to hear that the run is over.
 const FAREWELL: Duration = Duration::from_secs(2);
+/// How long pages may take to be told.
+const LAST_LOOK: Duration = Duration::from_millis(200);
 
 /// Trains, from the options to the exit code.
 ///
@@ -224,6 +229,7 @@ async fn train(options: &TrainOptions) -> anyhow::Result<ExitCode> {
     let (elements, dtype) = (config.tensors.len(), config.wire_dtype);
     let (inputs, receiver) = mpsc::channel(INPUTS);
     let started = Arc::new(AtomicBool::new(false));
+    let feed = show(&config, &directory, incarnation, shape.steps(), options.resume.is_some())?;
     let core = Core::new(shape, step, referee.digest(), recorded);
     let driver = Driver::new(Parts {
         train: Paired::train(data.train, config.seed),
@@ -236,6 +242,8 @@ async fn train(options: &TrainOptions) -> anyhow::Result<ExitCode> {
         referee,
         incarnation,
         console,
+        feed: feed.clone(),
+        spans: !options.no_timeline,
         started: started.clone(),
     });
     let (done, mut finished) = oneshot::channel();
@@ -250,7 +258,7 @@ async fn train(options: &TrainOptions) -> anyhow::Result<ExitCode> {
     let server = tokio::spawn(serve(grpc, service, async {
         let _ = grpc_stopped.await;
     }));
-    tokio::spawn(http::serve(web, handle.clone(), async {
+    let web = tokio::spawn(http::serve(web, http::router(feed, handle.clone()), async {
         let _ = web_stopped.await;
     }));
     tokio::spawn(metrics::keep_up(handle));
@@ -274,6 +282,7 @@ async fn train(options: &TrainOptions) -> anyhow::Result<ExitCode> {
     };
     let _ = stop_grpc.send(());
     let _ = tokio::time::timeout(FAREWELL, server).await;
+    let _ = tokio::time::timeout(LAST_LOOK, web).await;
     let (outcome, summary) = result?;
     conclude(&outcome, &summary, &run_path)?;
     if options.linger && outcome == Outcome::Done {
@@ -298,6 +307,25 @@ async fn a_signal() -> std::io::Result<()> {
         _ = terminate.recv() => {}
     }
     Ok(())
+}
+
+/// What pages are shown, with what the journal tells of earlier starts.
+fn show(
+    config: &RunConfig,
+    directory: &RunDirectory,
+    incarnation: u64,
+    steps: u64,
+    resumed: bool,
+) -> anyhow::Result<Feed> {
+    let clock = Clock::start();
+    let about = About::of(config, directory.path(), incarnation, steps, clock.origin());
+    let mut view = View::new(about.context("cannot describe the run")?);
+    if resumed {
+        let path = directory.file("journal.jsonl");
+        let text = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        view.replay(journal::parse(&path, &text)?.0);
+    }
+    Ok(Feed::new(view, clock))
 }
 
 async fn listen(address: std::net::SocketAddr, option: &str) -> anyhow::Result<TcpListener> {
@@ -339,7 +367,7 @@ fn greet(
         };
         console.note(&format!("resuming at step {step}{newer}"));
     }
-    console.note(&format!("run directory {run_path}, metrics on http://{web}/metrics"));
+    console.note(&format!("run directory {run_path}, dashboard and metrics on http://{web}"));
     if options.local {
         return;
     }

@@ -74,6 +74,10 @@ pub struct TrainOptions {
     #[arg(long, help_heading = "Cluster")]
     pub linger: bool,
 
+    /// Don't have workers tell what they do when: lanes, and what metrics make of them, stay empty
+    #[arg(long, help_heading = "Cluster")]
+    pub no_timeline: bool,
+
     /// Options that decide what is trained.
     #[command(flatten)]
     pub training: Training,
