@@ -51,6 +51,9 @@ const INPUTS: usize = 64;
 const GRACE: Duration = Duration::from_secs(5);
 /// How often the core looks at its clock.
 const TICK: Duration = Duration::from_millis(10);
+/// What a supervised run that was stopped before its end exits with: `EX_TEMPFAIL` of sysexits(3).
+/// A supervisor that counts 0 as the end of the job must start it again.
+const STOPPED_EARLY: u8 = 75;
 /// How long workers may take to hear that the run is over.
 const FAREWELL: Duration = Duration::from_secs(2);
 /// How long pages may take to be told.
@@ -201,7 +204,9 @@ async fn train(options: &TrainOptions) -> anyhow::Result<ExitCode> {
         None => None,
     };
 
-    let prepared = match &options.resume {
+    let earlier = options.earlier_run();
+    let resumed = earlier.is_some();
+    let prepared = match earlier {
         Some(path) => resumed_run(options, path)?,
         None => new_run(options)?,
     };
@@ -233,7 +238,8 @@ async fn train(options: &TrainOptions) -> anyhow::Result<ExitCode> {
     }
     let test = Paired::test(data.test, config.seed);
     let predictions = Predictions::start(directory.checkpoints(), test.clone())?;
-    greet(&console, options, &config, &run_path, address, web.local_addr()?, step, last);
+    let web_address = web.local_addr()?;
+    greet(&console, options, &config, &run_path, address, web_address, (resumed, step, last));
     if step >= shape.steps() && u64::from(tested) * schedule.steps_per_epoch() as u64 >= shape.steps() {
         console
             .note("this run is done already; start a new one, or raise --epochs under a constant schedule");
@@ -244,7 +250,7 @@ async fn train(options: &TrainOptions) -> anyhow::Result<ExitCode> {
     let (inputs, receiver) = mpsc::channel(INPUTS);
     let started = Arc::new(AtomicBool::new(false));
     let run_dir = directory.path().to_path_buf();
-    let feed = show(clock, &config, &directory, incarnation, shape.steps(), options.resume.is_some())?;
+    let feed = show(clock, &config, &directory, incarnation, shape.steps(), resumed)?;
     let core = Core::new(shape, step, referee.digest(), recorded);
     let driver = Driver::new(Parts {
         train: Paired::train(data.train, config.seed),
@@ -280,7 +286,7 @@ async fn train(options: &TrainOptions) -> anyhow::Result<ExitCode> {
         let _ = web_stopped.await;
     }));
     tokio::spawn(exporter.keep_up(run_dir));
-    tokio::spawn(stop_on_signal(signals, inputs.clone()));
+    let stopper = tokio::spawn(stop_on_signal(signals, inputs.clone()));
     tokio::spawn(tick(inputs.clone()));
 
     let mut locals = Vec::new();
@@ -299,11 +305,31 @@ async fn train(options: &TrainOptions) -> anyhow::Result<ExitCode> {
         }
     };
     let _ = stop_grpc.send(());
-    let _ = stop_web.send(());
     let _ = tokio::time::timeout(FAREWELL, server).await;
     let _ = tokio::time::timeout(LAST_LOOK, web).await;
     let (outcome, summary) = result?;
-    conclude(&outcome, &summary, &run_path)
+    conclude(&outcome, &summary, &run_path)?;
+    if options.linger && outcome == Outcome::Done {
+        Console::new().note(&format!("serving http://{web_address} until a signal comes"));
+        stopper.abort();
+        a_signal().await?;
+    }
+    let _ = stop_web.send(());
+    Ok(if options.supervised && outcome == Outcome::Stopped {
+        ExitCode::from(STOPPED_EARLY)
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+/// Waits until the process is asked to end.
+async fn a_signal() -> std::io::Result<()> {
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    Ok(())
 }
 
 /// What pages are shown, with what the journal tells of earlier starts.
@@ -351,8 +377,7 @@ fn greet(
     run_path: &str,
     address: std::net::SocketAddr,
     web: std::net::SocketAddr,
-    step: u64,
-    last: u64,
+    (resumed, step, last): (bool, u64, u64),
 ) {
     let data = &config.data;
     console.note(&format!(
@@ -366,7 +391,7 @@ fn greet(
         config.shards,
         config.recipe
     ));
-    if options.resume.is_some() {
+    if resumed {
         let newer = match (last > step, options.local) {
             (false, _) => String::new(),
             (true, true) => format!(", computing steps {} to {last} again", step + 1),
@@ -466,7 +491,7 @@ async fn failed_local(
 }
 
 #[allow(clippy::print_stdout)]
-fn conclude(outcome: &Outcome, summary: &Summary, run_path: &str) -> anyhow::Result<ExitCode> {
+fn conclude(outcome: &Outcome, summary: &Summary, run_path: &str) -> anyhow::Result<()> {
     if let Outcome::Diverged { step, tensor } = outcome {
         let kept = if summary.steps > 0 {
             format!("the last good state, step {}, is in {run_path}/checkpoints/last", summary.steps)
@@ -499,5 +524,5 @@ fn conclude(outcome: &Outcome, summary: &Summary, run_path: &str) -> anyhow::Res
     } else {
         println!("the model is in {run_path}/checkpoints/last, the best one in {run_path}/checkpoints/best");
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }

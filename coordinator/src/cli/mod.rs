@@ -8,7 +8,7 @@ pub mod status;
 pub mod verify;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 use tally_worker::engine::backend::BackendChoice;
@@ -81,6 +81,10 @@ pub struct TrainOptions {
     #[arg(long, value_name = "FILE", conflicts_with = "no_timeline", help_heading = "Run directory")]
     pub trace: Option<PathBuf>,
 
+    /// When the run is done, keep serving its page and metrics until a signal comes
+    #[arg(long, help_heading = "Cluster")]
+    pub linger: bool,
+
     /// Don't have workers tell what they do when: lanes, and what metrics make of them, stay empty
     #[arg(long, help_heading = "Cluster")]
     pub no_timeline: bool,
@@ -98,6 +102,12 @@ pub struct TrainOptions {
     /// --lr-schedule constant; what else is given must be as it was
     #[arg(long, value_name = "RUN_DIR", help_heading = "Run directory")]
     pub resume: Option<PathBuf>,
+
+    /// For a supervisor that starts the same command again and again (Kubernetes, systemd, Slurm):
+    /// go on with the run in --run-dir, if there is one already; and when stopped before the
+    /// run's end, exit with code 75 instead of 0
+    #[arg(long, requires = "run_dir", help_heading = "Run directory")]
+    pub supervised: bool,
 
     /// In this share of the steps, 0 to 1, a second worker computes what another contributes,
     /// and the bits are compared [default: 0]
@@ -119,6 +129,15 @@ pub struct TrainOptions {
     /// Logs.
     #[command(flatten)]
     pub log: LogOptions,
+}
+
+impl TrainOptions {
+    /// The run to go on with: that of --resume, or with --supervised the one that is there.
+    #[must_use]
+    pub fn earlier_run(&self) -> Option<&Path> {
+        let there = |dir: &&PathBuf| self.supervised && dir.join("run.json").exists();
+        self.resume.as_ref().or_else(|| self.run_dir.as_ref().filter(there)).map(PathBuf::as_path)
+    }
 }
 
 /// A share, from 0 to 1.

@@ -28,7 +28,7 @@ const POLICY: &str = "default-src 'self'; img-src 'self' data: blob:; object-src
 pub fn router(feed: Feed, metrics: Exporter, more: Router) -> Router {
     Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
-        .route("/metrics", get(render).with_state(metrics))
+        .route("/metrics", get(render).with_state((metrics, feed.clone())))
         .merge(api::routes(feed))
         .merge(assets::routes())
         .merge(more)
@@ -47,8 +47,8 @@ pub async fn serve(
     axum::serve(listener, router).with_graceful_shutdown(shutdown).await
 }
 
-async fn render(State(metrics): State<Exporter>) -> impl IntoResponse {
-    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], metrics.render())
+async fn render(State((metrics, feed)): State<(Exporter, Feed)>) -> impl IntoResponse {
+    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], metrics.render(&feed.seconds()))
 }
 
 async fn with_headers(mut response: Response) -> Response {

@@ -14,6 +14,7 @@ use crate::core::Core;
 use crate::core::events::Committed;
 use crate::core::members::State;
 use crate::run::config::RunConfig;
+use crate::view::spent::Seconds;
 use tally_worker::scores::Scores;
 use workers::WorkerSeries;
 
@@ -41,13 +42,19 @@ impl Exporter {
         self.workers.clone()
     }
 
-    /// Everything, in Prometheus's text format.
+    /// Everything, in Prometheus's text format; `spent` is where the run's seconds went.
     #[must_use]
-    pub fn render(&self) -> String {
+    pub fn render(&self, spent: &Seconds) -> String {
         self.process.collect();
         self.handle.run_upkeep();
         let mut text = self.handle.render();
         self.workers.render(&mut text, Instant::now());
+        text.push_str(
+            "# HELP tally_run_seconds_total Where the wall time of this start went.\n# TYPE tally_run_seconds_total counter\n",
+        );
+        for (part, seconds) in spent.parts() {
+            text.push_str(&format!("tally_run_seconds_total{{part=\"{part}\"}} {seconds}\n"));
+        }
         text
     }
 
@@ -60,7 +67,9 @@ impl Exporter {
             // A file system on a network may take its time.
             let asked = tokio::task::spawn_blocking(move || rustix::fs::statvfs(&run_dir));
             if let Ok(Ok(found)) = asked.await {
-                gauge!("tally_run_dir_free_bytes").set(found.f_bavail as f64 * found.f_frsize as f64);
+                let unit = found.f_frsize as f64;
+                gauge!("tally_run_dir_free_bytes").set(found.f_bavail as f64 * unit);
+                gauge!("tally_run_dir_size_bytes").set(found.f_blocks as f64 * unit);
             }
             tokio::time::sleep(UPKEEP).await;
         }
@@ -93,6 +102,7 @@ fn describe() {
     describe_counter!("tally_samples_lost_total", "Samples that an epoch ended without; always 0.");
     describe_counter!("tally_samples_duplicated_total", "Samples used twice in an epoch; always 0.");
     describe_gauge!("tally_loss", "The last step's mean loss, by part.");
+    describe_gauge!("tally_gradient_norm", "The last step's gradient norm before clipping.");
     describe_gauge!("tally_learning_rate", "The last step's learning rate.");
     describe_gauge!("tally_test_accuracy_ratio", "The last test pass's share of right answers, by answer.");
     describe_gauge!("tally_test_loss", "The last test pass's mean loss.");
@@ -158,6 +168,7 @@ fn describe() {
         Unit::Bytes,
         "Bytes that may be written to the run directory's file system."
     );
+    describe_gauge!("tally_run_dir_size_bytes", Unit::Bytes, "The size of that file system.");
 }
 
 /// What is known before the first step. Counters start at 0, so that rates exist.
@@ -194,7 +205,7 @@ pub fn start(config: &RunConfig, incarnation: u64) {
 }
 
 /// A step counts.
-pub fn step(step: &Committed, core: &Core) {
+pub fn step(step: &Committed, gradient_norm: f64, core: &Core) {
     gauge!("tally_step").set(step.step as f64);
     gauge!("tally_steps").set(core.shape().steps() as f64);
     gauge!("tally_epoch").set(f64::from(step.epoch));
@@ -210,6 +221,7 @@ pub fn step(step: &Committed, core: &Core) {
     ] {
         gauge!("tally_loss", "part" => part).set(value);
     }
+    gauge!("tally_gradient_norm").set(gradient_norm);
     gauge!("tally_learning_rate").set(f64::from(step.learning_rate));
     histogram!("tally_step_seconds").record(step.seconds);
     histogram!("tally_step_compute_seconds").record(step.compute_seconds);

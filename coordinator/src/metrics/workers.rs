@@ -32,8 +32,12 @@ struct Row {
     samples: u64,
     /// In the order of [`SpanKind::ALL`].
     seconds: [f64; SpanKind::ALL.len()],
+    /// Its measured speed.
+    per_sample: Option<f64>,
     late: u64,
     taken_over: u64,
+    /// How long the mean worker waited for it, when it was the slowest.
+    waited_for: f64,
     clock: Option<Offset>,
 }
 
@@ -130,6 +134,18 @@ impl Table {
                 ));
             }
         }
+        out.family(
+            "tally_worker_sample_seconds",
+            "gauge",
+            "Seconds a sample, smoothed, by which it is dealt its share.",
+            |row| row.per_sample,
+        );
+        out.family(
+            "tally_worker_waited_for_seconds_total",
+            "counter",
+            "How long the mean worker waited for it, when it was the slowest.",
+            |row| Some(row.waited_for),
+        );
         out.family("tally_worker_late_total", "counter", "How often it was past its deadline.", |row| {
             Some(row.late as f64)
         });
@@ -220,6 +236,20 @@ impl WorkerSeries {
             if let Some(counted) = row.here.get_mut(&session) {
                 row.samples += samples.saturating_sub(std::mem::replace(counted, samples));
             }
+        }
+    }
+
+    /// A worker's speed, as far as it was measured.
+    pub fn speed(&self, session: Session, per_sample: Option<f64>) {
+        if let Some(row) = self.table().row(session) {
+            row.per_sample = per_sample;
+        }
+    }
+
+    /// A worker was the slowest of a step, and the mean worker waited for it for so long.
+    pub fn waited_for(&self, session: Session, seconds: f64) {
+        if let Some(row) = self.table().row(session) {
+            row.waited_for += seconds;
         }
     }
 

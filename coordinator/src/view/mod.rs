@@ -152,6 +152,12 @@ impl View {
         self.log.push(Entry { id: 0, unix, step, kind, worker, text });
     }
 
+    /// Where the seconds went.
+    #[must_use]
+    pub fn seconds(&self) -> spent::Seconds {
+        self.spent.told()
+    }
+
     /// Everything, and what to compare with next time.
     #[must_use]
     pub fn state(&self, now: f64) -> (State, Cursor) {

@@ -16,6 +16,7 @@ use tally_coordinator::timeline::trace::Trace;
 use tally_coordinator::timeline::{Lane, Span, SpanKind, WorkerTime};
 use tally_coordinator::view::View;
 use tally_coordinator::view::feed::{Clock, Feed};
+use tally_coordinator::view::spent::Spent;
 use tally_coordinator::view::state::About;
 use tally_tests::cluster::{Coordinator, RunDir, Worker, events};
 
@@ -151,7 +152,7 @@ fn render(workers: u64) {
     let mut bytes = 0;
     let times = (0..200).map(|_| {
         let started = Instant::now();
-        bytes = exporter.render().len();
+        bytes = exporter.render(&Spent::default().told()).len();
         started.elapsed().as_secs_f64()
     });
     let seconds = median(times.collect());

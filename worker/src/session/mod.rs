@@ -38,6 +38,8 @@ pub struct WorkerOptions {
     pub connect: String,
     /// Give up after so long without one.
     pub connect_timeout: Duration,
+    /// Never give up waiting for one, and wait for the next when a run is over.
+    pub stay: bool,
     /// For people.
     pub name: String,
     /// What to compute with.
@@ -62,6 +64,7 @@ impl WorkerOptions {
         Self {
             connect,
             connect_timeout: Duration::from_secs(60),
+            stay: false,
             name: format!("{host}-{}", std::process::id()),
             backend: BackendChoice::Auto,
             device: 0,
@@ -115,7 +118,7 @@ pub struct Kept {
 /// Works until the run is over or `leave` is ready.
 ///
 /// # Errors
-/// If no coordinator was found within the time limit, or it refused this worker.
+/// If no coordinator was found within the time limit, where there is one, or it refused this worker.
 pub async fn run(options: WorkerOptions, leave: impl Future<Output = ()>) -> anyhow::Result<()> {
     tokio::pin!(leave);
     let mut kept = Kept::default();
@@ -136,6 +139,11 @@ pub async fn run(options: WorkerOptions, leave: impl Future<Output = ()>) -> any
                     wait = FIRST_WAIT;
                 }
                 match ended {
+                    Ended::Finished(reason) if options.stay => {
+                        options.tell(&format!("finished: {reason}; waiting for the next coordinator"));
+                        told = true;
+                        reason
+                    }
                     Ended::Finished(reason) => {
                         options.tell(&format!("finished: {reason}"));
                         return Ok(());
@@ -159,7 +167,7 @@ pub async fn run(options: WorkerOptions, leave: impl Future<Output = ()>) -> any
             Err(reason @ connect::ConnectError::Address { .. }) => return Err(reason.into()),
             Err(reason) => reason.to_string(),
         };
-        if alone_since.elapsed() >= options.connect_timeout {
+        if !options.stay && alone_since.elapsed() >= options.connect_timeout {
             bail!(
                 "no coordinator at {} for {} s ({reason}); start it, check the address, or raise --connect-timeout",
                 options.connect,

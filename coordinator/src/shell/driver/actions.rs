@@ -160,7 +160,10 @@ impl Driver {
         self.trained_seconds += committed.seconds;
         self.trained_samples += committed.samples as u64;
         self.times.step(&committed);
-        metrics::step(&committed, &self.parts.core);
+        metrics::step(&committed, line.gradient_norm, &self.parts.core);
+        if let Some(slowest) = committed.slowest {
+            self.parts.series.waited_for(slowest, committed.waiting_seconds);
+        }
         let left = self.seconds_left();
         self.parts.console.step(&committed, &self.parts.core, left);
         self.show_step(&committed, &line);

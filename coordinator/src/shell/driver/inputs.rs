@@ -23,6 +23,7 @@ impl Driver {
                     metrics::worker_times(*apply, *round);
                     let member = self.parts.core.members().0.get(session);
                     self.parts.series.confirmed(*session, *step, member.map_or(0, |member| member.samples));
+                    self.parts.series.speed(*session, member.and_then(|member| member.per_sample));
                 }
                 self.events.push_back(event);
             }
