@@ -1,5 +1,5 @@
 //! The metrics that Prometheus scrapes: `tally_…` with base units, and the process's own. Those of each
-//! worker are apart, in [`workers`].
+//! worker are apart, in [`mod@workers`].
 
 pub mod workers;
 

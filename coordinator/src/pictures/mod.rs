@@ -3,7 +3,7 @@
 //! truth where there is a network.
 //!
 //! A wrong answer is told by a cross, a box and a frame around its tile, and by colour only on
-//! top of that. The letters come out of the binary ([`text`]), so the picture is the same on
+//! top of that. The letters come out of the binary (`text`), so the picture is the same on
 //! every machine.
 
 mod canvas;
