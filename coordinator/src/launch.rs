@@ -500,7 +500,7 @@ fn conclude(outcome: &Outcome, summary: &Summary, run_path: &str) -> anyhow::Res
         };
         bail!(
             "the run diverged at step {step}: {tensor} has NaN or infinity in it; {kept}; try a lower --learning-rate, \
-             --clip-norm 5, or --recipe default"
+             --clip-norm 2, or --recipe default"
         );
     }
     println!(
