@@ -56,6 +56,5 @@ else
 fi
 scripts/checks/slurm.sh "$binaries"
 pass "the Slurm script: preempted, put back, done"
-scripts/two-hosts.sh
 deploy/try-image.sh
 echo "deploy: $passed passed, 0 failed"
