@@ -7,6 +7,9 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, clippy::expect_used)]
 
+use std::io::Write as _;
+use std::net::{Ipv4Addr, TcpStream};
+use std::thread::JoinHandle;
 use std::time::Instant;
 
 use clap::Parser;
@@ -40,6 +43,8 @@ struct Options {
     series: u64,
 }
 
+/// Pages that follow a run.
+const PAGES: usize = 8;
 /// Floats of a gradient, so that a step takes a few milliseconds.
 const MODEL: &str = "synthetic:parameters=200000,us-per-sample=0";
 
@@ -56,23 +61,41 @@ fn run(workers: usize, steps: u32, way: &Way) -> (f64, u64) {
     let (workers, limit) = (workers.to_string(), (16 * steps).to_string());
     let cluster = ["--workers", &workers, "--run-dir", run.arg(), "--model", MODEL];
     let data = ["--epochs", "1", "--train-limit", &limit, "--test-limit", "1", "--batch-size", "16"];
+    let pages = if matches!(way, Way::Pages) { PAGES } else { 0 };
     let way: &[&str] = match way {
         Way::Nothing => &["--no-timeline"],
         Way::Spans => &[],
+        Way::Pages => &[],
         Way::Trace => &["--trace", trace],
     };
     let coordinator = Coordinator::start([&cluster[..], &data, way].concat());
     let _workers = Worker::start_many(coordinator.grpc_port(), workers.parse().unwrap_or(1));
+    let pages: Vec<_> = (0..pages).map(|_| follow(coordinator.http_port())).collect();
     coordinator.succeed();
+    for page in pages {
+        assert!(page.join().is_ok_and(|bytes| bytes > 0), "a page was sent nothing");
+    }
     let journal = run.journal();
     let seconds = events(&journal, "step").iter().filter_map(|step| step["seconds"].as_f64()).collect();
     (median(seconds), std::fs::metadata(trace).map_or(0, |file| file.len()))
+}
+
+/// Follows the run as a page does, and returns the bytes that came.
+fn follow(port: u16) -> JoinHandle<u64> {
+    std::thread::spawn(move || {
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("the coordinator listens");
+        let request = "GET /api/events HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+        stream.write_all(request.as_bytes()).expect("it listens on");
+        // It ends with the run.
+        std::io::copy(&mut stream, &mut std::io::sink()).unwrap_or(0)
+    })
 }
 
 /// What is told.
 enum Way {
     Nothing,
     Spans,
+    Pages,
     Trace,
 }
 
@@ -171,6 +194,7 @@ fn main() {
     let ways = [
         ("nothing is told", Way::Nothing),
         ("spans, metrics and lanes", Way::Spans),
+        ("the same, to 8 pages", Way::Pages),
         ("the same, and a trace", Way::Trace),
     ];
     let mut steps = vec![Vec::new(); ways.len()];
