@@ -26,11 +26,14 @@ use crate::core::recovery::Recorded;
 use crate::core::{Core, Shape};
 use crate::run::config::{InitConfig, RunConfig};
 use crate::run::directory::RunDirectory;
-use crate::run::journal::{History, Journal};
+use crate::run::journal::{self, History, Journal};
 use crate::run::summary::Summary;
 use crate::shell::driver::{Driver, Parts};
 use crate::shell::referee::Referee;
 use crate::shell::service::{Input, Service};
+use crate::view::View;
+use crate::view::feed::{Clock, Feed};
+use crate::view::state::About;
 use crate::{http, local, metrics};
 use tally_proto::pool::Pool;
 use tally_worker::session::link::Link;
@@ -46,6 +49,8 @@ const GRACE: Duration = Duration::from_secs(5);
 const TICK: Duration = Duration::from_millis(10);
 /// How long workers may take to hear that the run is over.
 const FAREWELL: Duration = Duration::from_secs(2);
+/// How long pages may take to be told.
+const LAST_LOOK: Duration = Duration::from_millis(200);
 
 /// Trains, from the options to the exit code.
 ///
@@ -218,6 +223,7 @@ async fn train(options: &TrainOptions) -> anyhow::Result<ExitCode> {
     let (elements, dtype) = (config.tensors.len(), config.wire_dtype);
     let (inputs, receiver) = mpsc::channel(INPUTS);
     let started = Arc::new(AtomicBool::new(false));
+    let feed = show(&config, &directory, incarnation, shape.steps(), options.resume.is_some())?;
     let core = Core::new(shape, step, referee.digest(), recorded);
     let driver = Driver::new(Parts {
         train: Paired::train(data.train, config.seed),
@@ -230,6 +236,8 @@ async fn train(options: &TrainOptions) -> anyhow::Result<ExitCode> {
         referee,
         incarnation,
         console,
+        feed: feed.clone(),
+        spans: !options.no_timeline,
         started: started.clone(),
     });
     let (done, mut finished) = oneshot::channel();
@@ -244,7 +252,7 @@ async fn train(options: &TrainOptions) -> anyhow::Result<ExitCode> {
     let server = tokio::spawn(serve(grpc, service, async {
         let _ = grpc_stopped.await;
     }));
-    tokio::spawn(http::serve(web, handle.clone(), async {
+    let web = tokio::spawn(http::serve(web, http::router(feed, handle.clone()), async {
         let _ = web_stopped.await;
     }));
     tokio::spawn(metrics::keep_up(handle));
@@ -269,8 +277,28 @@ async fn train(options: &TrainOptions) -> anyhow::Result<ExitCode> {
     let _ = stop_grpc.send(());
     let _ = stop_web.send(());
     let _ = tokio::time::timeout(FAREWELL, server).await;
+    let _ = tokio::time::timeout(LAST_LOOK, web).await;
     let (outcome, summary) = result?;
     conclude(&outcome, &summary, &run_path)
+}
+
+/// What pages are shown, with what the journal tells of earlier starts.
+fn show(
+    config: &RunConfig,
+    directory: &RunDirectory,
+    incarnation: u64,
+    steps: u64,
+    resumed: bool,
+) -> anyhow::Result<Feed> {
+    let clock = Clock::start();
+    let about = About::of(config, directory.path(), incarnation, steps, clock.origin());
+    let mut view = View::new(about.context("cannot describe the run")?);
+    if resumed {
+        let path = directory.file("journal.jsonl");
+        let text = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        view.replay(journal::parse(&path, &text)?.0);
+    }
+    Ok(Feed::new(view, clock))
 }
 
 async fn listen(address: std::net::SocketAddr, option: &str) -> anyhow::Result<TcpListener> {
@@ -313,7 +341,7 @@ fn greet(
         };
         console.note(&format!("resuming at step {step}{newer}"));
     }
-    console.note(&format!("run directory {run_path}, metrics on http://{web}/metrics"));
+    console.note(&format!("run directory {run_path}, dashboard and metrics on http://{web}"));
     if options.local {
         return;
     }

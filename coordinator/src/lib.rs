@@ -1,7 +1,8 @@
 //! The coordinator: deals samples to workers, sums their gradients, keeps the referee copy.
 //!
 //! [`core`] decides and knows no I/O; [`shell`] performs what it decides; [`run`] is a run
-//! on disk; [`cli`], [`console`], [`metrics`] and [`http`] are what people and machines see.
+//! on disk; [`view`] is what it shows of itself; [`cli`], [`console`], [`metrics`] and [`http`] are where
+//! people and machines see it.
 //! [`launch`] puts them together; [`local`] adds workers in the same process.
 
 #![forbid(unsafe_code)]
@@ -15,3 +16,5 @@ pub mod local;
 pub mod metrics;
 pub mod run;
 pub mod shell;
+pub mod timeline;
+pub mod view;

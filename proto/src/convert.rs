@@ -31,6 +31,12 @@ pub enum BadMessage {
     /// An answered digit that is none.
     #[error("an answered digit is {0}")]
     Digit(u8),
+    /// Spans that cannot be of one worker's time.
+    #[error("its spans are out of order, too many, or of no time")]
+    Spans,
+    /// What no clock shows.
+    #[error("its clock shows no time")]
+    Clock,
     /// Samples that do not fit together.
     #[error(transparent)]
     Samples(#[from] BadSamples),
@@ -122,6 +128,7 @@ impl LeafAnswers {
             digits: self.digits.clone().into(),
             sums: floats::copy(&self.sums),
             differences: floats::copy(&self.differences),
+            spans: Vec::new(),
         }
     }
 

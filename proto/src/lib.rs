@@ -9,6 +9,7 @@ pub mod convert;
 pub mod floats;
 pub mod pool;
 pub mod segment;
+pub mod span;
 
 /// The generated messages and service.
 #[allow(missing_docs, clippy::all, rust_2018_idioms, rustdoc::all)]
@@ -21,6 +22,9 @@ pub const PROTOCOL: u32 = 1;
 
 /// The capability of a worker whose gradients can travel as bfloat16.
 pub const BF16: &str = "bf16";
+
+/// The capability of a worker that tells what it did when, and answers what its clock shows.
+pub const TIMELINE: &str = "timeline";
 
 /// The largest message the coordinator takes from a worker, in bytes: a chunk of 1 MiB, or
 /// 2¹⁴ tensors with names of 64 bytes, and what is around them. A message of empty elements

@@ -5,6 +5,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use prost::Message;
 use tally_proto::convert::{self, LeafAnswers};
+use tally_proto::span::{self, SpanKind};
 use tally_proto::v1::{self, CoordinatorMessage, GradientDown, GradientUp, WorkerMessage};
 use tally_proto::{MAX_FROM_WORKER, MAX_LEAF_SAMPLES, floats};
 
@@ -47,6 +48,10 @@ fn losses() -> impl Strategy<Value = Option<v1::Losses>> {
         difference,
     });
     proptest::option::weighted(0.9, losses)
+}
+
+fn time() -> impl Strategy<Value = f64> {
+    prop_oneof![float(), 0f64..5.0, (0u8..5).prop_map(f64::from)]
 }
 
 fn count() -> impl Strategy<Value = usize> {
@@ -112,7 +117,7 @@ proptest! {
     ) {
         let answers = v1::Answers {
             leaf: 0, losses, digits: digits.clone().into(),
-            sums: vec![1; sums].into(), differences: vec![2; differences].into(),
+            sums: vec![1; sums].into(), differences: vec![2; differences].into(), spans: Vec::new(),
         };
         if let Ok(read) = LeafAnswers::from_message(&answers, wanted) {
             prop_assert_eq!((read.digits.len(), read.sums.len(), read.differences.len()), (wanted, wanted, wanted));
@@ -125,6 +130,27 @@ proptest! {
         if let Ok((.., read)) = convert::receipt(&v1::Receipt { leaf, samples, losses }) {
             // As many as there can be leaves, and the sum is still a number.
             prop_assert!(read.is_finite() && read.scaled(4096.0).total().is_finite());
+        }
+    }
+
+    #[test]
+    fn trust_1_spans_are_in_order_and_of_some_time(list in vec((0i32..10, any::<u32>(), time(), time()), 0..6)) {
+        let message = list.into_iter().map(|(kind, leaves, start, end)| v1::Span { kind, leaves, start, end });
+        if let Ok(spans) = span::spans(&message.collect::<Vec<_>>()) {
+            for sends in [true, false] {
+                let mut last = f64::NEG_INFINITY;
+                for span in spans.iter().filter(|span| (span.kind == SpanKind::Send) == sends) {
+                    prop_assert!(last <= span.start && span.seconds().is_finite() && span.seconds() >= 0.0);
+                    last = span.end;
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn trust_1_a_clock_shows_some_time(number: u64, received in time(), sent in time()) {
+        if let Ok((received, sent)) = span::clock(&v1::ClockAnswer { number, received, sent }) {
+            prop_assert!((sent - received).is_finite() && received <= sent);
         }
     }
 
@@ -152,6 +178,7 @@ fn trust_1_a_message_takes_a_bounded_multiple_of_its_length() {
         size_of::<v1::Tensor>(),
         size_of::<v1::Receipt>(),
         size_of::<v1::Held>(),
+        size_of::<v1::Span>(),
         size_of::<String>(),
         size_of::<u32>(),
     ];

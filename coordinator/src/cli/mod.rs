@@ -70,6 +70,10 @@ pub struct TrainOptions {
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9000", help_heading = "Cluster")]
     pub http_listen: SocketAddr,
 
+    /// Don't have workers tell what they do when: lanes, and what metrics make of them, stay empty
+    #[arg(long, help_heading = "Cluster")]
+    pub no_timeline: bool,
+
     /// Options that decide what is trained.
     #[command(flatten)]
     pub training: Training,

@@ -83,7 +83,7 @@ pub struct Training {
     #[arg(long, value_name = "STEPS", help_heading = "Training")]
     pub warmup_steps: Option<u64>,
 
-    /// How the rate goes on: constant or cosine [default: cosine]
+    /// How the rate goes on: constant, cosine or linear [default: cosine]
     #[arg(long, value_name = "SCHEDULE", help_heading = "Training")]
     pub lr_schedule: Option<LrSchedule>,
 
@@ -300,8 +300,9 @@ impl Training {
         if let Some(epochs) = self.epochs.filter(|&epochs| epochs != config.epochs) {
             ensure!(
                 o.lr_schedule == LrSchedule::Constant,
-                "--epochs cannot change on --resume under --lr-schedule cosine, since the rate of every step depends \
-                 on it; leave it out, or start a new run with --init from a checkpoint"
+                "--epochs cannot change on --resume under --lr-schedule {}, since the rate of every step depends on it; \
+                 leave it out, or start a new run with --init from a checkpoint",
+                o.lr_schedule
             );
             config.epochs = epochs;
         }

@@ -123,9 +123,11 @@ impl Core {
         if dealt.is_empty() {
             return 0;
         }
-        self.actions.push(Action::Note(Note::TakenOver { step, leaves, workers: dealt.len() }));
+        let full = |nodes: &[Node]| nodes.iter().map(|&node| flight.full_leaves(node)).sum();
+        let by = dealt.iter().map(|(&session, nodes)| (session, full(nodes))).collect();
+        self.actions.push(Action::Note(Note::TakenOver { step, leaves, by }));
         for (session, nodes) in dealt {
-            self.plan(now, session, step, attempt, nodes);
+            self.plan(now, session, step, attempt, nodes, true);
         }
         leaves
     }

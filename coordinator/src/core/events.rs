@@ -247,6 +247,8 @@ pub enum Action {
         samples: usize,
         /// The nodes.
         nodes: Vec<Node>,
+        /// They were another worker's first.
+        takeover: bool,
     },
     /// Have a worker compute a node and answer with [`Event::Audited`].
     Audit {
@@ -348,6 +350,8 @@ pub struct Committed {
     pub transfer_seconds: f64,
     /// Seconds the mean worker waited for the slowest.
     pub waiting_seconds: f64,
+    /// Who computed longest.
+    pub slowest: Option<Session>,
     /// Its learning rate.
     pub learning_rate: f32,
     /// Digest of the referee's new state.
@@ -412,8 +416,8 @@ pub enum Note {
         step: u64,
         /// How many leaves.
         leaves: u32,
-        /// By how many workers.
-        workers: usize,
+        /// By whom, and how many leaves each (a late worker's may go to several).
+        by: Vec<(Session, u32)>,
     },
 }
 

@@ -13,6 +13,8 @@ pub enum LrSchedule {
     Constant,
     /// It falls to zero along half a cosine, reaching it after the run's last step.
     Cosine,
+    /// It falls to zero along a line, reaching it after the run's last step.
+    Linear,
 }
 
 impl fmt::Display for LrSchedule {
@@ -20,6 +22,7 @@ impl fmt::Display for LrSchedule {
         f.write_str(match self {
             Self::Constant => "constant",
             Self::Cosine => "cosine",
+            Self::Linear => "linear",
         })
     }
 }
@@ -30,7 +33,8 @@ impl FromStr for LrSchedule {
         match text {
             "constant" => Ok(Self::Constant),
             "cosine" => Ok(Self::Cosine),
-            _ => Err(format!("{text:?} is no schedule; there are constant and cosine")),
+            "linear" => Ok(Self::Linear),
+            _ => Err(format!("{text:?} is no schedule; there are constant, cosine and linear")),
         }
     }
 }
@@ -53,23 +57,24 @@ pub struct Recipe {
 impl Recipe {
     /// The learning rate of `step` (from 1) in a run of `total` steps.
     ///
-    /// Step `s ≤ w` of the warm-up has `peak·s/w`. Under cosine, a later step has
-    /// `peak·(1 + cos(π·(s − w − 1)/(total − w)))/2`. Computed in double with the `libm`
-    /// crate, so that every machine gets the same rate.
+    /// Step `s ≤ w` of the warm-up has `peak·s/w`. A later step is `d = (s − w − 1)/(total − w)`
+    /// of the way down, and has `peak·(1 + cos(π·d))/2` under cosine and `peak·(1 − d)` under
+    /// linear. Computed in double with the `libm` crate, so that every machine gets the same
+    /// rate.
     #[must_use]
     pub fn rate(&self, step: u64, total: u64) -> f32 {
         let peak = f64::from(self.learning_rate);
         if step <= self.warmup_steps {
             return (peak * step as f64 / self.warmup_steps as f64) as f32;
         }
-        match self.lr_schedule {
-            LrSchedule::Constant => self.learning_rate,
-            LrSchedule::Cosine => {
-                let done = (step - self.warmup_steps - 1) as f64;
-                let span = total.saturating_sub(self.warmup_steps).max(1) as f64;
-                (peak * 0.5 * (1.0 + libm::cos(std::f64::consts::PI * (done / span).min(1.0)))) as f32
-            }
-        }
+        let span = total.saturating_sub(self.warmup_steps).max(1) as f64;
+        let done = ((step - self.warmup_steps - 1) as f64 / span).min(1.0);
+        let part = match self.lr_schedule {
+            LrSchedule::Constant => 1.0,
+            LrSchedule::Cosine => 0.5 * (1.0 + libm::cos(std::f64::consts::PI * done)),
+            LrSchedule::Linear => 1.0 - done,
+        };
+        (peak * part) as f32
     }
 }
 
@@ -91,6 +96,10 @@ mod tests {
         assert!((rate(61) - 0.05).abs() < 1e-6);
         assert!(rate(110) > 0.0 && rate(110) < 1e-4);
         assert!((11..110).all(|s| rate(s + 1) < rate(s)));
+        let linear = Recipe { lr_schedule: LrSchedule::Linear, ..recipe };
+        let rate = |step| linear.rate(step, 110);
+        assert_eq!((rate(5), rate(10), rate(11), rate(61)), (0.05, 0.1, 0.1, 0.05));
+        assert!((rate(110) - 0.001).abs() < 1e-8 && rate(111) == 0.0);
         let constant = Recipe { warmup_steps: 0, lr_schedule: LrSchedule::Constant, ..recipe };
         assert!([1, 7, 1000].iter().all(|&s| constant.rate(s, 10) == 0.1));
     }

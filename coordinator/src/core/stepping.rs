@@ -22,6 +22,7 @@ impl Core {
         step: u64,
         attempt: u32,
         nodes: Vec<Node>,
+        takeover: bool,
     ) {
         let Some(flight) = &self.flight else { return };
         let samples = flight.samples;
@@ -39,7 +40,7 @@ impl Core {
         if let Some(member) = self.members.0.get_mut(&session) {
             member.leaves += leaves;
         }
-        self.actions.push(Action::Plan { session, step, attempt, samples, nodes });
+        self.actions.push(Action::Plan { session, step, attempt, samples, nodes, takeover });
     }
 
     /// Sends the samples of a node's leaves that the worker has not been sent.
@@ -103,7 +104,7 @@ impl Core {
         let full = |n: &Vec<Node>| n.iter().copied().filter(|n| !tree.is_empty(*n, samples)).collect();
         let plans: Vec<(Session, Vec<Node>)> = ready.iter().copied().zip(nodes.iter().map(full)).collect();
         for (session, nodes) in &plans {
-            self.plan(now, *session, step, attempt, nodes.clone());
+            self.plan(now, *session, step, attempt, nodes.clone(), false);
         }
         self.begin_audit(now, &plans);
         // The next step's samples travel while this one is computed.
@@ -229,9 +230,12 @@ impl Core {
         let step = flight.step;
         let loss = flight.loss();
         let seconds = now.saturating_sub(flight.started).as_secs_f64();
-        let workers: Vec<&Member> = self.members.0.values().filter(|m| m.leaves > 0).collect();
-        let slowest = workers.iter().map(|m| m.computed).fold(0.0, f64::max);
-        let waiting = workers.iter().map(|m| slowest - m.computed).sum::<f64>() / workers.len().max(1) as f64;
+        let workers: Vec<(Session, &Member)> =
+            self.members.0.iter().filter(|(_, m)| m.leaves > 0).map(|(&session, m)| (session, m)).collect();
+        let last = workers.iter().max_by(|(_, a), (_, b)| a.computed.total_cmp(&b.computed));
+        let slowest = last.map_or(0.0, |(_, m)| m.computed);
+        let waiting =
+            workers.iter().map(|(_, m)| slowest - m.computed).sum::<f64>() / workers.len().max(1) as f64;
         let reduced = flight.reduced.unwrap_or(now).saturating_sub(flight.started).as_secs_f64();
         let transfer = (reduced - slowest).max(0.0);
         self.transfer += 0.25 * (transfer - self.transfer);
@@ -247,6 +251,7 @@ impl Core {
             compute_seconds: slowest,
             transfer_seconds: transfer,
             waiting_seconds: waiting,
+            slowest: last.map(|(session, _)| *session),
             learning_rate: self.shape.recipe.rate(step, self.shape.steps()),
             digest,
         })));

@@ -8,6 +8,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use tally_exact::chunk_range;
 use tally_exact::digest::Digest;
@@ -16,6 +17,7 @@ use tally_exact::norm::first_non_finite;
 use tally_exact::tree::Node;
 use tally_exact::wire::WireDtype;
 use tally_proto::segment::Segment;
+use tally_proto::span::{self, Span};
 use tally_proto::v1::cluster_server::Cluster;
 use tally_proto::v1::{self, GradientUp, WorkerMessage, gradient_up, worker_message};
 use tally_proto::{PROTOCOL, WINDOW, convert, floats};
@@ -119,6 +121,30 @@ pub enum Input {
         /// What it answered.
         answers: v1::Answers,
     },
+    /// What a worker did when, by its clock.
+    Spans {
+        /// From whom.
+        session: Session,
+        /// The step that it has committed.
+        step: u64,
+        /// What it did.
+        spans: Vec<Span>,
+        /// When this came.
+        arrived: Instant,
+    },
+    /// What a worker's clock showed when it was asked.
+    Clock {
+        /// From whom.
+        session: Session,
+        /// The question.
+        number: u64,
+        /// When the question came, by the worker's clock.
+        received: f64,
+        /// When the answer left, by the worker's clock.
+        sent: f64,
+        /// When the answer came.
+        arrived: Instant,
+    },
     /// Someone asks how it goes.
     Status(oneshot::Sender<v1::StatusReply>),
     /// The user asks to stop.
@@ -174,10 +200,28 @@ impl Service {
         Ok(Origin { session, step: stamp.step, attempt: stamp.attempt })
     }
 
-    fn control_input(&self, session: Session, message: WorkerMessage) -> Result<Input, String> {
+    /// What a message tells, and before it what the worker did when.
+    fn control_inputs(
+        &self,
+        session: Session,
+        mut message: WorkerMessage,
+    ) -> Result<(Option<Input>, Input), String> {
         use worker_message::Body;
         let from = self.check(message.stamp, session)?;
-        let step = from.step;
+        let told = match &mut message.body {
+            Some(Body::Committed(m)) => std::mem::take(&mut m.spans),
+            Some(Body::Answers(m)) => std::mem::take(&mut m.spans),
+            _ => Vec::new(),
+        };
+        let spans = span::spans(&told).map_err(|e| e.to_string())?;
+        let (step, arrived) = (from.step, Instant::now());
+        let spans = (!spans.is_empty()).then_some(Input::Spans { session, step, spans, arrived });
+        Ok((spans, self.control_input(from, message)?))
+    }
+
+    fn control_input(&self, from: Origin, message: WorkerMessage) -> Result<Input, String> {
+        use worker_message::Body;
+        let Origin { session, step, .. } = from;
         Ok(match message.body.ok_or("an empty message")? {
             Body::Hello(_) => return Err("a second hello".into()),
             Body::Offer(mut offer) => {
@@ -199,6 +243,10 @@ impl Service {
             Body::Answers(answers) => Input::Answers { session, step, answers },
             Body::Audited(m) => {
                 Input::Event(Event::Audited { from, node: Node(m.node), digest: Digest(m.digest) })
+            }
+            Body::Clock(m) => {
+                let (received, sent) = span::clock(&m).map_err(|e| e.to_string())?;
+                Input::Clock { session, number: m.number, received, sent, arrived: Instant::now() }
             }
             Body::Failed(m) => {
                 let reason = format!("it failed: {}", printable(&m.what, 1024));
@@ -405,10 +453,12 @@ impl Cluster for Service {
         let service = self.clone();
         tokio::spawn(async move {
             let reason = loop {
-                match ended(stream.message().await).and_then(|m| service.control_input(session, m)) {
-                    Ok(input) => {
-                        if service.input(input).await.is_err() {
-                            return;
+                match ended(stream.message().await).and_then(|m| service.control_inputs(session, m)) {
+                    Ok((spans, input)) => {
+                        for input in spans.into_iter().chain([input]) {
+                            if service.input(input).await.is_err() {
+                                return;
+                            }
                         }
                     }
                     Err(reason) => break reason,

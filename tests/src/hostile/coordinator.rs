@@ -26,6 +26,9 @@ use tally_coordinator::shell::driver::{Driver, Parts};
 use tally_coordinator::shell::outbox::OutboxStream;
 use tally_coordinator::shell::referee::Referee;
 use tally_coordinator::shell::service::{Input, Service};
+use tally_coordinator::view::View;
+use tally_coordinator::view::feed::{Clock, Feed};
+use tally_coordinator::view::state::About;
 use tally_data::mnist::Split;
 use tally_data::{Mnist, Paired, Schedule};
 use tally_exact::digest;
@@ -36,11 +39,11 @@ use tally_exact::wire::WireDtype;
 use tally_proto::pool::Pool;
 use tally_proto::v1::cluster_server::Cluster as _;
 use tally_proto::v1::{
-    Answers, Audited, Chunk, Committed, CoordinatorMessage, Failed, GradientDown, GradientUp, Header, Hello,
-    Leave, Loaded, NonFinite, Open, Receipt, Stamp, StateChunk, StatusRequest, Trailer, WorkerMessage,
-    coordinator_message, gradient_down, gradient_up, worker_message,
+    Answers, Audited, Chunk, ClockAnswer, Committed, CoordinatorMessage, Failed, GradientDown, GradientUp,
+    Header, Hello, Leave, Loaded, NonFinite, Open, Receipt, Stamp, StateChunk, StatusRequest, Trailer,
+    WorkerMessage, coordinator_message, gradient_down, gradient_up, worker_message,
 };
-use tally_proto::{MAX_FROM_WORKER, PROTOCOL, convert};
+use tally_proto::{MAX_FROM_WORKER, PROTOCOL, TIMELINE, convert};
 use tokio::sync::mpsc;
 use tokio_stream::Stream;
 use tonic::codec::Codec as _;
@@ -119,7 +122,11 @@ fn driver(root: &std::path::Path) -> (Driver, u64, Manifest) {
         audit_rate: 0.25,
     };
     let (seed, tensors) = (config.seed, config.tensors.clone());
+    let clock = Clock::start();
+    let about = About::of(&config, directory.path(), 1, shape.steps(), clock.origin()).unwrap();
     let driver = Driver::new(Parts {
+        feed: Feed::new(View::new(about), clock),
+        spans: true,
         core: Core::new(shape, 0, referee.digest(), Recorded::default()),
         config,
         directory,
@@ -178,6 +185,7 @@ struct Peer {
     /// Nodes that others contribute, and states that it was asked for.
     audits: VecDeque<(Stamp, u32)>,
     uploads: VecDeque<Stamp>,
+    clocks: VecDeque<u64>,
     commits: VecDeque<(u64, u64)>,
     finished: bool,
 }
@@ -199,6 +207,7 @@ impl Peer {
                 }
                 Body::Keep(keep) => self.states.push_back((stamp.step, keep.digest)),
                 Body::Upload(_) => self.uploads.push_back(stamp),
+                Body::Clock(question) => self.clocks.push_back(question.number),
                 Body::Leaf(leaf) if leaf.test => {
                     self.tests.push_back((stamp.step, leaf.leaf, leaf.ids.len()))
                 }
@@ -253,13 +262,18 @@ impl Peer {
 
     /// Does the next thing that is due, as the script would have it.
     fn work_on(&mut self, script: &mut Script<'_>) -> bool {
-        if let Some((step, digest)) = self.states.pop_front() {
+        if let Some(number) = self.clocks.pop_front() {
+            let (received, sent) = (script.float(3.0), script.float(3.0));
+            let answer = ClockAnswer { number: script.number(number), received, sent };
+            self.tell(script.stamp(self.stamp), worker_message::Body::Clock(answer));
+        } else if let Some((step, digest)) = self.states.pop_front() {
             let stamp = script.stamp(self.at(step));
             self.tell(stamp, worker_message::Body::Loaded(Loaded { digest: script.number(digest) }));
         } else if let Some((step, digest)) = self.commits.pop_front() {
             let stamp = script.stamp(self.at(step));
             let (apply_seconds, round_seconds) = (script.float(0.1), script.float(0.2));
-            let body = Committed { digest: script.number(digest), apply_seconds, round_seconds };
+            let spans = script.spans();
+            let body = Committed { digest: script.number(digest), apply_seconds, round_seconds, spans };
             self.tell(stamp, worker_message::Body::Committed(body));
         } else if let Some((stamp, node)) = self.audits.pop_front() {
             let body = Audited { node: script.small(node), digest: script.number(0) };
@@ -274,8 +288,8 @@ impl Peer {
             let stamp = script.stamp(self.at(step));
             let digits = if script.rarely(64) { script.bytes().to_vec() } else { vec![3; n] };
             let (sums, differences) = (script.floats(n).into(), script.floats(n).into());
-            let (leaf, losses) = (script.small(leaf), script.losses());
-            let body = Answers { leaf, losses, digits: digits.into(), sums, differences };
+            let (leaf, losses, spans) = (script.small(leaf), script.losses(), script.spans());
+            let body = Answers { leaf, losses, digits: digits.into(), sums, differences, spans };
             self.tell(stamp, worker_message::Body::Answers(body));
         } else if let Some((stamp, digest, samples, node)) = self.plans.pop_front() {
             let (mut receipts, ids) = self.work(stamp.step, samples, node);
@@ -340,6 +354,7 @@ impl Cluster {
             protocol: script.small(PROTOCOL),
             name: script.text(),
             threads: script.small(1),
+            capabilities: vec![TIMELINE.into()],
             held: (0..script.byte() % 3).map(|_| script.held()).collect(),
             ..Hello::default()
         };
@@ -358,6 +373,7 @@ impl Cluster {
             states: VecDeque::new(),
             audits: VecDeque::new(),
             uploads: VecDeque::new(),
+            clocks: VecDeque::new(),
             commits: VecDeque::new(),
             finished: false,
         };
@@ -415,6 +431,7 @@ impl Cluster {
                     digest: script.number(0),
                     apply_seconds: script.float(0.1),
                     round_seconds: script.float(0.1),
+                    spans: script.spans(),
                 };
                 peer.tell(stamp, Body::Committed(body));
             }

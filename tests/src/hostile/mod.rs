@@ -8,7 +8,7 @@
 pub mod coordinator;
 pub mod worker;
 
-use tally_proto::v1::{Held, Losses, Stamp};
+use tally_proto::v1::{Held, Losses, Span, Stamp};
 
 /// A script as it is read. At its end, all numbers are 0.
 #[derive(Clone, Copy, Debug)]
@@ -102,6 +102,18 @@ impl<'a> Script<'a> {
     /// A state that a worker says it holds.
     pub fn held(&mut self) -> Held {
         Held { run: self.number(0x7a11_e57e_d000_0001), step: self.number(0), digest: self.number(0) }
+    }
+
+    /// What a worker says it did, most often in order.
+    pub fn spans(&mut self) -> Vec<Span> {
+        let span = |script: &mut Self, at: f64| Span {
+            kind: script.small(1) as i32,
+            leaves: script.small(1),
+            start: script.float(at),
+            end: script.float(at + 0.5),
+        };
+        let count = if self.rarely(64) { 257 } else { u16::from(self.byte() % 4) };
+        (0..count).map(|at| span(self, f64::from(at))).collect()
     }
 
     /// A vector's bytes: most often `elements` small floats, else others, or of another length.

@@ -4,14 +4,16 @@ use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 
 use prost::Message as _;
+use tally_proto::span::{self, Clock};
 use tally_proto::v1::{
-    Abort, Begin, Close, Commit, CoordinatorMessage, GradientDown, Keep, Leaf, Plan, Reduced, Stamp, State,
-    StateChunk, Upload, Welcome, coordinator_message, gradient_down, worker_message,
+    Abort, Begin, Close, Commit, Committed, CoordinatorMessage, GradientDown, Keep, Leaf, Plan, Reduced,
+    Stamp, State, StateChunk, Upload, Welcome, coordinator_message, gradient_down, worker_message,
 };
 use tally_worker::engine::backend::{self, BackendChoice};
 use tally_worker::engine::{Engine, LabelLoss};
 use tally_worker::session::compute::{Compute, Input, Rest};
 use tally_worker::session::sender::{self, Item};
+use tally_worker::session::timeline::{Sends, Timeline};
 use tokio::sync::{Semaphore, mpsc};
 
 use super::Script;
@@ -49,8 +51,11 @@ pub fn play(script: &[u8]) {
     let (control, mut heard) = mpsc::unbounded_channel();
     let (items, queue) = mpsc::unbounded_channel();
     let shards = if script.rarely(64) { script.small(SHARDS) } else { SHARDS };
+    let timeline = Timeline::new(Clock::start());
+    let sends = timeline.sends();
     let compute =
-        Compute::new(engine(), Vec::new(), shards, LabelLoss::default(), OURS, control, items.clone());
+        Compute::new(engine(), Vec::new(), shards, LabelLoss::default(), OURS, control, items.clone())
+            .recording(timeline);
     let room = Arc::new(Semaphore::new(Semaphore::MAX_PERMITS));
     let mut hostile = Hostile { inputs, items, room, sent: 0, twin: engine(), at: OURS };
     let thread = std::thread::spawn(move || compute.run(&inbox));
@@ -70,23 +75,28 @@ pub fn play(script: &[u8]) {
     drop(hostile);
     let Rest { engine, failed, .. } = thread.join().expect("the compute thread does not panic");
     assert_eq!(engine.manifest().len(), ELEMENTS);
-    if let Some(why) = failed {
-        assert!(!why.is_empty());
-        let mut said = false;
-        while let Ok(message) = heard.try_recv() {
-            said |= matches!(message.body, Some(worker_message::Body::Failed(_)));
+    let mut said = false;
+    while let Ok(message) = heard.try_recv() {
+        match message.body {
+            Some(worker_message::Body::Failed(_)) => said = true,
+            Some(worker_message::Body::Committed(Committed { spans, .. })) => {
+                assert!(span::spans(&spans).is_ok(), "the coordinator would refuse {spans:?}");
+            }
+            _ => {}
         }
-        assert!(said, "it ended without a word: {why}");
     }
-    send(queue);
+    if let Some(why) = failed {
+        assert!(!why.is_empty() && said, "it ended without a word: {why}");
+    }
+    send(queue, sends);
 }
 
 /// Has the sender send what the compute thread gave it, as far as credits go.
-fn send(queue: mpsc::UnboundedReceiver<Item>) {
+fn send(queue: mpsc::UnboundedReceiver<Item>, sends: Sends) {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let (up, mut sent) = mpsc::channel(2);
     runtime.block_on(async {
-        let sender = tokio::spawn(sender::run(OURS, tally_exact::chunks(ELEMENTS), queue, up, None));
+        let sender = tokio::spawn(sender::run(OURS, tally_exact::chunks(ELEMENTS), queue, up, None, sends));
         while let Some(message) = sent.recv().await {
             assert!(message.encoded_len() <= tally_proto::MAX_FROM_WORKER);
         }
@@ -162,8 +172,9 @@ impl Hostile {
             7 => {
                 let stamp = script.stamp(step);
                 let nodes = (0..script.byte() % 5).map(|_| script.small(2)).collect();
-                let audit = script.rarely(4);
-                let plan = Plan { samples: script.small(4), nodes, digest: script.number(0), audit };
+                let (audit, takeover) = (script.rarely(4), script.rarely(8));
+                let plan =
+                    Plan { samples: script.small(4), nodes, digest: script.number(0), audit, takeover };
                 self.control(stamp, Some(Control::Plan(plan)));
             }
             8 => {

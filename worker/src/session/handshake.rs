@@ -3,7 +3,7 @@
 use tally_exact::wire::WireDtype;
 use tally_proto::segment::Segment;
 use tally_proto::v1::{self, CoordinatorMessage, Stamp, WorkerMessage, coordinator_message, worker_message};
-use tally_proto::{BF16, MAX_FROM_COORDINATOR, PROTOCOL};
+use tally_proto::{BF16, MAX_FROM_COORDINATOR, PROTOCOL, TIMELINE};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Code, Status, Streaming};
@@ -88,7 +88,7 @@ pub async fn admit(options: &WorkerOptions, connection: Connection, kept: &mut K
         name: options.name.clone(),
         backend: options.backend.to_string(),
         threads: options.threads as u32,
-        capabilities: vec![BF16.into()],
+        capabilities: vec![BF16.into(), TIMELINE.into()],
         held: held(kept),
     };
     let _ = control.send(WorkerMessage { stamp: None, body: Some(worker_message::Body::Hello(hello)) });

@@ -3,7 +3,8 @@
 //! One session is one stay. [`handshake`] begins it; [`pump`] moves messages between the network and the compute
 //! thread; [`compute`] owns the engine and works strictly in the order of steps;
 //! [`sender`] sends contributions as credits allow, or, on the coordinator's machine, only
-//! says in which of the shared [`places`] they lie. Tokio's threads never compute.
+//! says in which of the shared [`places`] they lie. [`timeline`] keeps what was done when.
+//! Tokio's threads never compute.
 
 pub mod compute;
 pub mod connect;
@@ -12,6 +13,7 @@ pub mod link;
 pub mod places;
 pub mod pump;
 pub mod sender;
+pub mod timeline;
 
 use std::future::Future;
 use std::sync::Arc;

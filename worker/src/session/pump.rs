@@ -4,9 +4,13 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
+use std::time::Instant;
 
 use tally_proto::convert;
-use tally_proto::v1::{self, CoordinatorMessage, Stamp, WorkerMessage, gradient_up, worker_message};
+use tally_proto::span::Clock;
+use tally_proto::v1::{
+    self, CoordinatorMessage, Stamp, WorkerMessage, coordinator_message, gradient_up, worker_message,
+};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_stream::StreamExt as _;
 use tonic::Streaming;
@@ -17,6 +21,7 @@ use super::handshake::{self, Admitted, broken, last_word, next};
 use super::link::{self, Down};
 use super::places::Places;
 use super::sender::{self, Item};
+use super::timeline::Timeline;
 use super::{Ended, Kept, WorkerOptions};
 
 /// Messages that may wait for the compute thread, of each stream; then the network waits.
@@ -86,7 +91,9 @@ async fn take_part(
     let (chunks, elements) = (tally_exact::chunks(engine.manifest().len()), engine.manifest().len());
     tracing::debug!(elements, chunks, "session {}", stamp.session);
     let (sums, places) = memory.map(|memory| (memory.down, Arc::new(Places::new(memory.up)))).unzip();
-    tokio::spawn(sender::run(stamp, chunks, queue, up, places.clone()));
+    let clock = Clock::start();
+    let timeline = if welcome.spans { Timeline::new(clock) } else { Timeline::default() };
+    tokio::spawn(sender::run(stamp, chunks, queue, up, places.clone(), timeline.sends()));
     let (inputs, inbox) = std::sync::mpsc::channel();
     let (done, mut computed) = oneshot::channel();
     let compute = Compute::new(
@@ -98,7 +105,8 @@ async fn take_part(
         control.clone(),
         items.clone(),
     )
-    .travelling(Travel { dtype, sums, places });
+    .travelling(Travel { dtype, sums, places })
+    .recording(timeline);
     let thread = std::thread::Builder::new().name("compute".into()).spawn(move || {
         let _ = done.send(compute.run(&inbox));
     });
@@ -113,7 +121,7 @@ async fn take_part(
             early = Some(result);
             Ended::Failed(String::new())
         }
-        ended = pump_control(&mut incoming, stamp, inputs.clone()) => ended,
+        ended = pump_control(&mut incoming, stamp, inputs.clone(), &control, clock) => ended,
         ended = pump_gradients(&mut bulk, stamp, inputs.clone(), &items) => ended,
         () = leave.as_mut() => {
             let bye = worker_message::Body::Leave(v1::Leave {});
@@ -173,6 +181,8 @@ async fn pump_control(
     incoming: &mut Streaming<CoordinatorMessage>,
     ours: Stamp,
     inputs: Sender<Input>,
+    control: &mpsc::UnboundedSender<WorkerMessage>,
+    clock: Clock,
 ) -> Ended {
     let room = Arc::new(Semaphore::new(WAITING));
     loop {
@@ -180,6 +190,7 @@ async fn pump_control(
             Ok(message) => message,
             Err(ended) => return ended,
         };
+        let received = Instant::now();
         let stamp = match check(message.stamp, ours) {
             Ok(stamp) => stamp,
             Err(ended) => return ended,
@@ -187,6 +198,13 @@ async fn pump_control(
         let Some(body) = message.body else { return Ended::Lost("it sent an empty message".into()) };
         if let Some(ended) = last_word(&body) {
             return ended;
+        }
+        // Asked and answered here, where nothing else is waited for.
+        if let coordinator_message::Body::Clock(v1::ClockQuestion { number }) = body {
+            let (received, sent) = (clock.at(received), clock.at(Instant::now()));
+            let answer = worker_message::Body::Clock(v1::ClockAnswer { number, received, sent });
+            let _ = control.send(WorkerMessage { stamp: Some(stamp), body: Some(answer) });
+            continue;
         }
         let Ok(permit) = room.clone().acquire_owned().await else { return Ended::Lost("closing".into()) };
         if inputs.send(Input::Control(stamp, body, permit)).is_err() {

@@ -7,6 +7,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use tally_proto::WINDOW;
@@ -15,6 +16,7 @@ use tally_proto::v1::{Chunk, GradientUp, Header, Stamp, StateChunk, Trailer};
 use tokio::sync::mpsc;
 
 use super::places::Places;
+use super::timeline::Sends;
 
 /// What the sender is told.
 #[derive(Debug)]
@@ -215,19 +217,25 @@ pub async fn run(
     mut items: mpsc::UnboundedReceiver<Item>,
     up: mpsc::Sender<GradientUp>,
     places: Option<Arc<Places>>,
+    sends: Sends,
 ) {
     let mut outgoing = Outgoing::new(chunks, places);
     while let Some(item) = items.recv().await {
         outgoing.take(item);
+        let mut from = None;
         loop {
             while let Ok(item) = items.try_recv() {
                 outgoing.take(item);
             }
             let Some((step, attempt, body)) = outgoing.next() else { break };
+            from.get_or_insert_with(Instant::now);
             let stamp = Stamp { step, attempt, ..stamp };
             if up.send(GradientUp { stamp: Some(stamp), body: Some(body) }).await.is_err() {
                 return;
             }
+        }
+        if let Some(from) = from {
+            sends.sent(from);
         }
     }
 }

@@ -289,7 +289,7 @@ impl World {
                 self.root.clear();
                 self.broadcast(&Bulk::Begin { step, attempt });
             }
-            Action::Plan { session, step, attempt, samples, nodes } => {
+            Action::Plan { session, step, attempt, samples, nodes, .. } => {
                 self.tell(session, Control::Plan { step, attempt, samples, nodes, audit: false });
             }
             Action::Audit { session, step, attempt, samples, node } => {

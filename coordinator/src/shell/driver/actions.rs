@@ -55,22 +55,23 @@ impl Driver {
                 self.parts.started.store(true, Ordering::Relaxed);
                 self.arena.reset(self.parts.core.shape().chunks as usize);
                 self.board.begin();
+                self.show_begin();
                 let begin = gradient_down::Body::Begin(self.begin(learning_rate));
                 self.broadcast(step, attempt, &begin);
             }
-            Action::Plan { session, step, attempt, samples, nodes } => {
+            Action::Plan { session, step, attempt, samples, nodes, takeover } => {
                 let digest = self.parts.core.committed().1.0;
                 let nodes = nodes.iter().map(|n| n.0).collect();
                 self.tell(
                     session,
                     step,
                     attempt,
-                    Tell::Plan(v1::Plan { samples: samples as u32, nodes, digest, audit: false }),
+                    Tell::Plan(v1::Plan { samples: samples as u32, nodes, digest, audit: false, takeover }),
                 );
             }
             Action::Audit { session, step, attempt, samples, node } => {
                 let (digest, nodes) = (self.parts.core.committed().1.0, vec![node.0]);
-                let plan = v1::Plan { samples: samples as u32, nodes, digest, audit: true };
+                let plan = v1::Plan { samples: samples as u32, nodes, digest, audit: true, takeover: false };
                 self.tell(session, step, attempt, Tell::Plan(plan));
             }
             Action::Take { node, index } => {
@@ -95,7 +96,8 @@ impl Driver {
             Action::Abort { step, attempt, reason } => {
                 tracing::warn!(step, attempt, "an attempt at the step is void: {reason}");
                 metrics::aborted();
-                self.parts.journal.append(&Line::Abort { step, attempt, reason: reason.clone() })?;
+                self.show_abort();
+                self.record(&Line::Abort { step, attempt, reason: reason.clone() })?;
                 self.arena.reset(0);
                 self.tell_replicas(step, attempt, &Tell::Abort(v1::Abort { reason }));
             }
@@ -106,6 +108,7 @@ impl Driver {
             Action::Checkpoint { step } => self.checkpoint(step)?,
             Action::TestBegin { epoch, .. } => {
                 self.answers.clear();
+                self.show_time(Part::Committing);
                 self.test_started = self.started.elapsed();
                 self.parts.console.test_begins(epoch);
             }
@@ -125,13 +128,16 @@ impl Driver {
         let clip = norm::clip_factor(self.squared_norm, recipe.clip_norm);
         self.broadcast(step, attempt, &gradient_down::Body::Close(v1::Close { clip }));
         let update = Update { learning_rate, momentum: recipe.momentum, clip };
+        let started = Instant::now();
         let digest = self.parts.referee.apply(update, self.arena.root());
+        self.updating = started.elapsed().as_secs_f64();
         self.arena.reset(0);
         self.events.push_back(Event::Applied { digest });
     }
 
     pub(super) fn commit(&mut self, committed: Committed) -> anyhow::Result<()> {
         let step = committed.step;
+        let line = self.step_line(&committed);
         match self.parts.history.digests.get(&step) {
             // Computed before, and lost with its checkpoint: it must have come out the same.
             Some(recorded) if *recorded != committed.digest => bail!(
@@ -140,7 +146,7 @@ impl Driver {
                 committed.digest
             ),
             Some(_) => metrics::recomputed(),
-            None => self.parts.journal.append(&Line::Step(self.step_line(&committed)))?,
+            None => self.parts.journal.append(&Line::Step(line.clone()))?,
         }
         let body = coordinator_message::Body::Commit(v1::Commit { digest: committed.digest.0 });
         self.tell_replicas(step, committed.attempt, &body);
@@ -152,6 +158,7 @@ impl Driver {
         metrics::step(&committed, &self.parts.core);
         let left = self.seconds_left();
         self.parts.console.step(&committed, &self.parts.core, left);
+        self.show_step(&committed, &line);
         self.last_step = Some(committed);
         Ok(())
     }
@@ -175,6 +182,7 @@ impl Driver {
     }
 
     pub(super) fn checkpoint(&mut self, step: u64) -> anyhow::Result<()> {
+        self.show_time(Part::Committing);
         // The journal is made to last first, so that it never ends before its checkpoints.
         self.parts.journal.sync()?;
         let snapshot = self.parts.referee.snapshot();
@@ -193,6 +201,7 @@ impl Driver {
             config: serde_json::to_value(config).context("cannot describe the run")?,
         };
         self.checkpointer.write(meta, snapshot);
+        self.show_time(Part::Checkpointing);
         Ok(())
     }
 
@@ -203,17 +212,19 @@ impl Driver {
             match done.result {
                 Ok(path) => {
                     metrics::checkpoint(true, done.step);
+                    self.show_checkpoint(done.step);
                     let path = path.display().to_string();
                     tracing::info!(step = done.step, path, "checkpoint");
-                    if let Err(error) = self.parts.journal.append(&Line::Checkpoint { step: done.step, path })
-                    {
+                    if let Err(error) = self.record(&Line::Checkpoint { step: done.step, path }) {
                         tracing::warn!("{error}");
                     }
                 }
                 Err(error) => {
                     // Training goes on: the older checkpoints are intact, and so is the run.
                     metrics::checkpoint(false, done.step);
-                    self.parts.console.warn(&format!("no checkpoint at step {}: {error}", done.step));
+                    let told = format!("no checkpoint at step {}: {error}", done.step);
+                    self.parts.console.warn(&told);
+                    self.show_warning(told);
                     self.unsaved = Some((done.step, error));
                 }
             }
@@ -226,18 +237,20 @@ impl Driver {
         let seconds = (self.started.elapsed() - self.test_started).as_secs_f64();
         metrics::test(&scores, seconds);
         self.parts.console.tested(epoch, &scores, seconds);
+        self.show_test(step, epoch, &scores);
         if self.best.is_none_or(|(best, _)| scores.all_correct > best) {
             self.best = Some((scores.all_correct, step));
             self.checkpointer.best(step);
         }
         if !self.parts.history.tests.contains_key(&step) {
-            self.parts.journal.append(&Line::Test { step, epoch, seconds, scores: scores.clone() })?;
+            self.record(&Line::Test { step, epoch, seconds, scores: scores.clone() })?;
         }
         self.last_test = Some(scores);
         Ok(())
     }
 
     pub(super) fn note(&mut self, note: Note) -> anyhow::Result<()> {
+        self.show_note(&note);
         let step = self.parts.core.committed().0;
         match note {
             Note::Ready { session } => {
@@ -245,7 +258,7 @@ impl Driver {
                 if let Some(member) = self.parts.core.members().0.get(&session) {
                     let (worker, device) = (member.name.clone(), member.device.clone());
                     self.parts.console.joined(&worker, &device, &self.parts.core);
-                    self.parts.journal.append(&Line::Join { step, session, worker, device })?;
+                    self.record(&Line::Join { step, session, worker, device })?;
                 }
                 metrics::joined();
             }
@@ -256,12 +269,12 @@ impl Driver {
                 self.lost += u64::from(!polite);
                 metrics::lost(polite);
                 self.parts.console.lost(&name, &reason, &self.parts.core);
-                self.parts.journal.append(&Line::Lost { step, session, worker: name, reason, polite })?;
+                self.record(&Line::Lost { step, session, worker: name, reason, polite })?;
             }
             Note::Adopted { session, step } => {
                 let worker = self.name_of(session);
                 self.parts.console.note(&format!("going on from step {step}, which worker {worker} held"));
-                self.parts.journal.append(&Line::Adopt { step, session, worker })?;
+                self.record(&Line::Adopt { step, session, worker })?;
             }
             Note::Late { session, step, leaves } => {
                 let worker = self.name_of(session);
@@ -277,16 +290,17 @@ impl Driver {
                 } else {
                     tracing::info!("{told}");
                 }
-                self.parts.journal.append(&Line::Hedge { step, session, worker, leaves })?;
+                self.record(&Line::Hedge { step, session, worker, leaves })?;
             }
             Note::Audited { step, node, owner, checker, alone, finding } => {
                 let line = Line::Audit { step, node: node.0, owner, checker, alone };
                 self.audited(line, finding == Finding::Equal)?;
             }
-            Note::TakenOver { step, leaves, workers } => {
+            Note::TakenOver { step, leaves, by } => {
+                let workers = by.len();
                 metrics::taken_over(leaves);
                 tracing::info!(step, leaves, workers, "a worker's micro-shards are computed by others");
-                self.parts.journal.append(&Line::Takeover { step, leaves, workers })?;
+                self.record(&Line::Takeover { step, leaves, workers })?;
             }
         }
         metrics::workers(&self.parts.core);
@@ -315,6 +329,6 @@ impl Driver {
         self.parts.console.warn(&format!(
             "audit of step {step}: workers {owner} and {checker} got different bits for node {node}; {verdict}"
         ));
-        Ok(self.parts.journal.append(&line)?)
+        Ok(self.record(&line)?)
     }
 }

@@ -12,6 +12,9 @@ impl Driver {
                         self.send_away(*session, reason);
                     }
                 }
+                if matches!(event, Event::Tick) {
+                    self.ask_clocks();
+                }
                 if let Event::Committed { session, step, apply, round, .. } = &event
                     && self.peers.contains_key(session)
                 {
@@ -69,6 +72,7 @@ impl Driver {
                     down: memory.as_ref().and_then(|_| self.board.offer()),
                     up: memory,
                     wire_dtype: config.wire_dtype.to_string(),
+                    spans: self.parts.spans,
                 };
                 self.control(&control, session, 0, 0, coordinator_message::Body::Welcome(welcome));
                 let able =
@@ -92,6 +96,13 @@ impl Driver {
                     self.let_in(session);
                 }
             }
+            Input::Spans { session, step, spans, arrived } => self.spans(session, step, &spans, arrived),
+            Input::Clock { session, number, received, sent, arrived } => {
+                let arrived = self.parts.feed.clock().at(arrived);
+                if let Some(time) = self.peers.get_mut(&session).and_then(|peer| peer.time.as_mut()) {
+                    time.clock.answered(number, received, sent, arrived);
+                }
+            }
             Input::Status(reply) => {
                 let _ = reply.send(self.status());
             }
@@ -99,6 +110,7 @@ impl Driver {
                 self.parts
                     .console
                     .note("stopping after the step in flight (interrupt again to stop at once)");
+                self.stopping = true;
                 self.events.push_back(Event::Stop);
             }
         }
@@ -151,8 +163,10 @@ impl Driver {
         else {
             return;
         };
-        self.peers.insert(session, Peer { control, bulk, reads_board, replica: false });
-        let Hello { name, threads, held, .. } = hello;
+        let Hello { name, threads, capabilities, held } = hello;
+        let time = capabilities.iter().any(|c| c == TIMELINE).then(|| WorkerTime::new(self.now()));
+        self.peers.insert(session, Peer { control, bulk, reads_board, replica: false, time });
+        self.ask_clocks();
         self.events.push_back(Event::Joined { session, name, device, threads, held });
     }
 }

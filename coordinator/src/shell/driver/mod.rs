@@ -6,6 +6,8 @@
 mod actions;
 mod inputs;
 mod sending;
+mod showing;
+mod timing;
 mod views;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -25,7 +27,7 @@ use tally_exact::wire::WireDtype;
 use tally_exact::{CHUNK, chunk_range};
 use tally_proto::convert::LeafAnswers;
 use tally_proto::v1::{self, CoordinatorMessage, GradientDown, coordinator_message, gradient_down};
-use tally_proto::{BF16, PROTOCOL, convert, floats};
+use tally_proto::{BF16, PROTOCOL, TIMELINE, convert, floats};
 use tokio::sync::mpsc;
 
 use super::arena::{Arena, Shared};
@@ -35,14 +37,18 @@ use super::referee::Referee;
 use super::service::{Hello, Input};
 use crate::console::Console;
 use crate::core::events::{Action, Committed, Event, Finding, Note, Outcome};
-use crate::core::members::{Session, State};
+use crate::core::members::{Member, Session};
 use crate::core::{Core, Phase};
 use crate::metrics;
 use crate::run::checkpointer::Checkpointer;
 use crate::run::config::RunConfig;
 use crate::run::directory::RunDirectory;
-use crate::run::journal::{History, Journal, Line, StepLine};
+use crate::run::journal::{History, Journal, JournalError, Line, StepLine};
 use crate::run::summary::{Summary, TestSummary, Times};
+use crate::timeline::{Lane, WorkerTime};
+use crate::view::feed::Feed;
+use crate::view::log::Kind;
+use crate::view::spent::Part;
 use tally_proto::pool::{Chunk, Pool};
 use tally_worker::logging::in_one_line;
 use tally_worker::scores::TEST_LEAF;
@@ -73,6 +79,8 @@ struct Peer {
     reads_board: bool,
     /// It has been sent a state, and gets what is broadcast.
     replica: bool,
+    /// Its clock, if it tells of it.
+    time: Option<WorkerTime>,
 }
 
 /// A state on its way in from a worker, after a crash of the coordinator.
@@ -108,6 +116,10 @@ pub struct Parts {
     pub incarnation: u64,
     /// What the user sees.
     pub console: Console,
+    /// What a page shows.
+    pub feed: Feed,
+    /// Workers are to tell what they do when.
+    pub spans: bool,
     /// Becomes true at the first step of this start.
     pub started: Arc<AtomicBool>,
 }
@@ -144,6 +156,14 @@ pub struct Driver {
     trained_seconds: f64,
     trained_samples: u64,
     times: Times,
+    /// Seconds that the last update of the referee's copy took.
+    updating: f64,
+    /// What the time before the step in flight was spent on.
+    resting: Part,
+    /// When the table of workers was last shown.
+    shown: Instant,
+    /// The run was asked to stop.
+    stopping: bool,
     /// The last checkpoint that could not be written, and why.
     unsaved: Option<(u64, String)>,
     outcome: Option<Outcome>,
@@ -188,6 +208,10 @@ impl Driver {
             trained_seconds: 0.0,
             trained_samples: 0,
             times: Times::default(),
+            updating: 0.0,
+            resting: Part::Idle,
+            shown: Instant::now(),
+            stopping: false,
             unsaved: None,
             outcome: None,
             parts,
@@ -203,6 +227,8 @@ impl Driver {
         let result = self.main_loop(&mut inputs).and_then(|()| self.conclude());
         if let Err(error) = &result {
             self.after_checkpoints(true);
+            self.show_warning(in_one_line(error));
+            self.show_end("failed");
             self.farewell(&format!("the coordinator stopped: {}", in_one_line(error)), true);
         }
         self.parts.console.end();
@@ -215,9 +241,10 @@ impl Driver {
         let outcome = self.outcome.clone().unwrap_or(Outcome::Stopped);
         let summary = self.summary(&outcome);
         let (step, word) = (summary.steps, summary.outcome.clone());
-        self.parts.journal.append(&Line::End { step, outcome: word })?;
+        self.record(&Line::End { step, outcome: word })?;
         self.parts.journal.sync()?;
         self.parts.directory.write_json("summary.json", &summary)?;
+        self.show_end(&summary.outcome);
         if let Some((_, error)) = self.unsaved.take_if(|(unsaved, _)| *unsaved == step) {
             bail!(
                 "the state of step {step} could not be saved: {error}; make room and go on with --resume {}",
@@ -236,13 +263,14 @@ impl Driver {
     fn main_loop(&mut self, inputs: &mut mpsc::Receiver<Input>) -> anyhow::Result<()> {
         let (step, _) = self.parts.core.committed();
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        self.parts.journal.append(&Line::Start {
+        self.record(&Line::Start {
             incarnation: self.parts.incarnation,
             step,
             unix_seconds: now.map_or(0, |d| d.as_secs()),
         })?;
         metrics::start(&self.parts.config, self.parts.incarnation);
         metrics::workers(&self.parts.core);
+        self.show_members();
         if let Some((_, step)) = self.best {
             // It may have been found just before the last stop.
             self.checkpointer.best(step);
@@ -256,6 +284,7 @@ impl Driver {
             self.handle_events()?;
             self.held = None;
             self.after_checkpoints(false);
+            self.show_regularly();
         }
         Ok(())
     }
@@ -264,6 +293,9 @@ impl Driver {
         while let Some(event) = self.events.pop_front() {
             for action in self.parts.core.handle(self.started.elapsed(), event) {
                 self.perform(action)?;
+            }
+            if self.parts.core.flight().is_none() {
+                self.resting = self.resting();
             }
             self.drop_laggards();
         }

@@ -42,25 +42,11 @@ impl Driver {
         let core = &self.parts.core;
         let (step, _) = core.committed();
         let last = self.last_step.as_ref();
-        let phase = match core.phase() {
-            Phase::Waiting => "waiting",
-            Phase::Recovering => "recovering",
-            Phase::Training => "training",
-            Phase::Testing => "testing",
-            Phase::Finished => "finished",
-        };
         let workers = core.members().0.iter().map(|(&session, m)| v1::WorkerStatus {
             session,
             name: m.name.clone(),
             device: m.device.clone(),
-            state: match m.state {
-                State::Joining => "joining",
-                State::Loading => "loading",
-                State::Ready if m.leaves > 0 || !m.testing.is_empty() => "working",
-                State::Ready if core.flight().is_some() => "spare",
-                State::Ready => "ready",
-            }
-            .into(),
+            state: self.state_of(m).into(),
             threads: m.threads,
             step: m.confirmed.unwrap_or(0),
             leaves: m.leaves,
@@ -72,7 +58,7 @@ impl Driver {
             run: config.run.clone(),
             incarnation: self.parts.incarnation,
             model: config.model.to_string(),
-            phase: phase.into(),
+            phase: self.phase().into(),
             step,
             steps: core.shape().steps(),
             epoch: core.shape().schedule.position((step + 1).min(core.shape().steps())).0,

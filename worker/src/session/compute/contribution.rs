@@ -15,6 +15,7 @@ use tally_exact::tree::{Node, Tree};
 use tally_exact::wire::WireDtype;
 use tally_proto::floats;
 use tally_proto::pool::{Chunk, Pool};
+use tally_proto::span::SpanKind;
 use tally_proto::v1::{self, Receipt, Stamp, WorkerMessage, worker_message};
 use tokio::sync::mpsc;
 
@@ -49,8 +50,9 @@ impl Compute {
         attempt: u32,
         samples: usize,
         node: Node,
-        audit: bool,
+        kind: SpanKind,
     ) -> Result<(), Failure> {
+        let audit = kind == SpanKind::Audit;
         let (Some(tree), Some((_, digest))) = (self.tree, self.committed) else { return Ok(()) };
         let full: Vec<u32> =
             tree.leaves(node).filter(|&leaf| !tree.samples(leaf, samples).is_empty()).collect();
@@ -66,18 +68,19 @@ impl Compute {
             let header = v1::Header { node: node.0, digest: digest.0, samples: digest::of_samples(ids) };
             let _ = self.items.send(Item::Header { step, attempt, header });
         }
-        self.began_at.get_or_insert_with(Instant::now);
+        let from = Instant::now();
+        self.began_at.get_or_insert(from);
+        let leaves = full.len() as u32;
         let work = Work { step, attempt, node, scale: 1.0 / samples as f32, full };
         // An engine that adds up itself does not round between.
         let summed = if self.engine.sums_subtrees() && self.travel.dtype == WireDtype::F32 {
-            self.at_once(tree, &work, audit)?
+            Some(self.at_once(tree, &work, audit)?)
         } else {
-            match self.leaf_by_leaf(inbox, tree, &work, audit)? {
-                Some(summed) => summed,
-                // It is not wanted any more.
-                None => return Ok(()),
-            }
+            self.leaf_by_leaf(inbox, tree, &work, audit)?
         };
+        self.timeline.did(kind, if summed.is_some() { leaves } else { 0 }, from);
+        // It may not be wanted any more.
+        let Some(summed) = summed else { return Ok(()) };
         if let Some(digest) = summed.audit {
             let stamp = Some(Stamp { step, attempt, ..self.stamp });
             let body = worker_message::Body::Audited(v1::Audited { node: node.0, digest: digest.0 });

@@ -21,12 +21,14 @@ use tally_exact::wire::WireDtype;
 use tally_exact::{chunk_range, chunks};
 use tally_proto::pool::{Chunk, Pool};
 use tally_proto::segment::Segment;
+use tally_proto::span::SpanKind;
 use tally_proto::v1::{self, Stamp, WorkerMessage, coordinator_message, gradient_down, worker_message};
 use tally_proto::{convert, floats};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::places::Places;
 use super::sender::Item;
+use super::timeline::Timeline;
 use crate::engine::{Engine, LabelLoss};
 use state::Loading;
 
@@ -69,8 +71,8 @@ struct Plan {
     attempt: u32,
     samples: usize,
     nodes: VecDeque<Node>,
-    /// Others contribute them: only their digest is wanted.
-    audit: bool,
+    /// What computing them is: an audit, if others contribute them and only their digest is wanted.
+    kind: SpanKind,
 }
 
 /// What is left when the thread has ended.
@@ -128,6 +130,7 @@ pub struct Compute {
     tests: VecDeque<(u64, u32, Samples)>,
     /// When this step's first contribution was begun.
     began_at: Option<Instant>,
+    timeline: Timeline,
     ended: bool,
 }
 
@@ -167,6 +170,7 @@ impl Compute {
             commits: VecDeque::new(),
             tests: VecDeque::new(),
             began_at: None,
+            timeline: Timeline::default(),
             ended: false,
         }
     }
@@ -175,6 +179,12 @@ impl Compute {
     #[must_use]
     pub fn travelling(self, travel: Travel) -> Self {
         Self { travel, ..self }
+    }
+
+    /// The same with a timeline to keep.
+    #[must_use]
+    pub fn recording(self, timeline: Timeline) -> Self {
+        Self { timeline, ..self }
     }
 
     /// Works until the session ends, and gives the engine back, with the reason if it was
@@ -198,10 +208,10 @@ impl Compute {
 
     fn main_loop(&mut self, inbox: &Receiver<Input>) -> Result<(), Failure> {
         while !self.ended {
-            match inbox.recv() {
-                Ok(input) => self.take(input)?,
-                Err(_) => return Ok(()),
-            }
+            let from = Instant::now();
+            let Ok(input) = inbox.recv() else { return Ok(()) };
+            self.timeline.did(SpanKind::Wait, 0, from);
+            self.take(input)?;
             self.drain(inbox)?;
             while !self.ended && self.advance(inbox)? {
                 self.drain(inbox)?;
@@ -271,12 +281,17 @@ impl Compute {
                 if let Some(bad) = nodes.iter().find(|n| !tree.contains(**n)) {
                     return Err(Failure(format!("the coordinator planned {bad}, which the tree has not")));
                 }
-                let (samples, audit) = (plan.samples as usize, plan.audit);
+                let kind = match (plan.audit, plan.takeover) {
+                    (true, _) => SpanKind::Audit,
+                    (false, true) => SpanKind::Takeover,
+                    (false, false) => SpanKind::Compute,
+                };
+                let samples = plan.samples as usize;
                 if self.plans.len() >= MOST_WAITING || self.commits.len() >= MOST_WAITING {
                     return Err(Failure("the coordinator is thousands of messages ahead".into()));
                 }
                 let (step, attempt) = (stamp.step, stamp.attempt);
-                self.plans.push_back(Plan { step, attempt, samples, nodes, audit });
+                self.plans.push_back(Plan { step, attempt, samples, nodes, kind });
             }
             Body::Commit(commit) => self.commits.push_back((stamp.step, Digest(commit.digest))),
             Body::Upload(_) => self.upload(stamp.step)?,
@@ -377,6 +392,7 @@ impl Compute {
     /// while it is needed; it stays there until the step's commit is confirmed.
     fn apply(&mut self, reduced: &v1::Reduced) -> Result<(), Failure> {
         let Some(second) = &mut self.second else { return Ok(()) };
+        let from = Instant::now();
         let range = chunk_range(self.engine.manifest().len(), reduced.index as usize);
         let wrong = |what: String| Failure(format!("chunk {} of the sum: {what}", reduced.index));
         let (dtype, pool) = (self.travel.dtype, &self.pool);
@@ -403,6 +419,7 @@ impl Compute {
         let part = self.engine.apply(update, range.start, gradient);
         second.digest = second.digest.and(part);
         second.applied += 1;
+        self.timeline.did(SpanKind::Apply, 0, from);
         Ok(())
     }
 
@@ -424,11 +441,14 @@ impl Compute {
             _ => 0.0,
         };
         if second.digest == digest {
+            let from = Instant::now();
             self.engine.commit();
+            self.timeline.did(SpanKind::Apply, 0, from);
             self.before = self.committed.replace((step, digest));
             self.leaves.retain(|&(of, _), _| of > step);
         }
         let began_at = self.began_at.take();
+        let spans = self.timeline.told();
         // With another digest this replica stays where it was; the coordinator sends it away.
         self.tell(
             step,
@@ -436,6 +456,7 @@ impl Compute {
                 digest: second.digest.0,
                 apply_seconds: between(second.whole_at, Some(Instant::now())),
                 round_seconds: between(began_at, second.whole_at),
+                spans,
             }),
         );
         true
@@ -446,7 +467,7 @@ impl Compute {
     fn advance_plan(&mut self, inbox: &Receiver<Input>) -> Result<bool, Failure> {
         let at = self.step();
         let (Some(plan), Some(at)) = (self.plans.front_mut(), at) else { return Ok(false) };
-        let (step, attempt, samples, audit) = (plan.step, plan.attempt, plan.samples, plan.audit);
+        let (step, attempt, samples, kind) = (plan.step, plan.attempt, plan.samples, plan.kind);
         if step <= at || (step == self.void.0 && attempt <= self.void.1) {
             self.plans.pop_front();
             return Ok(true);
@@ -455,15 +476,14 @@ impl Compute {
             return Ok(false);
         }
         match plan.nodes.pop_front() {
-            Some(node) if audit => self.contribute(inbox, step, attempt, samples, node, true)?,
             Some(node) => {
                 if self.contributed.0 != attempt {
                     self.contributed = (attempt, HashSet::new());
                 }
-                if !self.contributed.1.insert(node) {
+                if kind != SpanKind::Audit && !self.contributed.1.insert(node) {
                     return Err(Failure(format!("the coordinator planned {node} twice")));
                 }
-                self.contribute(inbox, step, attempt, samples, node, false)?;
+                self.contribute(inbox, step, attempt, samples, node, kind)?;
             }
             None => {
                 self.plans.pop_front();
@@ -494,9 +514,12 @@ impl Compute {
         }
         let Some((step, leaf, samples)) = self.tests.pop_front() else { return Ok(false) };
         if step == at {
+            let from = Instant::now();
             let answers = self.engine.predict(&samples).map_err(|e| Failure(e.to_string()))?;
             let answers = answers.leaf(&samples, self.loss).to_message(leaf);
-            self.tell(step, worker_message::Body::Answers(answers));
+            self.timeline.did(SpanKind::Test, 1, from);
+            let spans = self.timeline.told();
+            self.tell(step, worker_message::Body::Answers(v1::Answers { spans, ..answers }));
         }
         Ok(true)
     }

@@ -179,7 +179,7 @@ fn sum_1_a_subtree_is_the_sum_of_its_leaves_and_nodes_go_out_in_order() {
         let body = coordinator_message::Body::Leaf(convert::leaf(leaf, false, &samples(leaf)));
         bench.control(1, 0, body);
     }
-    let plan = v1::Plan { samples: 3, nodes: vec![2, 3], digest: 0, audit: false };
+    let plan = v1::Plan { samples: 3, nodes: vec![2, 3], ..Default::default() };
     bench.control(1, 1, coordinator_message::Body::Plan(plan));
     let mut leaf = |id| {
         let mut out = vec![0.0; 1000];

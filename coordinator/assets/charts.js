@@ -1,0 +1,189 @@
+// The curves: uPlot, with legends of our own that show values where the cursor is, by mouse or by arrow keys.
+
+import { byId, glyph, make, text } from "./dom.js";
+import { count, number, percent } from "./format.js";
+import { colour } from "./palette.js";
+
+const value = (places) => (v) => number(v, places);
+
+/** Each chart: its element's prefix, and its lines; a dash tells lines apart where colours do not. */
+const CHARTS = [
+  {
+    id: "loss", log: "loss-log", title: "Loss by part", value: value(3),
+    lines: [
+      { key: "total", label: "Total", colour: "--ink", width: 2.2, dash: [] },
+      { key: "label", label: "Digit", colour: "--compute", width: 1.6, dash: [] },
+      { key: "sum", label: "Sum", colour: "--send", width: 1.6, dash: [7, 3] },
+      { key: "difference", label: "Difference", colour: "--apply", width: 1.6, dash: [2, 3] },
+    ],
+  },
+  {
+    id: "tests", title: "Right on the test set", value: (v) => percent(v, 2), fractions: true, points: true,
+    lines: [
+      { key: "all_correct", label: "All three", colour: "--ink", width: 2.2, dash: [] },
+      { key: "digit_accuracy", label: "Digit", colour: "--compute", width: 1.6, dash: [] },
+      { key: "sum_accuracy", label: "Sum", colour: "--send", width: 1.6, dash: [7, 3] },
+      { key: "difference_accuracy", label: "Difference", colour: "--apply", width: 1.6, dash: [2, 3] },
+    ],
+  },
+  { id: "rate", title: "Images a second", value: value(4), zero: true, lines: [{ key: "images_per_second", label: "Images a second", colour: "--compute", width: 1.6, dash: [] }] },
+  { id: "norm", title: "Gradient norm", value: value(3), lines: [{ key: "gradient_norm", label: "Norm", colour: "--audit", width: 1.6, dash: [] }] },
+  { id: "lr", title: "Learning rate", value: value(3), zero: true, lines: [{ key: "learning_rate", label: "Rate", colour: "--apply", width: 1.6, dash: [] }] },
+];
+
+const built = new Map();
+let latest = null;
+
+/** Makes the charts; they fill with `showCharts`. */
+export function startCharts() {
+  for (const chart of CHARTS) {
+    const box = byId(`${chart.id}-chart`);
+    const entry = { chart, box, plot: null, legend: makeLegend(chart) };
+    built.set(chart.id, entry);
+    box.append(make("p", { class: "empty" }, chart.points ? "The first test pass is still to come." : "No step has been committed yet."));
+    makeReadable(entry);
+    new ResizeObserver(() => {
+      if (entry.plot) entry.plot.setSize({ width: box.clientWidth, height: box.clientHeight });
+    }).observe(box);
+    if (chart.log) byId(chart.log).addEventListener("change", () => rebuild(entry));
+  }
+  document.addEventListener("schemechange", () => {
+    for (const entry of built.values()) rebuild(entry);
+  });
+}
+
+/** Shows a state's curves. */
+export function showCharts(state) {
+  latest = state;
+  for (const entry of built.values()) show(entry);
+}
+
+function show(entry) {
+  const data = dataOf(entry);
+  if (data[0].length === 0) {
+    // A run that started over has nothing to show; a curve of another run must not stay.
+    if (entry.plot) rebuild(entry);
+    return;
+  }
+  if (entry.plot) entry.plot.setData(data);
+  else {
+    entry.box.querySelector(".empty").hidden = true;
+    entry.plot = new window.uPlot(options(entry), data, entry.box);
+  }
+  readOut(entry);
+}
+
+function rebuild(entry) {
+  entry.plot?.destroy();
+  entry.plot = null;
+  entry.box.querySelector(".empty").hidden = false;
+  if (latest) show(entry);
+}
+
+function dataOf({ chart }) {
+  if (!latest) return [[]];
+  if (chart.points) return [latest.tests.map((test) => test.step), ...chart.lines.map((line) => latest.tests.map((test) => test[line.key] ?? null))];
+  const logarithmic = isLog(chart);
+  return [latest.series.step, ...chart.lines.map((line) => {
+    const column = latest.series[line.key];
+    // A logarithm has no place for zero, or for what is not a number.
+    return logarithmic ? column.map((v) => (v > 0 ? v : null)) : column;
+  })];
+}
+
+function isLog(chart) {
+  return Boolean(chart.log && byId(chart.log).checked);
+}
+
+function options(entry) {
+  const { chart, box } = entry;
+  const axis = { stroke: colour("--muted"), font: '12px ui-sans-serif, system-ui, "Noto Sans", sans-serif', grid: { stroke: colour("--line"), width: 1 }, ticks: { show: false } };
+  return {
+    width: box.clientWidth,
+    height: box.clientHeight,
+    padding: [8, 22, 0, 0],
+    legend: { show: false },
+    cursor: { sync: { key: chart.points ? "tests" : "steps" }, drag: { setScale: false, x: false, y: false }, points: { size: 7 } },
+    scales: { x: { time: false }, y: { distr: isLog(chart) ? 3 : 1, range: rangeOf(chart) } },
+    axes: [
+      { ...axis, size: 28, gap: 6, space: 70, values: (_, ticks) => ticks.map((v) => (Number.isInteger(v) ? count(v) : "")) },
+      { ...axis, size: 54, gap: 6, space: 34, values: (_, ticks) => ticks.map((v) => tick(chart, v)) },
+    ],
+    series: [{}, ...chart.lines.map((line) => ({
+      label: line.label,
+      stroke: colour(line.colour),
+      width: line.width,
+      dash: line.dash,
+      spanGaps: true,
+      points: chart.points ? { show: true, size: 7, fill: colour("--surface"), stroke: colour(line.colour), width: 1.6 } : { show: false },
+    }))],
+    hooks: { setCursor: [() => readOut(entry)] },
+  };
+}
+
+function rangeOf(chart) {
+  if (isLog(chart)) return undefined;
+  return (_, low, high) => {
+    if (low === null || high === null) return [0, 1];
+    // Accuracies get close to 1 and must not lose their differences there.
+    if (chart.fractions) return [Math.max(0, low - Math.max(0.004, (1 - low) * 0.12)), Math.min(1, high + 0.004) || 1];
+    const room = (high - low || Math.abs(high) || 1) * 0.08;
+    return [chart.zero ? 0 : Math.max(0, low - room), high + room];
+  };
+}
+
+function tick(chart, v) {
+  if (v === null || v === undefined) return "";
+  if (chart.fractions) return percent(v, v > 0.9 && v < 1 && v * 100 % 1 > 1e-6 ? 1 : 0);
+  if (isLog(chart) && !/^1/.test(v.toExponential())) return "";
+  return Math.abs(v) >= 10000 ? `${number(v / 1000, 3)}k` : number(v, 2).replace(/(\.\d*?)0+$/, "$1").replace(/\.$/, "");
+}
+
+function makeLegend(chart) {
+  const at = make("span");
+  const values = chart.lines.map(() => make("b"));
+  const rows = chart.lines.map((line, i) => make("li", {},
+    glyph("M0 5H24", [24, 10], { stroke: `var(${line.colour})`, "stroke-width": line.width + 0.6, "stroke-dasharray": line.dash.join(" ") || "none" }),
+    chart.lines.length > 1 ? line.label : null, values[i]));
+  byId(`${chart.id}-legend`).replaceChildren(...rows, make("li", {}, at));
+  return { at, values };
+}
+
+/** The values under the cursor, or the newest, into the legend and into what a screen reader is told. */
+function readOut({ chart, plot, legend, box }) {
+  if (!plot) return;
+  const [steps, ...columns] = plot.data;
+  const pointed = plot.cursor.idx;
+  const i = pointed ?? steps.length - 1;
+  const said = chart.lines.map((line, n) => {
+    const shown = chart.value(columns[n][i]);
+    text(legend.values[n], shown);
+    return `${line.label} ${shown}`;
+  });
+  text(legend.at, pointed === null || pointed === undefined ? "" : `at step ${count(steps[i])}`);
+  box.setAttribute("aria-valuemin", steps[0]);
+  box.setAttribute("aria-valuemax", steps.at(-1));
+  box.setAttribute("aria-valuenow", steps[i]);
+  box.setAttribute("aria-valuetext", `Step ${steps[i]}: ${said.join(", ")}`);
+}
+
+/** Left and right move the cursor, Home and End go to the ends: a chart is a slider over its steps. */
+function makeReadable(entry) {
+  const { box, chart } = entry;
+  for (const [name, v] of Object.entries({ tabindex: "0", role: "slider", "aria-label": `${chart.title}, over steps`, "aria-valuemin": "0", "aria-valuemax": "0", "aria-valuenow": "0", "aria-valuetext": "Nothing yet" })) {
+    box.setAttribute(name, v);
+  }
+  box.addEventListener("keydown", (event) => {
+    const { plot } = entry;
+    if (!plot) return;
+    const last = plot.data[0].length - 1;
+    const at = plot.cursor.idx ?? last;
+    const stride = event.shiftKey ? Math.max(1, Math.round(last / 20)) : 1;
+    const to = { ArrowLeft: at - stride, ArrowRight: at + stride, Home: 0, End: last }[event.key];
+    if (to === undefined) return;
+    event.preventDefault();
+    const left = plot.valToPos(plot.data[0][Math.max(0, Math.min(last, to))], "x");
+    plot.setCursor({ left, top: plot.over.clientHeight / 2 });
+  });
+  box.addEventListener("blur", () => entry.plot?.setCursor({ left: -10, top: -10 }));
+}
