@@ -12,6 +12,7 @@ use clap::{Args, Parser, Subcommand};
 use tally_worker::engine::backend::BackendChoice;
 use tally_worker::logging::LogOptions;
 
+use crate::access::options::AccessOptions;
 use options::Training;
 
 /// Trains one network on many machines, with the same bits however many there are.
@@ -100,6 +101,10 @@ pub struct TrainOptions {
     /// Newest checkpoints to keep, beside the best [default: 3]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Run directory")]
     pub keep_checkpoints: Option<u32>,
+
+    /// Who may do what.
+    #[command(flatten)]
+    pub access: AccessOptions,
 
     /// Logs.
     #[command(flatten)]

@@ -4,8 +4,6 @@
 mod api;
 mod assets;
 
-use std::future::Future;
-
 use axum::Router;
 use axum::extract::State;
 use axum::http::HeaderValue;
@@ -15,7 +13,6 @@ use axum::http::header::{
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use metrics_exporter_prometheus::PrometheusHandle;
-use tokio::net::TcpListener;
 
 use crate::view::feed::Feed;
 
@@ -32,18 +29,6 @@ pub fn router(feed: Feed, metrics: PrometheusHandle) -> Router {
         .merge(api::routes(feed))
         .merge(assets::routes())
         .layer(axum::middleware::map_response(with_headers))
-}
-
-/// Serves on a listener until `shutdown` is ready.
-///
-/// # Errors
-/// If the listener fails.
-pub async fn serve(
-    listener: TcpListener,
-    router: Router,
-    shutdown: impl Future<Output = ()> + Send + 'static,
-) -> std::io::Result<()> {
-    axum::serve(listener, router).with_graceful_shutdown(shutdown).await
 }
 
 async fn render(State(metrics): State<PrometheusHandle>) -> impl IntoResponse {

@@ -54,8 +54,7 @@ impl ClientAccess {
         if rustls_pki_types::ServerName::try_from(name).is_err() {
             bail!("{name} is no name that a certificate can have; give one with --tls-server-name");
         }
-        let mut tls =
-            ClientTlsConfig::new().ca_certificate(Certificate::from_pem(ca)).domain_name(name);
+        let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(ca)).domain_name(name);
         if let (Some(cert_path), Some(key_path)) = (&self.tls_cert, &self.tls_key) {
             let (cert, key) = (pem::read(cert_path)?, pem::read(key_path)?);
             pem::certificates(&cert, cert_path)?;

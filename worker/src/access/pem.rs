@@ -66,7 +66,8 @@ pub fn certificates(bytes: &[u8], path: &Path) -> Result<Vec<CertificateDer<'sta
 pub fn key(bytes: &[u8], path: &Path) -> Result<PrivateKeyDer<'static>, PemFileError> {
     PrivateKeyDer::from_pem_slice(bytes).map_err(|error| match error {
         PemError::NoItemsFound => {
-            let (what, remedy) = ("private key", "name a file with an unencrypted PKCS#8, PKCS#1 or SEC1 key");
+            let (what, remedy) =
+                ("private key", "name a file with an unencrypted PKCS#8, PKCS#1 or SEC1 key");
             PemFileError::Nothing { path: path.into(), what, remedy }
         }
         error => PemFileError::Damaged { path: path.into(), reason: error.to_string() },

@@ -28,7 +28,9 @@ pub enum TokenError {
         source: std::io::Error,
     },
     /// It is empty, or too short to be a secret.
-    #[error("the token in {place} has {length} characters, and a secret has at least {SHORTEST}; make one with: openssl rand -hex 32")]
+    #[error(
+        "the token in {place} has {length} characters, and a secret has at least {SHORTEST}; make one with: openssl rand -hex 32"
+    )]
     Short {
         /// Where it was found.
         place: String,
@@ -39,7 +41,9 @@ pub enum TokenError {
     #[error("the token in {0} has more than {LONGEST} characters; is that the right file?")]
     Long(String),
     /// It cannot be sent in a header.
-    #[error("the token in {0} has characters other than visible ASCII ones; make one with: openssl rand -hex 32")]
+    #[error(
+        "the token in {0} has characters other than visible ASCII ones; make one with: openssl rand -hex 32"
+    )]
     Characters(String),
 }
 
@@ -151,7 +155,14 @@ mod tests {
 
     #[test]
     fn what_is_no_secret_is_refused_with_its_place() {
-        for text in ["", " \n", "fifteen-letters", &"x".repeat(LONGEST + 1), "0123456789 abcdef", "0123456789ab\u{e9}def"] {
+        for text in [
+            "",
+            " \n",
+            "fifteen-letters",
+            &"x".repeat(LONGEST + 1),
+            "0123456789 abcdef",
+            "0123456789ab\u{e9}def",
+        ] {
             let error = Token::new(text, "the-file").unwrap_err().to_string();
             assert!(error.contains("the-file"), "{error}");
         }

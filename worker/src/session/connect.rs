@@ -40,7 +40,8 @@ pub enum ConnectError {
 /// # Errors
 /// [`ConnectError::Address`] if it is no address.
 pub fn host(address: &str) -> Result<&str, ConnectError> {
-    let parts = address.rsplit_once(':').filter(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
+    let parts =
+        address.rsplit_once(':').filter(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
     match parts {
         Some((host, _)) if !address.contains('/') => Ok(host),
         _ => Err(ConnectError::Address {
@@ -56,7 +57,8 @@ pub fn host(address: &str) -> Result<&str, ConnectError> {
 /// [`ConnectError`] if it is no address, or if a certificate's file is none.
 pub fn endpoint(address: &str, access: &ClientAccess) -> Result<Endpoint, ConnectError> {
     let host = host(address)?;
-    let wrong = |e: tonic::transport::Error| ConnectError::Address { address: address.into(), reason: e.to_string() };
+    let wrong =
+        |e: tonic::transport::Error| ConnectError::Address { address: address.into(), reason: e.to_string() };
     let tls = access.tls(host).map_err(ConnectError::Access)?;
     let scheme = if tls.is_some() { "https" } else { "http" };
     let endpoint = Endpoint::from_shared(format!("{scheme}://{address}")).map_err(wrong)?;
@@ -120,7 +122,9 @@ fn unreachable(error: &tonic::transport::Error, access: &ClientAccess) -> Connec
         }
         () if what.contains("UnknownIssuer") => "; --tls-ca does not name who signed its certificate",
         () if what.contains("Expired") => "; its certificate has to be renewed",
-        () if what.contains("CertificateRequired") => "; it asks for a certificate: give --tls-cert and --tls-key",
+        () if what.contains("CertificateRequired") => {
+            "; it asks for a certificate: give --tls-cert and --tls-key"
+        }
         () => "",
     };
     ConnectError::Unreachable(format!("{what}{hint}"))

@@ -77,7 +77,11 @@ pub fn last_word(body: &coordinator_message::Body) -> Option<Ended> {
 ///
 /// # Errors
 /// How the session ends instead.
-pub async fn admit(options: &WorkerOptions, connection: Connection, kept: &mut Kept) -> Result<Admitted, Ended> {
+pub async fn admit(
+    options: &WorkerOptions,
+    connection: Connection,
+    kept: &mut Kept,
+) -> Result<Admitted, Ended> {
     let mut client = Client::new(connection)
         .max_decoding_message_size(MAX_FROM_COORDINATOR)
         .max_encoding_message_size(usize::MAX);

@@ -15,8 +15,8 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_stream::StreamExt as _;
 use tonic::Streaming;
 
-use super::connect::Connection;
 use super::compute::{Compute, Input, Rest, Travel};
+use super::connect::Connection;
 use super::handshake::{self, Admitted, broken, last_word, next};
 use super::link::{self, Down};
 use super::places::Places;
