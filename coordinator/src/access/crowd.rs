@@ -193,6 +193,12 @@ mod tests {
         crowd.enter(from, &visitor).map(|place| (place, visitor))
     }
 
+    /// Connections, and addresses.
+    fn counts(crowd: &Crowd) -> (usize, usize) {
+        let state = crowd.state();
+        (state.all, state.by_address.len())
+    }
+
     #[test]
     fn trust_1_the_oldest_stranger_makes_room() {
         let crowd = Crowd::new("test", 3, 2);
@@ -207,11 +213,11 @@ mod tests {
             known.0.known();
         }
         assert_eq!(enter(&crowd, ip(4)).unwrap_err(), Full::Port);
-        assert_eq!(crowd.state().all, 3);
+        assert_eq!(counts(&crowd).0, 3);
         drop((a, b, c));
         assert!(enter(&crowd, ip(4)).is_ok());
         drop((d, e));
-        assert_eq!((crowd.state().all, crowd.state().by_address.len()), (0, 0));
+        assert_eq!(counts(&crowd), (0, 0));
     }
 
     #[test]
@@ -241,7 +247,7 @@ mod tests {
         rack[0].0.known();
         assert_eq!(crowd.state().by_address[&ip(1)], 1);
         drop(rack);
-        assert_eq!((crowd.state().all, crowd.state().by_address.len()), (0, 0));
+        assert_eq!(counts(&crowd), (0, 0));
     }
 
     #[test]
