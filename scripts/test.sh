@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that is checked before a change lands, with what it needs. About 15 minutes on
+# Everything that is checked before a change lands, with what it needs. About 20 minutes on
 # two cores from nothing; a few once built.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -8,6 +8,8 @@ cargo fmt --all --check
 cargo clippy --workspace --all-targets -- -D warnings
 cargo test --workspace
 scripts/older-cpus.sh
+scripts/browser-tests.sh
+scripts/monitoring-tests.sh
 RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
 # The GPU backend builds without a CUDA toolkit; whether it computes, a machine with a GPU tells.
 cargo check --package tally-coordinator --package tally-worker --features tally-coordinator/cuda,tally-worker/cuda --quiet

@@ -21,6 +21,11 @@ export function showTrouble(message) {
   showSaw(null);
 }
 
+/** Says that what is shown answers an earlier drawing, until the newest is answered. */
+export function markOld(old) {
+  byId("answer").setAttribute("aria-busy", String(old));
+}
+
 function sentences({ digit, confidence, number: with_, sum, difference, sum_answer, difference_answer }) {
   return [
     make("p", { class: "read" }, make("strong", {}, String(digit)), make("span", {}, `read with ${percent(confidence)} confidence`)),

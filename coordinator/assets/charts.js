@@ -84,10 +84,11 @@ function dataOf({ chart }) {
   if (!latest) return [[]];
   if (chart.points) return [latest.tests.map((test) => test.step), ...chart.lines.map((line) => latest.tests.map((test) => test[line.key] ?? null))];
   const logarithmic = isLog(chart);
-  return [latest.series.step, ...chart.lines.map((line) => {
+  // Copies: the state's columns grow between two drawings, and a chart's must not.
+  return [latest.series.step.slice(), ...chart.lines.map((line) => {
     const column = latest.series[line.key];
     // A logarithm has no place for zero, or for what is not a number.
-    return logarithmic ? column.map((v) => (v > 0 ? v : null)) : column;
+    return logarithmic ? column.map((v) => (v > 0 ? v : null)) : column.slice();
   })];
 }
 

@@ -1,13 +1,14 @@
 // The square to draw a digit in, and the network's answer to it. White ink on black, as the network's own data is;
 // the page sends what was drawn as a PNG a moment after each change, one question at a time, the newest next.
 
-import { showAnswer, showTrouble } from "./answer.js";
+import { markOld, showAnswer, showTrouble } from "./answer.js";
 import { byId, make, text } from "./dom.js";
 import { count } from "./format.js";
 import { DIGITS } from "./strokes.js";
 
 const SIZE = 280;
 const PEN = 22;
+const MARGIN = 40;
 const STRIDE = 7;
 const PAUSE = 150;
 const FILE_LIMIT = 4 * 1024 * 1024;
@@ -21,6 +22,7 @@ let timer = null;
 let asking = false;
 let again = false;
 let checkpoint = null;
+let drawing = 0; // counts what was drawn, so that an answer to an earlier drawing is known as one
 
 export function startDrawing() {
   const canvas = byId("draw-canvas");
@@ -55,7 +57,7 @@ export function showCheckpoint(state) {
   text(byId("draw-from"), step === null ? "There is no checkpoint yet to answer from." : `answers from the checkpoint of step ${count(step)}`);
   if (step === checkpoint) return;
   checkpoint = step;
-  if (inked) soon();
+  if (inked) refresh();
 }
 
 function press(event) {
@@ -130,10 +132,12 @@ function clear() {
   c.fillRect(0, 0, SIZE, SIZE);
   inked = false;
   chosen = null;
+  drawing += 1;
   clearTimeout(timer);
   byId("draw-file").value = "";
   paint();
   showAnswer(null);
+  markOld(false);
 }
 
 async function choose(event) {
@@ -174,13 +178,37 @@ function paint() {
 
 function soon() {
   clearTimeout(timer);
-  if (inked) timer = setTimeout(ask, PAUSE);
+  if (!inked) return;
+  drawing += 1;
+  markOld(true);
+  timer = setTimeout(ask, PAUSE);
+}
+
+/** A newer checkpoint may answer otherwise, but what is shown is no older than the drawing: checkpoints may come faster than answers. */
+function refresh() {
+  if (asking) again = true;
+  else {
+    clearTimeout(timer);
+    timer = setTimeout(ask, PAUSE);
+  }
+}
+
+/** What was drawn, with black around it: a picture's border tells paper from ink, and a digit may reach to the edge of its square. */
+function picture() {
+  const paper = document.createElement("canvas");
+  paper.width = paper.height = SIZE + 2 * MARGIN;
+  const c = paper.getContext("2d");
+  c.fillStyle = "#000";
+  c.fillRect(0, 0, paper.width, paper.height);
+  c.drawImage(ink, MARGIN, MARGIN);
+  return new Promise((done) => paper.toBlob(done, "image/png"));
 }
 
 /** Asks once; what changes meanwhile is asked about afterwards, so that questions never pile up. */
 async function ask() {
   if (checkpoint === null) {
     showTrouble("There is no checkpoint yet. The answer comes with the first one.");
+    markOld(false);
     return;
   }
   if (asking) {
@@ -188,8 +216,9 @@ async function ask() {
     return;
   }
   asking = true;
+  const asked = drawing;
   try {
-    const body = chosen ?? await new Promise((done) => ink.toBlob(done, "image/png"));
+    const body = chosen ?? await picture();
     const number = document.querySelector("#draw-number input:checked").value;
     const response = await fetch(`api/predict?number=${number}`, { method: "POST", headers: { "content-type": body.type }, body });
     const answer = await response.json();
@@ -200,9 +229,11 @@ async function ask() {
     showTrouble("The coordinator does not answer.");
   } finally {
     asking = false;
+    if (drawing === asked) markOld(false);
     if (again) {
       again = false;
-      soon();
+      if (drawing === asked) refresh();
+      else soon();
     }
   }
 }

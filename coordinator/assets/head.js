@@ -14,11 +14,11 @@ const OUTCOMES = { done: "Done", stopped: "Stopped", diverged: "Diverged" };
 
 export function showHead(state) {
   const share = state.steps > 0 ? Math.min(1, state.step / state.steps) : 0;
-  text(byId("run"), [state.run, state.model].filter(Boolean).join(" · "));
+  text(byId("run"), [name(state), state.model].filter(Boolean).join(" · "));
 
   const phase = byId("phase");
-  const name = state.outcome ? (OUTCOMES[state.outcome] ?? state.outcome) : (PHASES[state.phase] ?? state.phase ?? "");
-  text(phase, name);
+  const now = state.outcome ? (OUTCOMES[state.outcome] ?? state.outcome) : (PHASES[state.phase] ?? state.phase ?? "");
+  text(phase, now);
   phase.className = `phase ${state.outcome ?? state.phase ?? ""} ${state.outcome === "done" ? "finished" : ""}`;
   text(byId("phase-note"), note(state));
 
@@ -30,7 +30,7 @@ export function showHead(state) {
   bar.firstElementChild.style.width = `${share * 100}%`;
   text(byId("epoch"), `Epoch ${count(state.epoch)} of ${count(state.epochs)} · ${percent(share)} · ${count(state.samples)} samples`);
 
-  document.title = `${state.phase === "finished" ? name : percent(share, 0)} · ${state.run ?? "Tally"}`;
+  document.title = `${state.phase === "finished" ? now : percent(share, 0)} · ${name(state) || "Tally"}`;
   showTiles(state);
 
   text(byId("foot"), [
@@ -41,6 +41,11 @@ export function showHead(state) {
     state.run_dir,
     state.incarnation > 1 ? `start ${state.incarnation} of this run` : null,
   ].filter(Boolean).join(" · "));
+}
+
+/** A run goes by the name of its directory; its own is a number that tells it from all others. */
+function name(state) {
+  return state.run_dir?.split("/").filter(Boolean).at(-1) ?? state.run;
 }
 
 function note(state) {
@@ -83,9 +88,20 @@ export function showConfiguration(state) {
 function* flatten(value, prefix = "") {
   for (const [key, inner] of Object.entries(value)) {
     const name = prefix ? `${prefix} · ${key}` : key;
-    if (inner && typeof inner === "object" && !Array.isArray(inner)) yield* flatten(inner, name);
-    else yield [name.replaceAll("_", " "), inner === null ? "–" : Array.isArray(inner) ? JSON.stringify(inner) : String(inner)];
+    if (key === "tensors" && Array.isArray(inner)) yield [name, `${inner.length}, ${count(size(inner))} numbers`];
+    else if (inner && typeof inner === "object" && !Array.isArray(inner)) yield* flatten(inner, name);
+    else yield [name.replaceAll("_", " "), inner === null ? "–" : typeof inner === "object" ? JSON.stringify(inner) : shortest(inner)];
   }
+}
+
+function size(tensors) {
+  return tensors.reduce((sum, { shape }) => sum + shape.reduce((product, side) => product * side, 1), 0);
+}
+
+/** A number of single precision without the digits that only its double has: 0.01, not 0.009999999776482582. */
+function shortest(value) {
+  if (typeof value !== "number" || Number.isInteger(value)) return String(value);
+  return String(Number(value.toPrecision(7)));
 }
 
 /** The pill and the banner that say whether what is shown is live. */

@@ -24,7 +24,7 @@ const SPOKEN = new Set(["lost", "evict", "abort", "warning", "end"]);
 
 const off = new Set();
 let latest = null;
-let spoken = null;
+let spoken = null; // the incarnation whose entries are read out, and the newest of those
 
 export function startLog() {
   byId("log-find").addEventListener("input", () => showLog(latest));
@@ -50,10 +50,11 @@ function matches(entry, words) {
 
 function makeEntry(entry) {
   const kind = KINDS[entry.kind] ?? { label: entry.kind, icon: "·" };
-  const at = new Date((entry.unix ?? 0) * 1000);
+  // What the journal of an earlier start tells may have no time.
+  const at = typeof entry.unix === "number" ? new Date(entry.unix * 1000) : null;
   return make("li", { class: kind.tone },
     make("span", { class: "icon", "aria-hidden": "true" }, kind.icon),
-    make("time", { datetime: at.toISOString(), title: at.toLocaleString() }, clock(entry.unix)),
+    make("time", at ? { datetime: at.toISOString(), title: at.toLocaleString() } : {}, clock(entry.unix)),
     make("span", { class: "at" }, entry.step === null || entry.step === undefined ? "" : `step ${count(entry.step)}`),
     make("span", { class: "kind" }, kind.label),
     make("p", {}, entry.text));
@@ -78,8 +79,10 @@ function showKinds(log) {
 }
 
 function speak(state) {
-  const fresh = state.log.filter((entry) => SPOKEN.has(entry.kind) && spoken !== null && entry.id > spoken);
-  // The page does not read out what was there before it, nor, after a restart, what it has read out already.
-  spoken = state.log.at(-1)?.id ?? spoken ?? 0;
+  const newest = state.log.at(-1)?.id ?? 0;
+  // The page does not read out what was there before it, nor, after a restart, what the journal tells again.
+  if (spoken?.incarnation !== state.incarnation) spoken = { incarnation: state.incarnation, id: newest };
+  const fresh = state.log.filter((entry) => SPOKEN.has(entry.kind) && entry.id > spoken.id);
+  spoken.id = newest;
   if (fresh.length) text(byId("log-live"), fresh.slice(-2).map((entry) => entry.text).join(". "));
 }

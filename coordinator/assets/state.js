@@ -4,7 +4,7 @@
 export const LOG_LIMIT = 300;
 export const LANE_SECONDS = 20;
 export const LANE_STEPS = 64;
-/** The server re-buckets at 1000 points; this only holds if it never should. */
+/** The server re-buckets at 1000 points; this holds for one that never does. */
 const SERIES_LIMIT = 4000;
 
 const COLUMNS = ["step", "total", "label", "sum", "difference", "images_per_second", "learning_rate", "gradient_norm"];
@@ -47,7 +47,7 @@ function prune(lanes, now) {
   const newest = lanes.reduce((most, lane) => Math.max(most, lane.step), -Infinity);
   return lanes.filter((lane) => {
     const end = lane.spans?.at(-1)?.end ?? 0;
-    return lane.step > newest - LANE_STEPS && (!now || end > now - 3 * LANE_SECONDS);
+    return lane.step > newest - LANE_STEPS && (!now || end > now - LANE_SECONDS);
   });
 }
 

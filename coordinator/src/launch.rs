@@ -1,5 +1,6 @@
 //! Puts a run together, from the command line to the closing summary.
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,6 +25,7 @@ use crate::console::{Console, human_seconds};
 use crate::core::events::{Event, Outcome};
 use crate::core::recovery::Recorded;
 use crate::core::{Core, Shape};
+use crate::predictions::Predictions;
 use crate::run::config::{InitConfig, RunConfig};
 use crate::run::directory::RunDirectory;
 use crate::run::journal::{self, History, Journal};
@@ -31,6 +33,8 @@ use crate::run::summary::Summary;
 use crate::shell::driver::{Driver, Parts};
 use crate::shell::referee::Referee;
 use crate::shell::service::{Input, Local, Service};
+use crate::tensorboard::EventFile;
+use crate::timeline::trace::Trace;
 use crate::view::View;
 use crate::view::feed::{Clock, Feed};
 use crate::view::state::About;
@@ -47,6 +51,9 @@ const INPUTS: usize = 64;
 const GRACE: Duration = Duration::from_secs(5);
 /// How often the core looks at its clock.
 const TICK: Duration = Duration::from_millis(10);
+/// What a supervised run that was stopped before its end exits with: `EX_TEMPFAIL` of sysexits(3).
+/// A supervisor that counts 0 as the end of the job must start it again.
+const STOPPED_EARLY: u8 = 75;
 /// How long workers may take to hear that the run is over.
 const FAREWELL: Duration = Duration::from_secs(2);
 /// How long pages may take to be told.
@@ -146,6 +153,10 @@ fn resumed_run(options: &TrainOptions, path: &std::path::Path) -> anyhow::Result
     let (step, referee) = match found.checkpoint {
         Some(checkpoint) => {
             let (meta, step) = (&checkpoint.meta, checkpoint.meta.step);
+            let files = std::fs::metadata(tally_checkpoint::directory(&directory.checkpoints(), step));
+            if let Ok(written) = files.and_then(|files| files.modified()) {
+                metrics::newest_checkpoint(step, written);
+            }
             ensure!(
                 meta.run == config.run && history.digests.get(&step) == Some(&meta.digest),
                 "checkpoint {step} in {} is not of this run's journal; remove it and resume again",
@@ -186,13 +197,22 @@ async fn train(options: &TrainOptions) -> anyhow::Result<ExitCode> {
     let address = grpc.local_addr()?;
     let credentials = Credentials::load(&options.access)?;
     let most = room(options.access.max_connections);
-    let handle = metrics::install()?;
+    let exporter = metrics::install()?;
+    let clock = Clock::start();
+    let trace = match &options.trace {
+        Some(path) => Some(Trace::create(path, clock.origin()).with_context(|| {
+            format!("cannot write the trace {}; name another file with --trace", path.display())
+        })?),
+        None => None,
+    };
 
-    let prepared = match &options.resume {
+    let earlier = options.earlier_run();
+    let resumed = earlier.is_some();
+    let prepared = match earlier {
         Some(path) => resumed_run(options, path)?,
         None => new_run(options)?,
     };
-    let Prepared { config, directory, journal, history, data, step, referee } = prepared;
+    let Prepared { config, directory, mut journal, history, data, step, referee } = prepared;
     let incarnation = directory.next_incarnation()?;
     let schedule = Schedule::new(config.seed, data.train.len(), config.batch_size)?;
     let shape = Shape {
@@ -215,8 +235,14 @@ async fn train(options: &TrainOptions) -> anyhow::Result<ExitCode> {
     let tested = recorded.tested(step);
     let run_path = directory.path().display().to_string();
     let last = history.digests.last_key_value().map_or(0, |(last, _)| *last);
-    greet(&console, options, &config, &run_path, address, web.local_addr()?, step, last);
-    access::greet(&console, &credentials.current(), address, web.local_addr()?);
+    if let Some(events) = &options.tensorboard {
+        journal.follow(Box::new(event_file(events, &directory, last)?));
+    }
+    let test = Paired::test(data.test, config.seed);
+    let predictions = Predictions::start(directory.checkpoints(), test.clone())?;
+    let web_address = web.local_addr()?;
+    greet(&console, options, &config, &run_path, address, web_address, (resumed, step, last));
+    access::greet(&console, &credentials.current(), address, web_address);
     if step >= shape.steps() && u64::from(tested) * schedule.steps_per_epoch() as u64 >= shape.steps() {
         console
             .note("this run is done already; start a new one, or raise --epochs under a constant schedule");
@@ -226,11 +252,12 @@ async fn train(options: &TrainOptions) -> anyhow::Result<ExitCode> {
     let (elements, dtype) = (config.tensors.len(), config.wire_dtype);
     let (inputs, receiver) = mpsc::channel(INPUTS);
     let started = Arc::new(AtomicBool::new(false));
-    let feed = show(&config, &directory, incarnation, shape.steps(), options.resume.is_some())?;
+    let run_dir = directory.path().to_path_buf();
+    let feed = show(clock, &config, &directory, incarnation, shape.steps(), resumed)?;
     let core = Core::new(shape, step, referee.digest(), recorded);
     let driver = Driver::new(Parts {
         train: Paired::train(data.train, config.seed),
-        test: Paired::test(data.test, config.seed),
+        test,
         config,
         directory,
         journal,
@@ -241,6 +268,8 @@ async fn train(options: &TrainOptions) -> anyhow::Result<ExitCode> {
         console,
         feed: feed.clone(),
         spans: !options.no_timeline,
+        series: exporter.workers(),
+        trace,
         started: started.clone(),
     });
     let (done, mut finished) = oneshot::channel();
@@ -258,15 +287,15 @@ async fn train(options: &TrainOptions) -> anyhow::Result<ExitCode> {
     let server = tokio::spawn(workers.serve(grpc, async {
         let _ = grpc_stopped.await;
     }));
-    let pages = http::router(feed, handle.clone()).merge(health.routes());
+    let pages = http::router(feed, exporter.clone(), predictions.routes()).merge(health.routes());
     let pages = Port::new(Protocol::Web, pages, credentials.clone(), most);
     let web = tokio::spawn(pages.serve(web, async {
         let _ = web_stopped.await;
     }));
     tokio::spawn(credentials.keep_up());
     tokio::spawn(health.clone().ready_with(inputs.clone()));
-    tokio::spawn(metrics::keep_up(handle));
-    tokio::spawn(stop_on_signal(signals, inputs.clone(), health.clone()));
+    tokio::spawn(exporter.keep_up(run_dir));
+    let stopper = tokio::spawn(stop_on_signal(signals, inputs.clone(), health.clone()));
     tokio::spawn(tick(inputs.clone()));
 
     let mut locals = Vec::new();
@@ -286,22 +315,42 @@ async fn train(options: &TrainOptions) -> anyhow::Result<ExitCode> {
     };
     health.stopping().await;
     let _ = stop_grpc.send(());
-    let _ = stop_web.send(());
     let _ = tokio::time::timeout(FAREWELL, server).await;
     let _ = tokio::time::timeout(LAST_LOOK, web).await;
     let (outcome, summary) = result?;
-    conclude(&outcome, &summary, &run_path)
+    conclude(&outcome, &summary, &run_path)?;
+    if options.linger && outcome == Outcome::Done {
+        Console::new().note(&format!("serving http://{web_address} until a signal comes"));
+        stopper.abort();
+        a_signal().await?;
+    }
+    let _ = stop_web.send(());
+    Ok(if options.supervised && outcome == Outcome::Stopped {
+        ExitCode::from(STOPPED_EARLY)
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+/// Waits until the process is asked to end.
+async fn a_signal() -> std::io::Result<()> {
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    Ok(())
 }
 
 /// What pages are shown, with what the journal tells of earlier starts.
 fn show(
+    clock: Clock,
     config: &RunConfig,
     directory: &RunDirectory,
     incarnation: u64,
     steps: u64,
     resumed: bool,
 ) -> anyhow::Result<Feed> {
-    let clock = Clock::start();
     let about = About::of(config, directory.path(), incarnation, steps, clock.origin());
     let mut view = View::new(about.context("cannot describe the run")?);
     if resumed {
@@ -310,6 +359,18 @@ fn show(
         view.replay(journal::parse(&path, &text)?.0);
     }
     Ok(Feed::new(view, clock))
+}
+
+/// TensorBoard's events of a run whose journal ends at step `last`.
+fn event_file(events: &Path, directory: &RunDirectory, last: u64) -> anyhow::Result<EventFile> {
+    let path = directory.file("journal.jsonl");
+    let before = if last == 0 { Vec::new() } else { journal::parse(&path, &std::fs::read(&path)?)?.0 };
+    EventFile::create(events, last, &before).with_context(|| {
+        format!(
+            "cannot write TensorBoard's events to {}; choose another directory with --tensorboard",
+            events.display()
+        )
+    })
 }
 
 async fn listen(address: std::net::SocketAddr, option: &str) -> anyhow::Result<TcpListener> {
@@ -326,8 +387,7 @@ fn greet(
     run_path: &str,
     address: std::net::SocketAddr,
     web: std::net::SocketAddr,
-    step: u64,
-    last: u64,
+    (resumed, step, last): (bool, u64, u64),
 ) {
     let data = &config.data;
     console.note(&format!(
@@ -341,7 +401,7 @@ fn greet(
         config.shards,
         config.recipe
     ));
-    if options.resume.is_some() {
+    if resumed {
         let newer = match (last > step, options.local) {
             (false, _) => String::new(),
             (true, true) => format!(", computing steps {} to {last} again", step + 1),
@@ -425,7 +485,7 @@ async fn failed_local(
 }
 
 #[allow(clippy::print_stdout)]
-fn conclude(outcome: &Outcome, summary: &Summary, run_path: &str) -> anyhow::Result<ExitCode> {
+fn conclude(outcome: &Outcome, summary: &Summary, run_path: &str) -> anyhow::Result<()> {
     if let Outcome::Diverged { step, tensor } = outcome {
         let kept = if summary.steps > 0 {
             format!("the last good state, step {}, is in {run_path}/checkpoints/last", summary.steps)
@@ -434,7 +494,7 @@ fn conclude(outcome: &Outcome, summary: &Summary, run_path: &str) -> anyhow::Res
         };
         bail!(
             "the run diverged at step {step}: {tensor} has NaN or infinity in it; {kept}; try a lower --learning-rate, \
-             --clip-norm 5, or --recipe default"
+             --clip-norm 2, or --recipe default"
         );
     }
     println!(
@@ -458,5 +518,5 @@ fn conclude(outcome: &Outcome, summary: &Summary, run_path: &str) -> anyhow::Res
     } else {
         println!("the model is in {run_path}/checkpoints/last, the best one in {run_path}/checkpoints/best");
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }

@@ -2,7 +2,7 @@
 //!
 //! [`core`] decides and knows no I/O; [`shell`] performs what it decides; [`run`] is a run
 //! on disk; [`view`] is what it shows of itself; [`cli`], [`console`], [`metrics`] and [`http`] are where
-//! people and machines see it.
+//! people and machines see it; [`pictures`] draws the data.
 //! [`launch`] puts them together; [`local`] adds workers in the same process.
 
 #![forbid(unsafe_code)]
@@ -15,7 +15,11 @@ pub mod http;
 pub mod launch;
 pub mod local;
 pub mod metrics;
+pub mod pictures;
+pub mod predictions;
+pub mod report;
 pub mod run;
 pub mod shell;
+pub mod tensorboard;
 pub mod timeline;
 pub mod view;

@@ -5,13 +5,15 @@
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use tally_coordinator::cli::{Cli, Command, schedule, status, verify};
+use tally_coordinator::cli::{Cli, Command, report, samples, schedule, status, verify};
 use tally_coordinator::launch;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match &cli.command {
         None => launch::run(&cli.train),
+        Some(Command::Report(options)) => report::run(options).map(say),
+        Some(Command::Samples(options)) => samples::run(options).map(say),
         Some(Command::Schedule(options)) => {
             schedule::run(options, &mut std::io::stdout().lock()).map(|()| ExitCode::SUCCESS)
         }
@@ -23,13 +25,14 @@ fn main() -> ExitCode {
             .build()
             .map_err(Into::into)
             .and_then(|runtime| runtime.block_on(status::run(options)))
-            .map(|text| {
-                #[allow(clippy::print_stdout)]
-                {
-                    print!("{text}");
-                }
-                ExitCode::SUCCESS
-            }),
+            .map(|text| say(text.trim_end())),
     };
     tally_worker::logging::exit_code(result)
+}
+
+/// What a command has to say, on standard output.
+#[allow(clippy::print_stdout)]
+fn say(text: impl AsRef<str>) -> ExitCode {
+    println!("{}", text.as_ref());
+    ExitCode::SUCCESS
 }

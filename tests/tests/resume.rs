@@ -13,7 +13,7 @@ use tally_tests::cluster::{
     Coordinator, Output, Relay, RunDir, Signal, Worker, digests, events, run as run_binary, train_local,
 };
 
-/// Four epochs of eight steps, the last one short: 32 steps, in the middle of a cosine.
+/// Four epochs of eight steps, the last one short: 32 steps, on the way down of the rate.
 const OPTIONS: [&str; 8] =
     ["--train-limit", "500", "--test-limit", "12", "--epochs", "4", "--checkpoint-every", "3"];
 const STEPS: u64 = 32;

@@ -8,6 +8,7 @@ use crate::access::client::ClientAccess;
 use crate::engine::backend::BackendChoice;
 use crate::evaluate::EvaluateOptions;
 use crate::logging::LogOptions;
+use crate::predict::command::PredictOptions;
 use crate::session::WorkerOptions;
 
 /// Computes gradients for a Tally cluster.
@@ -31,6 +32,8 @@ pub struct Cli {
 pub enum Command {
     /// Print the test line of a checkpoint
     Evaluate(EvaluateOptions),
+    /// Answer pictures of digits
+    Predict(PredictOptions),
 }
 
 /// What to compute with.
@@ -69,6 +72,11 @@ pub struct WorkOptions {
     #[arg(long, value_name = "SECONDS", default_value_t = 60, help_heading = "Cluster")]
     pub connect_timeout: u64,
 
+    /// Never give up: wait for a coordinator for as long as it takes, and for the next one when
+    /// a run is over or was stopped
+    #[arg(long, conflicts_with = "connect_timeout", help_heading = "Cluster")]
+    pub stay: bool,
+
     /// This worker's name, for people [default: host and process number]
     #[arg(long, value_name = "NAME", help_heading = "Cluster")]
     pub name: Option<String>,
@@ -103,6 +111,7 @@ impl WorkOptions {
             device: self.device.device,
             threads: self.device.threads(),
             tell: true,
+            stay: self.stay,
             share_memory: !self.no_shared_memory,
             ..defaults
         }

@@ -3,15 +3,15 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use anyhow::{Context as _, anyhow};
+use anyhow::Context as _;
 use clap::Args;
 use tally_data::{Mnist, Paired};
 use tally_proto::convert::LeafAnswers;
 
 use crate::cli::DeviceOptions;
-use crate::engine::backend;
-use crate::engine::{LabelLoss, ModelSpec};
+use crate::engine::LabelLoss;
 use crate::logging::LogOptions;
+use crate::predict::Predictor;
 use crate::scores::{self, TEST_LEAF};
 
 /// Options of `worker evaluate`.
@@ -44,37 +44,26 @@ pub struct EvaluateOptions {
 /// If the checkpoint, the data or the device can't be used.
 pub fn run(options: &EvaluateOptions) -> anyhow::Result<String> {
     options.log.init()?;
-    let checkpoint = tally_checkpoint::read(&options.checkpoint)?;
-    let meta = &checkpoint.meta;
-    let model: ModelSpec = meta.model.parse().map_err(|e: String| anyhow!(e))?;
-    let loss: LabelLoss = meta.label_loss.parse().map_err(|e: String| anyhow!(e))?;
+    let mut predictor = Predictor::open(&options.checkpoint, &options.device)?;
+    let (config, loss) = (&predictor.meta().config, predictor.label_loss());
     let wrong = || format!("the manifest of {} does not tell the run's seed", options.checkpoint.display());
-    let seed = meta.config.get("seed").and_then(serde_json::Value::as_u64).with_context(wrong)?;
-    let limit =
-        meta.config.pointer("/data/test_limit").and_then(serde_json::Value::as_u64).map(|n| n as usize);
+    let seed = config.get("seed").and_then(serde_json::Value::as_u64).with_context(wrong)?;
+    let limit = config.pointer("/data/test_limit").and_then(serde_json::Value::as_u64).map(|n| n as usize);
     let data = match &options.data_dir {
         Some(directory) => Mnist::from_dir(directory)?,
         None => Mnist::embedded()?,
     };
     let data = data.limit(None, options.test_limit.or(limit))?;
     let test = Paired::test(data.test, seed);
-    let device = &options.device;
-    let mut engine = backend::build(&model, loss, device.backend, device.device, device.threads())?;
-    anyhow::ensure!(
-        *engine.manifest() == meta.tensors,
-        "{} holds another {model} network than this version has",
-        options.checkpoint.display()
-    );
-    engine.load(checkpoint.parameters, checkpoint.momentum);
     let mut answers = BTreeMap::new();
     let ids: Vec<u32> = (0..test.len() as u32).collect();
     for (leaf, ids) in ids.chunks(TEST_LEAF).enumerate() {
         let samples = test.samples(ids)?;
-        let answered = engine.predict(&samples)?;
+        let answered = predictor.raw(&samples)?;
         answers.insert(leaf as u32, answered.leaf(&samples, loss));
     }
     let scores = scores::score(&test, &answers);
-    Ok(format!("step {}  {}", meta.step, scores::test_line(&scores)))
+    Ok(format!("step {}  {}", predictor.meta().step, scores::test_line(&scores)))
 }
 
 impl crate::engine::Answers {

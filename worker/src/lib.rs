@@ -1,7 +1,9 @@
 //! The worker: computes gradients for a Tally cluster.
 //!
 //! [`engine`] is what it computes with; [`session`] is its life in a cluster: connect, load
-//! a state, contribute, apply, commit. [`access`] is what it shows the coordinator. [`scores`] and [`evaluate`] judge a network.
+//! a state, contribute, apply, commit; [`access`] is what it shows the
+//! coordinator. [`scores`] and [`evaluate`] judge a network; [`predict`]
+//! asks it, and [`picture`] brings pictures to what it was trained on.
 
 #![deny(unsafe_code)]
 
@@ -10,5 +12,7 @@ pub mod cli;
 pub mod engine;
 pub mod evaluate;
 pub mod logging;
+pub mod picture;
+pub mod predict;
 pub mod scores;
 pub mod session;

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use tally_worker::cli::{Cli, Command, WorkOptions};
-use tally_worker::{evaluate, logging, session};
+use tally_worker::{evaluate, logging, predict, session};
 use tokio::signal::unix::{SignalKind, signal};
 
 fn main() -> ExitCode {
@@ -20,6 +20,9 @@ fn main() -> ExitCode {
             }
             ExitCode::SUCCESS
         }),
+        Some(Command::Predict(options)) => {
+            predict::command::run(options, &mut std::io::stdout().lock()).map(|()| ExitCode::SUCCESS)
+        }
     })
 }
 

@@ -1,12 +1,14 @@
 //! The command line: options, and the small commands beside training.
 
 pub mod options;
+pub mod report;
+pub mod samples;
 pub mod schedule;
 pub mod status;
 pub mod verify;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 use tally_worker::engine::backend::BackendChoice;
@@ -35,6 +37,10 @@ pub struct Cli {
 /// The commands beside training.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Write what became of a run as a page, or compare two
+    Report(report::ReportOptions),
+    /// Draw samples of the data, with a network's answers if there is one
+    Samples(samples::SamplesOptions),
     /// Print an epoch's order and random numbers, a line of JSON a step
     Schedule(schedule::ScheduleOptions),
     /// Show what a running cluster is doing
@@ -71,6 +77,15 @@ pub struct TrainOptions {
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9000", help_heading = "Cluster")]
     pub http_listen: SocketAddr,
 
+    /// Write what the coordinator and each worker do when to this file, for Perfetto or
+    /// chrome://tracing; what is in it is replaced
+    #[arg(long, value_name = "FILE", conflicts_with = "no_timeline", help_heading = "Run directory")]
+    pub trace: Option<PathBuf>,
+
+    /// When the run is done, keep serving its page and metrics until a signal comes
+    #[arg(long, help_heading = "Cluster")]
+    pub linger: bool,
+
     /// Don't have workers tell what they do when: lanes, and what metrics make of them, stay empty
     #[arg(long, help_heading = "Cluster")]
     pub no_timeline: bool,
@@ -84,10 +99,16 @@ pub struct TrainOptions {
     pub run_dir: Option<PathBuf>,
 
     /// Go on with a stopped run. --workers, --local, --backend, --threads, the addresses,
-    /// --checkpoint-every, --keep-checkpoints and --audit-rate may change, and --epochs under
+    /// --checkpoint-every, --keep-checkpoints, --audit-rate and --tensorboard may change, and --epochs under
     /// --lr-schedule constant; what else is given must be as it was
     #[arg(long, value_name = "RUN_DIR", help_heading = "Run directory")]
     pub resume: Option<PathBuf>,
+
+    /// For a supervisor that starts the same command again and again (Kubernetes, systemd, Slurm):
+    /// go on with the run in --run-dir, if there is one already; and when stopped before the
+    /// run's end, exit with code 75 instead of 0
+    #[arg(long, requires = "run_dir", help_heading = "Run directory")]
+    pub supervised: bool,
 
     /// In this share of the steps, 0 to 1, a second worker computes what another contributes,
     /// and the bits are compared [default: 0]
@@ -102,6 +123,10 @@ pub struct TrainOptions {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Run directory")]
     pub keep_checkpoints: Option<u32>,
 
+    /// Also write losses, rates, times and accuracies as TensorBoard's event files
+    #[arg(long, value_name = "DIR", help_heading = "Run directory")]
+    pub tensorboard: Option<PathBuf>,
+
     /// Who may do what.
     #[command(flatten)]
     pub access: AccessOptions,
@@ -109,6 +134,15 @@ pub struct TrainOptions {
     /// Logs.
     #[command(flatten)]
     pub log: LogOptions,
+}
+
+impl TrainOptions {
+    /// The run to go on with: that of --resume, or with --supervised the one that is there.
+    #[must_use]
+    pub fn earlier_run(&self) -> Option<&Path> {
+        let there = |dir: &&PathBuf| self.supervised && dir.join("run.json").exists();
+        self.resume.as_ref().or_else(|| self.run_dir.as_ref().filter(there)).map(PathBuf::as_path)
+    }
 }
 
 /// A share, from 0 to 1.

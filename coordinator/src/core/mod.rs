@@ -327,7 +327,8 @@ impl Core {
             return self.finish(Outcome::Stopped);
         }
         if epochs_done > self.tested {
-            self.test = Some(TestPass::new(test_pass::leaves(self.shape.test_samples)));
+            let leaves = test_pass::leaves(self.shape.test_samples);
+            self.test = Some(TestPass::new(leaves, self.expected_answer()));
             self.actions.push(Action::TestBegin { step: self.committed, epoch: epochs_done });
             self.deal_test_leaves(now);
         } else if self.committed >= self.shape.steps() {

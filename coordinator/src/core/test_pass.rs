@@ -19,19 +19,20 @@ pub struct TestPass {
     unanswered: BTreeSet<u32>,
     /// When each leaf was dealt last.
     dealt: BTreeMap<u32, Duration>,
-    /// The longest that an answer has taken.
+    /// The longest that an answer has taken, or may take by what is known of the workers.
     longest: Option<Duration>,
 }
 
 impl TestPass {
-    /// A pass over leaves `0..leaves`, none answered.
+    /// A pass over leaves `0..leaves`, none answered; an answer is expected to take no longer than
+    /// this.
     #[must_use]
-    pub fn new(leaves: u32) -> Self {
+    pub fn new(leaves: u32, expected: Option<Duration>) -> Self {
         Self {
             waiting: (0..leaves).collect(),
             unanswered: (0..leaves).collect(),
             dealt: BTreeMap::new(),
-            longest: None,
+            longest: expected,
         }
     }
 
@@ -79,6 +80,14 @@ pub fn leaves(samples: usize) -> u32 {
 }
 
 impl Core {
+    /// What an answer may take: a gradient of as many samples takes the slowest worker longer.
+    pub(super) fn expected_answer(&self) -> Option<Duration> {
+        let measured = self.members.0.values().filter_map(|m| m.per_sample);
+        let slowest = measured.max_by(f64::total_cmp)?;
+        // A day is longer than any leaf takes, and no overflow.
+        Some(Duration::from_secs_f64((slowest * TEST_LEAF as f64).min(86_400.0)))
+    }
+
     pub(super) fn deal_test_leaves(&mut self, now: Duration) {
         let Some(test) = &mut self.test else { return };
         loop {
@@ -130,7 +139,7 @@ mod tests {
 
     #[test]
     fn a_lost_workers_leaves_are_dealt_again() {
-        let mut pass = TestPass::new(3);
+        let mut pass = TestPass::new(3, None);
         let now = Duration::ZERO;
         let taken: Vec<u32> = std::iter::from_fn(|| pass.take(now)).collect();
         assert_eq!(taken, [0, 1, 2]);
@@ -143,7 +152,7 @@ mod tests {
 
     #[test]
     fn live_1_a_leaf_whose_answer_is_late_is_dealt_once_more() {
-        let mut pass = TestPass::new(2);
+        let mut pass = TestPass::new(2, None);
         let at = Duration::from_secs;
         assert_eq!((pass.take(at(0)), pass.take(at(0))), (Some(0), Some(1)));
         pass.overdue(at(1000));
@@ -153,6 +162,18 @@ mod tests {
         assert_eq!(pass.take(at(1001)), None);
         pass.overdue(at(2001));
         assert_eq!((pass.take(at(2001)), pass.take(at(2001))), (Some(1), None));
+    }
+
+    /// A pass of one leaf, whose worker froze when it was given it.
+    #[test]
+    fn live_1_the_first_leaf_is_dealt_once_more_too() {
+        let mut pass = TestPass::new(1, Some(Duration::from_secs(1)));
+        let at = Duration::from_secs;
+        assert_eq!(pass.take(at(0)), Some(0));
+        pass.overdue(at(2));
+        assert_eq!(pass.take(at(2)), None);
+        pass.overdue(at(3));
+        assert_eq!(pass.take(at(3)), Some(0));
     }
 
     #[test]

@@ -12,8 +12,8 @@ use axum::http::header::{
 };
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use metrics_exporter_prometheus::PrometheusHandle;
 
+use crate::metrics::Exporter;
 use crate::view::feed::Feed;
 
 /// Nothing from elsewhere, and nothing within the page's text: a picture or a name that says it
@@ -21,19 +21,19 @@ use crate::view::feed::Feed;
 const POLICY: &str = "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; \
                       form-action 'self'; frame-ancestors 'none'";
 
-/// All that is served.
-pub fn router(feed: Feed, metrics: PrometheusHandle) -> Router {
+/// All that is served; `more` are the routes of others, which get the same headers.
+pub fn router(feed: Feed, metrics: Exporter, more: Router) -> Router {
     Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
-        .route("/metrics", get(render).with_state(metrics))
+        .route("/metrics", get(render).with_state((metrics, feed.clone())))
         .merge(api::routes(feed))
         .merge(assets::routes())
+        .merge(more)
         .layer(axum::middleware::map_response(with_headers))
 }
 
-async fn render(State(metrics): State<PrometheusHandle>) -> impl IntoResponse {
-    metrics.run_upkeep();
-    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], metrics.render())
+async fn render(State((metrics, feed)): State<(Exporter, Feed)>) -> impl IntoResponse {
+    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], metrics.render(&feed.seconds()))
 }
 
 async fn with_headers(mut response: Response) -> Response {

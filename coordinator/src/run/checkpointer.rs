@@ -7,6 +7,7 @@
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use tally_checkpoint::{self as checkpoint, Meta};
 
@@ -19,6 +20,10 @@ pub struct Done {
     pub step: u64,
     /// Where it is, or why it could not be written.
     pub result: Result<PathBuf, String>,
+    /// When it was begun.
+    pub from: Instant,
+    /// When it was done.
+    pub to: Instant,
 }
 
 #[derive(Debug)]
@@ -46,14 +51,15 @@ impl Checkpointer {
             for job in inbox {
                 match job {
                     Job::Write(mut meta, snapshot) => {
-                        let step = meta.step;
+                        let (step, from) = (meta.step, Instant::now());
                         let (parameters, momentum) = (snapshot.flat(false), snapshot.flat(true));
                         drop(snapshot);
                         meta.parameters_sha256 = meta.tensors.sha256(&parameters);
                         let written = checkpoint::write(&root, &meta, &parameters, &momentum)
                             .and_then(|path| checkpoint::link(&root, "last", step).map(|()| path))
                             .and_then(|path| checkpoint::prune(&root, keep, best.as_slice()).map(|_| path));
-                        let _ = outbox.send(Done { step, result: written.map_err(|e| e.to_string()) });
+                        let result = written.map_err(|e| e.to_string());
+                        let _ = outbox.send(Done { step, result, from, to: Instant::now() });
                     }
                     Job::Best(step) => {
                         best = Some(step);

@@ -64,6 +64,8 @@ pub struct Record {
     pub schedule: Schedule,
     /// The journal's steps: step `n` at `n - 1`.
     pub steps: Vec<StepLine>,
+    /// The journal's other lines, in their order.
+    pub others: Vec<Line>,
     /// `summary.json`, if there is one that can be read.
     pub summary: Option<Summary>,
 }
@@ -87,10 +89,10 @@ impl Record {
             source,
         })?;
         let (lines, _) = journal::parse(&file, &text)?;
-        let steps = steps(&file, lines, &schedule)?;
+        let (steps, others) = split(&file, lines, &schedule)?;
         let summary = fs::read(path.join("summary.json")).ok();
         let summary = summary.and_then(|text| serde_json::from_slice(&text).ok());
-        Ok(Self { path: path.into(), config, schedule, steps, summary })
+        Ok(Self { path: path.into(), config, schedule, steps, others, summary })
     }
 
     /// The newest step in the journal; 0 if there is none.
@@ -106,11 +108,21 @@ impl Record {
     }
 }
 
-/// The lines of the steps, which must be those of the schedule.
-fn steps(path: &Path, lines: Vec<Line>, schedule: &Schedule) -> Result<Vec<StepLine>, RecordError> {
-    let mut steps: Vec<StepLine> = Vec::new();
+/// The lines of the steps, which must be those of the schedule, and the others.
+fn split(
+    path: &Path,
+    lines: Vec<Line>,
+    schedule: &Schedule,
+) -> Result<(Vec<StepLine>, Vec<Line>), RecordError> {
+    let (mut steps, mut others): (Vec<StepLine>, Vec<Line>) = Default::default();
     for line in lines {
-        let Line::Step(step) = line else { continue };
+        let step = match line {
+            Line::Step(step) => step,
+            other => {
+                others.push(other);
+                continue;
+            }
+        };
         let wanted = steps.len() as u64 + 1;
         if step.step != wanted {
             return Err(JournalError::Order { path: path.into(), found: step.step, wanted }.into());
@@ -124,5 +136,5 @@ fn steps(path: &Path, lines: Vec<Line>, schedule: &Schedule) -> Result<Vec<StepL
         }
         steps.push(step);
     }
-    Ok(steps)
+    Ok((steps, others))
 }

@@ -5,6 +5,7 @@
 //! metrics, pages and traces are fed with. Nothing here does I/O but [`trace`]'s thread.
 
 pub mod clock;
+pub mod trace;
 
 pub use tally_proto::span::{Span, SpanKind};
 

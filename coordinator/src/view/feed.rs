@@ -10,6 +10,7 @@ use std::time::Duration;
 pub use tally_proto::span::Clock;
 use tokio::sync::watch;
 
+use super::spent::Seconds;
 use super::state::{State, Update};
 use super::{Cursor, View};
 
@@ -44,6 +45,12 @@ impl Feed {
     #[must_use]
     pub fn state(&self) -> State {
         self.view().state(self.clock.unix()).0
+    }
+
+    /// Where the seconds went.
+    #[must_use]
+    pub fn seconds(&self) -> Seconds {
+        self.view().seconds()
     }
 
     /// Everything, and a reader for what comes after it.

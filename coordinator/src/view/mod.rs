@@ -16,6 +16,7 @@ pub mod workers;
 use std::collections::BTreeMap;
 
 use crate::core::events::Committed;
+use crate::core::members::Session;
 use crate::run::journal::StepLine;
 use lanes::{Lane, Lanes};
 use log::{Entry, Kind, Log};
@@ -141,14 +142,20 @@ impl View {
     }
 
     /// What a worker did in a step.
-    pub fn lane(&mut self, lane: Lane) {
-        self.workers.lane(&lane);
+    pub fn lane(&mut self, session: Session, lane: Lane) {
+        self.workers.lane(session, &lane);
         self.lanes.push(lane);
     }
 
     /// Something has happened.
     pub fn say(&mut self, unix: Option<f64>, step: u64, kind: Kind, worker: Option<String>, text: String) {
         self.log.push(Entry { id: 0, unix, step, kind, worker, text });
+    }
+
+    /// Where the seconds went.
+    #[must_use]
+    pub fn seconds(&self) -> spent::Seconds {
+        self.spent.told()
     }
 
     /// Everything, and what to compare with next time.

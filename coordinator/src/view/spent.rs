@@ -67,6 +67,13 @@ pub struct Seconds {
     parts: Vec<PartSeconds>,
 }
 
+impl Seconds {
+    /// The parts' names and seconds.
+    pub fn parts(&self) -> impl Iterator<Item = (String, f64)> {
+        self.parts.iter().map(|part| (format!("{:?}", part.name).to_lowercase(), part.seconds))
+    }
+}
+
 impl Spent {
     /// What is not accounted for up to `now` (seconds since the start) was spent on `part`.
     pub fn until(&mut self, now: f64, part: Part) {

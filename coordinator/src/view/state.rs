@@ -12,7 +12,7 @@ use crate::run::config::RunConfig;
 use crate::run::journal::LossLine;
 
 /// What does not change while the coordinator runs.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct About {
     /// This build's version.
     pub version: String,

@@ -19,6 +19,7 @@ use tally_coordinator::console::Console;
 use tally_coordinator::core::events::Outcome;
 use tally_coordinator::core::recovery::Recorded;
 use tally_coordinator::core::{Core, Shape};
+use tally_coordinator::metrics::workers::WorkerSeries;
 use tally_coordinator::run::directory::RunDirectory;
 use tally_coordinator::run::journal::{self, History, Journal};
 use tally_coordinator::run::summary::Summary;
@@ -127,6 +128,8 @@ fn driver(root: &std::path::Path) -> (Driver, u64, Manifest) {
     let driver = Driver::new(Parts {
         feed: Feed::new(View::new(about), clock),
         spans: true,
+        series: WorkerSeries::default(),
+        trace: None,
         core: Core::new(shape, 0, referee.digest(), Recorded::default()),
         config,
         directory,

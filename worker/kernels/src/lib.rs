@@ -31,6 +31,7 @@ pub mod direct;
 pub mod first;
 pub mod lanes;
 pub mod leaves;
+pub mod nchw;
 pub mod pack;
 pub mod planes;
 pub mod pool;

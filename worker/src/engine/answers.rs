@@ -85,7 +85,7 @@ fn cross_entropy(logits: &[f32; 10], label: usize) -> f64 {
 }
 
 /// The logits as probabilities.
-pub(super) fn softmax(logits: &[f32; 10]) -> [f64; 10] {
+pub(crate) fn softmax(logits: &[f32; 10]) -> [f64; 10] {
     let most = greatest(logits);
     let powers = logits.map(|z| libm::exp(f64::from(z) - most));
     let sum: f64 = powers.iter().sum();

@@ -42,6 +42,8 @@ pub struct WorkerOptions {
     pub access: ClientAccess,
     /// Give up after so long without one.
     pub connect_timeout: Duration,
+    /// Never give up waiting for one, and wait for the next when a run is over.
+    pub stay: bool,
     /// For people.
     pub name: String,
     /// What to compute with.
@@ -67,6 +69,7 @@ impl WorkerOptions {
             connect,
             access: ClientAccess::default(),
             connect_timeout: Duration::from_secs(60),
+            stay: false,
             name: format!("{host}-{}", std::process::id()),
             backend: BackendChoice::Auto,
             device: 0,
@@ -127,7 +130,7 @@ async fn reach(options: &WorkerOptions) -> Result<Connection, ConnectError> {
 /// Works until the run is over or `leave` is ready.
 ///
 /// # Errors
-/// If no coordinator was found within the time limit, or it refused this worker.
+/// If no coordinator was found within the time limit, where there is one, or it refused this worker.
 pub async fn run(options: WorkerOptions, leave: impl Future<Output = ()>) -> anyhow::Result<()> {
     tokio::pin!(leave);
     let mut kept = Kept::default();
@@ -148,6 +151,11 @@ pub async fn run(options: WorkerOptions, leave: impl Future<Output = ()>) -> any
                     wait = FIRST_WAIT;
                 }
                 match ended {
+                    Ended::Finished(reason) if options.stay => {
+                        options.tell(&format!("finished: {reason}; waiting for the next coordinator"));
+                        told = true;
+                        reason
+                    }
                     Ended::Finished(reason) => {
                         options.tell(&format!("finished: {reason}"));
                         return Ok(());
@@ -172,7 +180,7 @@ pub async fn run(options: WorkerOptions, leave: impl Future<Output = ()>) -> any
             Err(reason @ ConnectError::Address { .. }) => return Err(reason.into()),
             Err(reason) => reason.to_string(),
         };
-        if alone_since.elapsed() >= options.connect_timeout {
+        if !options.stay && alone_since.elapsed() >= options.connect_timeout {
             bail!(
                 "no coordinator at {} for {} s ({reason}); start it, check the address, or raise --connect-timeout",
                 options.connect,

@@ -55,6 +55,7 @@ impl Driver {
                 self.parts.started.store(true, Ordering::Relaxed);
                 self.arena.reset(self.parts.core.shape().chunks as usize);
                 self.board.begin();
+                self.time_begin();
                 self.show_begin();
                 let begin = gradient_down::Body::Begin(self.begin(learning_rate));
                 self.broadcast(step, attempt, &begin);
@@ -96,6 +97,7 @@ impl Driver {
             Action::Abort { step, attempt, reason } => {
                 tracing::warn!(step, attempt, "an attempt at the step is void: {reason}");
                 metrics::aborted();
+                self.time_abort(step, attempt, &reason);
                 self.show_abort();
                 self.record(&Line::Abort { step, attempt, reason: reason.clone() })?;
                 self.arena.reset(0);
@@ -121,6 +123,7 @@ impl Driver {
 
     pub(super) fn close(&mut self, step: u64, attempt: u32, learning_rate: f32) {
         let recipe = self.parts.config.optimizer;
+        self.time_whole();
         self.squared_norm = self.arena.squared_norm();
         if !self.squared_norm.is_finite() {
             return self.events.push_back(Event::Diverged);
@@ -132,6 +135,7 @@ impl Driver {
         let digest = self.parts.referee.apply(update, self.arena.root());
         self.updating = started.elapsed().as_secs_f64();
         self.arena.reset(0);
+        self.time_applied();
         self.events.push_back(Event::Applied { digest });
     }
 
@@ -150,12 +154,16 @@ impl Driver {
         }
         let body = coordinator_message::Body::Commit(v1::Commit { digest: committed.digest.0 });
         self.tell_replicas(step, committed.attempt, &body);
+        self.time_commit(step, committed.attempt);
         let smooth = if self.step_seconds == 0.0 { 1.0 } else { 0.1 };
         self.step_seconds += smooth * (committed.seconds - self.step_seconds);
         self.trained_seconds += committed.seconds;
         self.trained_samples += committed.samples as u64;
         self.times.step(&committed);
-        metrics::step(&committed, &self.parts.core);
+        metrics::step(&committed, line.gradient_norm, &self.parts.core);
+        if let Some(slowest) = committed.slowest {
+            self.parts.series.waited_for(slowest, committed.waiting_seconds);
+        }
         let left = self.seconds_left();
         self.parts.console.step(&committed, &self.parts.core, left);
         self.show_step(&committed, &line);
@@ -209,6 +217,7 @@ impl Driver {
     pub(super) fn after_checkpoints(&mut self, last: bool) {
         let done = if last { self.checkpointer.finish() } else { self.checkpointer.poll() };
         for done in done {
+            self.time_checkpoint(&done);
             match done.result {
                 Ok(path) => {
                     metrics::checkpoint(true, done.step);
@@ -236,6 +245,7 @@ impl Driver {
         self.answers.clear();
         let seconds = (self.started.elapsed() - self.test_started).as_secs_f64();
         metrics::test(&scores, seconds);
+        self.time_tested(step, seconds);
         self.parts.console.tested(epoch, &scores, seconds);
         self.show_test(step, epoch, &scores);
         if self.best.is_none_or(|(best, _)| scores.all_correct > best) {
@@ -251,6 +261,7 @@ impl Driver {
 
     pub(super) fn note(&mut self, note: Note) -> anyhow::Result<()> {
         self.show_note(&note);
+        self.time_note(&note);
         let step = self.parts.core.committed().0;
         match note {
             Note::Ready { session } => {

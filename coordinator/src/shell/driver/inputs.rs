@@ -21,6 +21,9 @@ impl Driver {
                     self.board.confirmed(*session, *step);
                     self.times.worker(*apply, *round);
                     metrics::worker_times(*apply, *round);
+                    let member = self.parts.core.members().0.get(session);
+                    self.parts.series.confirmed(*session, *step, member.map_or(0, |member| member.samples));
+                    self.parts.series.speed(*session, member.and_then(|member| member.per_sample));
                 }
                 self.events.push_back(event);
             }
@@ -98,10 +101,7 @@ impl Driver {
             }
             Input::Spans { session, step, spans, arrived } => self.spans(session, step, &spans, arrived),
             Input::Clock { session, number, received, sent, arrived } => {
-                let arrived = self.parts.feed.clock().at(arrived);
-                if let Some(time) = self.peers.get_mut(&session).and_then(|peer| peer.time.as_mut()) {
-                    time.clock.answered(number, received, sent, arrived);
-                }
+                self.clock(session, number, (received, sent), arrived);
             }
             Input::Status(reply) => {
                 let _ = reply.send(self.status());
@@ -166,7 +166,7 @@ impl Driver {
         let Hello { name, threads, capabilities, held } = hello;
         let time = capabilities.iter().any(|c| c == TIMELINE).then(|| WorkerTime::new(self.now()));
         self.peers.insert(session, Peer { control, bulk, reads_board, replica: false, time });
-        self.ask_clocks();
+        self.time_joined(session, &name, &device);
         self.events.push_back(Event::Joined { session, name, device, threads, held });
     }
 }

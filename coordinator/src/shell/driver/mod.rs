@@ -39,12 +39,13 @@ use crate::console::Console;
 use crate::core::events::{Action, Committed, Event, Finding, Note, Outcome};
 use crate::core::members::{Member, Session};
 use crate::core::{Core, Phase};
-use crate::metrics;
+use crate::metrics::{self, workers::WorkerSeries};
 use crate::run::checkpointer::Checkpointer;
 use crate::run::config::RunConfig;
 use crate::run::directory::RunDirectory;
 use crate::run::journal::{History, Journal, JournalError, Line, StepLine};
 use crate::run::summary::{Summary, TestSummary, Times};
+use crate::timeline::trace::Trace;
 use crate::timeline::{Lane, WorkerTime};
 use crate::view::feed::Feed;
 use crate::view::log::Kind;
@@ -120,6 +121,10 @@ pub struct Parts {
     pub feed: Feed,
     /// Workers are to tell what they do when.
     pub spans: bool,
+    /// The metrics of each worker.
+    pub series: WorkerSeries,
+    /// Where all that is done is written to.
+    pub trace: Option<Trace>,
     /// Becomes true at the first step of this start.
     pub started: Arc<AtomicBool>,
 }
@@ -156,6 +161,8 @@ pub struct Driver {
     trained_seconds: f64,
     trained_samples: u64,
     times: Times,
+    /// When the attempt in flight began, its sum was whole, and its update was applied.
+    moments: timing::Moments,
     /// Seconds that the last update of the referee's copy took.
     updating: f64,
     /// What the time before the step in flight was spent on.
@@ -208,6 +215,7 @@ impl Driver {
             trained_seconds: 0.0,
             trained_samples: 0,
             times: Times::default(),
+            moments: timing::Moments::default(),
             updating: 0.0,
             resting: Part::Idle,
             shown: Instant::now(),

@@ -4,9 +4,9 @@
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use burn::tensor::module;
-use burn::tensor::ops::ConvOptions;
 use tally_exact::manifest::TensorSpec;
 
+use super::convolution::{Activation, ConvolutionBackend};
 use super::network::Parameters;
 
 /// The tensors of a linear layer: `NAME.weight` `(outputs, inputs)` and `NAME.bias`.
@@ -39,15 +39,35 @@ pub fn linear<B: Backend>(parameters: &Parameters<B>, name: &str, x: Tensor<B, 2
 }
 
 /// The convolution `name`, stride 1, with `padding` zeros on each side.
-pub fn convolution<B: Backend>(
+pub fn convolution<B: ConvolutionBackend>(
     parameters: &Parameters<B>,
     name: &str,
     padding: usize,
     x: Tensor<B, 4>,
 ) -> Tensor<B, 4> {
-    let weight = parameters.get::<4>(&format!("{name}.weight"));
+    convolve(parameters, name, padding, Activation::Linear, x)
+}
+
+/// The convolution `name` and a ReLU, in one operation where the backend has it.
+pub fn convolution_relu<B: ConvolutionBackend>(
+    parameters: &Parameters<B>,
+    name: &str,
+    padding: usize,
+    x: Tensor<B, 4>,
+) -> Tensor<B, 4> {
+    convolve(parameters, name, padding, Activation::Relu, x)
+}
+
+fn convolve<B: ConvolutionBackend>(
+    parameters: &Parameters<B>,
+    name: &str,
+    padding: usize,
+    activation: Activation,
+    x: Tensor<B, 4>,
+) -> Tensor<B, 4> {
+    let weights = parameters.get::<4>(&format!("{name}.weight"));
     let bias = parameters.get::<1>(&format!("{name}.bias"));
-    module::conv2d(x, weight, Some(bias), ConvOptions::new([1, 1], [padding, padding], [1, 1], 1))
+    B::convolution(x, weights, bias, padding, activation)
 }
 
 /// `if x <= 0 { +0 } else { x }`.

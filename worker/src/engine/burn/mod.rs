@@ -12,6 +12,7 @@
 //! blocking by it. So the promise holds among equal machines here; the reference network
 //! has an engine of its own on CPUs, [`cpu`](super::cpu), where it holds among all.
 
+pub mod convolution;
 pub mod inputs;
 pub mod layers;
 pub mod network;
@@ -30,6 +31,7 @@ use tally_exact::loss::LossParts;
 use tally_exact::manifest::Manifest;
 use tally_exact::update::Update;
 
+pub use convolution::ConvolutionBackend;
 pub use network::{Network, Outputs, Parameters};
 
 use super::replica::Replica;
@@ -118,7 +120,7 @@ fn on_device<'a, B: Backend>(
     Ok(parameters.insert(there))
 }
 
-impl<B: Backend, N: Network> Engine for BurnEngine<B, N> {
+impl<B: ConvolutionBackend, N: Network> Engine for BurnEngine<B, N> {
     fn manifest(&self) -> &Manifest {
         &self.manifest
     }
@@ -200,7 +202,7 @@ impl<B: Backend, N: Network> Engine for BurnEngine<B, N> {
 /// A leaf's losses, and the gradient by each parameter, in the manifest's order.
 type Gradients<B> = (LossParts, Vec<Option<Tensor<B, 1>>>);
 
-fn backward<B: Backend, N: Network>(
+fn backward<B: ConvolutionBackend, N: Network>(
     network: &N,
     parameters: &Parameters<B>,
     samples: &Samples,

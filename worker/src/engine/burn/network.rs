@@ -9,6 +9,8 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use tally_exact::manifest::{Manifest, TensorSpec};
 
+use super::convolution::ConvolutionBackend;
+
 /// A network for the task: from an image and a number to a digit, their sum and their
 /// difference.
 pub trait Network: Send + Sync + 'static {
@@ -24,7 +26,7 @@ pub trait Network: Send + Sync + 'static {
     /// It must treat every sample by itself, or leaves of a step would not add up to the
     /// step. Layers that pass a NaN on, as the engine promises, are in
     /// [`layers`](super::layers).
-    fn forward<B: Backend>(
+    fn forward<B: ConvolutionBackend>(
         &self,
         parameters: &Parameters<B>,
         images: Tensor<B, 4>,

@@ -2,10 +2,10 @@
 //! trying the cluster out, where the original's network would take its time.
 
 use burn::tensor::Tensor;
-use burn::tensor::backend::Backend;
 use tally_data::samples::PIXELS;
 use tally_exact::manifest::TensorSpec;
 
+use crate::engine::burn::convolution::ConvolutionBackend;
 use crate::engine::burn::layers::{linear, linear_tensors, relu};
 use crate::engine::burn::network::{Network, Outputs, Parameters};
 
@@ -34,7 +34,7 @@ impl Network for Mlp {
         .collect()
     }
 
-    fn forward<B: Backend>(
+    fn forward<B: ConvolutionBackend>(
         &self,
         p: &Parameters<B>,
         images: Tensor<B, 4>,

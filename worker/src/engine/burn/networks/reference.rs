@@ -3,10 +3,12 @@
 //! names of the original's state dictionary.
 
 use burn::tensor::Tensor;
-use burn::tensor::backend::Backend;
 use tally_exact::manifest::TensorSpec;
 
-use crate::engine::burn::layers::{convolution, convolution_tensors, linear, linear_tensors, max_pool, relu};
+use crate::engine::burn::convolution::ConvolutionBackend;
+use crate::engine::burn::layers::{
+    convolution, convolution_relu, convolution_tensors, linear, linear_tensors, max_pool, relu,
+};
 use crate::engine::burn::network::{Network, Outputs, Parameters};
 
 /// The original's `Net`.
@@ -41,21 +43,21 @@ impl Network for Reference {
         .collect()
     }
 
-    fn forward<B: Backend>(
+    fn forward<B: ConvolutionBackend>(
         &self,
         p: &Parameters<B>,
         images: Tensor<B, 4>,
         numbers: Tensor<B, 2>,
     ) -> Outputs<B> {
         // 28×28.
-        let x = relu(convolution(p, "conv1", 1, images));
-        let x = max_pool(relu(convolution(p, "conv2", 1, x)));
+        let x = convolution_relu(p, "conv1", 1, images);
+        let x = max_pool(convolution_relu(p, "conv2", 1, x));
         // 14×14.
-        let x = relu(convolution(p, "conv3", 1, x));
-        let x = max_pool(relu(convolution(p, "conv4", 1, x)));
+        let x = convolution_relu(p, "conv3", 1, x);
+        let x = max_pool(convolution_relu(p, "conv4", 1, x));
         // 7×7, then 5×5, 3×3 and 1×1, for want of padding.
-        let x = relu(convolution(p, "conv5", 0, x));
-        let x = relu(convolution(p, "conv6", 0, x));
+        let x = convolution_relu(p, "conv5", 0, x);
+        let x = convolution_relu(p, "conv6", 0, x);
         let x = convolution(p, "conv7", 0, x);
         let n = x.dims()[0];
         let logits = x.reshape([n, 10]);

@@ -1,13 +1,22 @@
-//! The metrics that Prometheus scrapes, all `tally_…` with base units.
+//! The metrics that Prometheus scrapes: `tally_…` with base units, and the process's own. Those of each
+//! worker are apart, in [`mod@workers`].
+
+pub mod workers;
+
+use std::path::PathBuf;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+use metrics_process::Collector;
 
 use crate::core::Core;
 use crate::core::events::Committed;
 use crate::core::members::State;
 use crate::run::config::RunConfig;
+use crate::view::spent::Seconds;
 use tally_worker::scores::Scores;
+use workers::WorkerSeries;
 
 /// From a millisecond to a quarter of an hour, in steps of about 2.
 const SECONDS: [f64; 20] = [
@@ -15,16 +24,70 @@ const SECONDS: [f64; 20] = [
     300.0, 600.0, 900.0,
 ];
 
-/// Makes the process's recorder; its handle renders what `/metrics` answers.
+/// How often what was recorded is folded in.
+const UPKEEP: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// What `/metrics` answers.
+#[derive(Clone, Debug)]
+pub struct Exporter {
+    handle: PrometheusHandle,
+    process: Collector,
+    workers: WorkerSeries,
+}
+
+impl Exporter {
+    /// The series of each worker.
+    #[must_use]
+    pub fn workers(&self) -> WorkerSeries {
+        self.workers.clone()
+    }
+
+    /// Everything, in Prometheus's text format; `spent` is where the run's seconds went.
+    #[must_use]
+    pub fn render(&self, spent: &Seconds) -> String {
+        self.process.collect();
+        self.handle.run_upkeep();
+        let mut text = self.handle.render();
+        self.workers.render(&mut text, Instant::now());
+        text.push_str(
+            "# HELP tally_run_seconds_total Where the wall time of this start went.\n# TYPE tally_run_seconds_total counter\n",
+        );
+        for (part, seconds) in spent.parts() {
+            text.push_str(&format!("tally_run_seconds_total{{part=\"{part}\"}} {seconds}\n"));
+        }
+        text
+    }
+
+    /// Folds in what was recorded, every few seconds, whether or not anyone scrapes; else the
+    /// samples of histograms would pile up. Looks how much room the run directory has left, too.
+    pub async fn keep_up(self, run_dir: PathBuf) {
+        loop {
+            self.handle.run_upkeep();
+            let run_dir = run_dir.clone();
+            // A file system on a network may take its time.
+            let asked = tokio::task::spawn_blocking(move || rustix::fs::statvfs(&run_dir));
+            if let Ok(Ok(found)) = asked.await {
+                let unit = found.f_frsize as f64;
+                gauge!("tally_run_dir_free_bytes").set(found.f_bavail as f64 * unit);
+                gauge!("tally_run_dir_size_bytes").set(found.f_blocks as f64 * unit);
+            }
+            tokio::time::sleep(UPKEEP).await;
+        }
+    }
+}
+
+/// Makes the process's recorder, and what renders it.
 ///
 /// # Errors
 /// If another recorder is there already.
-pub fn install() -> Result<PrometheusHandle, BuildError> {
+pub fn install() -> Result<Exporter, BuildError> {
     let handle = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &SECONDS)?
         .install_recorder()?;
     describe();
-    Ok(handle)
+    let process = Collector::default();
+    process.describe();
+    Ok(Exporter { handle, process, workers: WorkerSeries::default() })
 }
 
 fn describe() {
@@ -39,6 +102,7 @@ fn describe() {
     describe_counter!("tally_samples_lost_total", "Samples that an epoch ended without; always 0.");
     describe_counter!("tally_samples_duplicated_total", "Samples used twice in an epoch; always 0.");
     describe_gauge!("tally_loss", "The last step's mean loss, by part.");
+    describe_gauge!("tally_gradient_norm", "The last step's gradient norm before clipping.");
     describe_gauge!("tally_learning_rate", "The last step's learning rate.");
     describe_gauge!("tally_test_accuracy_ratio", "The last test pass's share of right answers, by answer.");
     describe_gauge!("tally_test_loss", "The last test pass's mean loss.");
@@ -94,15 +158,17 @@ fn describe() {
     describe_counter!("tally_steps_recomputed_total", "Steps that a resumed run had to compute again.");
     describe_counter!("tally_checkpoints_total", "Checkpoints, by result.");
     describe_gauge!("tally_checkpoint_step", "The step of the newest checkpoint.");
-}
-
-/// Folds in what was recorded, every few seconds, whether or not anyone scrapes; else the
-/// samples of histograms would pile up.
-pub async fn keep_up(handle: PrometheusHandle) {
-    loop {
-        tokio::time::sleep(std::time::Duration::from_secs(5)).await;
-        handle.run_upkeep();
-    }
+    describe_gauge!(
+        "tally_checkpoint_time_seconds",
+        Unit::Seconds,
+        "When the newest checkpoint was written, in seconds since 1970."
+    );
+    describe_gauge!(
+        "tally_run_dir_free_bytes",
+        Unit::Bytes,
+        "Bytes that may be written to the run directory's file system."
+    );
+    describe_gauge!("tally_run_dir_size_bytes", Unit::Bytes, "The size of that file system.");
 }
 
 /// What is known before the first step. Counters start at 0, so that rates exist.
@@ -139,7 +205,7 @@ pub fn start(config: &RunConfig, incarnation: u64) {
 }
 
 /// A step counts.
-pub fn step(step: &Committed, core: &Core) {
+pub fn step(step: &Committed, gradient_norm: f64, core: &Core) {
     gauge!("tally_step").set(step.step as f64);
     gauge!("tally_steps").set(core.shape().steps() as f64);
     gauge!("tally_epoch").set(f64::from(step.epoch));
@@ -155,6 +221,7 @@ pub fn step(step: &Committed, core: &Core) {
     ] {
         gauge!("tally_loss", "part" => part).set(value);
     }
+    gauge!("tally_gradient_norm").set(gradient_norm);
     gauge!("tally_learning_rate").set(f64::from(step.learning_rate));
     histogram!("tally_step_seconds").record(step.seconds);
     histogram!("tally_step_compute_seconds").record(step.compute_seconds);
@@ -251,6 +318,13 @@ pub fn recomputed() {
 pub fn checkpoint(written: bool, step: u64) {
     counter!("tally_checkpoints_total", "result" => if written { "written" } else { "failed" }).increment(1);
     if written {
-        gauge!("tally_checkpoint_step").set(step as f64);
+        newest_checkpoint(step, SystemTime::now());
     }
+}
+
+/// The newest checkpoint is of this step, and was written then.
+pub fn newest_checkpoint(step: u64, written: SystemTime) {
+    gauge!("tally_checkpoint_step").set(step as f64);
+    let unix = written.duration_since(UNIX_EPOCH).unwrap_or_default();
+    gauge!("tally_checkpoint_time_seconds").set(unix.as_secs_f64());
 }

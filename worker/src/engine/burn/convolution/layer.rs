@@ -1,0 +1,296 @@
+//! A convolution on Tally's kernels: images in, images out, and the gradients back.
+//!
+//! Images are computed in batches of at most [`IMAGES`], each converted to the kernels'
+//! layout and back. The bits of a result depend neither on the number of threads nor, forward
+//! and by the input, on the images beside it (**SUM-1**, as [`tally_kernels`] promises it).
+
+use std::borrow::Cow;
+
+use rayon::prelude::*;
+use tally_kernels::direct::{self, After, WEIGHT_BLOCK};
+use tally_kernels::leaves::IMAGES;
+use tally_kernels::pack::{self, Natural};
+use tally_kernels::winograd::together::{self, Job, Way};
+use tally_kernels::{BLOCK, Part, Planes, Simd, TAPS, nchw, winograd};
+
+use super::Activation;
+
+/// The fewest channels in, and pairs of one in and one out, that a convolution is taken with.
+const FEWEST_INPUTS: usize = 8;
+const FEWEST_PAIRS: usize = 256;
+/// A layer without padding has its weights transformed as they are read from so many on (inputs
+/// times outputs).
+const DEEP: usize = 1 << 16;
+
+/// How a product of the convolution is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Method {
+    /// As it is defined.
+    Direct,
+    /// With Winograd's fewer products, weights transformed once.
+    Winograd,
+    /// With Winograd's, all batches at once, weights transformed as they are read.
+    Together,
+}
+
+/// The shape of a 3×3 convolution, stride 1, over square images.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Layer {
+    /// Channels in.
+    pub inputs: usize,
+    /// Channels out.
+    pub outputs: usize,
+    /// Height and width of the images that come in.
+    pub side: usize,
+    /// Zeros around them: 0 or 1.
+    pub padding: usize,
+    /// Images.
+    pub images: usize,
+    /// What becomes of the sums.
+    pub activation: Activation,
+}
+
+/// What the backward pass needs of the forward pass, in the kernels' layout.
+pub(super) struct Saved {
+    /// Each batch's inputs.
+    inputs: Vec<Vec<f32>>,
+    /// Each batch's results, where a ReLU gave them.
+    results: Option<Vec<Vec<f32>>>,
+}
+
+impl std::fmt::Debug for Saved {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Saved").field("batches", &self.inputs.len()).finish_non_exhaustive()
+    }
+}
+
+impl Layer {
+    /// The convolution of images `(n, inputs, side, side)` with weights
+    /// `(outputs, inputs, 3, 3)`, if it is one that these kernels do, and do quicker than
+    /// burn-flex.
+    ///
+    /// That was measured (`docs/kernels.md`). The kernels take channels by the block of
+    /// [`BLOCK`], so that few of them are mostly padding.
+    pub fn of(x: [usize; 4], weight: [usize; 4], padding: usize, activation: Activation) -> Option<Self> {
+        let ([images, inputs, side, width], [outputs, per_group, height, across]) = (x, weight);
+        let ours = side == width
+            && (height, across) == (3, 3)
+            && padding <= 1
+            && side + 2 * padding >= 3
+            && per_group == inputs
+            && images > 0
+            && outputs > 0
+            && inputs >= FEWEST_INPUTS
+            && inputs * outputs >= FEWEST_PAIRS;
+        ours.then_some(Self { inputs, outputs, side, padding, images, activation })
+    }
+
+    /// Height and width of the results.
+    pub fn side_out(&self) -> usize {
+        self.side + 2 * self.padding - 2
+    }
+
+    /// Channels in, filled up to whole blocks.
+    fn whole_inputs(&self) -> usize {
+        self.inputs.next_multiple_of(BLOCK)
+    }
+
+    /// The number of images in each batch.
+    fn batches(&self) -> impl ExactSizeIterator<Item = usize> {
+        let images = self.images;
+        (0..images).step_by(IMAGES).map(move |first| IMAGES.min(images - first))
+    }
+
+    fn from(&self, images: usize) -> Planes {
+        Planes::of(self.inputs, self.side, images)
+    }
+
+    fn to(&self, images: usize) -> Planes {
+        Planes::of(self.outputs, self.side_out(), images)
+    }
+
+    /// How the results, the gradient by the input and that by the weights are computed: what was
+    /// the quickest of them on layers of such a shape.
+    fn methods(&self) -> [Method; 3] {
+        let deep = self.inputs * self.outputs >= DEEP;
+        match (self.padding, self.side_out()) {
+            // A tile of 3×3 results would be mostly empty.
+            (_, ..3) => [Method::Direct; 3],
+            (0, _) if deep => [Method::Together, Method::Together, Method::Winograd],
+            (0, _) => [Method::Direct; 3],
+            _ if self.inputs > BLOCK => [Method::Winograd; 3],
+            _ => [Method::Direct, Method::Winograd, Method::Direct],
+        }
+    }
+
+    /// The results `(n, outputs, side, side)` of images `x`, with what a backward pass needs.
+    pub fn forward(&self, simd: Simd, x: &[f32], weights: &[f32], bias: &[f32]) -> (Vec<f32>, Saved) {
+        let weights = self.whole(weights);
+        let natural = Natural::new(&weights, self.outputs, self.whole_inputs());
+        let mut padded = bias.to_vec();
+        padded.resize(self.outputs.next_multiple_of(BLOCK), 0.0);
+        let after = match self.activation {
+            Activation::Linear => After::Bias(&padded),
+            Activation::Relu => After::BiasRelu(&padded),
+        };
+        let inputs = self.gather(simd, x, self.inputs, |images| self.from(images), None);
+        let method = self.methods()[0];
+        let results = self.convolve(simd, method, Way::Forward, &inputs, natural, after);
+        let out = self.scatter(simd, &results, self.outputs, |images| self.to(images));
+        let keep = self.activation == Activation::Relu;
+        (out, Saved { inputs, results: keep.then_some(results) })
+    }
+
+    /// The gradient `dy` by the results, in the kernels' layout, before the activation.
+    pub fn by_sums(&self, simd: Simd, dy: &[f32], saved: &Saved) -> Vec<Vec<f32>> {
+        self.gather(simd, dy, self.outputs, |images| self.to(images), saved.results.as_deref())
+    }
+
+    /// The gradient by the images, from [`by_sums`](Self::by_sums).
+    pub fn by_input(&self, simd: Simd, by_sums: &[Vec<f32>], weights: &[f32]) -> Vec<f32> {
+        let weights = self.whole(weights);
+        let natural = Natural::new(&weights, self.outputs, self.whole_inputs());
+        let method = self.methods()[1];
+        let dx = self.convolve(simd, method, Way::ByInput, by_sums, natural, After::Nothing);
+        self.scatter(simd, &dx, self.inputs, |images| self.from(images))
+    }
+
+    /// The gradient by the weights.
+    pub fn by_weights(&self, simd: Simd, by_sums: &[Vec<f32>], saved: &Saved) -> Vec<f32> {
+        let leaf = [self.parts(by_sums, saved)];
+        let inputs = self.whole_inputs();
+        let by_weights = match self.methods()[2] {
+            Method::Direct => direct::weight_gradient,
+            Method::Winograd | Method::Together => winograd::weight_gradient,
+        };
+        let mut out = vec![0.0; self.outputs * inputs * TAPS];
+        by_weights(simd, &leaf, self.padding, inputs, &mut out);
+        if inputs > self.inputs {
+            let rows = out.chunks_exact(inputs * TAPS);
+            out = rows.flat_map(|row| &row[..self.inputs * TAPS]).copied().collect();
+        }
+        out
+    }
+
+    /// The gradient by the biases.
+    pub fn by_bias(&self, simd: Simd, by_sums: &[Vec<f32>], saved: &Saved) -> Vec<f32> {
+        let mut out = vec![0.0; self.outputs];
+        direct::bias_gradient(simd, &[self.parts(by_sums, saved)], &mut out);
+        out
+    }
+
+    /// What the gradients by weights and biases are summed from: one leaf's batches.
+    fn parts<'a>(&self, by_sums: &'a [Vec<f32>], saved: &'a Saved) -> Vec<Part<'a>> {
+        let operands = by_sums.iter().zip(&saved.inputs).zip(self.batches());
+        let part = |((dy, x), images): ((&'a Vec<f32>, &'a Vec<f32>), usize)| Part {
+            dy,
+            to: self.to(images),
+            x,
+            from: self.from(images),
+        };
+        operands.map(part).collect()
+    }
+
+    /// The weights with zeros for the channels that fill the last block up.
+    fn whole<'a>(&self, weights: &'a [f32]) -> Cow<'a, [f32]> {
+        let inputs = self.whole_inputs();
+        if inputs == self.inputs {
+            return Cow::Borrowed(weights);
+        }
+        let mut whole = vec![0.0; self.outputs * inputs * TAPS];
+        let rows = whole.chunks_exact_mut(inputs * TAPS).zip(weights.chunks_exact(self.inputs * TAPS));
+        rows.for_each(|(whole, row)| whole[..row.len()].copy_from_slice(row));
+        Cow::Owned(whole)
+    }
+
+    /// Images in the kernels' layout, a buffer for each batch.
+    fn gather(
+        &self,
+        simd: Simd,
+        x: &[f32],
+        channels: usize,
+        shape: impl Fn(usize) -> Planes + Sync,
+        relu_gradient: Option<&[Vec<f32>]>,
+    ) -> Vec<Vec<f32>> {
+        let batch = x.len() / self.images * IMAGES;
+        x.par_chunks(batch)
+            .enumerate()
+            .zip(self.batches().collect::<Vec<_>>())
+            .map(|((index, x), images)| {
+                let shape = shape(images);
+                let mut out = vec![0.0; shape.len()];
+                let of = relu_gradient.map(|results| results[index].as_slice());
+                nchw::gather(simd, x, channels, of, &mut out, shape);
+                out
+            })
+            .collect()
+    }
+
+    /// The way back.
+    fn scatter(
+        &self,
+        simd: Simd,
+        batches: &[Vec<f32>],
+        channels: usize,
+        shape: impl Fn(usize) -> Planes + Sync,
+    ) -> Vec<f32> {
+        let image = channels * shape(1).side * shape(1).side;
+        let mut out = vec![0.0; self.images * image];
+        out.par_chunks_mut(image * IMAGES)
+            .zip(batches)
+            .zip(self.batches().collect::<Vec<_>>())
+            .for_each(|((out, x), images)| nchw::scatter(simd, x, shape(images), channels, out));
+        out
+    }
+
+    /// Every batch convolved, or the gradient by its input taken.
+    fn convolve(
+        &self,
+        simd: Simd,
+        method: Method,
+        way: Way,
+        batches: &[Vec<f32>],
+        weights: Natural<'_>,
+        after: After<'_>,
+    ) -> Vec<Vec<f32>> {
+        let forward = way == Way::Forward;
+        let shapes = |images| match way {
+            Way::Forward => (self.from(images), self.to(images)),
+            Way::ByInput => (self.to(images), self.from(images)),
+        };
+        let mut outs: Vec<Vec<f32>> =
+            self.batches().map(|images| vec![0.0; shapes(images).1.len()]).collect();
+        let jobs = batches.iter().zip(&mut outs).zip(self.batches());
+        let jobs: Vec<Job<'_>> = jobs
+            .map(|((x, out), images)| {
+                let (from, to) = shapes(images);
+                Job { x, from, after, out, to }
+            })
+            .collect();
+        if method == Method::Together {
+            together::convolve(simd, way, jobs, weights, self.padding);
+            return outs;
+        }
+        let blocks = self.outputs.div_ceil(BLOCK) * self.whole_inputs() / BLOCK;
+        let mut packed = vec![0.0; blocks * WEIGHT_BLOCK];
+        if forward {
+            pack::forward(simd, weights, &mut packed);
+        } else {
+            pack::backward(simd, weights, &mut packed);
+        }
+        let convolve = match method {
+            Method::Direct => direct::convolve,
+            Method::Winograd | Method::Together => {
+                let mut transformed = vec![0.0; winograd::transformed_len(blocks)];
+                winograd::transform_weights(simd, &packed, &mut transformed);
+                packed = transformed;
+                winograd::convolve
+            }
+        };
+        let padding = if forward { self.padding } else { 2 - self.padding };
+        jobs.into_par_iter().for_each(|Job { x, from, after, out, to }| {
+            convolve(simd, x, from, &packed, padding, after, out, to);
+        });
+        outs
+    }
+}

@@ -1,0 +1,133 @@
+//! The 3×3 convolution as an operation that a backend may have of its own.
+//!
+//! Burn's extension pattern: [`ConvolutionBackend`] is a backend with one more operation, which
+//! is made of stock ones unless the backend has better. burn-flex, plain and differentiated,
+//! takes [Tally's kernels](tally_kernels) for the shapes that they are quicker at, with a
+//! backward pass of their own; every other backend, kernel size and shape keeps the stock
+//! operation. So a network that is made of [`layers`](super::layers) has their speed for free.
+
+mod autodiff;
+mod layer;
+#[cfg(test)]
+mod tests;
+
+use burn::tensor::backend::Backend;
+use burn::tensor::ops::ConvOptions;
+use burn::tensor::{DType, Tensor, TensorPrimitive, module};
+use burn_autodiff::Autodiff;
+use burn_flex::Flex;
+
+use self::layer::Layer;
+use super::layers::relu;
+
+/// What becomes of a convolution's sums.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// Nothing.
+    Linear,
+    /// `if x <= 0 { +0 } else { x }`.
+    Relu,
+}
+
+/// A backend that networks can be computed on.
+pub trait ConvolutionBackend: Backend {
+    /// The convolution of images `(n, inputs, height, width)` with `weights`
+    /// `(outputs, inputs, side, side)` and a `bias` for each output: stride 1, `padding` zeros
+    /// on each side. It passes a NaN on.
+    fn convolution(
+        x: Tensor<Self, 4>,
+        weights: Tensor<Self, 4>,
+        bias: Tensor<Self, 1>,
+        padding: usize,
+        activation: Activation,
+    ) -> Tensor<Self, 4> {
+        stock(x, weights, bias, padding, activation)
+    }
+
+    /// The same where it is differentiated.
+    fn tracked(
+        x: Tensor<Autodiff<Self>, 4>,
+        weights: Tensor<Autodiff<Self>, 4>,
+        bias: Tensor<Autodiff<Self>, 1>,
+        padding: usize,
+        activation: Activation,
+    ) -> Tensor<Autodiff<Self>, 4> {
+        stock(x, weights, bias, padding, activation)
+    }
+}
+
+impl<B: ConvolutionBackend> ConvolutionBackend for Autodiff<B> {
+    fn convolution(
+        x: Tensor<Self, 4>,
+        weights: Tensor<Self, 4>,
+        bias: Tensor<Self, 1>,
+        padding: usize,
+        activation: Activation,
+    ) -> Tensor<Self, 4> {
+        B::tracked(x, weights, bias, padding, activation)
+    }
+}
+
+/// The convolution of Burn's own operations.
+pub fn stock<B: Backend>(
+    x: Tensor<B, 4>,
+    weights: Tensor<B, 4>,
+    bias: Tensor<B, 1>,
+    padding: usize,
+    activation: Activation,
+) -> Tensor<B, 4> {
+    let options = ConvOptions::new([1, 1], [padding, padding], [1, 1], 1);
+    let sums = module::conv2d(x, weights, Some(bias), options);
+    match activation {
+        Activation::Linear => sums,
+        Activation::Relu => relu(sums),
+    }
+}
+
+/// `own` where the kernels do such a layer, else the stock operation.
+fn choose<B: Backend>(
+    x: Tensor<B, 4>,
+    weights: Tensor<B, 4>,
+    bias: Tensor<B, 1>,
+    padding: usize,
+    activation: Activation,
+    own: impl FnOnce(&Layer, autodiff::Operands<B>) -> B::FloatTensorPrimitive,
+) -> Tensor<B, 4> {
+    let in_float32 = [x.dtype(), weights.dtype(), bias.dtype()] == [DType::F32; 3];
+    match Layer::of(x.dims(), weights.dims(), padding, activation).filter(|_| in_float32) {
+        Some(layer) => {
+            let operands = [
+                x.into_primitive().tensor(),
+                weights.into_primitive().tensor(),
+                bias.into_primitive().tensor(),
+            ];
+            Tensor::from_primitive(TensorPrimitive::Float(own(&layer, operands)))
+        }
+        None => stock(x, weights, bias, padding, activation),
+    }
+}
+
+impl ConvolutionBackend for Flex {
+    fn convolution(
+        x: Tensor<Self, 4>,
+        weights: Tensor<Self, 4>,
+        bias: Tensor<Self, 1>,
+        padding: usize,
+        activation: Activation,
+    ) -> Tensor<Self, 4> {
+        choose(x, weights, bias, padding, activation, autodiff::forward)
+    }
+
+    fn tracked(
+        x: Tensor<Autodiff<Self>, 4>,
+        weights: Tensor<Autodiff<Self>, 4>,
+        bias: Tensor<Autodiff<Self>, 1>,
+        padding: usize,
+        activation: Activation,
+    ) -> Tensor<Autodiff<Self>, 4> {
+        choose(x, weights, bias, padding, activation, autodiff::tracked)
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl ConvolutionBackend for burn_cuda::Cuda<f32, i32> {}
