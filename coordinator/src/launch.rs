@@ -10,14 +10,14 @@ use anyhow::{Context as _, bail, ensure};
 use tally_data::{Mnist, Paired, Schedule};
 use tally_exact::tree::Tree;
 use tally_exact::{chunks, init};
-use tally_proto::MAX_FROM_WORKER;
-use tally_proto::v1::cluster_server::ClusterServer;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
-use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
+
+use crate::access::credentials::Credentials;
+use crate::access::health::Health;
+use crate::access::serve::{Port, Protocol, room};
 
 use crate::cli::TrainOptions;
 use crate::cli::options::DataOptions;
@@ -32,13 +32,13 @@ use crate::run::journal::{self, History, Journal};
 use crate::run::summary::Summary;
 use crate::shell::driver::{Driver, Parts};
 use crate::shell::referee::Referee;
-use crate::shell::service::{Input, Service};
+use crate::shell::service::{Input, Local, Service};
 use crate::tensorboard::EventFile;
 use crate::timeline::trace::Trace;
 use crate::view::View;
 use crate::view::feed::{Clock, Feed};
 use crate::view::state::About;
-use crate::{http, local, metrics};
+use crate::{access, http, local, metrics};
 use tally_proto::pool::Pool;
 use tally_worker::session::link::Link;
 
@@ -195,6 +195,8 @@ async fn train(options: &TrainOptions) -> anyhow::Result<ExitCode> {
     let grpc = listen(address, "--listen").await?;
     let web = listen(options.http_listen, "--http-listen").await?;
     let address = grpc.local_addr()?;
+    let credentials = Credentials::load(&options.access)?;
+    let most = room(options.access.max_connections);
     let exporter = metrics::install()?;
     let clock = Clock::start();
     let trace = match &options.trace {
@@ -240,6 +242,7 @@ async fn train(options: &TrainOptions) -> anyhow::Result<ExitCode> {
     let predictions = Predictions::start(directory.checkpoints(), test.clone())?;
     let web_address = web.local_addr()?;
     greet(&console, options, &config, &run_path, address, web_address, (resumed, step, last));
+    access::greet(&console, &credentials.current(), address, web_address);
     if step >= shape.steps() && u64::from(tested) * schedule.steps_per_epoch() as u64 >= shape.steps() {
         console
             .note("this run is done already; start a new one, or raise --epochs under a constant schedule");
@@ -277,16 +280,22 @@ async fn train(options: &TrainOptions) -> anyhow::Result<ExitCode> {
     let (stop_grpc, grpc_stopped) = oneshot::channel::<()>();
     let (stop_web, web_stopped) = oneshot::channel::<()>();
     let service = Service::new((run, incarnation), elements, dtype, inputs.clone(), Pool::default());
-    let link: Arc<dyn Link> = Arc::new(service.clone());
-    let server = tokio::spawn(serve(grpc, service, async {
+    let health = Health::new().await;
+    let services = health.services(service.clone())?;
+    let link: Arc<dyn Link> = Arc::new(Local::new(service, services.clone()));
+    let workers = Port::new(Protocol::Grpc, services, credentials.clone(), most);
+    let server = tokio::spawn(workers.serve(grpc, async {
         let _ = grpc_stopped.await;
     }));
-    let pages = http::router(feed, exporter.clone(), predictions.routes());
-    let web = tokio::spawn(http::serve(web, pages, async {
+    let pages = http::router(feed, exporter.clone(), predictions.routes()).merge(health.routes());
+    let pages = Port::new(Protocol::Web, pages, credentials.clone(), most);
+    let web = tokio::spawn(pages.serve(web, async {
         let _ = web_stopped.await;
     }));
+    tokio::spawn(credentials.keep_up());
+    tokio::spawn(health.clone().ready_with(inputs.clone()));
     tokio::spawn(exporter.keep_up(run_dir));
-    let stopper = tokio::spawn(stop_on_signal(signals, inputs.clone()));
+    let stopper = tokio::spawn(stop_on_signal(signals, inputs.clone(), health.clone()));
     tokio::spawn(tick(inputs.clone()));
 
     let mut locals = Vec::new();
@@ -304,6 +313,7 @@ async fn train(options: &TrainOptions) -> anyhow::Result<ExitCode> {
             Err(error)
         }
     };
+    health.stopping().await;
     let _ = stop_grpc.send(());
     let _ = tokio::time::timeout(FAREWELL, server).await;
     let _ = tokio::time::timeout(LAST_LOOK, web).await;
@@ -402,7 +412,8 @@ fn greet(
         };
         console.note(&format!("resuming at step {step}{newer}"));
     }
-    console.note(&format!("run directory {run_path}, dashboard and metrics on http://{web}"));
+    let scheme = if options.access.tls_cert.is_some() { "https" } else { "http" };
+    console.note(&format!("run directory {run_path}, dashboard and metrics on {scheme}://{web}"));
     if options.local {
         return;
     }
@@ -411,28 +422,6 @@ fn greet(
         options.workers,
         address.port()
     ));
-    if !address.ip().is_loopback() {
-        console.warn("anyone who can reach this port can join the run and read the data: neither a token nor TLS is on");
-    }
-}
-
-async fn serve(
-    listener: TcpListener,
-    service: Service,
-    shutdown: impl Future<Output = ()>,
-) -> Result<(), tonic::transport::Error> {
-    let cluster = ClusterServer::new(service)
-        .max_decoding_message_size(MAX_FROM_WORKER)
-        .max_encoding_message_size(usize::MAX);
-    Server::builder()
-        .initial_stream_window_size(8 << 20)
-        .initial_connection_window_size(32 << 20)
-        .max_frame_size(Some(1 << 20))
-        .http2_keepalive_interval(Some(Duration::from_secs(5)))
-        .http2_keepalive_timeout(Some(Duration::from_secs(10)))
-        .add_service(cluster)
-        .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), shutdown)
-        .await
 }
 
 /// Tells the driver that time passes, unless it is busy anyway.
@@ -448,7 +437,11 @@ async fn tick(inputs: mpsc::Sender<Input>) {
 }
 
 /// The first interrupt stops the run after the step in flight, the second at once.
-async fn stop_on_signal(signals: std::io::Result<(Signal, Signal)>, inputs: mpsc::Sender<Input>) {
+async fn stop_on_signal(
+    signals: std::io::Result<(Signal, Signal)>,
+    inputs: mpsc::Sender<Input>,
+    health: Health,
+) {
     let Ok((mut interrupt, mut terminate)) = signals else {
         return tracing::warn!("cannot listen for signals; Ctrl-C ends the process at once");
     };
@@ -458,6 +451,7 @@ async fn stop_on_signal(signals: std::io::Result<(Signal, Signal)>, inputs: mpsc
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
         }
+        health.stopping().await;
         if asked || inputs.send(Input::Stop).await.is_err() {
             std::process::exit(130);
         }

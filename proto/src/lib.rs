@@ -17,7 +17,11 @@ pub mod v1 {
     tonic::include_proto!("tally.v1");
 }
 
-/// The version both sides must have. Raised whenever an old peer would misunderstand.
+/// The descriptions of all messages and services, for server reflection.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
+/// The version both sides must have. Raised whenever an old peer would misunderstand: what that
+/// means is spelled out in `docs/security.md`, "Versions".
 pub const PROTOCOL: u32 = 1;
 
 /// The capability of a worker whose gradients can travel as bfloat16.

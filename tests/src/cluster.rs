@@ -142,18 +142,19 @@ impl Coordinator {
         self.port_after("listening on ")
     }
 
-    /// The port of `/metrics`.
+    /// The port of the dashboard and `/metrics`.
     ///
     /// # Panics
     /// If the coordinator ends without saying it.
     pub fn http_port(&self) -> u16 {
-        self.port_after("metrics on http://")
+        self.port_after("dashboard and metrics on ")
     }
 
     /// The port of the address behind `words`.
     fn port_after(&self, words: &str) -> u16 {
         let line = self.wait_for_line(words);
         let address = line.split_once(words).expect("the line has the words").1;
+        let address = address.split_once("://").map_or(address, |(_, address)| address);
         let end = address.find([';', '/']).unwrap_or(address.len());
         address[..end]
             .rsplit_once(':')

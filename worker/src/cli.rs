@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::access::client::ClientAccess;
 use crate::engine::backend::BackendChoice;
 use crate::evaluate::EvaluateOptions;
 use crate::logging::LogOptions;
@@ -84,6 +85,10 @@ pub struct WorkOptions {
     #[arg(long, help_heading = "Cluster")]
     pub no_shared_memory: bool,
 
+    /// What to show the coordinator.
+    #[command(flatten)]
+    pub access: ClientAccess,
+
     /// What to compute with.
     #[command(flatten)]
     pub device: DeviceOptions,
@@ -99,6 +104,7 @@ impl WorkOptions {
     pub fn session(&self) -> WorkerOptions {
         let defaults = WorkerOptions::new(self.connect.clone());
         WorkerOptions {
+            access: self.access.clone(),
             connect_timeout: Duration::from_secs(self.connect_timeout),
             name: self.name.clone().unwrap_or_else(|| defaults.name.clone()),
             backend: self.device.backend,

@@ -1,11 +1,13 @@
 //! The worker: computes gradients for a Tally cluster.
 //!
 //! [`engine`] is what it computes with; [`session`] is its life in a cluster: connect, load
-//! a state, contribute, apply, commit. [`scores`] and [`evaluate`] judge a network; [`predict`]
+//! a state, contribute, apply, commit; [`access`] is what it shows the
+//! coordinator. [`scores`] and [`evaluate`] judge a network; [`predict`]
 //! asks it, and [`picture`] brings pictures to what it was trained on.
 
 #![deny(unsafe_code)]
 
+pub mod access;
 pub mod cli;
 pub mod engine;
 pub mod evaluate;

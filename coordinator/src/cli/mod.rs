@@ -14,6 +14,7 @@ use clap::{Args, Parser, Subcommand};
 use tally_worker::engine::backend::BackendChoice;
 use tally_worker::logging::LogOptions;
 
+use crate::access::options::AccessOptions;
 use options::Training;
 
 /// Trains one network on many machines, with the same bits however many there are.
@@ -125,6 +126,10 @@ pub struct TrainOptions {
     /// Also write losses, rates, times and accuracies as TensorBoard's event files
     #[arg(long, value_name = "DIR", help_heading = "Run directory")]
     pub tensorboard: Option<PathBuf>,
+
+    /// Who may do what.
+    #[command(flatten)]
+    pub access: AccessOptions,
 
     /// Logs.
     #[command(flatten)]

@@ -3,12 +3,12 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use clap::Args;
 use serde_json::json;
-use tally_proto::v1::cluster_client::ClusterClient;
 use tally_proto::v1::{StatusReply, StatusRequest};
-use tally_worker::session::connect;
+use tally_worker::access::client::ClientAccess;
+use tally_worker::session::connect::{self, Client, ConnectError};
 
 use crate::console::human_seconds;
 
@@ -22,6 +22,10 @@ pub struct StatusOptions {
     /// Print it as one JSON object
     #[arg(long)]
     pub json: bool,
+
+    /// What to show it.
+    #[command(flatten)]
+    pub access: ClientAccess,
 }
 
 /// Asks a coordinator and returns its answer as text.
@@ -29,13 +33,17 @@ pub struct StatusOptions {
 /// # Errors
 /// If it is not there or does not answer.
 pub async fn run(options: &StatusOptions) -> anyhow::Result<String> {
-    let timeout = Duration::from_secs(5);
-    let channel =
-        connect::endpoint(&options.connect)?.connect_timeout(timeout).timeout(timeout).connect().await;
-    let channel = channel.with_context(|| {
-        format!("no coordinator answers at {}; is it running, and is this its --listen?", options.connect)
-    })?;
-    let reply = ClusterClient::new(channel).status(StatusRequest {}).await;
+    let connection = connect::connect(&options.connect, &options.access).await;
+    let connection = match connection {
+        Err(ConnectError::Unreachable(reason)) => bail!(
+            "no coordinator answers at {} ({reason}); is it running, and is this its --listen?",
+            options.connect
+        ),
+        other => other?,
+    };
+    let mut client = Client::new(connection);
+    let reply = tokio::time::timeout(Duration::from_secs(5), client.status(StatusRequest {}));
+    let reply = reply.await.with_context(|| format!("{} did not answer in time", options.connect))?;
     let reply = reply
         .map_err(|status| anyhow::anyhow!("{} did not answer: {}", options.connect, status.message()))?;
     let reply = reply.into_inner();

@@ -4,8 +4,6 @@
 mod api;
 mod assets;
 
-use std::future::Future;
-
 use axum::Router;
 use axum::extract::State;
 use axum::http::HeaderValue;
@@ -14,7 +12,6 @@ use axum::http::header::{
 };
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use tokio::net::TcpListener;
 
 use crate::metrics::Exporter;
 use crate::view::feed::Feed;
@@ -33,18 +30,6 @@ pub fn router(feed: Feed, metrics: Exporter, more: Router) -> Router {
         .merge(assets::routes())
         .merge(more)
         .layer(axum::middleware::map_response(with_headers))
-}
-
-/// Serves on a listener until `shutdown` is ready.
-///
-/// # Errors
-/// If the listener fails.
-pub async fn serve(
-    listener: TcpListener,
-    router: Router,
-    shutdown: impl Future<Output = ()> + Send + 'static,
-) -> std::io::Result<()> {
-    axum::serve(listener, router).with_graceful_shutdown(shutdown).await
 }
 
 async fn render(State((metrics, feed)): State<(Exporter, Feed)>) -> impl IntoResponse {

@@ -6,10 +6,14 @@
 //! scanned for NaN and infinity on the threads that receive them.
 
 use std::collections::HashMap;
+use std::future::Future;
+use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use std::time::Instant;
 
+use axum::Router;
 use tally_exact::chunk_range;
 use tally_exact::digest::Digest;
 use tally_exact::manifest::Manifest;
@@ -20,17 +24,27 @@ use tally_proto::segment::Segment;
 use tally_proto::span::{self, Span};
 use tally_proto::v1::cluster_server::Cluster;
 use tally_proto::v1::{self, GradientUp, WorkerMessage, gradient_up, worker_message};
-use tally_proto::{PROTOCOL, WINDOW, convert, floats};
+use tally_proto::{MAX_FROM_WORKER, PROTOCOL, WINDOW, convert, floats};
 use tally_worker::session::link::{Down, Link};
+use tokio::io::DuplexStream;
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::outbox::{Bulk, Control, OutboxStream, outbox};
+use crate::access::guard::Connection;
+use crate::access::joins::Joins;
+use crate::access::serve::serve_within;
 use crate::core::events::{Event, Origin, Receipt};
 use crate::core::members::Session;
 use tally_proto::pool::{Chunk, Pool};
+
+/// How long a stream may be without its first message.
+const FIRST_MESSAGE: Duration = Duration::from_secs(10);
+/// Bytes on their way between the coordinator and a local worker.
+const PIPE: usize = 1 << 20;
 
 /// A worker holds its committed state and the one before.
 const MOST_HELD: usize = 2;
@@ -161,6 +175,7 @@ pub struct Service {
     inputs: mpsc::Sender<Input>,
     pool: Pool,
     sessions: Arc<AtomicU64>,
+    joins: Arc<Joins>,
     /// What was offered to workers of this machine that have not opened their gradient stream.
     memory: Arc<Mutex<HashMap<Session, Segment>>>,
 }
@@ -176,7 +191,17 @@ impl Service {
         pool: Pool,
     ) -> Self {
         let sessions = Arc::new(AtomicU64::new(1));
-        Self { run, incarnation, elements, dtype, inputs, pool, sessions, memory: Arc::default() }
+        Self {
+            run,
+            incarnation,
+            elements,
+            dtype,
+            inputs,
+            pool,
+            sessions,
+            joins: Arc::default(),
+            memory: Arc::default(),
+        }
     }
 
     /// A session that nobody can guess, and that is greater than all before it.
@@ -329,11 +354,15 @@ impl Service {
     ///
     /// # Errors
     /// If it does not, or is of no session.
-    pub async fn attach<S>(&self, mut stream: S) -> Result<OutboxStream<v1::GradientDown>, Status>
+    pub async fn attach<S>(
+        &self,
+        connection: Option<Arc<Connection>>,
+        mut stream: S,
+    ) -> Result<OutboxStream<v1::GradientDown>, Status>
     where
         S: Stream<Item = Result<GradientUp, Status>> + Send + Unpin + 'static,
     {
-        let first = stream.next().await.transpose()?;
+        let first = first(async { stream.next().await.transpose() }, "opening of a gradient stream").await?;
         let Some(GradientUp { stamp: Some(stamp), body: Some(gradient_up::Body::Open(open)) }) = first else {
             return Err(Status::invalid_argument("the first message of a gradient stream opens it"));
         };
@@ -349,6 +378,9 @@ impl Service {
         self.input(Input::Attach { session, bulk, reads_board, known }).await?;
         if !answer.await.unwrap_or(false) {
             return Err(Status::not_found("there is no such session, or it has its gradient stream"));
+        }
+        if let Some(connection) = connection {
+            connection.admit();
         }
         let service = self.clone();
         tokio::spawn(async move {
@@ -373,10 +405,15 @@ impl Service {
     }
 }
 
-/// Whether a connection begins and ends at one address: most likely its peer is on this machine.
-fn on_this_machine<T>(request: &Request<T>) -> bool {
-    let ends = request.local_addr().zip(request.remote_addr());
-    ends.is_some_and(|(here, there)| here.ip() == there.ip())
+/// The connection of a request; there is none within a process.
+fn connection_of<T>(request: &Request<T>) -> Option<Arc<Connection>> {
+    request.extensions().get().cloned()
+}
+
+/// The first message of a stream, which must not be waited for for ever.
+async fn first<M>(message: impl Future<Output = Result<M, Status>>, what: &str) -> Result<M, Status> {
+    let late = |_| Status::deadline_exceeded(format!("no {what} for {} s", FIRST_MESSAGE.as_secs()));
+    tokio::time::timeout(FIRST_MESSAGE, message).await.map_err(late)?
 }
 
 /// A chunk, unless it holds NaN or infinity.
@@ -406,11 +443,37 @@ fn ended<T>(result: Result<Option<T>, Status>) -> Result<T, String> {
     }
 }
 
-/// Local workers hand their gradients over.
+/// The way of workers in this process: gRPC without a socket, and gradients handed over.
+#[derive(Debug)]
+pub struct Local {
+    service: Service,
+    router: Router,
+    runtime: Handle,
+}
+
+impl Local {
+    /// A way to a service that `router` serves too; its connections live on the current runtime.
+    #[must_use]
+    pub fn new(service: Service, router: Router) -> Self {
+        Self { service, router, runtime: Handle::current() }
+    }
+}
+
 #[tonic::async_trait]
-impl Link for Service {
+impl Link for Local {
+    fn dial(&self) -> io::Result<DuplexStream> {
+        let (ours, theirs) = tokio::io::duplex(PIPE);
+        let router = self.router.clone();
+        self.runtime.spawn(async move {
+            if let Err(error) = serve_within(ours, router).await {
+                tracing::debug!("a local worker's connection ended: {error}");
+            }
+        });
+        Ok(theirs)
+    }
+
     async fn gradients(&self, up: mpsc::Receiver<GradientUp>) -> Result<Down, Status> {
-        let down = self.attach(ReceiverStream::new(up).map(Ok)).await?;
+        let down = self.service.attach(None, ReceiverStream::new(up).map(Ok)).await?;
         Ok(Box::pin(down))
     }
 }
@@ -424,9 +487,9 @@ impl Cluster for Service {
         &self,
         request: Request<Streaming<WorkerMessage>>,
     ) -> Result<Response<Self::ControlStream>, Status> {
-        let near = on_this_machine(&request);
+        let connection = connection_of(&request);
         let mut stream = request.into_inner();
-        let first = stream.message().await?.and_then(|m| m.body);
+        let first = first(stream.message(), "hello").await?.and_then(|m| m.body);
         let Some(worker_message::Body::Hello(hello)) = first else {
             return Err(Status::invalid_argument("the first message of a worker is its hello"));
         };
@@ -439,6 +502,13 @@ impl Cluster for Service {
                 hello.protocol
             )));
         }
+        if let Some(connection) = &connection {
+            if !self.joins.allow(connection.peer.ip()) {
+                return Err(Status::resource_exhausted("too many workers join from this address; slow down"));
+            }
+            connection.expect(MAX_FROM_WORKER);
+        }
+        let near = connection.is_some_and(|connection| connection.is_near());
         let ours = hello.held.iter().filter(|held| held.run == self.run).take(MOST_HELD);
         let hello = Hello {
             name: printable(&hello.name, 128),
@@ -474,7 +544,7 @@ impl Cluster for Service {
         &self,
         request: Request<Streaming<GradientUp>>,
     ) -> Result<Response<Self::GradientsStream>, Status> {
-        self.attach(request.into_inner()).await.map(Response::new)
+        self.attach(connection_of(&request), request.into_inner()).await.map(Response::new)
     }
 
     async fn status(&self, _: Request<v1::StatusRequest>) -> Result<Response<v1::StatusReply>, Status> {

@@ -75,7 +75,7 @@ pub fn play(script: &[u8]) {
     let (driver, run, manifest) = driver(root.path());
     let service = Service::new((run, 1), ELEMENTS, dtype, inputs.clone(), Pool::default());
     let thread = std::thread::spawn(move || driver.run(receiver));
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     runtime.block_on(async {
         let mut cluster = Cluster { service, manifest, peers: Vec::new() };
         cluster.hostile(Script::new(script)).await;

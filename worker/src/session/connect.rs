@@ -2,8 +2,19 @@
 
 use std::time::Duration;
 
+use hyper_util::rt::TokioIo;
+use tally_proto::v1::cluster_client::ClusterClient;
 use thiserror::Error;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
+
+use super::link::Link;
+use crate::access::client::{Bearer, ClientAccess};
+
+/// A way to a coordinator, on which every call shows the token.
+pub type Connection = InterceptedService<Channel, Bearer>;
+/// A client of a coordinator.
+pub type Client = ClusterClient<Connection>;
 
 /// Why there is no connection.
 #[derive(Debug, Error)]
@@ -16,24 +27,45 @@ pub enum ConnectError {
         /// What is wrong with it.
         reason: String,
     },
-    /// Nobody answers there.
+    /// What was given to be shown, or to be believed, is not what it should be.
+    #[error("{0:#}")]
+    Access(anyhow::Error),
+    /// Nobody answers there, or not as one that is believed.
     #[error("{0}")]
     Unreachable(String),
+}
+
+/// The host of `HOST:PORT`.
+///
+/// # Errors
+/// [`ConnectError::Address`] if it is no address.
+pub fn host(address: &str) -> Result<&str, ConnectError> {
+    let parts =
+        address.rsplit_once(':').filter(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
+    match parts {
+        Some((host, _)) if !address.contains('/') => Ok(host),
+        _ => Err(ConnectError::Address {
+            address: address.into(),
+            reason: "it has no host, or no port from 0 to 65535".into(),
+        }),
+    }
 }
 
 /// How to reach `HOST:PORT`.
 ///
 /// # Errors
-/// [`ConnectError::Address`] if it is no address.
-pub fn endpoint(address: &str) -> Result<Endpoint, ConnectError> {
-    let wrong = |reason: String| ConnectError::Address { address: address.into(), reason };
-    let port = address
-        .rsplit_once(':')
-        .and_then(|(host, port)| port.parse::<u16>().ok().filter(|_| !host.is_empty()));
-    if port.is_none() || address.contains('/') {
-        return Err(wrong("it has no host, or no port from 0 to 65535".into()));
-    }
-    let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|e| wrong(e.to_string()))?;
+/// [`ConnectError`] if it is no address, or if a certificate's file is none.
+pub fn endpoint(address: &str, access: &ClientAccess) -> Result<Endpoint, ConnectError> {
+    let host = host(address)?;
+    let wrong =
+        |e: tonic::transport::Error| ConnectError::Address { address: address.into(), reason: e.to_string() };
+    let tls = access.tls(host).map_err(ConnectError::Access)?;
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let endpoint = Endpoint::from_shared(format!("{scheme}://{address}")).map_err(wrong)?;
+    let endpoint = match tls {
+        Some(tls) => endpoint.tls_config(tls).map_err(|e| ConnectError::Access(e.into()))?,
+        None => endpoint,
+    };
     Ok(endpoint
         .connect_timeout(Duration::from_secs(5))
         .tcp_nodelay(true)
@@ -46,19 +78,56 @@ pub fn endpoint(address: &str) -> Result<Endpoint, ConnectError> {
         .keep_alive_while_idle(true))
 }
 
-/// Connects.
+/// Connects. Certificates and token are read anew each time, so that they can be renewed.
 ///
 /// # Errors
 /// [`ConnectError`] in words.
-pub async fn connect(address: &str) -> Result<Channel, ConnectError> {
-    endpoint(address)?.connect().await.map_err(|error| {
-        // Tonic says "transport error"; what happened is the last cause.
-        let mut cause: &dyn std::error::Error = &error;
-        while let Some(next) = cause.source() {
-            cause = next;
+pub async fn connect(address: &str, access: &ClientAccess) -> Result<Connection, ConnectError> {
+    let endpoint = endpoint(address, access)?;
+    let bearer = access.bearer().map_err(ConnectError::Access)?;
+    let channel = endpoint.connect().await.map_err(|error| unreachable(&error, access))?;
+    Ok(InterceptedService::new(channel, bearer))
+}
+
+/// The way to a coordinator in the same process: without a socket, so that nobody else is on it.
+///
+/// # Errors
+/// [`ConnectError::Unreachable`] if the coordinator is gone.
+pub async fn within(link: std::sync::Arc<dyn Link>) -> Result<Connection, ConnectError> {
+    let endpoint = endpoint("local:1", &ClientAccess::default())?;
+    let dial = move |_| {
+        let link = link.clone();
+        async move { link.dial().map(TokioIo::new) }
+    };
+    let channel = endpoint.connect_with_connector(tower::service_fn(dial)).await;
+    let channel = channel.map_err(|error| unreachable(&error, &ClientAccess::default()))?;
+    Ok(InterceptedService::new(channel, Bearer::default()))
+}
+
+/// Tonic says "transport error"; what happened is the last cause. Where both ends may have been
+/// started differently, say so.
+fn unreachable(error: &tonic::transport::Error, access: &ClientAccess) -> ConnectError {
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(next) = cause.source() {
+        cause = next;
+    }
+    let what = cause.to_string();
+    let hint = match () {
+        () if access.tls_ca.is_none() => "",
+        () if what.contains("InvalidContentType") || what.contains("corrupt message") => {
+            "; it does not speak TLS: was it started with --tls-cert?"
         }
-        ConnectError::Unreachable(cause.to_string())
-    })
+        () if what.contains("NotValidForName") || what.contains("not valid for name") => {
+            "; name the one that is in its certificate with --tls-server-name"
+        }
+        () if what.contains("UnknownIssuer") => "; --tls-ca does not name who signed its certificate",
+        () if what.contains("Expired") => "; its certificate has to be renewed",
+        () if what.contains("CertificateRequired") => {
+            "; it asks for a certificate: give --tls-cert and --tls-key"
+        }
+        () => "",
+    };
+    ConnectError::Unreachable(format!("{what}{hint}"))
 }
 
 #[cfg(test)]
@@ -67,6 +136,7 @@ mod tests {
 
     #[test]
     fn an_address_has_a_host_and_a_port() {
+        let endpoint = |address| endpoint(address, &ClientAccess::default());
         for good in ["localhost:50051", "10.0.0.7:1", "[::1]:50051"] {
             assert!(endpoint(good).is_ok(), "{good}");
         }

@@ -2,14 +2,13 @@
 
 use tally_exact::wire::WireDtype;
 use tally_proto::segment::Segment;
-use tally_proto::v1::cluster_client::ClusterClient;
 use tally_proto::v1::{self, CoordinatorMessage, Stamp, WorkerMessage, coordinator_message, worker_message};
 use tally_proto::{BF16, MAX_FROM_COORDINATOR, PROTOCOL, TIMELINE};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
-use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
+use super::connect::{Client, Connection};
 use super::{Ended, Kept, WorkerOptions};
 use crate::engine::backend;
 
@@ -19,7 +18,7 @@ const MOST_PLACES: u32 = 256;
 /// A worker that has been let in, with an engine in [`Kept`].
 pub struct Admitted {
     /// For the gradient stream.
-    pub client: ClusterClient<Channel>,
+    pub client: Client,
     /// To the coordinator.
     pub control: mpsc::UnboundedSender<WorkerMessage>,
     /// From the coordinator.
@@ -46,9 +45,11 @@ pub struct Memory {
 /// How a session ends when a stream breaks with this status.
 pub fn broken(status: &Status) -> Ended {
     match status.code() {
-        Code::FailedPrecondition | Code::InvalidArgument | Code::Unimplemented => {
-            Ended::Refused(status.message().into())
-        }
+        Code::FailedPrecondition
+        | Code::InvalidArgument
+        | Code::Unimplemented
+        | Code::Unauthenticated
+        | Code::PermissionDenied => Ended::Refused(status.message().into()),
         _ => Ended::Lost(status.message().into()),
     }
 }
@@ -76,8 +77,12 @@ pub fn last_word(body: &coordinator_message::Body) -> Option<Ended> {
 ///
 /// # Errors
 /// How the session ends instead.
-pub async fn admit(options: &WorkerOptions, channel: Channel, kept: &mut Kept) -> Result<Admitted, Ended> {
-    let mut client = ClusterClient::new(channel)
+pub async fn admit(
+    options: &WorkerOptions,
+    connection: Connection,
+    kept: &mut Kept,
+) -> Result<Admitted, Ended> {
+    let mut client = Client::new(connection)
         .max_decoding_message_size(MAX_FROM_COORDINATOR)
         .max_encoding_message_size(usize::MAX);
     let (control, outgoing) = mpsc::unbounded_channel();

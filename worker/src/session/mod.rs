@@ -22,8 +22,10 @@ use std::time::{Duration, Instant};
 use anyhow::bail;
 use tally_exact::digest::Digest;
 
+use crate::access::client::ClientAccess;
 use crate::engine::Engine;
 use crate::engine::backend::BackendChoice;
+use connect::{ConnectError, Connection};
 use link::Link;
 
 /// Waits between two tries grow from this …
@@ -36,6 +38,8 @@ const LONGEST_WAIT: Duration = Duration::from_secs(2);
 pub struct WorkerOptions {
     /// `HOST:PORT` of the coordinator.
     pub connect: String,
+    /// What to show it, and whom to believe.
+    pub access: ClientAccess,
     /// Give up after so long without one.
     pub connect_timeout: Duration,
     /// Never give up waiting for one, and wait for the next when a run is over.
@@ -63,6 +67,7 @@ impl WorkerOptions {
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
         Self {
             connect,
+            access: ClientAccess::default(),
             connect_timeout: Duration::from_secs(60),
             stay: false,
             name: format!("{host}-{}", std::process::id()),
@@ -115,6 +120,13 @@ pub struct Kept {
     pub held: Vec<(u64, Digest)>,
 }
 
+async fn reach(options: &WorkerOptions) -> Result<Connection, ConnectError> {
+    match &options.link {
+        Some(link) => connect::within(link.clone()).await,
+        None => connect::connect(&options.connect, &options.access).await,
+    }
+}
+
 /// Works until the run is over or `leave` is ready.
 ///
 /// # Errors
@@ -126,14 +138,14 @@ pub async fn run(options: WorkerOptions, leave: impl Future<Output = ()>) -> any
     let mut alone_since = Instant::now();
     let mut told = false;
     loop {
-        let channel = tokio::select! {
-            channel = connect::connect(&options.connect) => channel,
+        let connection = tokio::select! {
+            connection = reach(&options) => connection,
             () = &mut leave => return Ok(()),
         };
-        let reason = match channel {
-            Ok(channel) => {
+        let reason = match connection {
+            Ok(connection) => {
                 let welcomed = &mut false;
-                let ended = pump::session(&options, channel, &mut kept, welcomed, leave.as_mut()).await;
+                let ended = pump::session(&options, connection, &mut kept, welcomed, leave.as_mut()).await;
                 if *welcomed {
                     alone_since = Instant::now();
                     wait = FIRST_WAIT;
@@ -164,7 +176,8 @@ pub async fn run(options: WorkerOptions, leave: impl Future<Output = ()>) -> any
                     }
                 }
             }
-            Err(reason @ connect::ConnectError::Address { .. }) => return Err(reason.into()),
+            Err(ConnectError::Access(error)) if !told => return Err(error),
+            Err(reason @ ConnectError::Address { .. }) => return Err(reason.into()),
             Err(reason) => reason.to_string(),
         };
         if !options.stay && alone_since.elapsed() >= options.connect_timeout {

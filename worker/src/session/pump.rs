@@ -14,9 +14,9 @@ use tally_proto::v1::{
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_stream::StreamExt as _;
 use tonic::Streaming;
-use tonic::transport::Channel;
 
 use super::compute::{Compute, Input, Rest, Travel};
+use super::connect::Connection;
 use super::handshake::{self, Admitted, broken, last_word, next};
 use super::link::{self, Down};
 use super::places::Places;
@@ -34,25 +34,25 @@ const UP: usize = 2;
 /// let this worker in.
 pub async fn session(
     options: &WorkerOptions,
-    channel: Channel,
+    connection: Connection,
     kept: &mut Kept,
     welcomed: &mut bool,
     leave: Pin<&mut impl Future<Output = ()>>,
 ) -> Ended {
-    match take_part(options, channel, kept, welcomed, leave).await {
+    match take_part(options, connection, kept, welcomed, leave).await {
         Ok(ended) | Err(ended) => ended,
     }
 }
 
 async fn take_part(
     options: &WorkerOptions,
-    channel: Channel,
+    connection: Connection,
     kept: &mut Kept,
     welcomed: &mut bool,
     mut leave: Pin<&mut impl Future<Output = ()>>,
 ) -> Result<Ended, Ended> {
     let admitted = tokio::select! {
-        admitted = handshake::admit(options, channel, kept) => admitted?,
+        admitted = handshake::admit(options, connection, kept) => admitted?,
         () = leave.as_mut() => return Ok(Ended::Left),
     };
     let Admitted { mut client, control, mut incoming, stamp, welcome, dtype, memory } = admitted;

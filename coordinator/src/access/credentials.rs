@@ -1,0 +1,159 @@
+//! The certificates and tokens in force, read anew when their files change.
+//!
+//! A new state is taken whole or not at all: while a certificate does not fit its key, or a
+//! token's file is empty, the old one stays in force and a warning says why. Connections
+//! that are there already keep what they were made with.
+
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use rustls::crypto::{CryptoProvider, ring};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig};
+use tally_worker::access::client::TOKEN;
+use tally_worker::access::pem;
+use tally_worker::access::token::Token;
+use tally_worker::logging::in_one_line;
+
+use super::options::AccessOptions;
+
+/// The variable that the token of those who may look may be in.
+const VIEW_TOKEN: &str = "TALLY_VIEW_TOKEN";
+/// How often the files are looked at.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// What is in force at one time.
+#[derive(Debug, Default)]
+pub struct Loaded {
+    /// TLS for gRPC; a client's certificate is asked for if there is a CA for them.
+    pub grpc: Option<Arc<ServerConfig>>,
+    /// TLS for HTTP. There a certificate may be missing: /healthz needs none.
+    pub web: Option<Arc<ServerConfig>>,
+    /// Clients need a certificate.
+    pub certificates: bool,
+    /// Who shows it may train and look.
+    pub train: Option<Token>,
+    /// Who shows it may look.
+    pub view: Option<Token>,
+}
+
+impl Loaded {
+    /// Whether nothing is asked of anyone.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.train.is_none() && !self.certificates
+    }
+}
+
+/// The files, what they held when they were last read, and what is in force.
+#[derive(Debug)]
+pub struct Credentials {
+    options: AccessOptions,
+    current: RwLock<Arc<Loaded>>,
+}
+
+impl Credentials {
+    /// Reads what the options name.
+    ///
+    /// # Errors
+    /// If a file can't be read or is not what it should be, in words.
+    pub fn load(options: &AccessOptions) -> anyhow::Result<Arc<Self>> {
+        let loaded = load(options)?;
+        Ok(Arc::new(Self { options: options.clone(), current: RwLock::new(Arc::new(loaded)) }))
+    }
+
+    /// What is in force.
+    #[must_use]
+    pub fn current(&self) -> Arc<Loaded> {
+        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Reads the files anew whenever their bytes have changed.
+    pub async fn keep_up(self: Arc<Self>) {
+        let mut before = self.bytes();
+        let mut seen = before.clone();
+        let mut ticks = tokio::time::interval(LOOK);
+        loop {
+            ticks.tick().await;
+            let now = self.bytes();
+            // Two looks must agree: a certificate and its key are seldom written in one go.
+            if now == before || now != seen {
+                seen = now;
+                continue;
+            }
+            before = now;
+            match load(&self.options) {
+                Ok(loaded) => {
+                    *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(loaded);
+                    tracing::info!("certificates and tokens were read anew");
+                }
+                Err(error) => {
+                    tracing::warn!("the old certificates and tokens stay in force: {}", in_one_line(&error));
+                }
+            }
+        }
+    }
+
+    /// What the files hold. Their bytes say more than their times: a mounted secret changes by a
+    /// link. There are a few kilobytes of them.
+    fn bytes(&self) -> Vec<Option<Vec<u8>>> {
+        let o = &self.options;
+        let files: [&Option<PathBuf>; 5] =
+            [&o.tls_cert, &o.tls_key, &o.tls_client_ca, &o.token_file, &o.view_token_file];
+        files.into_iter().flatten().map(|path| std::fs::read(path).ok()).collect()
+    }
+}
+
+fn load(options: &AccessOptions) -> anyhow::Result<Loaded> {
+    let train = Token::find(options.token_file.as_deref(), TOKEN)?;
+    let view = Token::find(options.view_token_file.as_deref(), VIEW_TOKEN)?;
+    ensure!(
+        view.is_none() || train.is_some(),
+        "there is a token for those who may look, and none for those who may train: everyone could train; give \
+         --token-file as well"
+    );
+    ensure!(
+        view.is_none() || view != train,
+        "both tokens are the same, so that whoever may look could train"
+    );
+    let (grpc, web) = match (&options.tls_cert, &options.tls_key) {
+        (Some(_), Some(_)) => {
+            (Some(Arc::new(tls(options, true, b"h2")?)), Some(Arc::new(tls(options, false, b"http/1.1")?)))
+        }
+        _ => (None, None),
+    };
+    Ok(Loaded { grpc, web, certificates: options.tls_client_ca.is_some(), train, view })
+}
+
+/// TLS 1.3 and 1.2 with forward secrecy, as rustls has them.
+fn tls(options: &AccessOptions, required: bool, protocol: &[u8]) -> anyhow::Result<ServerConfig> {
+    let (Some(cert_path), Some(key_path)) = (&options.tls_cert, &options.tls_key) else {
+        anyhow::bail!("TLS needs --tls-cert and --tls-key");
+    };
+    let certificates = pem::certificates(&pem::read(cert_path)?, cert_path)?;
+    let key = pem::key(&pem::read(key_path)?, key_path)?;
+    let provider: Arc<CryptoProvider> = Arc::new(ring::default_provider());
+    let builder =
+        ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
+    let builder = match &options.tls_client_ca {
+        None => builder.with_no_client_auth(),
+        Some(path) => {
+            let mut roots = RootCertStore::empty();
+            for certificate in pem::certificates(&pem::read(path)?, path)? {
+                roots
+                    .add(certificate)
+                    .with_context(|| format!("{} cannot vouch for anyone", path.display()))?;
+            }
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+            let verifier = if required { verifier } else { verifier.allow_unauthenticated() };
+            builder.with_client_cert_verifier(verifier.build()?)
+        }
+    };
+    let mut config = builder.with_single_cert(certificates, key).with_context(|| {
+        format!("the certificate in {} and the key in {} do not fit", cert_path.display(), key_path.display())
+    })?;
+    config.alpn_protocols = vec![protocol.to_vec()];
+    Ok(config)
+}

@@ -1,0 +1,221 @@
+//! TRUST-1: with a token or TLS on, nobody without it joins, looks, or changes a run.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, TcpStream};
+use std::path::{Path, PathBuf};
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use tally_tests::cluster::{Coordinator, DEADLINE, Output, RunDir, Signal, Worker, run, train_local};
+use tempfile::TempDir;
+
+const OPTIONS: [&str; 8] = ["--model", "mlp", "--epochs", "2", "--train-limit", "640", "--test-limit", "20"];
+const TRAIN: &str = "a-secret-of-those-who-train";
+const LOOK: &str = "a-secret-of-those-who-look";
+
+/// Files with secrets.
+struct Secrets(TempDir);
+
+impl Secrets {
+    fn new() -> Self {
+        let secrets = Self(tempfile::tempdir().unwrap());
+        secrets.write("train", &format!("{TRAIN}\n"));
+        secrets.write("look", LOOK);
+        secrets.write("wrong", "a-secret-of-somebody-else");
+        secrets
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn arg(&self, name: &str) -> String {
+        self.path(name).to_str().unwrap().into()
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        fs::write(self.path(name), text).unwrap();
+    }
+
+    /// A CA called `name`, and certificates that it signs for the coordinator and a worker.
+    fn certificates(&self, name: &str) {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        self.write(&format!("{name}-ca"), &ca.pem());
+        for holder in ["server", "client"] {
+            let key = KeyPair::generate().unwrap();
+            let params = CertificateParams::new(vec!["localhost".into(), "127.0.0.1".into()]).unwrap();
+            let certificate = params.signed_by(&key, &ca).unwrap();
+            self.write(&format!("{name}-{holder}"), &certificate.pem());
+            self.write(&format!("{name}-{holder}-key"), &key.serialize_pem());
+        }
+    }
+}
+
+/// What the run comes to where nobody is kept out.
+fn undisturbed() -> String {
+    train_local(1, &OPTIONS).sha256()
+}
+
+fn coordinator(run: &RunDir, access: &[&str]) -> Coordinator {
+    Coordinator::start([&["--workers", "1", "--run-dir", run.arg()], &OPTIONS[..], access].concat())
+}
+
+/// A worker that must not be let in, and gives up at once.
+fn refused(port: u16, access: &[&str], words: &[&str]) {
+    let worker = Worker::start(port, [access, &["--connect-timeout", "2"]].concat());
+    worker.output().is_refused(words);
+}
+
+fn status(port: u16, access: &[&str]) -> Output {
+    let address = format!("127.0.0.1:{port}");
+    run("coordinator", [&["status", "--connect", &address], access].concat())
+}
+
+/// The status line that a GET is answered with.
+fn get(port: u16, path: &str, authorization: &str) -> String {
+    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\n{authorization}Connection: close\r\n\r\n")
+        .unwrap();
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    String::from_utf8_lossy(&answer).lines().next().unwrap_or_default().to_owned()
+}
+
+#[test]
+fn trust_1_with_tokens_on_each_may_do_what_theirs_is_for() {
+    let (secrets, directory) = (Secrets::new(), RunDir::new());
+    let tokens = ["train", "look", "wrong"].map(|name| secrets.arg(name));
+    let [train, look, wrong] = tokens.each_ref().map(String::as_str);
+    let coordinator = coordinator(&directory, &["--token-file", train, "--view-token-file", look]);
+    let (port, web) = (coordinator.grpc_port(), coordinator.http_port());
+
+    refused(port, &[], &["--token-file"]);
+    refused(port, &["--token-file", wrong], &["token"]);
+    refused(port, &["--token-file", look], &["for looking"]);
+
+    status(port, &[]).is_refused(&["--token-file"]);
+    for token in [train, look] {
+        let output = status(port, &["--token-file", token]);
+        assert!(output.status.success(), "{}", output.stderr);
+    }
+    for open in ["/healthz", "/readyz"] {
+        assert!(get(web, open, "").contains(" 200 "), "{open}");
+    }
+    let bearer = |token: &str| format!("Authorization: Bearer {token}\r\n");
+    for path in ["/", "/metrics", "/api/state", "/api/samples.png"] {
+        for authorization in ["", &bearer("a-secret-of-somebody-else"), "Authorization: Basic !\r\n"] {
+            let answer = get(web, path, authorization);
+            assert!(answer.contains(" 401 "), "{path}, {authorization:?}: {answer}");
+        }
+        for token in [TRAIN, LOOK] {
+            let answer = get(web, path, &bearer(token));
+            assert!(answer.contains(" 200 "), "{path}: {answer}");
+        }
+    }
+    // curl -u anyone:a-secret-of-those-who-look
+    let basic = "Authorization: Basic YW55b25lOmEtc2VjcmV0LW9mLXRob3NlLXdoby1sb29r\r\n";
+    assert!(get(web, "/metrics", basic).contains(" 200 "));
+
+    let worker = Worker::start(port, ["--token-file", train]);
+    coordinator.succeed();
+    worker.succeed();
+    assert_eq!(directory.sha256(), undisturbed());
+    let told = [
+        coordinator.stderr(),
+        coordinator.stdout(),
+        worker.stderr(),
+        fs::read_to_string(directory.path().join("run.json")).unwrap(),
+    ];
+    for text in told {
+        assert!(!text.contains(TRAIN) && !text.contains(LOOK), "a secret is told: {text}");
+    }
+}
+
+#[test]
+fn trust_1_with_mutual_tls_only_those_with_the_right_certificates_meet() {
+    let (secrets, directory) = (Secrets::new(), RunDir::new());
+    secrets.certificates("ours");
+    secrets.certificates("theirs");
+    let file = |name: &str| secrets.arg(name);
+    let (ca, certificate, key) = (file("ours-ca"), file("ours-server"), file("ours-server-key"));
+    let tls = ["--tls-cert", &certificate, "--tls-key", &key, "--tls-client-ca", &ca];
+    let coordinator = coordinator(&directory, &tls);
+    let (port, web) = (coordinator.grpc_port(), coordinator.http_port());
+
+    let client =
+        |who: &str| [file("ours-ca"), file(&format!("{who}-client")), file(&format!("{who}-client-key"))];
+    refused(port, &[], &[]);
+    refused(port, &["--tls-ca", &file("theirs-ca")], &[]);
+    refused(port, &["--tls-ca", &ca], &[]);
+    let [believed, certificate, key] = client("theirs");
+    refused(port, &["--tls-ca", &believed, "--tls-cert", &certificate, "--tls-key", &key], &[]);
+    assert!(!get(web, "/metrics", "").contains(" 200 "), "in the clear");
+
+    let [believed, certificate, key] = client("ours");
+    let access = ["--tls-ca", &believed, "--tls-cert", &certificate, "--tls-key", &key];
+    let output = status(port, &access);
+    assert!(output.status.success(), "{}", output.stderr);
+    let worker = Worker::start(port, access);
+    coordinator.succeed();
+    worker.succeed();
+    assert_eq!(directory.sha256(), undisturbed());
+}
+
+#[test]
+fn a_renewed_certificate_is_taken_and_a_broken_one_is_not() {
+    let (secrets, directory) = (Secrets::new(), RunDir::new());
+    secrets.certificates("old");
+    secrets.certificates("new");
+    let install = |from: &str| {
+        // As certbot and cert-manager do: each file is replaced whole.
+        for part in ["server-key", "server"] {
+            let staged = secrets.path("staged");
+            fs::copy(secrets.path(&format!("{from}-{part}")), &staged).unwrap();
+            fs::rename(staged, secrets.path(part)).unwrap();
+        }
+    };
+    install("old");
+    let (certificate, key) = (secrets.arg("server"), secrets.arg("server-key"));
+    let coordinator = coordinator(&directory, &["--tls-cert", &certificate, "--tls-key", &key]);
+    let port = coordinator.grpc_port();
+    let answers = |ca: &str| status(port, &["--tls-ca", &secrets.arg(ca)]).status.success();
+    assert!(answers("old-ca") && !answers("new-ca"));
+
+    secrets.write("server", "no certificate");
+    coordinator.wait_for_line("server");
+    assert!(answers("old-ca"), "the old one stays in force");
+    install("new");
+    let end = std::time::Instant::now() + DEADLINE;
+    while !answers("new-ca") {
+        assert!(std::time::Instant::now() < end, "{}", coordinator.stderr());
+    }
+    assert!(!answers("old-ca"));
+    coordinator.signal(Signal::INT);
+    coordinator.succeed();
+}
+
+#[test]
+fn bad_secrets_are_refused_before_a_run_is_made() {
+    let (secrets, directory) = (Secrets::new(), RunDir::new());
+    secrets.certificates("ours");
+    secrets.certificates("theirs");
+    secrets.write("short", "abc\n");
+    let path = directory.path().join("run");
+    let refuse = |access: &[&str], words: &[&str]| {
+        let options = ["--local", "--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"];
+        let output =
+            run("coordinator", [&options[..], &["--run-dir", path.to_str().unwrap()], access].concat());
+        output.is_refused(words);
+        assert!(!Path::new(&path).exists(), "a run directory was made");
+    };
+    refuse(&["--token-file", &secrets.arg("short")], &["short", "3 characters"]);
+    refuse(&["--token-file", &secrets.arg("missing")], &["missing"]);
+    let (ours, theirs) = (secrets.arg("ours-server"), secrets.arg("theirs-server-key"));
+    refuse(&["--tls-cert", &ours, "--tls-key", &theirs], &["theirs-server-key"]);
+    refuse(&["--tls-cert", &secrets.arg("train"), "--tls-key", &theirs], &["train"]);
+}

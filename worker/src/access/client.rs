@@ -1,0 +1,144 @@
+//! What a client shows a coordinator: a token, a certificate, and which ones it believes.
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, bail};
+use clap::Args;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::Interceptor;
+use tonic::transport::{Certificate, ClientTlsConfig, Identity};
+use tonic::{Request, Status};
+
+use super::pem;
+use super::token::Token;
+
+/// The variable that a token may be in.
+pub const TOKEN: &str = "TALLY_TOKEN";
+
+/// Options of everyone who connects to a coordinator.
+#[derive(Clone, Debug, Default, Args)]
+pub struct ClientAccess {
+    /// Speak TLS, and believe a coordinator whose certificate these sign or are (PEM)
+    #[arg(long, value_name = "FILE", help_heading = "Security")]
+    pub tls_ca: Option<PathBuf>,
+
+    /// This side's certificate, where the coordinator asks for one (PEM)
+    #[arg(long, value_name = "FILE", requires_all = ["tls_ca", "tls_key"], help_heading = "Security")]
+    pub tls_cert: Option<PathBuf>,
+
+    /// The certificate's private key (PEM)
+    #[arg(long, value_name = "FILE", requires = "tls_cert", help_heading = "Security")]
+    pub tls_key: Option<PathBuf>,
+
+    /// The name in the coordinator's certificate [default: the host of --connect]
+    #[arg(long, value_name = "NAME", requires = "tls_ca", help_heading = "Security")]
+    pub tls_server_name: Option<String>,
+
+    /// A file with the coordinator's token [default: the variable TALLY_TOKEN, if it is set]
+    #[arg(long, value_name = "FILE", help_heading = "Security")]
+    pub token_file: Option<PathBuf>,
+}
+
+impl ClientAccess {
+    /// How TLS is to be spoken with `host`, if it is.
+    ///
+    /// # Errors
+    /// If a file can't be read or is not what it should be.
+    pub fn tls(&self, host: &str) -> anyhow::Result<Option<ClientTlsConfig>> {
+        let Some(path) = &self.tls_ca else { return Ok(None) };
+        let ca = pem::read(path)?;
+        pem::certificates(&ca, path)?;
+        // An IPv6 address has brackets in an address and none in a certificate.
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        let name = self.tls_server_name.as_deref().unwrap_or(host);
+        if rustls_pki_types::ServerName::try_from(name).is_err() {
+            bail!("{name} is no name that a certificate can have; give one with --tls-server-name");
+        }
+        let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(ca)).domain_name(name);
+        if let (Some(cert_path), Some(key_path)) = (&self.tls_cert, &self.tls_key) {
+            let (cert, key) = (pem::read(cert_path)?, pem::read(key_path)?);
+            pem::certificates(&cert, cert_path)?;
+            pem::key(&key, key_path)?;
+            tls = tls.identity(Identity::from_pem(cert, key));
+        }
+        Ok(Some(tls))
+    }
+
+    /// What is sent with every call. Read anew for every connection, so that a token can change.
+    ///
+    /// # Errors
+    /// If there is a token that is none.
+    pub fn bearer(&self) -> anyhow::Result<Bearer> {
+        let Some(token) = Token::find(self.token_file.as_deref(), TOKEN)? else { return Ok(Bearer(None)) };
+        let mut value: MetadataValue<Ascii> = token.bearer().parse().context("the token cannot be sent")?;
+        value.set_sensitive(true);
+        Ok(Bearer(Some(value)))
+    }
+
+    /// Whether a token would cross a network in the clear.
+    #[must_use]
+    pub fn exposes_token(&self, host: &str, bearer: &Bearer) -> bool {
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        let loopback =
+            host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
+        bearer.0.is_some() && self.tls_ca.is_none() && !loopback
+    }
+}
+
+/// Adds the token to every call.
+#[derive(Clone, Default)]
+pub struct Bearer(Option<MetadataValue<Ascii>>);
+
+/// Never the token.
+impl std::fmt::Debug for Bearer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if self.0.is_some() { "Bearer(…)" } else { "Bearer(none)" })
+    }
+}
+
+impl Interceptor for Bearer {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(value) = &self.0 {
+            request.metadata_mut().insert("authorization", value.clone());
+        }
+        Ok(request)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_in_the_clear_is_noticed_where_it_leaves_the_machine() {
+        let plain = ClientAccess::default();
+        let shown = Bearer(Some("Bearer 0123456789abcdef".parse().unwrap()));
+        for (host, exposed) in
+            [("127.0.0.1", false), ("[::1]", false), ("localhost", false), ("10.0.0.7", true), ("host", true)]
+        {
+            assert_eq!(plain.exposes_token(host, &shown), exposed, "{host}");
+            assert!(!plain.exposes_token(host, &Bearer(None)));
+        }
+        let tls = ClientAccess { tls_ca: Some("ca.pem".into()), ..plain };
+        assert!(!tls.exposes_token("10.0.0.7", &shown));
+        assert!(!format!("{shown:?}").contains("0123"));
+    }
+
+    #[test]
+    fn a_file_that_is_not_what_it_should_be_is_named() {
+        let root = tempfile::tempdir().unwrap();
+        let file = root.path().join("ca.pem");
+        let access = ClientAccess { tls_ca: Some(file.clone()), ..ClientAccess::default() };
+        let error = |text: Option<&str>| {
+            if let Some(text) = text {
+                std::fs::write(&file, text).unwrap();
+            }
+            access.tls("localhost").unwrap_err().to_string()
+        };
+        assert!(error(None).contains("cannot read"));
+        assert!(error(Some("nothing")).contains("holds no certificate"));
+        let broken = error(Some("-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n"));
+        assert!(broken.contains("no sound PEM file") && broken.contains("ca.pem"), "{broken}");
+    }
+}
