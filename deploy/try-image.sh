@@ -8,8 +8,6 @@
 # The base images are stand-ins of the same Debian release, made here: a root by debootstrap with gcc
 # and this machine's Rust for `rust:…-slim-bookworm`, and the runtime packages of Debian extracted
 # into an empty root, which is how distroless is made, for `gcr.io/distroless/cc-debian12`.
-# Then the coordinator and two workers run to the end of a small run in their images: as the image's
-# user, without capabilities, on a read-only root, each with processes and mounts of its own.
 # Needs root; installs Debian's debootstrap and buildah where they are missing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
