@@ -95,12 +95,20 @@ fn confusion(scores: &Scores) -> Markup {
 
 const WIDTH: f64 = 520.0;
 const HEIGHT: f64 = 150.0;
+/// Room beside the first and the last bar, since their labels are wider than they are: on a
+/// telephone half of "≤−10" takes 21.
+const BESIDE: f64 = 12.0;
+
+/// Where the middle of a bar is.
+fn middle(at: usize, bars: usize) -> f64 {
+    let width = (WIDTH - 2.0 * BESIDE) / bars.max(1) as f64;
+    (10.0 * (BESIDE + width * (at as f64 + 0.5))).round() / 10.0
+}
 
 /// Bars by the logarithm of their counts, since nearly all errors are 0.
 fn histogram(title: &str, counts: &[u32]) -> Markup {
     let most = counts.iter().copied().max().unwrap_or(0).max(1);
     let height = |count: u32| (HEIGHT - 46.0) * (1.0 + f64::from(count)).ln() / (1.0 + f64::from(most)).ln();
-    let width = WIDTH / counts.len().max(1) as f64;
     let name = |at: usize| match at as i64 - REACH {
         error if error == -REACH => format!("≤\u{2212}{REACH}"),
         error if error == REACH => format!("≥{REACH}"),
@@ -116,7 +124,7 @@ fn histogram(title: &str, counts: &[u32]) -> Markup {
             svg viewBox=(format!("0 0 {WIDTH} {HEIGHT}")) role="img" aria-label=(words) {
                 g.grid { line x1="0" x2=(WIDTH) y1=(HEIGHT - 24.0) y2=(HEIGHT - 24.0) {} }
                 @for (at, &count) in counts.iter().enumerate() {
-                    @let middle = (10.0 * width * (at as f64 + 0.5)).round() / 10.0;
+                    @let middle = middle(at, counts.len());
                     @let tall = (10.0 * height(count)).round() / 10.0;
                     g {
                         title { (count) " answers are off by " (name(at)) }
@@ -127,5 +135,18 @@ fn histogram(title: &str, counts: &[u32]) -> Markup {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_labels_of_the_outer_bars_are_not_cut_off() {
+        let bars = 2 * REACH as usize + 1;
+        let (first, last) = (middle(0, bars), middle(bars - 1, bars));
+        assert!(first >= 21.0 && last <= WIDTH - 21.0, "{first}, {last}");
+        assert!(2.0 * (middle(1, bars) - first) >= 42.0, "every second bar has a label");
     }
 }
