@@ -5,7 +5,7 @@
 //! that are there already keep what they were made with.
 
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
@@ -52,7 +52,19 @@ impl Loaded {
 pub struct Credentials {
     options: AccessOptions,
     current: RwLock<Arc<Loaded>>,
+    looks: Mutex<Looks>,
 }
+
+/// What the files held.
+#[derive(Debug)]
+struct Looks {
+    /// When what is in force was read, or refused.
+    settled: Contents,
+    /// At the last look.
+    last: Contents,
+}
+
+type Contents = Vec<Option<Vec<u8>>>;
 
 impl Credentials {
     /// Reads what the options name.
@@ -60,8 +72,11 @@ impl Credentials {
     /// # Errors
     /// If a file can't be read or is not what it should be, in words.
     pub fn load(options: &AccessOptions) -> anyhow::Result<Arc<Self>> {
+        // Before they are read: what changes from here on is seen at the next look.
+        let now = contents(options);
         let loaded = load(options)?;
-        Ok(Arc::new(Self { options: options.clone(), current: RwLock::new(Arc::new(loaded)) }))
+        let looks = Mutex::new(Looks { settled: now.clone(), last: now });
+        Ok(Arc::new(Self { options: options.clone(), current: RwLock::new(Arc::new(loaded)), looks }))
     }
 
     /// What is in force.
@@ -72,38 +87,41 @@ impl Credentials {
 
     /// Reads the files anew whenever their bytes have changed.
     pub async fn keep_up(self: Arc<Self>) {
-        let mut before = self.bytes();
-        let mut seen = before.clone();
         let mut ticks = tokio::time::interval(LOOK);
         loop {
             ticks.tick().await;
-            let now = self.bytes();
-            // Two looks must agree: a certificate and its key are seldom written in one go.
-            if now == before || now != seen {
-                seen = now;
-                continue;
-            }
-            before = now;
-            match load(&self.options) {
-                Ok(loaded) => {
-                    *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(loaded);
-                    tracing::info!("certificates and tokens were read anew");
-                }
-                Err(error) => {
-                    tracing::warn!("the old certificates and tokens stay in force: {}", in_one_line(&error));
-                }
-            }
+            self.look();
         }
     }
 
-    /// What the files hold. Their bytes say more than their times: a mounted secret changes by a
-    /// link. There are a few kilobytes of them.
-    fn bytes(&self) -> Vec<Option<Vec<u8>>> {
-        let o = &self.options;
-        let files: [&Option<PathBuf>; 5] =
-            [&o.tls_cert, &o.tls_key, &o.tls_client_ca, &o.token_file, &o.view_token_file];
-        files.into_iter().flatten().map(|path| std::fs::read(path).ok()).collect()
+    fn look(&self) {
+        let mut looks = self.looks.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = contents(&self.options);
+        // Two looks must agree: a certificate and its key are seldom written in one go.
+        let still = now == looks.last;
+        looks.last = now;
+        if looks.last == looks.settled || !still {
+            return;
+        }
+        looks.settled = looks.last.clone();
+        match load(&self.options) {
+            Ok(loaded) => {
+                *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(loaded);
+                tracing::info!("certificates and tokens were read anew");
+            }
+            Err(error) => {
+                tracing::warn!("the old certificates and tokens stay in force: {}", in_one_line(&error));
+            }
+        }
     }
+}
+
+/// What the files hold. Their bytes say more than their times: a mounted secret changes by a
+/// link. There are a few kilobytes of them.
+fn contents(o: &AccessOptions) -> Contents {
+    let files: [&Option<PathBuf>; 5] =
+        [&o.tls_cert, &o.tls_key, &o.tls_client_ca, &o.token_file, &o.view_token_file];
+    files.into_iter().flatten().map(|path| std::fs::read(path).ok()).collect()
 }
 
 fn load(options: &AccessOptions) -> anyhow::Result<Loaded> {
@@ -156,4 +174,38 @@ fn tls(options: &AccessOptions, required: bool, protocol: &[u8]) -> anyhow::Resu
     })?;
     config.alpn_protocols = vec![protocol.to_vec()];
     Ok(config)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_that_changes_is_taken_once_two_looks_agree_and_a_broken_one_never() {
+        let root = tempfile::tempdir().unwrap();
+        let file = root.path().join("token");
+        let write = |text: &str| std::fs::write(&file, text).unwrap();
+        write("the-first-0123456");
+        let options = AccessOptions { token_file: Some(file.clone()), ..AccessOptions::default() };
+        let credentials = Credentials::load(&options).unwrap();
+        let is = |text: &str| credentials.current().train.as_ref().unwrap().is(text.as_bytes());
+        // Changed before anybody looked: that must not be missed.
+        write("the-second-012345");
+        credentials.look();
+        assert!(is("the-first-0123456"), "it may be half written");
+        credentials.look();
+        assert!(is("the-second-012345"));
+        for broken in ["", "short"] {
+            write(broken);
+            (0..3).for_each(|_| credentials.look());
+            assert!(is("the-second-012345"), "{broken:?}");
+        }
+        std::fs::remove_file(&file).unwrap();
+        (0..3).for_each(|_| credentials.look());
+        assert!(is("the-second-012345"), "a token that is gone must not open the door");
+        write("the-third-0123456");
+        (0..2).for_each(|_| credentials.look());
+        assert!(is("the-third-0123456"));
+    }
 }

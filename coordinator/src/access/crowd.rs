@@ -3,8 +3,9 @@
 //!
 //! Where there are too many, the oldest *stranger* makes room: one that has not yet made a whole, allowed
 //! request. So whoever only opens connections drives out their own kind, and not those who
-//! have business here. Workers that take part count in all, and no longer for their address, so that a whole rack
-//! may sit behind one.
+//! have business here. Where there is no stranger, the oldest *onlooker* does, who only looks where others train:
+//! a token that may look must not be enough to keep workers out. Workers that take part count in all, and no longer
+//! for their address, so that a whole rack may sit behind one.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -49,16 +50,16 @@ struct State {
     next: u64,
     all: usize,
     by_address: HashMap<IpAddr, usize>,
-    /// Oldest first.
-    strangers: BTreeMap<u64, (IpAddr, Arc<Visitor>)>,
+    /// Who can be made to make room: strangers, then onlookers, the oldest first.
+    yielding: BTreeMap<(Standing, u64), (IpAddr, Arc<Visitor>)>,
 }
 
 impl State {
     fn evict(&mut self, from: Option<IpAddr>) -> bool {
         let mut of =
-            self.strangers.iter().filter(|(_, (address, _))| from.is_none_or(|from| from == *address));
-        let Some((&id, _)) = of.next() else { return false };
-        if let Some((address, visitor)) = self.strangers.remove(&id) {
+            self.yielding.iter().filter(|(_, (address, _))| from.is_none_or(|from| from == *address));
+        let Some((&key, _)) = of.next() else { return false };
+        if let Some((address, visitor)) = self.yielding.remove(&key) {
             visitor.make_room();
             self.leave_address(address);
             self.all -= 1;
@@ -87,10 +88,21 @@ impl Crowd {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Sends all strangers away: the port closes.
+    pub fn close(&self) {
+        let mut state = self.state();
+        while state
+            .yielding
+            .first_key_value()
+            .is_some_and(|((standing, _), _)| *standing == Standing::Stranger)
+            && state.evict(None)
+        {}
+    }
+
     /// Takes a connection, which is a stranger's, and is counted until the place is dropped.
     ///
     /// # Errors
-    /// If there is no room, and no stranger to make it.
+    /// If there is no room, and nobody to make it.
     pub fn enter(self: &Arc<Self>, address: IpAddr, visitor: &Arc<Visitor>) -> Result<Place, Full> {
         let address = household(address);
         let mut state = self.state();
@@ -110,16 +122,20 @@ impl Crowd {
         state.all += 1;
         let id = state.next;
         *state.by_address.entry(address).or_default() += 1;
-        state.strangers.insert(id, (address, visitor.clone()));
+        state.yielding.insert((Standing::Stranger, id), (address, visitor.clone()));
         gauge!("tally_connections", "port" => self.port).set(state.all as f64);
         Ok(Place { crowd: self.clone(), id, address, standing: Mutex::new(Standing::Stranger) })
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Standing {
+/// What a connection has shown so far; the lesser makes room for the greater.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Standing {
+    /// Nothing.
     Stranger,
-    /// It has made an allowed request.
+    /// It only looks, where others train.
+    Onlooker,
+    /// It has made a request that this port is there for.
     Known,
     /// It takes part, and no longer counts for its address.
     Member,
@@ -135,31 +151,28 @@ pub struct Place {
 }
 
 impl Place {
-    fn stand(&self, new: Standing) {
+    /// It has this standing now, unless it was driven out. A lesser one than before is taken only of a worker that
+    /// has left.
+    pub fn stand(&self, new: Standing) {
         let mut standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
         let mut state = self.crowd.state();
-        // One that was driven out stays so.
-        if *standing == Standing::Stranger && state.strangers.remove(&self.id).is_none() {
+        let old = *standing;
+        if new == old || new < old && old != Standing::Member {
             return;
         }
-        match (*standing, new) {
-            (Standing::Member, Standing::Known) => {
-                *state.by_address.entry(self.address).or_default() += 1;
+        if old <= Standing::Onlooker {
+            // One that was driven out stays so.
+            let Some(who) = state.yielding.remove(&(old, self.id)) else { return };
+            if new <= Standing::Onlooker {
+                state.yielding.insert((new, self.id), who);
             }
-            (Standing::Stranger | Standing::Known, Standing::Member) => state.leave_address(self.address),
+        }
+        match (old, new) {
+            (Standing::Member, _) => *state.by_address.entry(self.address).or_default() += 1,
+            (_, Standing::Member) => state.leave_address(self.address),
             _ => {}
         }
         *standing = new;
-    }
-
-    /// It has made a request that it may make.
-    pub fn known(&self) {
-        self.stand(Standing::Known);
-    }
-
-    /// It takes part.
-    pub fn member(&self) {
-        self.stand(Standing::Member);
     }
 }
 
@@ -167,8 +180,8 @@ impl Drop for Place {
     fn drop(&mut self) {
         let standing = *self.standing.get_mut().unwrap_or_else(PoisonError::into_inner);
         let mut state = self.crowd.state();
-        // A stranger that was driven out is not counted any more.
-        let counted = standing != Standing::Stranger || state.strangers.remove(&self.id).is_some();
+        // One that was driven out is not counted any more.
+        let counted = standing > Standing::Onlooker || state.yielding.remove(&(standing, self.id)).is_some();
         if counted {
             state.all -= 1;
             if standing != Standing::Member {
@@ -210,7 +223,7 @@ mod tests {
         let e = enter(&crowd, ip(3)).unwrap();
         assert!(b.1.must_go() && !c.1.must_go() && !d.1.must_go(), "three in all");
         for known in [&c, &d, &e] {
-            known.0.known();
+            known.0.stand(Standing::Known);
         }
         assert_eq!(enter(&crowd, ip(4)).unwrap_err(), Full::Port);
         assert_eq!(counts(&crowd).0, 3);
@@ -226,10 +239,49 @@ mod tests {
         let one: Vec<_> = (0..50).map(|_| enter(&crowd, ip(1)).unwrap()).collect();
         assert_eq!(one.iter().filter(|(_, visitor)| !visitor.must_go()).count(), 2);
         let (known, _) = &one[49];
-        known.known();
-        one[48].0.known();
+        known.stand(Standing::Known);
+        one[48].0.stand(Standing::Known);
         assert_eq!(enter(&crowd, ip(1)).unwrap_err(), Full::Address);
         assert!(enter(&crowd, ip(2)).is_ok());
+    }
+
+    #[test]
+    fn trust_1_strangers_do_not_hold_up_a_port_that_closes() {
+        let crowd = Crowd::new("test", 9, 9);
+        let all: Vec<_> = (0..4).map(|_| enter(&crowd, ip(1)).unwrap()).collect();
+        all[1].0.stand(Standing::Onlooker);
+        all[2].0.stand(Standing::Known);
+        crowd.close();
+        assert_eq!(
+            all.iter().map(|(_, visitor)| visitor.must_go()).collect::<Vec<_>>(),
+            [true, false, false, true]
+        );
+        drop(all);
+        assert_eq!(counts(&crowd), (0, 0));
+    }
+
+    #[test]
+    fn trust_1_whoever_only_looks_cannot_keep_workers_out() {
+        let crowd = Crowd::new("test", 3, 3);
+        let looking: Vec<_> = (0..3).map(|_| enter(&crowd, ip(1)).unwrap()).collect();
+        looking.iter().for_each(|(place, _)| place.stand(Standing::Onlooker));
+        let worker = enter(&crowd, ip(1)).unwrap();
+        assert!(looking[0].1.must_go() && !looking[1].1.must_go(), "the oldest makes room");
+        worker.0.stand(Standing::Known);
+        let stranger = enter(&crowd, ip(1)).unwrap();
+        assert!(looking[1].1.must_go() && !looking[2].1.must_go());
+        let next = enter(&crowd, ip(1)).unwrap();
+        assert!(stranger.1.must_go() && !looking[2].1.must_go(), "a stranger before one who looks");
+        next.0.stand(Standing::Known);
+        looking[2].0.stand(Standing::Known);
+        looking[2].0.stand(Standing::Onlooker);
+        assert_eq!(
+            enter(&crowd, ip(1)).unwrap_err(),
+            Full::Address,
+            "who trains does not make room by looking"
+        );
+        drop((looking, worker, stranger, next));
+        assert_eq!(counts(&crowd), (0, 0));
     }
 
     #[test]
@@ -238,13 +290,13 @@ mod tests {
         let rack: Vec<_> = (0..50)
             .map(|_| {
                 let (place, visitor) = enter(&crowd, ip(1)).unwrap();
-                place.known();
-                place.member();
+                place.stand(Standing::Known);
+                place.stand(Standing::Member);
                 (place, visitor)
             })
             .collect();
         assert!(rack.iter().all(|(_, visitor)| !visitor.must_go()));
-        rack[0].0.known();
+        rack[0].0.stand(Standing::Known);
         assert_eq!(crowd.state().by_address[&ip(1)], 1);
         drop(rack);
         assert_eq!(counts(&crowd), (0, 0));

@@ -103,8 +103,11 @@ pub fn check(deed: Deed, loaded: &Loaded, certificate: bool, headers: &HeaderMap
 }
 
 /// The token of a request: `Bearer TOKEN`, or as the password of `Basic`, whoever the user.
+/// Two are as none: a proxy in front may have looked at the other one.
 fn shown(headers: &HeaderMap) -> Option<Vec<u8>> {
-    let (scheme, rest) = headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    let mut all = headers.get_all(AUTHORIZATION).iter();
+    let (Some(one), None) = (all.next(), all.next()) else { return None };
+    let (scheme, rest) = one.to_str().ok()?.split_once(' ')?;
     let rest = rest.trim();
     if scheme.eq_ignore_ascii_case("bearer") {
         return Some(rest.into());
@@ -199,6 +202,16 @@ mod tests {
         assert_eq!(check(Deed::Train, &mutual, true, &headers("")), Err(Denied::NoToken));
         assert_eq!(check(Deed::Train, &mutual, true, &headers(&train)), Ok(()));
         assert_eq!(check(Deed::Train, &loaded(false, false, false), false, &headers("")), Ok(()));
+    }
+
+    #[test]
+    fn trust_1_two_tokens_are_as_none() {
+        let both = loaded(true, true, false);
+        let mut twice = headers(&format!("Bearer {TRAIN}"));
+        assert_eq!(check(Deed::Train, &both, false, &twice), Ok(()));
+        twice.append(AUTHORIZATION, format!("Bearer {VIEW}").parse().unwrap());
+        assert_eq!(check(Deed::Train, &both, false, &twice), Err(Denied::NoToken));
+        assert_eq!(check(Deed::Look, &both, false, &twice), Err(Denied::NoToken));
     }
 
     #[test]

@@ -22,7 +22,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::crowd::Place;
+use super::crowd::{Place, Standing};
 
 /// What a peer may do, and how long it may take.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -204,9 +204,10 @@ impl Connection {
         self.peer.ip().to_canonical() == self.here.ip().to_canonical()
     }
 
-    /// A request that its peer may make begins; it lasts until what is returned is dropped.
+    /// A request that its peer may make begins, and gives it this standing; it lasts until what is returned is
+    /// dropped.
     #[must_use]
-    pub fn request(self: &Arc<Self>) -> Underway {
+    pub fn request(self: &Arc<Self>, standing: Standing) -> Underway {
         let first = {
             let mut state = self.visitor.state();
             state.requests += 1;
@@ -214,8 +215,8 @@ impl Connection {
         };
         if first {
             self.visitor.allowance.store(self.visitor.rules.known_bytes, Ordering::Relaxed);
-            self.place.known();
         }
+        self.place.stand(standing);
         Underway(self.clone())
     }
 
@@ -228,7 +229,7 @@ impl Connection {
     pub fn admit(&self) {
         self.visitor.state().member = true;
         self.visitor.allowance.store(u64::MAX, Ordering::Relaxed);
-        self.place.member();
+        self.place.stand(Standing::Member);
     }
 }
 
@@ -246,7 +247,7 @@ impl Drop for Underway {
             visitor.received.store(0, Ordering::Relaxed);
             visitor.allowance.store(visitor.rules.known_bytes, Ordering::Relaxed);
             if std::mem::take(&mut state.member) {
-                place.known();
+                place.stand(Standing::Known);
             }
         }
     }
@@ -373,7 +374,7 @@ mod tests {
         let (visitor, start) = (&connection.visitor, Instant::now());
         assert_eq!(visitor.over(start + 19 * SECOND), None);
         assert_eq!(visitor.over(start + 20 * SECOND), Some("it made no request"));
-        let request = connection.request();
+        let request = connection.request(Standing::Known);
         assert_eq!(visitor.over(start + 3600 * SECOND), None, "a request is under way");
         visitor.state().blocked_since = Some(start);
         assert_eq!(visitor.over(start + 59 * SECOND), None);
@@ -405,12 +406,12 @@ mod tests {
     #[tokio::test]
     async fn trust_1_who_is_idle_or_takes_no_answer_goes() {
         let (connection, mut stream, _peer) = connection(QUICK);
-        let request = connection.request();
+        let request = connection.request(Standing::Known);
         let error = stream.write_all(&[0; 2000]).await.unwrap_err();
         assert_eq!(error.to_string(), "it took no answer");
         drop(request);
         let (connection, mut stream, _peer) = self::connection(QUICK);
-        drop(connection.request());
+        drop(connection.request(Standing::Known));
         assert_eq!(end(&mut stream).await, "it was idle");
     }
 
@@ -424,10 +425,10 @@ mod tests {
             stream.read(&mut buffer).await.map_err(|e| e.to_string())
         };
         assert_eq!(take(100).await, Ok(100));
-        let request = connection.request();
+        let request = connection.request(Standing::Known);
         assert_eq!(take(200).await, Ok(200));
         drop(request);
-        let request = connection.request();
+        let request = connection.request(Standing::Known);
         assert_eq!(take(300).await, Ok(300));
         connection.expect(50);
         assert_eq!(take(50).await, Ok(50));

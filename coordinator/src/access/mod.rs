@@ -16,6 +16,8 @@ pub mod health;
 pub mod joins;
 pub mod options;
 pub mod serve;
+#[cfg(test)]
+mod tests;
 mod words;
 
 pub use words::greet;

@@ -30,7 +30,7 @@ use tonic::Status;
 use tower::ServiceExt as _;
 
 use super::credentials::{Credentials, Loaded};
-use super::crowd::{Crowd, PER_ADDRESS};
+use super::crowd::{Crowd, PER_ADDRESS, Standing};
 use super::gate::{self, Deed, Denied};
 use super::guard::{Connection, Guarded, Rules, Underway, Visitor};
 
@@ -96,6 +96,7 @@ impl Port {
                 Ok((stream, peer)) => {
                     tokio::spawn(port.clone().take(stream, peer, graceful.watcher()));
                 }
+                Err(error) if is_of_the_connection(&error) => {}
                 Err(error) => {
                     tracing::warn!("cannot take a connection: {error}");
                     // Most likely there are no more files to open; some connection will end.
@@ -104,6 +105,8 @@ impl Port {
             }
         }
         drop(listener);
+        // Whoever has made no request has none under way that would be waited for.
+        port.crowd.close();
         graceful.shutdown().await;
     }
 
@@ -168,13 +171,19 @@ impl Port {
             tracing::debug!("a request from {} was denied: {denied:?}", connection.peer);
             return self.deny(denied);
         }
+        let deed = self.deed(&request);
         // Whoever asks only how the coordinator is stays a stranger, where there are others.
-        let underway = (self.deed(&request) != Deed::Open || loaded.is_open()).then(|| connection.request());
+        let underway = (deed != Deed::Open || loaded.is_open()).then(|| {
+            let looks_on = self.protocol == Protocol::Grpc && deed != Deed::Train;
+            connection.request(if looks_on { Standing::Onlooker } else { Standing::Known })
+        });
         let request = match self.protocol {
             Protocol::Grpc => {
                 request.extensions_mut().insert(connection);
                 request.map(Body::new)
             }
+            // What is asked without a token has no body, and must not keep others from sending theirs.
+            Protocol::Web if deed == Deed::Open => request.map(|_| Body::empty()),
             Protocol::Web => match self.whole(request).await {
                 Ok(request) => request,
                 Err(status) => return status.into_response(),
@@ -244,6 +253,13 @@ impl Port {
             body.map_err(|_| StatusCode::REQUEST_TIMEOUT)?.map_err(|_| StatusCode::PAYLOAD_TOO_LARGE)?;
         Ok(Request::from_parts(parts, Body::from(body)))
     }
+}
+
+/// Whether an error of `accept` is one of the connection that was to be taken, and not of the port: a
+/// peer that resets its connections at once must not make others wait.
+fn is_of_the_connection(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
 }
 
 fn builder(protocol: Protocol) -> Builder<TokioExecutor> {
