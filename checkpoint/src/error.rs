@@ -42,7 +42,7 @@ pub enum CheckpointError {
     },
     /// A format that this version does not know.
     #[error(
-        "checkpoint {directory} has format {found}, and this version of Tally reads format {VERSION}; use the version that wrote it"
+        "checkpoint {directory} has format {found}, and this Tally reads format {VERSION}: {}", remedy((*found).into(), VERSION)
     )]
     Version {
         /// The checkpoint.
@@ -133,6 +133,16 @@ pub enum CheckpointError {
         /// Its value.
         value: f64,
     },
+}
+
+/// What to do about a file of another version than `read`, the one that this build reads.
+#[must_use]
+pub fn remedy(found: u64, read: u32) -> &'static str {
+    if found > read.into() {
+        "it is newer; upgrade this Tally, or use the one that wrote it"
+    } else {
+        "it is older; use the Tally that wrote it"
+    }
 }
 
 impl CheckpointError {

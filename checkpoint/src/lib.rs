@@ -36,7 +36,7 @@ mod store;
 mod tensors;
 mod weights;
 
-pub use error::CheckpointError;
+pub use error::{CheckpointError, remedy};
 pub use meta::{Meta, VERSION};
 pub use store::{Checkpoint, LINKS, Newest, clean, directory, link, list, newest_whole, prune, read, write};
 pub use weights::{Weights, read_weights, read_weights_from};

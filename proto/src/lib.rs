@@ -10,6 +10,7 @@ pub mod floats;
 pub mod pool;
 pub mod segment;
 pub mod span;
+pub mod version;
 
 /// The generated messages and service.
 #[allow(missing_docs, clippy::all, rust_2018_idioms, rustdoc::all)]
@@ -20,9 +21,7 @@ pub mod v1 {
 /// The descriptions of all messages and services, for server reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
-/// The version both sides must have. Raised whenever an old peer would misunderstand: what that
-/// means is spelled out in `docs/security.md`, "Versions".
-pub const PROTOCOL: u32 = 1;
+pub use version::PROTOCOL;
 
 /// The capability of a worker whose gradients can travel as bfloat16.
 pub const BF16: &str = "bf16";

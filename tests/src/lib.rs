@@ -12,8 +12,11 @@
 
 pub mod chaos;
 pub mod cluster;
+pub mod flood;
 pub mod hostile;
+pub mod interpreter;
 mod process;
 mod relay;
 mod run_dir;
+pub mod secrets;
 pub mod undisturbed;

@@ -5,56 +5,12 @@
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use tally_tests::cluster::{Coordinator, DEADLINE, Output, RunDir, Signal, Worker, run, train_local};
-use tempfile::TempDir;
+use tally_tests::secrets::{LOOK, Secrets, TRAIN};
 
 const OPTIONS: [&str; 8] = ["--model", "mlp", "--epochs", "2", "--train-limit", "640", "--test-limit", "20"];
-const TRAIN: &str = "a-secret-of-those-who-train";
-const LOOK: &str = "a-secret-of-those-who-look";
-
-/// Files with secrets.
-struct Secrets(TempDir);
-
-impl Secrets {
-    fn new() -> Self {
-        let secrets = Self(tempfile::tempdir().unwrap());
-        secrets.write("train", &format!("{TRAIN}\n"));
-        secrets.write("look", LOOK);
-        secrets.write("wrong", "a-secret-of-somebody-else");
-        secrets
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn arg(&self, name: &str) -> String {
-        self.path(name).to_str().unwrap().into()
-    }
-
-    fn write(&self, name: &str, text: &str) {
-        fs::write(self.path(name), text).unwrap();
-    }
-
-    /// A CA called `name`, and certificates that it signs for the coordinator and a worker.
-    fn certificates(&self, name: &str) {
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-        self.write(&format!("{name}-ca"), &ca.pem());
-        for holder in ["server", "client"] {
-            let key = KeyPair::generate().unwrap();
-            let params = CertificateParams::new(vec!["localhost".into(), "127.0.0.1".into()]).unwrap();
-            let certificate = params.signed_by(&key, &ca).unwrap();
-            self.write(&format!("{name}-{holder}"), &certificate.pem());
-            self.write(&format!("{name}-{holder}-key"), &key.serialize_pem());
-        }
-    }
-}
-
 /// What the run comes to where nobody is kept out.
 fn undisturbed() -> String {
     train_local(1, &OPTIONS).sha256()

@@ -7,22 +7,14 @@ use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
-use tally_proto::PROTOCOL;
-use tally_proto::v1::cluster_client::ClusterClient;
-use tally_proto::v1::cluster_server::{Cluster, ClusterServer};
-use tally_proto::v1::{self, coordinator_message, worker_message};
 use tally_tests::cluster::{
     Coordinator, Output, RunDir, Signal, Worker, events, run as run_binary, train_local,
 };
 use tally_worker::engine::{ModelSpec, backend};
 use tempfile::TempDir;
-use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
-use tonic::{Code, Request, Response, Status, Streaming};
 
 /// A small run that would succeed, but for what is added to it.
 fn train(options: &[&str]) -> (RunDir, Output) {
@@ -199,85 +191,6 @@ fn an_address_that_is_none_is_refused_at_once() {
         let output = run_binary("worker", ["--connect", address]);
         output.is_refused(&["--connect", address, "give HOST:PORT"]);
     }
-}
-
-// ---- Other versions ----
-
-#[test]
-fn a_worker_of_another_version_is_told_so() {
-    let run = RunDir::new();
-    let options = ["--model", "mlp", "--train-limit", "10", "--test-limit", "5", "--epochs", "1"];
-    let coordinator = Coordinator::start([&["--run-dir", run.arg()], &options[..]].concat());
-    let address = format!("http://127.0.0.1:{}", coordinator.grpc_port());
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let refused = runtime.block_on(async {
-        let hello = v1::Hello { protocol: 99, build: "9.9.9".into(), ..Default::default() };
-        let hello = v1::WorkerMessage { stamp: None, body: Some(worker_message::Body::Hello(hello)) };
-        let mut client = ClusterClient::connect(address).await.unwrap();
-        client.control(tokio_stream::once(hello)).await.unwrap_err()
-    });
-    assert_eq!(refused.code(), Code::FailedPrecondition);
-    for words in
-        [&format!("protocol {PROTOCOL}"), "protocol 99", "9.9.9", "run the same version on both sides"]
-    {
-        assert!(refused.message().contains(words), "no {words:?} in {:?}", refused.message());
-    }
-    // The run is none the worse for it.
-    Worker::start(coordinator.grpc_port(), [""; 0]).succeed();
-    coordinator.succeed();
-    assert_eq!(run.summary()["workers_joined"], 1);
-}
-
-/// A coordinator from the future: welcomes everyone, in another protocol.
-struct Future;
-
-#[tonic::async_trait]
-impl Cluster for Future {
-    type ControlStream = tokio_stream::Once<Result<v1::CoordinatorMessage, Status>>;
-    type GradientsStream = tokio_stream::Empty<Result<v1::GradientDown, Status>>;
-
-    async fn control(
-        &self,
-        _: Request<Streaming<v1::WorkerMessage>>,
-    ) -> Result<Response<Self::ControlStream>, Status> {
-        let welcome = v1::Welcome { protocol: 99, build: "9.9.9".into(), ..Default::default() };
-        let body = Some(coordinator_message::Body::Welcome(welcome));
-        let message = v1::CoordinatorMessage { stamp: Some(v1::Stamp::default()), body };
-        Ok(Response::new(tokio_stream::once(Ok(message))))
-    }
-
-    async fn gradients(
-        &self,
-        _: Request<Streaming<v1::GradientUp>>,
-    ) -> Result<Response<Self::GradientsStream>, Status> {
-        Err(Status::unimplemented("not before 2099"))
-    }
-
-    async fn status(&self, _: Request<v1::StatusRequest>) -> Result<Response<v1::StatusReply>, Status> {
-        Err(Status::unimplemented("not before 2099"))
-    }
-}
-
-#[test]
-fn a_coordinator_of_another_version_is_named() {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    let listener = runtime.block_on(tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))).unwrap();
-    let port = listener.local_addr().unwrap().port();
-    runtime.spawn(
-        Server::builder()
-            .add_service(ClusterServer::new(Future))
-            .serve_with_incoming(TcpIncoming::from(listener)),
-    );
-    let output = Worker::start(port, [""; 0]).output();
-    let ours = format!("protocol {PROTOCOL}");
-    output.is_refused(&[
-        &port.to_string(),
-        "9.9.9",
-        "protocol 99",
-        &ours,
-        "run the same version on both sides",
-    ]);
-    runtime.shutdown_timeout(Duration::from_secs(1));
 }
 
 // ---- Checkpoints and weights ----

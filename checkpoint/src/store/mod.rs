@@ -326,11 +326,13 @@ fn names(root: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
 }
 
 /// The newest checkpoint that can be read, of a step of `at_most` or below if that is
-/// given. One that cannot be read, for whatever reason, is passed over: training again
-/// from an older one costs time and never a bit (RESUME-1).
+/// given. One that cannot be read is passed over: training again from an older one costs
+/// time and never a bit (RESUME-1). Only one of a newer format ends the search, since whoever
+/// goes on with a run must understand what is there of it.
 ///
 /// # Errors
-/// [`CheckpointError::Io`] if the root itself cannot be read.
+/// [`CheckpointError::Io`] if the root itself cannot be read, [`CheckpointError::Version`] if
+/// a newer Tally wrote there.
 pub fn newest_whole(root: &Path, at_most: Option<u64>) -> Result<Newest, CheckpointError> {
     let mut newest = Newest::default();
     for (step, path) in list(root)?.into_iter().rev() {
@@ -342,6 +344,7 @@ pub fn newest_whole(root: &Path, at_most: Option<u64>) -> Result<Newest, Checkpo
                 newest.checkpoint = Some(checkpoint);
                 break;
             }
+            Err(error @ CheckpointError::Version { found: VERSION.., .. }) => return Err(error),
             Err(error) => newest.skipped.push((step, error)),
         }
     }

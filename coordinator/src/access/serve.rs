@@ -44,6 +44,8 @@ const BODY: usize = 8 << 20;
 const BODY_TIME: Duration = Duration::from_secs(30);
 /// Requests with a body that are read at one time.
 const BODIES: usize = 16;
+/// How long strangers may stay when a port closes.
+const LAST_WORD: Duration = Duration::from_millis(200);
 /// Open files that are left for everything but connections.
 const OTHER_FILES: u64 = 256;
 
@@ -105,9 +107,13 @@ impl Port {
             }
         }
         drop(listener);
-        // Whoever has made no request has none under way that would be waited for.
-        port.crowd.close();
-        graceful.shutdown().await;
+        let ended = graceful.shutdown();
+        tokio::pin!(ended);
+        // Strangers are not waited for longer than it takes to tell them.
+        if tokio::time::timeout(LAST_WORD, &mut ended).await.is_err() {
+            port.crowd.close();
+            ended.await;
+        }
     }
 
     async fn take(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, watcher: Watcher) {

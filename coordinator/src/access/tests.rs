@@ -1,6 +1,6 @@
 //! Ports under attack: bytes on real sockets, in one process.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;

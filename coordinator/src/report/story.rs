@@ -184,7 +184,7 @@ impl Story {
                         _ => State::Stopped,
                     };
                 }
-                Line::Step(_) | Line::Adopt { .. } => {}
+                Line::Step(_) | Line::Adopt { .. } | Line::Unknown => {}
             }
         }
         tests.sort_by_key(|test| test.step);

@@ -7,7 +7,8 @@ use tally_worker::engine::{LabelLoss, ModelSpec};
 
 use crate::core::recipe::Recipe;
 
-/// The version of a run directory's layout; raised when an older one can't be read.
+/// The version of a run directory's layout. Raised whenever an older Tally could not go on with it in the same
+/// bits (`docs/compatibility.md`); what is new and only for people does not raise it.
 pub const RUN_VERSION: u32 = 1;
 
 /// Everything that decides a run's bits, and a little more for people.

@@ -8,6 +8,8 @@ use rustix::fs::FlockOperation;
 use serde::Serialize;
 use thiserror::Error;
 
+use tally_checkpoint::remedy;
+
 use super::config::{RUN_VERSION, RunConfig};
 
 /// Why a run directory cannot be used.
@@ -41,12 +43,17 @@ pub enum DirectoryError {
         source: serde_json::Error,
     },
     /// A layout this version can't read.
-    #[error("{} was written with layout {found}, this version reads {RUN_VERSION}; use the Tally that wrote it", path.display())]
+    #[error(
+        "{} was written by Tally {tally} (layout {found}), and this one ({}) reads layout {RUN_VERSION}: {}",
+        path.display(), env!("CARGO_PKG_VERSION"), remedy(*found, RUN_VERSION)
+    )]
     Version {
         /// The directory.
         path: PathBuf,
-        /// Its layout.
+        /// Its layout; 0 if it does not say.
         found: u64,
+        /// The Tally that wrote it.
+        tally: String,
     },
 }
 
@@ -185,7 +192,8 @@ pub fn parse_config(path: &Path, text: &[u8]) -> Result<RunConfig, DirectoryErro
     let value: serde_json::Value = serde_json::from_slice(text).map_err(damaged)?;
     let found = value.get("version").and_then(serde_json::Value::as_u64).unwrap_or(0);
     if found != u64::from(RUN_VERSION) {
-        return Err(DirectoryError::Version { path: path.into(), found });
+        let tally = value.get("tally").and_then(serde_json::Value::as_str).unwrap_or("of no version");
+        return Err(DirectoryError::Version { path: path.into(), found, tally: tally.into() });
     }
     serde_json::from_value(value).map_err(damaged)
 }
@@ -236,5 +244,16 @@ mod tests {
         fs::create_dir(root.path().join(".a.json.tmp")).unwrap();
         assert!(directory.write_json("a.json", &2).is_err());
         assert_eq!(fs::read_to_string(root.path().join("a.json")).unwrap(), "1\n");
+    }
+
+    #[test]
+    fn another_layout_is_refused_with_what_to_do() {
+        let read = |text: &str| parse_config(Path::new("a-run"), text.as_bytes()).unwrap_err().to_string();
+        let newer = read(r#"{"version": 2, "tally": "9.9.9", "all": "else is different"}"#);
+        for words in ["a-run", "Tally 9.9.9", "layout 2", "upgrade this Tally"] {
+            assert!(newer.contains(words), "{newer}");
+        }
+        let older = read(r#"{"version": 0, "tally": "0.0.1"}"#);
+        assert!(older.contains("Tally 0.0.1") && older.contains("use the Tally that wrote it"), "{older}");
     }
 }

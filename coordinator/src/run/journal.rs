@@ -16,6 +16,7 @@ use tally_exact::digest::Digest;
 use tally_exact::loss::LossParts;
 use thiserror::Error;
 
+use tally_checkpoint::remedy;
 use tally_worker::scores::Scores;
 
 /// One line.
@@ -24,6 +25,12 @@ use tally_worker::scores::Scores;
 pub enum Line {
     /// The coordinator has started, for the first time or again.
     Start {
+        /// How the lines from here on are to be read: [`JOURNAL_VERSION`].
+        #[serde(default = "first_version")]
+        version: u32,
+        /// The version of Tally that writes them.
+        #[serde(default)]
+        tally: String,
         /// How often it has been started.
         incarnation: u64,
         /// The committed step it goes on from.
@@ -134,6 +141,18 @@ pub enum Line {
         /// `done`, `stopped` or `diverged`.
         outcome: String,
     },
+    /// Something that only a newer Tally tells of, and that can be skipped. It is never written.
+    #[serde(other)]
+    Unknown,
+}
+
+/// The version of the journal's lines. A new event, or a new part of one, that an older Tally may skip, does not
+/// raise it; whatever else changes does (`docs/compatibility.md`).
+pub const JOURNAL_VERSION: u32 = 1;
+
+/// Of journals that do not say it.
+fn first_version() -> u32 {
+    1
 }
 
 /// A committed step.
@@ -209,6 +228,21 @@ pub enum JournalError {
         /// What is wrong with it.
         source: serde_json::Error,
     },
+    /// Lines that only another version can read.
+    #[error(
+        "{} was written by Tally {tally} from line {line} on (journal version {found}), and this one ({}) reads version {JOURNAL_VERSION}: \
+         {}", path.display(), env!("CARGO_PKG_VERSION"), remedy((*found).into(), JOURNAL_VERSION)
+    )]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// The line that says so, from 1.
+        line: usize,
+        /// The version of the lines behind it.
+        found: u32,
+        /// The Tally that wrote them.
+        tally: String,
+    },
     /// A step is there twice, or one is missing.
     #[error("{} is damaged: step {found} stands where step {wanted} should", path.display())]
     Order {
@@ -266,17 +300,38 @@ impl History {
 /// break is torn. `path` is for error messages alone.
 ///
 /// # Errors
-/// [`JournalError::Damaged`] for the first line that is none.
+/// [`JournalError::Damaged`] for the first line that is none, [`JournalError::Version`] for the first that says
+/// that another version wrote what follows.
 pub fn parse(path: &Path, text: &[u8]) -> Result<(Vec<Line>, usize), JournalError> {
     let whole = text.iter().rposition(|&b| b == b'\n').map_or(0, |at| at + 1);
-    let lines = text[..whole].split_inclusive(|&b| b == b'\n').enumerate().map(|(index, line)| {
-        serde_json::from_slice(line).map_err(|source| JournalError::Damaged {
-            path: path.into(),
-            line: index + 1,
-            source,
-        })
+    let lines = text[..whole].split_inclusive(|&b| b == b'\n').zip(1..);
+    let lines = lines.map(|(text, line)| {
+        let parsed = serde_json::from_slice(text);
+        if !matches!(parsed, Ok(Line::Start { version: JOURNAL_VERSION, .. }))
+            && let Ok(Opening { event: Start::Start, version: found, tally }) = serde_json::from_slice(text)
+            && found != JOURNAL_VERSION
+        {
+            return Err(JournalError::Version { path: path.into(), line, found, tally });
+        }
+        parsed.map_err(|source| JournalError::Damaged { path: path.into(), line, source })
     });
     Ok((lines.collect::<Result<_, _>>()?, whole))
+}
+
+/// As much of a start's line as every version has.
+#[derive(Deserialize)]
+struct Opening {
+    event: Start,
+    #[serde(default = "first_version")]
+    version: u32,
+    #[serde(default)]
+    tally: String,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Start {
+    Start,
 }
 
 /// Hears of every line that is written, once it is.
@@ -415,5 +470,45 @@ mod tests {
         let lines = [step(1), step(3)].map(|l| serde_json::to_string(&l).unwrap() + "\n").concat();
         fs::write(&path, lines).unwrap();
         assert!(matches!(Journal::open(&path), Err(JournalError::Order { found: 3, wanted: 2, .. })));
+    }
+
+    fn start(version: u32) -> String {
+        let line = Line::Start { version, tally: "9.9.9".into(), incarnation: 1, step: 0, unix_seconds: 1 };
+        serde_json::to_string(&line).unwrap() + "\n"
+    }
+
+    #[test]
+    fn a_journal_says_its_version_and_another_one_is_refused_by_name() {
+        let read = |text: &str| parse(Path::new("a-journal"), text.as_bytes()).map(|(lines, _)| lines);
+        assert_eq!(read(&start(JOURNAL_VERSION)).unwrap().len(), 1);
+        // The first journals did not say it.
+        let silent = "{\"event\":\"start\",\"incarnation\":1,\"step\":0,\"unix_seconds\":1}\n";
+        assert!(matches!(read(silent).unwrap()[..], [Line::Start { version: 1, .. }]));
+        // A newer one may look different in every other way.
+        let strange = "{\"event\":\"start\",\"version\":2,\"tally\":\"9.9.9\",\"step\":\"none\"}\n";
+        let known = serde_json::to_string(&step(1)).unwrap() + "\n";
+        for newer in [start(2), strange.into(), format!("{silent}{known}{strange}what follows is no JSON\n")]
+        {
+            let error = read(&newer).unwrap_err();
+            assert!(matches!(error, JournalError::Version { found: 2, .. }), "{error}");
+            let error = error.to_string();
+            for words in ["a-journal", "Tally 9.9.9", "upgrade this Tally"] {
+                assert!(error.contains(words), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_only_a_newer_tally_tells_of_is_skipped() {
+        let mut line = serde_json::to_value(step(1)).unwrap();
+        line["carbon_grams"] = 12.5.into();
+        let text = format!("{}{{\"event\":\"moon-phase\",\"step\":[1,{{}}]}}\n{line}\n", start(1));
+        let (lines, _) = parse(Path::new("journal"), text.as_bytes()).unwrap();
+        assert_eq!(lines[1..], [Line::Unknown, step(1)]);
+        let mut history = History::default();
+        for line in lines {
+            history.take(line).unwrap();
+        }
+        assert_eq!(history.digests.len(), 1);
     }
 }

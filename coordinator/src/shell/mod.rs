@@ -8,6 +8,8 @@
 pub mod arena;
 pub mod board;
 pub mod driver;
+mod lookers;
 pub mod outbox;
 pub mod referee;
 pub mod service;
+mod versions;

@@ -24,7 +24,7 @@ use tally_proto::segment::Segment;
 use tally_proto::span::{self, Span};
 use tally_proto::v1::cluster_server::Cluster;
 use tally_proto::v1::{self, GradientUp, WorkerMessage, gradient_up, worker_message};
-use tally_proto::{MAX_FROM_WORKER, PROTOCOL, WINDOW, convert, floats};
+use tally_proto::{MAX_FROM_WORKER, WINDOW, convert, floats};
 use tally_worker::session::link::{Down, Link};
 use tokio::io::DuplexStream;
 use tokio::runtime::Handle;
@@ -33,7 +33,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming};
 
+use super::lookers::Lookers;
 use super::outbox::{Bulk, Control, OutboxStream, outbox};
+use super::versions::Versions;
 use crate::access::guard::Connection;
 use crate::access::joins::Joins;
 use crate::access::serve::serve_within;
@@ -176,6 +178,8 @@ pub struct Service {
     pool: Pool,
     sessions: Arc<AtomicU64>,
     joins: Arc<Joins>,
+    versions: Versions,
+    lookers: Arc<Lookers>,
     /// What was offered to workers of this machine that have not opened their gradient stream.
     memory: Arc<Mutex<HashMap<Session, Segment>>>,
 }
@@ -200,6 +204,8 @@ impl Service {
             pool,
             sessions,
             joins: Arc::default(),
+            versions: Versions::default(),
+            lookers: Arc::default(),
             memory: Arc::default(),
         }
     }
@@ -493,15 +499,7 @@ impl Cluster for Service {
         let Some(worker_message::Body::Hello(hello)) = first else {
             return Err(Status::invalid_argument("the first message of a worker is its hello"));
         };
-        if hello.protocol != PROTOCOL {
-            return Err(Status::failed_precondition(format!(
-                "this coordinator ({}) speaks protocol {PROTOCOL}, the worker ({}) protocol {}; run the same \
-                 version on both sides",
-                env!("CARGO_PKG_VERSION"),
-                printable(&hello.build, 64),
-                hello.protocol
-            )));
-        }
+        self.versions.check(&hello)?;
         if let Some(connection) = &connection {
             if !self.joins.allow(connection.peer.ip()) {
                 return Err(Status::resource_exhausted("too many workers join from this address; slow down"));
@@ -548,8 +546,6 @@ impl Cluster for Service {
     }
 
     async fn status(&self, _: Request<v1::StatusRequest>) -> Result<Response<v1::StatusReply>, Status> {
-        let (reply, answer) = oneshot::channel();
-        self.input(Input::Status(reply)).await?;
-        answer.await.map(Response::new).map_err(|_| Status::unavailable("the run is over"))
+        self.lookers.answer(&self.inputs).await.map(Response::new)
     }
 }

@@ -101,7 +101,8 @@ fn a_run_is_read_back_step_by_step() {
 #[test]
 fn a_resumed_run_begins_with_its_journal_where_nothing_is_yet() {
     let root = tempfile::tempdir().unwrap();
-    let start = Line::Start { incarnation: 1, step: 0, unix_seconds: 1_000 };
+    let start =
+        Line::Start { version: 1, tally: String::new(), incarnation: 1, step: 0, unix_seconds: 1_000 };
     let journal = [start, step(1), step(2)];
     let whole = EventFile::create(root.path(), 2, &journal).unwrap();
     let found = records(whole.path());

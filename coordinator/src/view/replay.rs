@@ -10,7 +10,7 @@ use crate::run::journal::Line;
 #[must_use]
 pub fn told(line: &Line) -> Option<(Kind, Option<&str>, String)> {
     Some(match line {
-        Line::Step(_) => return None,
+        Line::Step(_) | Line::Unknown => return None,
         Line::Start { incarnation, .. } => {
             (Kind::Start, None, format!("the coordinator was started (start {incarnation} of this run)"))
         }
@@ -60,6 +60,7 @@ impl View {
                     self.recorded(step);
                     continue;
                 }
+                Line::Unknown => continue,
                 Line::Start { step, unix_seconds, .. } => {
                     unix = Some(*unix_seconds as f64);
                     *step

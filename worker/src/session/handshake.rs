@@ -3,6 +3,7 @@
 use tally_exact::wire::WireDtype;
 use tally_proto::segment::Segment;
 use tally_proto::v1::{self, CoordinatorMessage, Stamp, WorkerMessage, coordinator_message, worker_message};
+use tally_proto::version::{self, Speaker};
 use tally_proto::{BF16, MAX_FROM_COORDINATOR, PROTOCOL, TIMELINE};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
@@ -105,14 +106,8 @@ pub async fn admit(
     let (Some(stamp), Some(coordinator_message::Body::Welcome(welcome))) = (first.stamp, first.body) else {
         return Err(Ended::Refused("its first message was no welcome".into()));
     };
-    if welcome.protocol != PROTOCOL {
-        return Err(Ended::Refused(format!(
-            "it ({}) speaks protocol {}, this worker ({}) protocol {PROTOCOL}; run the same version on both sides",
-            welcome.build,
-            welcome.protocol,
-            env!("CARGO_PKG_VERSION")
-        )));
-    }
+    version::check(Speaker::new(&welcome.build, welcome.protocol), Speaker::this())
+        .map_err(|mismatch| Ended::Refused(mismatch.to_string()))?;
     // A coordinator that was thought dead and replaced must not take its workers back.
     if let Some((run, newest)) = kept.run
         && run == stamp.run

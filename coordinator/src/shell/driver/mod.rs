@@ -43,7 +43,7 @@ use crate::metrics::{self, workers::WorkerSeries};
 use crate::run::checkpointer::Checkpointer;
 use crate::run::config::RunConfig;
 use crate::run::directory::RunDirectory;
-use crate::run::journal::{History, Journal, JournalError, Line, StepLine};
+use crate::run::journal::{History, JOURNAL_VERSION, Journal, JournalError, Line, StepLine};
 use crate::run::summary::{Summary, TestSummary, Times};
 use crate::timeline::trace::Trace;
 use crate::timeline::{Lane, WorkerTime};
@@ -272,6 +272,8 @@ impl Driver {
         let (step, _) = self.parts.core.committed();
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         self.record(&Line::Start {
+            version: JOURNAL_VERSION,
+            tally: env!("CARGO_PKG_VERSION").into(),
             incarnation: self.parts.incarnation,
             step,
             unix_seconds: now.map_or(0, |d| d.as_secs()),
