@@ -92,6 +92,34 @@ fn trust_1_with_tokens_on_each_may_do_what_theirs_is_for() {
     }
 }
 
+/// Not even where every library tells all that it does.
+#[test]
+fn trust_1_no_log_tells_a_token() {
+    let (secrets, directory) = (Secrets::new(), RunDir::new());
+    let [train, look] = ["train", "look"].map(|name| secrets.arg(name));
+    let options = ["--model", "synthetic:parameters=100", "--epochs", "1", "--train-limit", "64"];
+    let access = ["--token-file", &train, "--view-token-file", &look, "--log-level", "trace", "--log-format"];
+    let cluster = ["--workers", "1", "--run-dir", directory.arg()];
+    let coordinator = Coordinator::start([&cluster[..], &options, &access, &["json"]].concat());
+    let (port, web) = (coordinator.grpc_port(), coordinator.http_port());
+    let seen = status(port, &["--token-file", &look, "--log-level", "trace"]);
+    let wrong = status(port, &["--token-file", &secrets.arg("wrong")]);
+    assert!(seen.status.success() && !wrong.status.success());
+    assert!(get(web, "/metrics", &format!("Authorization: Bearer {LOOK}\r\n")).contains(" 200 "));
+    let worker = Worker::start(port, ["--token-file", &train, "--log-level", "trace"]);
+    coordinator.succeed();
+    worker.succeed();
+    for told in [coordinator.stderr(), worker.stderr(), seen.stderr] {
+        assert!(told.contains("TRACE"), "nothing was logged: {told}");
+        for secret in [TRAIN, LOOK, "a-secret-of-somebody-else"] {
+            // As text, and as the bytes that a library may list.
+            let bytes: Vec<String> = secret.bytes().map(|byte| byte.to_string()).collect();
+            let line = told.lines().find(|line| line.contains(secret) || line.contains(&bytes.join(", ")));
+            assert!(line.is_none(), "a secret is told: {line:?}");
+        }
+    }
+}
+
 #[test]
 fn trust_1_with_mutual_tls_only_those_with_the_right_certificates_meet() {
     let (secrets, directory) = (Secrets::new(), RunDir::new());

@@ -77,10 +77,14 @@ impl Health {
     /// # Errors
     /// If the descriptions for reflection are damaged, which the build made.
     pub fn services(&self, service: Service) -> Result<Router, tonic_reflection::server::Error> {
+        // Either version of reflection lists both.
         let described = || {
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(tally_proto::DESCRIPTORS)
                 .register_encoded_file_descriptor_set(HEALTH_DESCRIPTORS)
+                .register_encoded_file_descriptor_set(tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET)
+                .register_encoded_file_descriptor_set(tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET)
+                .include_reflection_service(false)
         };
         let cluster = ClusterServer::new(service)
             .max_decoding_message_size(MAX_FROM_WORKER)

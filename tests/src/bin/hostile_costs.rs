@@ -1,0 +1,158 @@
+//! Measures what those who have no business with a coordinator cost a run: the figures of `docs/security.md`. It
+//! takes about three minutes.
+//!
+//! The engine is the synthetic one and computes nothing, so that a step is short and what comes on top is not
+//! hidden in it. Everything is on one machine, so that in a flood both sides' work is on its cores.
+
+#![forbid(unsafe_code)]
+#![allow(clippy::print_stdout, clippy::expect_used)]
+
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, TcpStream};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use tally_coordinator::access::serve::room;
+use tally_tests::cluster::{Coordinator, RunDir, Worker, events};
+use tally_tests::flood::{Flood, Target, Visit};
+use tally_tests::secrets::{Secrets, TRAIN};
+use tally_worker::access::client::ClientAccess;
+
+/// Measure what hostile connections cost.
+#[derive(Debug, Parser)]
+struct Options {
+    /// Rounds; each runs every way once
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+
+    /// Steps of each run, of 16 of the 60 000 samples each
+    #[arg(long, default_value_t = 1500, value_parser = clap::value_parser!(u32).range(100..=3750))]
+    steps: u32,
+
+    /// Connections at one time
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=3000))]
+    connections: u32,
+}
+
+/// Floats of a gradient, so that a step takes a few milliseconds.
+const MODEL: &str = "synthetic:parameters=200000,us-per-sample=0";
+const WORKERS: usize = 2;
+
+/// Who is there beside the workers.
+#[derive(Clone, Copy, PartialEq)]
+enum Others {
+    Nobody,
+    /// They say nothing, or leave a handshake at its half.
+    Idle,
+    /// They do everything they can, and come back at once.
+    Flood,
+}
+
+/// What a run showed.
+#[derive(Clone, Copy, Default)]
+struct Shown {
+    step: f64,
+    /// Seconds of the processor a second, of the coordinator alone.
+    cpu: f64,
+    /// Its resident memory in MiB, and its open files.
+    memory: f64,
+    files: f64,
+    /// Connections a second that were opened.
+    opened: f64,
+}
+
+impl Shown {
+    fn all(&self) -> [f64; 5] {
+        [self.step * 1e3, self.cpu * 100.0, self.memory, self.files, self.opened]
+    }
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// A metric of the coordinator's process.
+fn metric(port: u16, name: &str) -> f64 {
+    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("the coordinator listens");
+    let head = format!("GET /metrics HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TRAIN}\r\n");
+    write!(stream, "{head}Connection: close\r\n\r\n").expect("it listens on");
+    let mut text = String::new();
+    stream.read_to_string(&mut text).expect("it answers");
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.and_then(|value| value.trim().parse().ok()).expect("it has the metric")
+}
+
+fn run(options: &Options, others: Others) -> Shown {
+    let (run, secrets) = (RunDir::new(), Secrets::new());
+    let (workers, limit, token) =
+        (WORKERS.to_string(), (16 * options.steps).to_string(), secrets.arg("train"));
+    let cluster = ["--workers", &workers, "--run-dir", run.arg(), "--model", MODEL, "--token-file", &token];
+    let data = ["--epochs", "1", "--train-limit", &limit, "--test-limit", "1", "--batch-size", "16"];
+    let coordinator = Coordinator::start([&cluster[..], &data].concat());
+    let (port, web) = (coordinator.grpc_port(), coordinator.http_port());
+    let (visits, stay, at_once) = match others {
+        Others::Nobody => (Visit::IDLE, Duration::ZERO, 0),
+        Others::Idle => (Visit::IDLE, Duration::from_secs(60), options.connections as usize),
+        Others::Flood => (Visit::ALL, Duration::from_millis(500), options.connections as usize),
+    };
+    let target = Target { port, access: ClientAccess::default() };
+    let flood = Flood::start(&target, visits, at_once, stay);
+    let opened = || flood.counts().opened.load(Ordering::Relaxed);
+    flood.wait_until(|_| opened() >= at_once as u64);
+    let _workers: Vec<_> =
+        (0..WORKERS).map(|_| Worker::start(port, ["--token-file", &token, "--no-shared-memory"])).collect();
+    let look = |step: u32| {
+        run.wait_for_step(step.into());
+        (Instant::now(), metric(web, "process_cpu_seconds_total"), opened())
+    };
+    let (first, last) = (look(options.steps / 4), look(options.steps * 3 / 4));
+    let (memory, files) = (metric(web, "process_resident_memory_bytes"), metric(web, "process_open_fds"));
+    coordinator.succeed();
+    let seconds = (last.0 - first.0).as_secs_f64();
+    let steps = events(&run.journal(), "step").iter().filter_map(|step| step["seconds"].as_f64()).collect();
+    Shown {
+        step: median(steps),
+        cpu: (last.1 - first.1) / seconds,
+        memory: memory / f64::from(1 << 20),
+        files,
+        opened: (last.2 - first.2) as f64 / seconds,
+    }
+}
+
+fn main() {
+    let options = Options::parse();
+    let connections = options.connections;
+    let files = room(2 * connections);
+    assert!(files >= 2 * connections as usize, "the system allows too few open files; raise ulimit -n");
+    let ways = [
+        ("nobody else".to_owned(), Others::Nobody),
+        (format!("{connections} idle connections"), Others::Idle),
+        (format!("{connections} that do all they can"), Others::Flood),
+    ];
+    let mut shown = vec![Vec::new(); ways.len()];
+    for _ in 0..options.rounds {
+        for ((_, others), shown) in ways.iter().zip(&mut shown) {
+            shown.push(run(&options, *others));
+        }
+    }
+    println!("{WORKERS} workers, {} steps, {} rounds; medians:", options.steps, options.rounds);
+    println!(
+        "{:28} {:>10} {:>8} {:>21} {:>12} {:>12} {:>12}",
+        "", "step", "ratio", "coordinator", "memory", "open files", "opened"
+    );
+    let nobody = median(shown[0].iter().map(|shown| shown.step).collect());
+    for ((what, _), shown) in ways.iter().zip(&shown) {
+        let of = |column: usize| median(shown.iter().map(|shown| shown.all()[column]).collect());
+        println!(
+            "{what:28} {:>7.3} ms {:>8.3} {:>9.1} % of a core {:>8.1} MiB {:>12.0} {:>10.0}/s",
+            of(0),
+            of(0) / (nobody * 1e3),
+            of(1),
+            of(2),
+            of(3),
+            of(4)
+        );
+    }
+}
