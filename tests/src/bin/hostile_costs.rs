@@ -7,8 +7,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, clippy::expect_used)]
 
-use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, TcpStream};
+use std::fs;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -16,7 +15,7 @@ use clap::Parser;
 use tally_coordinator::access::serve::room;
 use tally_tests::cluster::{Coordinator, RunDir, Worker, events};
 use tally_tests::flood::{Flood, Target, Visit};
-use tally_tests::secrets::{Secrets, TRAIN};
+use tally_tests::secrets::Secrets;
 use tally_worker::access::client::ClientAccess;
 
 /// Measure what hostile connections cost.
@@ -73,15 +72,18 @@ fn median(mut values: Vec<f64>) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// A metric of the coordinator's process.
-fn metric(port: u16, name: &str) -> f64 {
-    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("the coordinator listens");
-    let head = format!("GET /metrics HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TRAIN}\r\n");
-    write!(stream, "{head}Connection: close\r\n\r\n").expect("it listens on");
-    let mut text = String::new();
-    stream.read_to_string(&mut text).expect("it answers");
-    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    line.and_then(|value| value.trim().parse().ok()).expect("it has the metric")
+/// What Linux says of a process: seconds of the processor, resident MiB, and open files.
+fn process(number: u32) -> (f64, f64, f64) {
+    let read = |file: &str| fs::read_to_string(format!("/proc/{number}/{file}")).expect("it still runs");
+    // The name, in brackets, may have spaces; times are in hundredths of a second.
+    let stat = read("stat");
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    let ticks = |at: usize| fields[at].parse::<f64>().expect("proc(5) says that it is a number");
+    let status = read("status");
+    let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next());
+    let memory = kib.and_then(|kib| kib.parse::<f64>().ok()).unwrap_or(f64::NAN) / 1024.0;
+    let files = fs::read_dir(format!("/proc/{number}/fd")).expect("it still runs").count();
+    ((ticks(11) + ticks(12)) / 100.0, memory, files as f64)
 }
 
 fn run(options: &Options, others: Others) -> Shown {
@@ -91,7 +93,7 @@ fn run(options: &Options, others: Others) -> Shown {
     let cluster = ["--workers", &workers, "--run-dir", run.arg(), "--model", MODEL, "--token-file", &token];
     let data = ["--epochs", "1", "--train-limit", &limit, "--test-limit", "1", "--batch-size", "16"];
     let coordinator = Coordinator::start([&cluster[..], &data].concat());
-    let (port, web) = (coordinator.grpc_port(), coordinator.http_port());
+    let port = coordinator.grpc_port();
     let (visits, stay, at_once) = match others {
         Others::Nobody => (Visit::IDLE, Duration::ZERO, 0),
         Others::Idle => (Visit::IDLE, Duration::from_secs(60), options.connections as usize),
@@ -105,18 +107,17 @@ fn run(options: &Options, others: Others) -> Shown {
         (0..WORKERS).map(|_| Worker::start(port, ["--token-file", &token, "--no-shared-memory"])).collect();
     let look = |step: u32| {
         run.wait_for_step(step.into());
-        (Instant::now(), metric(web, "process_cpu_seconds_total"), opened())
+        (Instant::now(), process(coordinator.pid()), opened())
     };
     let (first, last) = (look(options.steps / 4), look(options.steps * 3 / 4));
-    let (memory, files) = (metric(web, "process_resident_memory_bytes"), metric(web, "process_open_fds"));
     coordinator.succeed();
     let seconds = (last.0 - first.0).as_secs_f64();
     let steps = events(&run.journal(), "step").iter().filter_map(|step| step["seconds"].as_f64()).collect();
     Shown {
         step: median(steps),
-        cpu: (last.1 - first.1) / seconds,
-        memory: memory / f64::from(1 << 20),
-        files,
+        cpu: (last.1.0 - first.1.0) / seconds,
+        memory: last.1.1,
+        files: last.1.2,
         opened: (last.2 - first.2) as f64 / seconds,
     }
 }
