@@ -56,7 +56,7 @@ pub fn resolve(
     let (in_play, first) = descend(&tree, &first, &names);
     let on_the_line = |id: &str| first.value_source(id) == Some(ValueSource::CommandLine);
 
-    // What a later one says, an earlier one does not.
+    // What the environment says takes the place of what the file says.
     let mut lower = match (first.get_one::<PathBuf>(CONFIG), environment.get(CONFIG_VARIABLE)) {
         (Some(path), _) => file::layer(path, "--config", &tree, &names)?,
         (None, Some(path)) => file::layer(path.as_ref(), CONFIG_VARIABLE, &tree, &names)?,
@@ -68,8 +68,8 @@ pub fn resolve(
 
     let print = on_the_line(PRINT_CONFIG);
     let command = if print { without_required(command.clone(), &names) } else { command.clone() };
-    let matches = parse(&command, &args, lower.iter())
-        .map_err(|error| explained(error, |without| parse(&command, &args, without), &lower))?;
+    let matches =
+        parse(&command, &args, &lower).map_err(|error| explained(error, &command, &args, &lower))?;
 
     let (_, parsed) = descend(&tree, &matches, &names);
     let mut given = lower;
@@ -119,14 +119,10 @@ fn without_required(command: Command, names: &[String]) -> Command {
 }
 
 /// Parses the arguments with what a lower layer gives behind them, or before a `--` that ends them.
-fn parse<'a>(
-    command: &Command,
-    args: &[OsString],
-    lower: impl Iterator<Item = (&'a String, &'a Given)>,
-) -> Result<ArgMatches, clap::Error> {
+fn parse(command: &Command, args: &[OsString], lower: &Layer) -> Result<ArgMatches, clap::Error> {
     let mut args = args.to_vec();
     let end = args.iter().position(|arg| arg == "--").unwrap_or(args.len());
-    args.splice(end..end, lower.flat_map(|(name, given)| arguments(name, &given.said)));
+    args.splice(end..end, lower.iter().flat_map(|(name, given)| arguments(name, &given.said)));
     command.clone().try_get_matches_from(args)
 }
 
@@ -147,14 +143,11 @@ fn arguments(name: &str, said: &Said) -> Vec<OsString> {
 }
 
 /// The error, with the origin of each option that it would be another without.
-fn explained<'a>(
-    mut error: clap::Error,
-    parse: impl Fn(Box<dyn Iterator<Item = (&'a String, &'a Given)> + 'a>) -> Result<ArgMatches, clap::Error>,
-    lower: &'a Layer,
-) -> clap::Error {
-    let matters = |left_out: &'a String| {
-        let without = lower.iter().filter(move |(name, _)| *name != left_out);
-        parse(Box::new(without)).err().is_none_or(|other| !is_same(&error, &other))
+fn explained(mut error: clap::Error, command: &Command, args: &[OsString], lower: &Layer) -> clap::Error {
+    let matters = |name: &str| {
+        let mut without = lower.clone();
+        without.remove(name);
+        parse(command, args, &without).err().is_none_or(|other| !is_same(&error, &other))
     };
     let tips: Vec<StyledStr> = lower
         .iter()

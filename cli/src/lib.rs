@@ -84,8 +84,9 @@ pub fn command<C: Parser>() -> Command {
                     .help("Print the options that would be in force and where each is from, as such a file, and do nothing else"),
             )
             .after_help(ELSEWHERE)
+            .mut_subcommands(add)
     }
-    documents::add(add(C::command().mut_subcommands(add)))
+    documents::add(add(C::command()))
 }
 
 /// The options in force; none if something else was asked for, and is done.

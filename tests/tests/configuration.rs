@@ -62,6 +62,7 @@ fn merged(
 
 /// A value that the option takes.
 fn sample(program: &Command, line: &[String], option: &Opt<'_>) -> String {
+    let default = option.arg.get_default_values().iter().map(|value| value.to_str().unwrap().to_owned());
     let possible = option.arg.get_possible_values();
     let named = possible.iter().map(|value| value.get_name().to_owned());
     let others =
@@ -75,7 +76,7 @@ fn sample(program: &Command, line: &[String], option: &Opt<'_>) -> String {
             other => other.is_ok(),
         }
     };
-    let found = named.chain(others).find(is_taken);
+    let found = default.chain(named).chain(others).find(is_taken);
     found.unwrap_or_else(|| panic!("no value for --{}: add one that it takes", option.name))
 }
 
