@@ -76,6 +76,10 @@ impl Reader<'_> {
                     };
                     return Err(self.unknown(key.span(), what, remedy));
                 }
+                _ if PROGRAMS.contains(&name) => {
+                    let what = format!("{name} is not a table");
+                    return Err(self.unknown(key.span(), what, format!("write [{name}] above its options")));
+                }
                 _ => {
                     let what = format!("{name} is in no program's table");
                     let remedy = format!("put [{}] above it", PROGRAMS.join("] or ["));

@@ -16,8 +16,9 @@ use crate::documents::is_about_the_program;
 use crate::environment::{CONFIG_VARIABLE, Environment};
 use crate::error::ConfigError;
 use crate::file;
+use crate::flags::{flags, read};
 use crate::given::{Given, Layer, Origin, Said};
-use crate::option::{Kind, options};
+use crate::option::{Kind, commands, options};
 use crate::{CONFIG, PRINT_CONFIG};
 
 /// What came of the layers.
@@ -47,7 +48,8 @@ pub fn resolve(
     let mut tree = command.clone();
     tree.build();
     // What is wrong is ignored here and judged when all is together; --help is answered at once.
-    let first = command.clone().ignore_errors(true).try_get_matches_from(&args)?;
+    let all = flags(commands(&tree).into_iter().map(|(_, command)| command));
+    let first = command.clone().ignore_errors(true).try_get_matches_from(read(&args, &all).0)?;
     let names = names(&first);
     if names.iter().any(|name| is_about_the_program(name)) {
         let matches = command.clone().try_get_matches_from(args)?;
@@ -64,7 +66,8 @@ pub fn resolve(
     };
     lower.extend(environment.layer(in_play)?);
     let (above, open): (Vec<_>, Vec<_>) = options(in_play).partition(|option| on_the_line(option.id()));
-    lower.retain(|name, _| open.iter().any(|option| option.name == name));
+    let (args, taken_back) = read(&args, &flags([in_play]));
+    lower.retain(|name, _| !taken_back.contains(name) && open.iter().any(|option| option.name == name));
 
     let print = on_the_line(PRINT_CONFIG);
     let command = if print { without_required(command.clone(), &names) } else { command.clone() };
@@ -73,6 +76,8 @@ pub fn resolve(
 
     let (_, parsed) = descend(&tree, &matches, &names);
     let mut given = lower;
+    let no = Given { said: Said::Flag(false), origin: Origin::CommandLine };
+    given.extend(taken_back.into_iter().map(|name| (name, no.clone())));
     given.extend(above.into_iter().map(|option| {
         let values = parsed.get_raw(option.id()).into_iter().flatten();
         let said = match option.kind() {

@@ -23,6 +23,7 @@ pub mod documents;
 pub mod environment;
 pub mod error;
 pub mod file;
+mod flags;
 pub mod given;
 pub mod layers;
 pub mod option;

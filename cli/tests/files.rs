@@ -52,6 +52,10 @@ fn what_is_no_option_is_refused_with_its_line_and_what_may_be_meant() {
         "line 1 of FILE: workers is in no program's table; put [coordinator] or [worker] above it",
     );
     refused(
+        "coordinator = 4\n",
+        "line 1 of FILE: coordinator is not a table; write [coordinator] above its options",
+    );
+    refused(
         "[coordinator]\nconfig = 'other.toml'\n",
         "line 2 of FILE: [coordinator] has no option config; see coordinator --help",
     );

@@ -56,6 +56,20 @@ fn a_flag_is_taken_back_by_a_variable_that_says_false() {
 }
 
 #[test]
+fn a_flag_is_taken_back_on_the_command_line() {
+    let (text, variable) = ("[coordinator]\nlocal = true\n", [("TALLY_LOCAL", "true")]);
+    assert!(!train(&with_file("--local=false", &variable, text).unwrap()).local);
+    assert!(train(&layers("--local=true", &[("TALLY_LOCAL", "false")]).unwrap()).local);
+    assert!(with_file("--local=false --threads=2", &[], text).is_err(), "--threads needs --local");
+    let unknown = error("look --local=false --out o", &[], text);
+    assert!(unknown.starts_with("error: unexpected argument '--local' found"), "{unknown}");
+    let wrong = error("--local=maybe", &[], "");
+    assert!(wrong.starts_with("error: unexpected value 'maybe' for '--local'"), "{wrong}");
+    let arguments = look(&layers("look --out o -- --local=false", &[]).unwrap()).runs;
+    assert_eq!(arguments, [std::path::PathBuf::from("--local=false")]);
+}
+
+#[test]
 fn a_command_has_a_table_of_its_own_and_shares_the_environment() {
     let text = "[coordinator]\nname = 'a'\n[coordinator.look]\nname = 'b'\nout = 'c'\n";
     let command = look(&with_file("look run", &[], text).unwrap());

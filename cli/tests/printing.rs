@@ -20,7 +20,7 @@ fn printed(resolved: &Resolved) -> String {
 fn each_option_is_there_with_where_it_is_from() {
     let file = sample::file("[coordinator]\nlearning-rate = 0.5\nlocal = true\ntag = ['a']\n");
     let path = file.path().to_str().unwrap();
-    let line = format!("--print-config --config {path} --name x\"y");
+    let line = format!("--print-config --config {path} --name x\"y --stay=false");
     let resolved = layers(&line, &[("TALLY_WORKERS", "3"), ("TALLY_LOCAL", "off")]).unwrap();
     assert!(resolved.print);
     let expected = "\
@@ -32,7 +32,7 @@ workers = 3             # TALLY_WORKERS
 local = false           # TALLY_LOCAL
 # threads = N           # default: one for each core
 # connect-timeout = 60  # default
-# stay = false          # default
+stay = false            # command line
 
 # Options
 learning-rate = 0.5     # line 2 of FILE
