@@ -27,6 +27,15 @@ else
     skip "shellcheck (Debian's package shellcheck)"
 fi
 
+rm -rf target/deploy/share
+scripts/documents.sh "$binaries" target/deploy/share
+for script in target/deploy/share/bash-completion/completions/*; do bash -n "$script"; done
+if command -v man >/dev/null; then
+    told=$(for page in target/deploy/share/man/man1/*; do LC_ALL=C.UTF-8 man --warnings --local-file "$page" 2>&1 >/dev/null; done)
+    [ -z "$told" ] || { echo "deploy: FAILED: man pages: $told" >&2 && exit 1; }
+fi
+pass "completions and man pages, as a release has them"
+
 if command -v kubectl >/dev/null; then
     rm -rf target/deploy/rendered && mkdir -p target/deploy/rendered
     for overlay in cpu gpu production; do

@@ -4,12 +4,11 @@
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
 use tally_coordinator::cli::{Cli, Command, report, samples, schedule, status, verify};
 use tally_coordinator::launch;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = tally_cli::parse::<Cli>();
     let result = match &cli.command {
         None => launch::run(&cli.train),
         Some(Command::Report(options)) => report::run(options).map(say),

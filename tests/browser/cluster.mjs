@@ -12,6 +12,9 @@ export const DEADLINE = 180_000;
 
 const BINARIES = resolve(process.env.TALLY_BIN_DIR ?? join(import.meta.dirname, "../../target/debug"));
 
+// The caller's variables of Tally would be options.
+const env = Object.fromEntries(Object.entries(process.env).filter(([name]) => !name.startsWith("TALLY_")));
+
 const children = new Set();
 process.on("exit", () => {
   for (const child of children) child.kill("SIGKILL");
@@ -23,7 +26,7 @@ export class Process {
   #child;
 
   constructor(binary, args, cwd) {
-    this.#child = spawn(join(BINARIES, binary), args, { cwd, stdio: ["ignore", "ignore", "pipe"] });
+    this.#child = spawn(join(BINARIES, binary), args, { cwd, env, stdio: ["ignore", "ignore", "pipe"] });
     children.add(this.#child);
     this.#child.stderr.setEncoding("utf8").on("data", (text) => {
       this.#said += text;

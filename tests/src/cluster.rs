@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-pub use crate::process::{DEADLINE, Output, Process};
+pub use crate::process::{DEADLINE, Output, Process, without_options};
 pub use crate::relay::Relay;
 pub use crate::run_dir::{RunDir, digests, events};
 pub use rustix::process::Signal;
@@ -72,7 +72,19 @@ fn build() -> PathBuf {
 /// # Panics
 /// If it can't be started or does not end.
 pub fn run(binary: &str, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Output {
-    Process::start(&binaries().join(binary), args).output()
+    run_with(binary, &[], args)
+}
+
+/// The same with variables in its environment.
+///
+/// # Panics
+/// If it can't be started or does not end.
+pub fn run_with(
+    binary: &str,
+    variables: &[(&str, &str)],
+    args: impl IntoIterator<Item = impl AsRef<OsStr>>,
+) -> Output {
+    Process::start_with(&binaries().join(binary), variables, args).output()
 }
 
 /// Trains to the end with workers in the coordinator's process.
@@ -163,6 +175,13 @@ impl Coordinator {
     }
 }
 
+/// One that was started in another way.
+impl From<Process> for Coordinator {
+    fn from(process: Process) -> Self {
+        Self(process)
+    }
+}
+
 impl Deref for Coordinator {
     type Target = Process;
     fn deref(&self) -> &Process {
@@ -193,10 +212,8 @@ impl Worker {
     pub fn start_quirky(port: u16, quirks: &str, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Self {
         let address = format!("127.0.0.1:{port}");
         let defaults = [("--connect", address.as_str()), ("--backend", "cpu"), ("--threads", "1")];
-        let program =
-            [format!("TALLY_SYNTHETIC={quirks}").into(), binaries().join("worker").into_os_string()];
-        let args = program.into_iter().chain(with_defaults(args, &defaults));
-        Self(Process::start(Path::new("env"), args))
+        let quirks = [("TALLY_SYNTHETIC", quirks)];
+        Self(Process::start_with(&binaries().join("worker"), &quirks, with_defaults(args, &defaults)))
     }
 
     /// Starts `n` of them, named `worker-1` and so on. Those with an even number share no

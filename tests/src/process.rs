@@ -98,16 +98,40 @@ impl fmt::Debug for Process {
     }
 }
 
+/// Takes the caller's variables of Tally from a child's environment: any of them would be an option. The
+/// instructions that kernels use stay, for whole test runs are made with one path.
+pub fn without_options(command: &mut Command) -> &mut Command {
+    for (name, _) in std::env::vars_os() {
+        if name.to_str().is_some_and(|name| name.starts_with("TALLY_") && name != "TALLY_SIMD") {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
 impl Process {
     /// Starts a program.
     ///
     /// # Panics
     /// If it can't be started.
     pub fn start(program: &Path, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Self {
+        Self::start_with(program, &[], args)
+    }
+
+    /// Starts a program with variables in its environment.
+    ///
+    /// # Panics
+    /// If it can't be started.
+    pub fn start_with(
+        program: &Path,
+        variables: &[(&str, &str)],
+        args: impl IntoIterator<Item = impl AsRef<OsStr>>,
+    ) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory can be made");
         let mut command = Command::new(program);
-        command
+        without_options(&mut command)
             .args(args)
+            .envs(variables.iter().copied())
             .current_dir(directory.path())
             // An error must be one line even for those who have this set.
             .env("RUST_BACKTRACE", "1")

@@ -4,13 +4,12 @@
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
 use tally_worker::cli::{Cli, Command, WorkOptions};
 use tally_worker::{evaluate, logging, predict, session};
 use tokio::signal::unix::{SignalKind, signal};
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = tally_cli::parse::<Cli>();
     logging::exit_code(match &cli.command {
         None => work(&cli.work),
         Some(Command::Evaluate(options)) => evaluate::run(options).map(|line| {

@@ -18,7 +18,7 @@ use anyhow::{Context as _, bail, ensure};
 use clap::Parser;
 use serde::Serialize;
 use serde_json::Value;
-use tally_tests::cluster::binaries;
+use tally_tests::cluster::{binaries, without_options};
 
 /// Measure whole runs: a step's parts, the all-reduce alone, memory.
 #[derive(Debug, Parser)]
@@ -137,7 +137,14 @@ fn cluster(
     let run = directory.path().join("run");
     let log = directory.path().join("log");
     let mut command = Command::new(binaries().join("coordinator"));
-    command.args(["--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0", "--epochs", "1"]);
+    without_options(&mut command).args([
+        "--listen",
+        "127.0.0.1:0",
+        "--http-listen",
+        "127.0.0.1:0",
+        "--epochs",
+        "1",
+    ]);
     command.args(["--workers", &workers.to_string(), "--batch-size", &batch.to_string()]);
     command.args(["--train-limit", &(steps * batch).to_string(), "--test-limit", "1"]);
     command.arg("--run-dir").arg(&run).args(extra);
@@ -151,7 +158,7 @@ fn cluster(
     let port = if local { String::new() } else { port_of(&log)? };
     for _ in 0..if local { 0 } else { workers } {
         let mut worker = Command::new(binaries().join("worker"));
-        worker.args(["--connect", &format!("127.0.0.1:{port}"), "--backend", "cpu"]);
+        without_options(&mut worker).args(["--connect", &format!("127.0.0.1:{port}"), "--backend", "cpu"]);
         if way == Way::Sockets {
             worker.arg("--no-shared-memory");
         }

@@ -15,7 +15,7 @@ use anyhow::{Context as _, ensure};
 
 use super::network::Network;
 use super::plan::Settings;
-use crate::cluster::{Output, Process, Relay, Signal, binaries};
+use crate::cluster::{Output, Process, Relay, Signal, binaries, without_options};
 
 /// How long a process may take to end once it was told to.
 const END: Duration = Duration::from_secs(60);
@@ -311,7 +311,7 @@ impl Crew {
     /// What the coordinator says of itself, for the report of a hang.
     #[must_use]
     pub fn status(&self) -> String {
-        let asked = std::process::Command::new(binaries().join("coordinator"))
+        let asked = without_options(&mut std::process::Command::new(binaries().join("coordinator")))
             .args(["status", "--connect", &self.address.to_string()])
             .output();
         asked.map_or_else(

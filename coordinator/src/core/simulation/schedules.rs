@@ -1,4 +1,4 @@
-//! Random schedules of faults. A failing one prints its seed; `TALLY_SEED=N cargo test -p
+//! Random schedules of faults. A failing one prints its seed; `TALLY_TEST_SEED=N cargo test -p
 //! tally-coordinator schedules` runs that one alone.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -111,7 +111,8 @@ fn schedule(seed: u64, broken: Option<&'static str>, talks: bool) -> Counts {
 
 #[test]
 fn all_promises_hold_under_random_schedules() {
-    let alone = std::env::var("TALLY_SEED").ok().map(|seed| seed.parse().expect("TALLY_SEED is a number"));
+    let alone =
+        std::env::var("TALLY_TEST_SEED").ok().map(|seed| seed.parse().expect("TALLY_TEST_SEED is a number"));
     if let Some(seed) = alone {
         println!("{:?}", schedule(seed, None, true));
         return;
@@ -121,7 +122,7 @@ fn all_promises_hold_under_random_schedules() {
         let result = catch_unwind(|| schedule(seed, None, false));
         let counts = result.unwrap_or_else(|_| {
             panic!(
-                "schedule {seed} broke a promise; TALLY_SEED={seed} cargo test -p tally-coordinator schedules"
+                "schedule {seed} broke a promise; TALLY_TEST_SEED={seed} cargo test -p tally-coordinator schedules"
             )
         });
         assert!(counts.events >= 200, "schedule {seed} has only {} events", counts.events);

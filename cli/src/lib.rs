@@ -1,0 +1,111 @@
+//! Options from the command line, the environment and a TOML file, for both binaries.
+//!
+//! Every long option of every command can be given in three places, which are looked at in this
+//! order: the command line, the environment (`--batch-size` is `TALLY_BATCH_SIZE`), and the file that
+//! `--config` or `TALLY_CONFIG` names (`batch-size = 64`). No file is looked for. What the lower layers
+//! give is put into the command line as arguments, so that clap's own parsers, `requires` and
+//! `conflicts_with` judge a value in the same way wherever it is from; an error says where that is.
+//!
+//! This crate knows clap's tree of commands and nothing of training: an option that a binary declares
+//! has its variable and its key without further ado. [`layers`] merges; [`file`] and [`environment`] read;
+//! [`print`] tells what came of it; [`documents`] makes completions and man pages.
+//!
+//! Secrets are not options: tokens come from files or variables of their own, and nothing here reads those.
+
+#![forbid(unsafe_code)]
+
+use std::ffi::OsString;
+use std::process::exit;
+
+use clap::{Arg, ArgAction, ArgMatches, Command, Parser, value_parser};
+
+pub mod documents;
+pub mod environment;
+pub mod error;
+pub mod file;
+mod flags;
+pub mod given;
+pub mod layers;
+pub mod option;
+pub mod print;
+mod similar;
+
+pub use environment::Environment;
+pub use error::ConfigError;
+
+/// The programs that may share a file, each with a table of its own.
+pub const PROGRAMS: [&str; 2] = ["coordinator", "worker"];
+
+/// The exit code of a command line, variable or file that cannot be used: clap's own.
+const USAGE: i32 = 2;
+
+const HEADING: &str = "Configuration";
+const CONFIG: &str = "config";
+const PRINT_CONFIG: &str = "print-config";
+
+const ELSEWHERE: &str = "Every option can also be given in the environment (--log-level as TALLY_LOG_LEVEL) or in a \
+                         TOML file (log-level = \"warn\" under the command's name); the command line is asked first, \
+                         the file last.";
+
+/// The options of the process, from all layers. What cannot be used ends the process with the reason,
+/// and so do `--help`, `--print-config`, and the commands that make completions and man pages once they
+/// are done.
+#[must_use]
+pub fn parse<C: Parser>() -> C {
+    let parsed = options(&command::<C>(), std::env::args_os().collect());
+    match parsed.and_then(|matches| Ok(matches.map(|matches| C::from_arg_matches(&matches)).transpose()?)) {
+        Ok(Some(options)) => options,
+        Ok(None) => exit(0),
+        Err(ConfigError::Arguments(error)) => error.exit(),
+        Err(error) => {
+            say(&format!("error: {error}"));
+            exit(USAGE)
+        }
+    }
+}
+
+/// The tree of commands of `C`, with what this crate adds to it.
+#[must_use]
+pub fn command<C: Parser>() -> Command {
+    fn add(command: Command) -> Command {
+        command
+            .arg(
+                Arg::new(CONFIG)
+                    .long(CONFIG)
+                    .value_name("FILE")
+                    .value_parser(value_parser!(std::path::PathBuf))
+                    .help_heading(HEADING)
+                    .help("A TOML file with options, heeded after the command line and the environment [default: the variable TALLY_CONFIG, if it is set]"),
+            )
+            .arg(
+                Arg::new(PRINT_CONFIG)
+                    .long(PRINT_CONFIG)
+                    .action(ArgAction::SetTrue)
+                    .help_heading(HEADING)
+                    .help("Print the options that would be in force and where each is from, as such a file, and do nothing else"),
+            )
+            .after_help(ELSEWHERE)
+            .mut_subcommands(add)
+    }
+    documents::add(add(C::command()))
+}
+
+/// The options in force; none if something else was asked for, and is done.
+fn options(command: &Command, args: Vec<OsString>) -> Result<Option<ArgMatches>, ConfigError> {
+    let resolved = layers::resolve(command, args, &Environment::of_the_process())?;
+    for warning in &resolved.warnings {
+        say(&format!("warning: {warning}"));
+    }
+    if resolved.print {
+        documents::write_out(print::print(command, &resolved)?.as_bytes())?;
+        return Ok(None);
+    }
+    let made = documents::make(command, &resolved.matches)?;
+    Ok((!made).then_some(resolved.matches))
+}
+
+/// A line on standard error.
+#[allow(clippy::print_stderr)]
+fn say(line: &str) {
+    eprintln!("{line}");
+}
