@@ -112,7 +112,7 @@ fn gradients_are_the_golden_ones_with_either_label_loss() {
     for (name, loss) in losses_by_name() {
         let mut engine = engine(loss, 2);
         let manifest = engine.manifest().clone();
-        let (mut parameters, momentum) = engine.state();
+        let (mut parameters, momentum) = engine.state().unwrap();
         // In double one result of conv3's channel 41 lies a hair above zero. Whether its ReLU is open in
         // float32 is a matter of rounding, and moves the norms of conv1 to conv3 by up to 3e-4; so it is
         // helped over. (No other channel's bias has that effect.)
@@ -181,6 +181,7 @@ fn step(engine: &mut dyn Engine, first: usize, update: Update) -> LossParts {
     }
     let gradient = gradients.finish().unwrap();
     engine.apply(update, 0, &gradient);
+    engine.finish().unwrap();
     engine.commit();
     LossParts::along_tree(losses).scaled(1.0 / n as f64)
 }

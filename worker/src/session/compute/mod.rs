@@ -419,6 +419,10 @@ impl Compute {
         let part = self.engine.apply(update, range.start, gradient);
         second.digest = second.digest.and(part);
         second.applied += 1;
+        if second.applied == second.seen.len() {
+            let rest = self.engine.finish().map_err(|e| Failure(e.to_string()))?;
+            second.digest = second.digest.and(rest);
+        }
         self.timeline.did(SpanKind::Apply, 0, from);
         Ok(())
     }
