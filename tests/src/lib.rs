@@ -12,6 +12,7 @@
 
 pub mod chaos;
 pub mod cluster;
+pub mod gpu;
 pub mod hostile;
 mod process;
 mod relay;

@@ -65,7 +65,7 @@ pub fn manifest(model: &ModelSpec) -> Manifest {
 ///
 /// `device` is the GPU's number, `threads` the CPU's number of threads, where 0 means as
 /// many as there are; each matters to its own backend alone, and neither to the synthetic
-/// model.
+/// model. The precision is float32's; [`build_in`] takes another.
 ///
 /// # Errors
 /// [`EngineError::Unavailable`] says what the backend asked for lacks, and
@@ -77,11 +77,25 @@ pub fn build(
     device: usize,
     threads: usize,
 ) -> Result<Box<dyn Engine>, EngineError> {
+    build_in(Precision::F32, model, loss, backend, device, threads)
+}
+
+/// The same in another precision, which is a GPU's to have.
+///
+/// # Errors
+/// As [`build`]; and [`EngineError::Unavailable`] if it would be a CPU.
+pub fn build_in(
+    precision: Precision,
+    model: &ModelSpec,
+    loss: LabelLoss,
+    backend: BackendChoice,
+    device: usize,
+    threads: usize,
+) -> Result<Box<dyn Engine>, EngineError> {
+    let gpu = (device, precision);
     match model {
-        ModelSpec::Reference => {
-            build_network(Reference, loss, backend, device, || own_kernels(loss, threads))
-        }
-        ModelSpec::Mlp => build_network(Mlp, loss, backend, device, || stock_kernels(Mlp, loss, threads)),
+        ModelSpec::Reference => build_network(Reference, loss, backend, gpu, || own_kernels(loss, threads)),
+        ModelSpec::Mlp => build_network(Mlp, loss, backend, gpu, || stock_kernels(Mlp, loss, threads)),
         ModelSpec::Synthetic(spec) => Ok(Box::new(SyntheticEngine::new(*spec))),
     }
 }
@@ -91,16 +105,21 @@ fn build_network<N: Network>(
     network: N,
     loss: LabelLoss,
     backend: BackendChoice,
-    device: usize,
+    (device, precision): (usize, Precision),
     cpu: impl FnOnce() -> Result<Box<dyn Engine>, EngineError>,
 ) -> Result<Box<dyn Engine>, EngineError> {
     if backend != BackendChoice::Cpu {
-        match cuda::place(device) {
+        match cuda::place(device, precision) {
             Ok(place) => return Ok(Box::new(BurnEngine::new(network, loss, place)?)),
             Err(error) if backend == BackendChoice::Cuda => return Err(error),
             Err(reason) if cfg!(feature = "cuda") => tracing::info!("computing on the CPU: {reason}"),
             Err(reason) => tracing::debug!("computing on the CPU: {reason}"),
         }
+    }
+    if precision != Precision::F32 {
+        return Err(EngineError::Unavailable(format!(
+            "a CPU computes in f32: leave --precision {precision} out, or choose the cuda backend"
+        )));
     }
     cpu()
 }
@@ -126,6 +145,19 @@ fn stock_kernels<N: Network>(
     Ok(Box::new(BurnEngine::new(network, loss, place)?))
 }
 
+/// The reference network in the way that it is computed on a GPU, with a CPU's arithmetic: to try
+/// what is around it where there is no GPU.
+///
+/// # Errors
+/// As [`build`].
+pub fn rehearse(precision: Precision, loss: LabelLoss) -> Result<Box<dyn Engine>, EngineError> {
+    let (pool, words) = pool(0)?;
+    let words = format!("CPU (as a GPU, {words})");
+    let (device, memory) = (FlexDevice, Memory::Device);
+    let place = Place::<Flex> { backend: "CPU", words, device, memory, precision, pool: Some(pool) };
+    Ok(Box::new(BurnEngine::new(Reference, loss, place)?))
+}
+
 /// Threads of an engine's own, and how many they are in words.
 fn pool(threads: usize) -> Result<(ThreadPool, String), EngineError> {
     let threads = match threads {
@@ -146,10 +178,10 @@ fn pool(threads: usize) -> Result<(ThreadPool, String), EngineError> {
 
 #[cfg(not(feature = "cuda"))]
 mod cuda {
-    use super::{EngineError, Flex, Place};
+    use super::{EngineError, Flex, Place, Precision};
 
     /// There is none. (Any backend's type does for one that never comes.)
-    pub fn place(_device: usize) -> Result<Place<Flex>, EngineError> {
+    pub fn place(_device: usize, _precision: Precision) -> Result<Place<Flex>, EngineError> {
         Err(EngineError::Unavailable(
             "the CUDA backend is not in this binary: build it with `--features cuda`, or choose the cpu backend".into(),
         ))
@@ -178,6 +210,18 @@ mod tests {
             let model = text.parse().unwrap();
             let engine = build(&model, LabelLoss::CrossEntropy, BackendChoice::Auto, 0, 1).unwrap();
             assert_eq!(engine.manifest(), &manifest(&model));
+        }
+    }
+
+    #[test]
+    fn a_cpu_has_one_precision() {
+        let build = |precision| {
+            build_in(precision, &ModelSpec::Mlp, LabelLoss::CrossEntropy, BackendChoice::Cpu, 0, 1).err()
+        };
+        assert!(build(Precision::F32).is_none());
+        assert!(build(Precision::Bf16).unwrap().to_string().contains("--precision bf16"));
+        for precision in Precision::value_variants() {
+            assert_eq!(precision.to_string().parse::<Precision>().unwrap(), *precision);
         }
     }
 

@@ -6,33 +6,89 @@
 
 use std::panic::catch_unwind;
 use std::path::PathBuf;
+use std::sync::Once;
 
 use burn::tensor::{Tensor, TensorData};
 use burn_cuda::{Cuda, CudaDevice};
+use cubecl::config::cache::CacheConfig;
+use cubecl::config::{CubeClRuntimeConfig, RuntimeConfig as _};
 use cudarc::driver::CudaContext;
 
 use super::EngineError;
-use super::burn::{Memory, Place, Precision, words_of};
+use super::burn::{Memory, Place, Precision, update, words_of};
 
-type Gpu = Cuda<f32, i32>;
+/// The backend, with its fusion of operations.
+pub type Gpu = Cuda<f32, i32>;
 
-/// GPU number `device`, after a first small computation on it.
-pub fn place(device: usize) -> Result<Place<Gpu>, EngineError> {
+/// GPU number `device`, after a first small computation on it, to compute in `precision`.
+///
+/// # Errors
+/// [`EngineError::Unavailable`] says what is missing, [`EngineError::Failed`] that nothing is and
+/// that it does not work all the same.
+pub fn place(device: usize, precision: Precision) -> Result<Place<Gpu>, EngineError> {
     let name = catch_unwind(|| look_for_everything(device))
         .unwrap_or_else(|panic| Err(format!("the driver panicked: {}", words_of(&*panic))))
         .map_err(|missing| {
             EngineError::Unavailable(format!("the CUDA backend cannot work here: {missing}"))
         })?;
+    remember();
     let place = Place {
         backend: "CUDA",
         words: format!("{name} (CUDA device {device})"),
         device: CudaDevice::new(device),
         memory: Memory::Device,
-        precision: Precision::F32,
+        precision,
         pool: None,
     };
     place.run(try_out)?;
+    place.run(update::check::<Gpu>)?;
     Ok(place)
+}
+
+/// How many GPUs there are.
+///
+/// # Errors
+/// [`EngineError::Unavailable`], if that can't be found out.
+pub fn count() -> Result<usize, EngineError> {
+    let count = catch_unwind(|| {
+        if !libraries::driver() {
+            return Err("there is no NVIDIA driver (libcuda was not found)".into());
+        }
+        CudaContext::device_count().map_err(|error| format!("the NVIDIA driver finds no device: {error}"))
+    });
+    let count = count.unwrap_or_else(|panic| Err(format!("the driver panicked: {}", words_of(&*panic))));
+    count.map(|count| usize::try_from(count).unwrap_or(0)).map_err(EngineError::Unavailable)
+}
+
+/// Has cubecl keep what it finds out and compiles from run to run, where it would lose it.
+///
+/// It measures several kernels for every kind of operation and size, and goes on with the fastest.
+/// So two processes may choose differently, and a gradient's bits with them (**SUM-1**); with
+/// one cache they choose alike. A `cubecl.toml` of the user's own is left as it is.
+fn remember() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let set = catch_unwind(|| {
+            let mut config = CubeClRuntimeConfig::from_current_dir().override_from_env();
+            if matches!(config.autotune.cache, CacheConfig::Target) {
+                config.autotune.cache = CacheConfig::File(cache());
+            }
+            config.compilation.cache.get_or_insert_with(|| CacheConfig::File(cache()));
+            CubeClRuntimeConfig::set(config);
+        });
+        if let Err(panic) = set {
+            tracing::warn!("the GPU's kernels are chosen anew: {}", words_of(&*panic));
+        }
+    });
+}
+
+/// The directory of what is known of GPUs: `TALLY_CACHE_DIR`, or the user's cache.
+fn cache() -> PathBuf {
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    set("TALLY_CACHE_DIR")
+        .or_else(|| set("XDG_CACHE_HOME").map(|cache| cache.join("tally")))
+        .or_else(|| set("HOME").map(|home| home.join(".cache/tally")))
+        .unwrap_or_else(|| std::env::temp_dir().join("tally"))
 }
 
 /// Compiles and runs a kernel.

@@ -13,6 +13,9 @@ use tally_exact::update::Update;
 
 use super::update::{UpdateBackend, Updated};
 
+/// Parameters and momentum in the host's memory.
+pub type Read = (Vec<f32>, Vec<f32>);
+
 /// Parameters and momentum, flat.
 #[derive(Clone, Debug)]
 struct State<B: UpdateBackend> {
@@ -54,7 +57,7 @@ impl<B: UpdateBackend> Resident<B> {
     ///
     /// # Errors
     /// What the backend said when it did not give them.
-    pub fn state(&self) -> Result<(Vec<f32>, Vec<f32>), String> {
+    pub fn state(&self) -> Result<Read, String> {
         self.committed.read()
     }
 
@@ -62,7 +65,7 @@ impl<B: UpdateBackend> Resident<B> {
     ///
     /// # Errors
     /// As [`state`](Self::state).
-    pub fn before(&self) -> Result<Option<(Vec<f32>, Vec<f32>)>, String> {
+    pub fn before(&self) -> Result<Option<Read>, String> {
         self.before.as_ref().map(State::read).transpose()
     }
 
@@ -112,7 +115,7 @@ impl<B: UpdateBackend> Resident<B> {
 }
 
 impl<B: UpdateBackend> State<B> {
-    fn read(&self) -> Result<(Vec<f32>, Vec<f32>), String> {
+    fn read(&self) -> Result<Read, String> {
         let read = |tensor: &Tensor<B, 1>| {
             let data = tensor.clone().try_into_data().map_err(|error| error.to_string())?;
             data.into_vec().map_err(|error| format!("{error:?}"))

@@ -1,5 +1,7 @@
 //! The update on any GPU that cubecl has a runtime for, within Burn's fusion of operations.
 
+use std::marker::PhantomData;
+
 use burn::tensor::{DType, Shape, Tensor, TensorPrimitive};
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, IntElement};
@@ -16,28 +18,28 @@ type Plain<R, I, BT> = CubeBackend<R, f32, I, BT>;
 
 /// The update in the queue of operations.
 #[derive(Debug)]
-struct Queued<R, I, BT> {
+struct Queued<P> {
     update: Update,
     io: CustomOpIr,
-    _backend: std::marker::PhantomData<fn() -> (R, I, BT)>,
+    plain: PhantomData<P>,
 }
 
 impl<R: CubeRuntime, I: IntElement, BT: BoolElement>
-    Operation<<Plain<R, I, BT> as FusionBackend>::FusionRuntime> for Queued<R, I, BT>
+    Operation<<Plain<R, I, BT> as FusionBackend>::FusionRuntime> for Queued<Plain<R, I, BT>>
 {
     fn execute(
         &self,
         handles: &mut HandleContainer<FusionHandle<<Plain<R, I, BT> as FusionBackend>::FusionRuntime>>,
     ) {
-        type P<R, I, BT> = Plain<R, I, BT>;
         let (inputs, outputs) = self.io.as_fixed::<3, 3>();
-        let [gradient, parameters, momentum] =
-            inputs.each_ref().map(|input| into_contiguous(handles.get_float_tensor::<P<R, I, BT>>(input)));
+        let [gradient, parameters, momentum] = inputs
+            .each_ref()
+            .map(|input| into_contiguous(handles.get_float_tensor::<Plain<R, I, BT>>(input)));
         let [new_parameters, new_momentum, parts] =
             kernel::update(self.update, gradient, parameters, momentum);
-        handles.register_float_tensor::<P<R, I, BT>>(&outputs[0].id, new_parameters);
-        handles.register_float_tensor::<P<R, I, BT>>(&outputs[1].id, new_momentum);
-        handles.register_int_tensor::<P<R, I, BT>>(&outputs[2].id, parts);
+        handles.register_float_tensor::<Plain<R, I, BT>>(&outputs[0].id, new_parameters);
+        handles.register_float_tensor::<Plain<R, I, BT>>(&outputs[1].id, new_momentum);
+        handles.register_int_tensor::<Plain<R, I, BT>>(&outputs[2].id, parts);
     }
 }
 
@@ -61,7 +63,7 @@ impl<R: CubeRuntime, I: IntElement, BT: BoolElement> UpdateBackend for Fusion<Pl
             output(kernel::parts(elements), DType::I32),
         ];
         let io = CustomOpIr::new("tally_update", &inputs.map(|input| input.into_ir()), &outputs);
-        let queued = Queued::<R, I, BT> { update, io: io.clone(), _backend: std::marker::PhantomData };
+        let queued = Queued::<Plain<R, I, BT>> { update, io: io.clone(), plain: PhantomData };
         let mut made = client.register(streams, OperationIr::Custom(io), queued).into_iter();
         let mut next = || match made.next() {
             Some(tensor) => tensor,

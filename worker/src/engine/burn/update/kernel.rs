@@ -6,8 +6,8 @@
 
 use burn::tensor::{DType, Shape};
 use burn_cubecl::CubeRuntime;
-use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::tensor::CubeTensor;
+use cubecl::prelude::*;
 use tally_exact::update::Update;
 
 /// Threads of a block.

@@ -54,6 +54,27 @@ pub trait UpdateBackend: Backend {
     ) -> Updated<Self>;
 }
 
+/// Whether a device rounds an update as it must, by one of 1 021 elements: among them sums of
+/// which a product that is rounded on its own would change every third.
+///
+/// # Errors
+/// What is wrong with it, in words.
+pub fn check<B: UpdateBackend>(device: &B::Device) -> Result<(), String> {
+    let numbers = |seed: u32| -> Vec<f32> {
+        let bits = (0..1021u32).map(|i| (i + 1021 * seed).wrapping_mul(2_654_435_761));
+        bits.map(|bits| bits as f32 / 2f32.powi(31) - 1.0).collect()
+    };
+    let [gradient, mut parameters, mut momentum] = [0, 1, 2].map(numbers);
+    let tensor = |values: &[f32]| Tensor::from_data(TensorData::new(values.to_vec(), [values.len()]), device);
+    let update = Update { learning_rate: 0.0371, momentum: 0.9, clip: 0.7312 };
+    let updated = B::update(update, tensor(&gradient), tensor(&parameters), tensor(&momentum));
+    let digest = updated.digest()?;
+    if digest == update.apply(0, &gradient, &mut parameters, &mut momentum) {
+        return Ok(());
+    }
+    Err("it does not round an update as it must: its multiply-add is not a fused one".into())
+}
+
 impl UpdateBackend for Flex {
     fn update(
         update: Update,
@@ -89,6 +110,14 @@ mod tests {
     use burn_flex::FlexDevice;
 
     use super::*;
+
+    /// The check is one: what it computes tells fused multiply-adds from others.
+    #[test]
+    fn a_device_that_rounds_twice_would_be_found() {
+        check::<Flex>(&FlexDevice).unwrap();
+        let (factor, v, g, clip) = (0.9f32, 0.317f32, 0.613f32, 0.7312f32);
+        assert_ne!(factor.mul_add(v, g * clip), factor * v + g * clip);
+    }
 
     /// REP-1: the operation is the shared update, and its parts are the state's digest.
     #[test]

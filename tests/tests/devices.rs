@@ -1,0 +1,68 @@
+//! Several workers on one machine, started as one.
+
+#![allow(missing_docs, clippy::unwrap_used)]
+
+use rustix::process::{Pid, kill_process};
+use tally_tests::cluster::{Coordinator, DEADLINE, RunDir, Signal, Worker, run};
+
+/// 200 steps of some tens of milliseconds.
+const OPTIONS: [&str; 6] = [
+    "--model",
+    "synthetic:parameters=50000,us-per-sample=800",
+    "--train-limit",
+    "12800",
+    "--test-limit",
+    "12",
+];
+
+fn coordinator(run: &RunDir) -> Coordinator {
+    let cluster = ["--epochs", "1", "--workers", "2", "--run-dir", run.arg()];
+    Coordinator::start([&cluster[..], &OPTIONS[..]].concat())
+}
+
+/// The processes that a process has started and not yet waited for, in the order of their start.
+fn children(of: &Worker) -> Vec<i32> {
+    let pid = of.pid();
+    let list = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    list.split_whitespace().map(|child| child.parse().unwrap()).collect()
+}
+
+/// LIVE-1, and who starts what again: a process that is killed is, one that leaves is not.
+#[test]
+fn live_1_a_killed_worker_is_started_again_and_all_leave_together() {
+    let dir = RunDir::new();
+    let coordinator = coordinator(&dir);
+    let workers = Worker::start(coordinator.grpc_port(), ["--devices", "0,1", "--name", "here"]);
+    dir.wait_for_step(3);
+    let killed = children(&workers)[0];
+    kill_process(Pid::from_raw(killed).unwrap(), Signal::KILL).unwrap();
+    workers.wait_for("starting it again", DEADLINE);
+    // Each worker joins under its device's name; the killed one's joins twice.
+    let mut joined = Vec::new();
+    while joined.len() < 3 {
+        let seen = joined.len();
+        let journal = dir.wait_for("another worker", |line| {
+            line["event"] == "joined" && line["worker"].as_str().is_some()
+        });
+        joined = events(&journal, "joined").iter().map(|line| line["worker"].to_string()).collect();
+        assert!(joined.len() >= seen);
+    }
+    assert!(!children(&workers).contains(&killed));
+    workers.signal(Signal::TERM);
+    workers.succeed();
+}
+
+#[test]
+fn they_end_with_the_run() {
+    let dir = RunDir::new();
+    let coordinator = coordinator(&dir);
+    let workers = Worker::start(coordinator.grpc_port(), ["--devices", "0,1"]);
+    coordinator.succeed();
+    workers.succeed();
+}
+
+#[test]
+fn bad_devices_are_said_so() {
+    run("worker", ["--devices", "0,0"]).is_refused(&["device 0 is named twice"]);
+    run("worker", ["--devices", "all", "--device", "1"]).is_refused(&["--device"]);
+}
