@@ -3,7 +3,8 @@
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use rustix::process::{Pid, kill_process};
-use tally_tests::cluster::{Coordinator, DEADLINE, RunDir, Signal, Worker, run};
+use serde_json::Value;
+use tally_tests::cluster::{Coordinator, DEADLINE, RunDir, Signal, Worker, events, run};
 
 /// 200 steps of some tens of milliseconds.
 const OPTIONS: [&str; 6] = [
@@ -37,16 +38,10 @@ fn live_1_a_killed_worker_is_started_again_and_all_leave_together() {
     let killed = children(&workers)[0];
     kill_process(Pid::from_raw(killed).unwrap(), Signal::KILL).unwrap();
     workers.wait_for("starting it again", DEADLINE);
-    // Each worker joins under its device's name; the killed one's joins twice.
-    let mut joined = Vec::new();
-    while joined.len() < 3 {
-        let seen = joined.len();
-        let journal = dir.wait_for("another worker", |line| {
-            line["event"] == "joined" && line["worker"].as_str().is_some()
-        });
-        joined = events(&journal, "joined").iter().map(|line| line["worker"].to_string()).collect();
-        assert!(joined.len() >= seen);
-    }
+    let returned = |line: &Value| line["event"] == "join" && line["session"].as_u64() > Some(2);
+    let journal = dir.wait_for("the killed worker's return", returned);
+    let joined = events(&journal, "join");
+    assert_eq!(joined.last().unwrap()["worker"], "here-0");
     assert!(!children(&workers).contains(&killed));
     workers.signal(Signal::TERM);
     workers.succeed();

@@ -46,7 +46,7 @@ impl Drop for Kill {
     }
 }
 
-/// Trains some steps, unclipped none, and reads the summary.
+/// Trains some steps by the default recipe, and reads the summary.
 ///
 /// # Errors
 /// If a process can't be started, or the run fails.

@@ -167,13 +167,12 @@ pub fn repetition(options: &Options, precision: Precision) -> anyhow::Result<Rep
         }
         different.push((size, others));
     }
-    let leaves = [samples(0, 8), samples(8, 16), samples(16, 24)];
-    let leaves: Vec<&Samples> = leaves.iter().collect();
-    let [left, right, last] = &leaves[..] else { anyhow::bail!("three leaves are three") };
-    one.subtree(&[*left, *right, *last], 1.0, &mut first, &mut |_| ())?;
-    one.gradient(left, 1.0, &mut again, &mut |_| ())?;
+    // A subtree of four leaves, of which one is empty.
+    let [left, right, none, last] = [samples(0, 8), samples(8, 16), Samples::default(), samples(16, 24)];
+    one.subtree(&[&left, &right, &none, &last], 1.0, &mut first, &mut |_| ())?;
+    one.gradient(&left, 1.0, &mut again, &mut |_| ())?;
     let mut sum = again.clone();
-    for leaf in [right, last] {
+    for leaf in [&right, &last] {
         two.gradient(leaf, 1.0, &mut again, &mut |_| ())?;
         tally_exact::sum::add(&mut sum, &again);
     }
