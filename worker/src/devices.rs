@@ -22,6 +22,9 @@ use crate::engine::backend::BackendChoice;
 /// Set for a worker that leaves when the process that started it is gone.
 const SUPERVISED: &str = "TALLY_SUPERVISED";
 
+/// Which GPUs a process sees, to CUDA.
+const VISIBLE: &str = "CUDA_VISIBLE_DEVICES";
+
 /// How often the workers are looked at.
 const LOOK: Duration = Duration::from_millis(100);
 /// Waits before a worker is started again grow from this …
@@ -200,12 +203,21 @@ fn start(device: usize, name: &str, threads: Option<usize>) -> anyhow::Result<Ch
     let program = std::env::current_exe().context("cannot find this program, to start it again")?;
     let mut command = Command::new(program);
     command.args(arguments(std::env::args_os().skip(1)));
-    command.args(["--device", &device.to_string(), "--name", &format!("{name}-{device}")]);
+    // A worker sees its own GPU alone, as number 0: what is kept of a GPU is kept by its number, and
+    // equal GPUs are to choose equal kernels.
+    command.args(["--device", "0", "--name", &format!("{name}-{device}")]);
+    command.env(VISIBLE, visible(device, std::env::var(VISIBLE).ok().as_deref()));
     if let Some(threads) = threads {
         command.args(["--threads", &threads.to_string()]);
     }
     command.env(SUPERVISED, "1");
     command.spawn().with_context(|| format!("cannot start a worker for device {device}"))
+}
+
+/// CUDA's name for device `device` of those that this process sees.
+fn visible(device: usize, seen: Option<&str>) -> String {
+    let seen = seen.and_then(|seen| seen.split(',').nth(device)).map(str::trim);
+    seen.map_or_else(|| device.to_string(), str::to_owned)
 }
 
 /// A command line without the options that every worker has its own of.
@@ -246,6 +258,15 @@ mod tests {
             let error = text.parse::<Devices>().unwrap_err();
             assert!(error.contains(said), "{text:?}: {error}");
         }
+    }
+
+    #[test]
+    fn a_worker_sees_one_of_the_devices_that_its_parent_sees() {
+        assert_eq!(visible(2, None), "2");
+        assert_eq!(
+            (visible(0, Some("5, GPU-1f")), visible(1, Some("5, GPU-1f"))),
+            ("5".into(), "GPU-1f".into())
+        );
     }
 
     #[test]

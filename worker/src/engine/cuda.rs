@@ -31,7 +31,7 @@ pub fn place(device: usize, precision: Precision) -> Result<Place<Gpu>, EngineEr
         .map_err(|missing| {
             EngineError::Unavailable(format!("the CUDA backend cannot work here: {missing}"))
         })?;
-    remember();
+    remember(&name);
     let place = Place {
         backend: "CUDA",
         words: format!("{name} (CUDA device {device})"),
@@ -60,20 +60,22 @@ pub fn count() -> Result<usize, EngineError> {
     count.map(|count| usize::try_from(count).unwrap_or(0)).map_err(EngineError::Unavailable)
 }
 
-/// Has cubecl keep what it finds out and compiles from run to run, where it would lose it.
+/// Has cubecl keep what it finds out and compiles from run to run, for each model of GPU by itself.
 ///
 /// It measures several kernels for every kind of operation and size, and goes on with the fastest.
 /// So two processes may choose differently, and a gradient's bits with them (**SUM-1**); with
-/// one cache they choose alike. A `cubecl.toml` of the user's own is left as it is.
-fn remember() {
+/// one cache they choose alike. A `cubecl.toml` of the user's own is heeded where it says more.
+fn remember(model: &str) {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         let set = catch_unwind(|| {
             let mut config = CubeClRuntimeConfig::from_current_dir().override_from_env();
-            if matches!(config.autotune.cache, CacheConfig::Target) {
-                config.autotune.cache = CacheConfig::File(cache());
+            if let Some(cache) = cache(model) {
+                if matches!(config.autotune.cache, CacheConfig::Target) {
+                    config.autotune.cache = CacheConfig::File(cache.clone());
+                }
+                config.compilation.cache.get_or_insert(CacheConfig::File(cache));
             }
-            config.compilation.cache.get_or_insert_with(|| CacheConfig::File(cache()));
             CubeClRuntimeConfig::set(config);
         });
         if let Err(panic) = set {
@@ -82,13 +84,15 @@ fn remember() {
     });
 }
 
-/// The directory of what is known of GPUs: `TALLY_CACHE_DIR`, or the user's cache.
-fn cache() -> PathBuf {
+/// The directory of what is known of a model of GPU: in `TALLY_CACHE_DIR`, or the user's cache.
+/// None where neither is named, for compiled kernels must not lie where others may write.
+fn cache(model: &str) -> Option<PathBuf> {
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    set("TALLY_CACHE_DIR")
+    let all = set("TALLY_CACHE_DIR")
         .or_else(|| set("XDG_CACHE_HOME").map(|cache| cache.join("tally")))
-        .or_else(|| set("HOME").map(|home| home.join(".cache/tally")))
-        .unwrap_or_else(|| std::env::temp_dir().join("tally"))
+        .or_else(|| set("HOME").map(|home| home.join(".cache/tally")))?;
+    let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
+    Some(all.join(model.chars().map(plain).collect::<String>()))
 }
 
 /// Compiles and runs a kernel.
