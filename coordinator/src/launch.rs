@@ -302,7 +302,7 @@ async fn train(options: &TrainOptions) -> anyhow::Result<ExitCode> {
     if options.local {
         let workers = options.workers as usize;
         let threads = options.threads.map_or_else(|| local::share_of_cores(workers), |t| t as usize);
-        locals = local::start(workers, address, options.backend, threads, &link)?;
+        locals = local::start(workers, address, options.backend, options.precision, threads, &link)?;
     }
     let result = tokio::select! {
         result = &mut finished => result.context("the driver's thread ended without a word; please report this")?,

@@ -7,6 +7,7 @@ use std::thread::JoinHandle;
 
 use anyhow::Context as _;
 use tally_worker::engine::backend::BackendChoice;
+use tally_worker::engine::burn::Precision;
 use tally_worker::session::link::Link;
 use tally_worker::session::{self, WorkerOptions};
 
@@ -25,6 +26,7 @@ pub fn start(
     workers: usize,
     address: SocketAddr,
     backend: BackendChoice,
+    precision: Precision,
     threads: usize,
     link: &Arc<dyn Link>,
 ) -> anyhow::Result<Vec<JoinHandle<anyhow::Result<()>>>> {
@@ -39,6 +41,7 @@ pub fn start(
             let options = WorkerOptions {
                 name: format!("local-{number}"),
                 backend,
+                precision,
                 threads,
                 link: Some(link.clone()),
                 ..WorkerOptions::new(host.clone())

@@ -13,6 +13,7 @@
 pub mod chaos;
 pub mod cluster;
 pub mod flood;
+pub mod gpu;
 pub mod hostile;
 pub mod interpreter;
 mod process;

@@ -18,7 +18,7 @@ use tally_exact::init;
 use tally_worker::engine::backend::{BackendChoice, build};
 use tally_worker::engine::burn::convolution::{Activation, ConvolutionBackend, stock};
 use tally_worker::engine::burn::networks::Reference;
-use tally_worker::engine::burn::{BurnEngine, Place};
+use tally_worker::engine::burn::{BurnEngine, Memory, Place, Precision};
 use tally_worker::engine::{Engine, LabelLoss, ModelSpec};
 
 type Tracked = Autodiff<Flex>;
@@ -72,8 +72,10 @@ fn main() {
 /// The gradient of 64 images by the reference network.
 fn whole(threads: usize, rounds: usize) {
     let pool = ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-    let place = Place::<Flex> { backend: "CPU", words: String::new(), device: FlexDevice, pool: Some(pool) };
-    let mut burn = BurnEngine::new(Reference, LabelLoss::default(), place);
+    let (memory, precision, words) = (Memory::Host, Precision::F32, String::new());
+    let place =
+        Place::<Flex> { backend: "CPU", words, device: FlexDevice, memory, precision, pool: Some(pool) };
+    let mut burn = BurnEngine::new(Reference, LabelLoss::default(), place).unwrap();
     let mut own = build(&ModelSpec::Reference, LabelLoss::default(), BackendChoice::Cpu, 0, threads).unwrap();
     let pixels = (0..64 * PIXELS).map(|i| (i * 7919 % 251) as u8).collect();
     let samples = Samples::new((0..64).collect(), pixels, vec![3; 64], vec![4; 64]).unwrap();

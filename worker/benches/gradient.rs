@@ -59,6 +59,7 @@ fn main() {
 
 fn update(engine: &mut dyn Engine, gradient: &[f32]) {
     engine.apply(Update { learning_rate: 1e-6, momentum: 0.9, clip: 1.0 }, 0, gradient);
+    engine.finish().unwrap();
     engine.commit();
 }
 

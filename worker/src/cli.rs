@@ -5,7 +5,10 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 use crate::access::client::ClientAccess;
-use crate::engine::backend::BackendChoice;
+use crate::devices::Devices;
+use crate::engine::backend::{self, BackendChoice};
+use crate::engine::burn::Precision;
+use crate::engine::{Engine, EngineError, LabelLoss, ModelSpec};
 use crate::evaluate::EvaluateOptions;
 use crate::logging::LogOptions;
 use crate::predict::command::PredictOptions;
@@ -47,12 +50,24 @@ pub struct DeviceOptions {
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Device")]
     pub device: usize,
 
+    /// What a GPU computes the network in; parameters, gradients and their sums are float32 in any case
+    #[arg(long, value_enum, default_value_t = Precision::F32, help_heading = "Device")]
+    pub precision: Precision,
+
     /// Threads to compute with on a CPU [default: one for each core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024), help_heading = "Device")]
     pub threads: Option<u32>,
 }
 
 impl DeviceOptions {
+    /// An engine for a model on this device.
+    ///
+    /// # Errors
+    /// As [`backend::build`].
+    pub fn build(&self, model: &ModelSpec, loss: LabelLoss) -> Result<Box<dyn Engine>, EngineError> {
+        backend::build_in(self.precision, model, loss, self.backend, self.device, self.threads())
+    }
+
     /// The number of threads, asked for or there.
     #[must_use]
     pub fn threads(&self) -> usize {
@@ -93,6 +108,10 @@ pub struct WorkOptions {
     #[command(flatten)]
     pub device: DeviceOptions,
 
+    /// Be several workers, a process for each of these: numbers such as 0,1,3, or all CUDA devices
+    #[arg(long, value_name = "N,N…|all", conflicts_with = "device", help_heading = "Device")]
+    pub devices: Option<Devices>,
+
     /// Logs.
     #[command(flatten)]
     pub log: LogOptions,
@@ -109,6 +128,7 @@ impl WorkOptions {
             name: self.name.clone().unwrap_or_else(|| defaults.name.clone()),
             backend: self.device.backend,
             device: self.device.device,
+            precision: self.device.precision,
             threads: self.device.threads(),
             tell: true,
             stay: self.stay,

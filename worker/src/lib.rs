@@ -9,6 +9,7 @@
 
 pub mod access;
 pub mod cli;
+pub mod devices;
 pub mod engine;
 pub mod evaluate;
 pub mod logging;
@@ -16,3 +17,4 @@ pub mod picture;
 pub mod predict;
 pub mod scores;
 pub mod session;
+pub mod work;

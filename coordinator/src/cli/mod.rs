@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 use tally_worker::engine::backend::BackendChoice;
+use tally_worker::engine::burn::Precision;
 use tally_worker::logging::LogOptions;
 
 use crate::access::options::AccessOptions;
@@ -63,6 +64,10 @@ pub struct TrainOptions {
     /// What local workers compute with
     #[arg(long, value_enum, default_value_t = BackendChoice::Auto, requires = "local", help_heading = "Cluster")]
     pub backend: BackendChoice,
+
+    /// What local workers on a GPU compute the network in
+    #[arg(long, value_enum, default_value_t = Precision::F32, requires = "local", help_heading = "Cluster")]
+    pub precision: Precision,
 
     /// Threads of each local worker [default: its share of the cores]
     #[arg(long, value_name = "N", requires = "local", value_parser = clap::value_parser!(u32).range(1..=1024), help_heading = "Cluster")]

@@ -11,7 +11,6 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use tally_worker::cli::DeviceOptions;
-use tally_worker::engine::backend;
 use tally_worker::logging::LogOptions;
 
 use super::options::DataOptions;
@@ -159,7 +158,7 @@ pub fn run(options: &VerifyOptions, out: &mut impl Write) -> anyhow::Result<()> 
     let device = &options.device;
     let mut replay = Replay::new(&record, start, data, |model| {
         let loss = record.config.label_loss;
-        Ok(backend::build(model, loss, device.backend, device.device, device.threads())?)
+        Ok(device.build(model, loss)?)
     })?;
     let mut progress = Progress::new(replay.at(), last);
     let from = match replay.at() {

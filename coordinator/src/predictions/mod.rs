@@ -18,6 +18,7 @@ use serde::Serialize;
 use tally_data::Paired;
 use tally_worker::cli::DeviceOptions;
 use tally_worker::engine::backend::BackendChoice;
+use tally_worker::engine::burn::Precision;
 use tally_worker::picture::{self, Bounds, Invert, PictureError};
 use tally_worker::predict::{Answer, PredictError, Predictor};
 use thiserror::Error;
@@ -250,7 +251,7 @@ fn shown(path: &Path) -> String {
 
 /// One thread of the CPU, whatever the run computes with.
 fn device() -> DeviceOptions {
-    DeviceOptions { backend: BackendChoice::Cpu, device: 0, threads: Some(1) }
+    DeviceOptions { backend: BackendChoice::Cpu, device: 0, precision: Precision::F32, threads: Some(1) }
 }
 
 #[cfg(test)]

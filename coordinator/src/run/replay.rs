@@ -250,6 +250,7 @@ impl Replay {
             let range = chunk_range(elements, index);
             digest.and(self.engine.apply(update, range.start, &gradient[range]))
         });
+        let replica = replica.and(self.engine.finish()?);
         ensure!(
             replica == digest,
             "step {step}: the update on {} has digest {replica}, on the host {digest}; this device does not round as \

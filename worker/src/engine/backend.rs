@@ -1,9 +1,5 @@
 //! Which engine a worker gets: its network, its backend, and what to say when a backend
 //! cannot be had.
-//!
-//! The CUDA backend loads the driver and the run-time compiler when it is first used, and
-//! panics when one is missing. So everything it needs is asked for first, and each thing
-//! missing has its own words.
 
 use std::fmt;
 use std::str::FromStr;
@@ -13,8 +9,10 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 use tally_exact::manifest::Manifest;
 
 use super::burn::networks::{Mlp, Reference};
-use super::burn::{BurnEngine, Network, Place};
+use super::burn::{BurnEngine, Memory, Network, Place, Precision};
 use super::cpu::CpuEngine;
+#[cfg(feature = "cuda")]
+use super::cuda;
 use super::synthetic::{self, SyntheticEngine};
 use super::{Engine, EngineError, LabelLoss, ModelSpec};
 use tally_kernels::Simd;
@@ -67,7 +65,7 @@ pub fn manifest(model: &ModelSpec) -> Manifest {
 ///
 /// `device` is the GPU's number, `threads` the CPU's number of threads, where 0 means as
 /// many as there are; each matters to its own backend alone, and neither to the synthetic
-/// model.
+/// model. The precision is float32's; [`build_in`] takes another.
 ///
 /// # Errors
 /// [`EngineError::Unavailable`] says what the backend asked for lacks, and
@@ -79,11 +77,25 @@ pub fn build(
     device: usize,
     threads: usize,
 ) -> Result<Box<dyn Engine>, EngineError> {
+    build_in(Precision::F32, model, loss, backend, device, threads)
+}
+
+/// The same in another precision, which is a GPU's to have.
+///
+/// # Errors
+/// As [`build`]; and [`EngineError::Unavailable`] if it would be a CPU.
+pub fn build_in(
+    precision: Precision,
+    model: &ModelSpec,
+    loss: LabelLoss,
+    backend: BackendChoice,
+    device: usize,
+    threads: usize,
+) -> Result<Box<dyn Engine>, EngineError> {
+    let gpu = (device, precision);
     match model {
-        ModelSpec::Reference => {
-            build_network(Reference, loss, backend, device, || own_kernels(loss, threads))
-        }
-        ModelSpec::Mlp => build_network(Mlp, loss, backend, device, || stock_kernels(Mlp, loss, threads)),
+        ModelSpec::Reference => build_network(Reference, loss, backend, gpu, || own_kernels(loss, threads)),
+        ModelSpec::Mlp => build_network(Mlp, loss, backend, gpu, || stock_kernels(Mlp, loss, threads)),
         ModelSpec::Synthetic(spec) => Ok(Box::new(SyntheticEngine::new(*spec))),
     }
 }
@@ -93,16 +105,21 @@ fn build_network<N: Network>(
     network: N,
     loss: LabelLoss,
     backend: BackendChoice,
-    device: usize,
+    (device, precision): (usize, Precision),
     cpu: impl FnOnce() -> Result<Box<dyn Engine>, EngineError>,
 ) -> Result<Box<dyn Engine>, EngineError> {
     if backend != BackendChoice::Cpu {
-        match cuda::place(device) {
-            Ok(place) => return Ok(Box::new(BurnEngine::new(network, loss, place))),
+        match cuda::place(device, precision) {
+            Ok(place) => return Ok(Box::new(BurnEngine::new(network, loss, place)?)),
             Err(error) if backend == BackendChoice::Cuda => return Err(error),
             Err(reason) if cfg!(feature = "cuda") => tracing::info!("computing on the CPU: {reason}"),
             Err(reason) => tracing::debug!("computing on the CPU: {reason}"),
         }
+    }
+    if precision != Precision::F32 {
+        return Err(EngineError::Unavailable(format!(
+            "a CPU computes in f32: leave --precision {precision} out, or choose the cuda backend"
+        )));
     }
     cpu()
 }
@@ -122,8 +139,23 @@ fn stock_kernels<N: Network>(
 ) -> Result<Box<dyn Engine>, EngineError> {
     let (pool, words) = pool(threads)?;
     let words = format!("CPU (burn-flex, {words})");
-    let place = Place::<Flex> { backend: "CPU", words, device: FlexDevice, pool: Some(pool) };
-    Ok(Box::new(BurnEngine::new(network, loss, place)))
+    let (memory, precision) = (Memory::Host, Precision::F32);
+    let place =
+        Place::<Flex> { backend: "CPU", words, device: FlexDevice, memory, precision, pool: Some(pool) };
+    Ok(Box::new(BurnEngine::new(network, loss, place)?))
+}
+
+/// The reference network in the way that it is computed on a GPU, with a CPU's arithmetic: to try
+/// what is around it where there is no GPU.
+///
+/// # Errors
+/// As [`build`].
+pub fn rehearse(precision: Precision, loss: LabelLoss) -> Result<Box<dyn Engine>, EngineError> {
+    let (pool, words) = pool(0)?;
+    let words = format!("CPU (as a GPU, {words})");
+    let (device, memory) = (FlexDevice, Memory::Device);
+    let place = Place::<Flex> { backend: "CPU", words, device, memory, precision, pool: Some(pool) };
+    Ok(Box::new(BurnEngine::new(Reference, loss, place)?))
 }
 
 /// Threads of an engine's own, and how many they are in words.
@@ -146,117 +178,13 @@ fn pool(threads: usize) -> Result<(ThreadPool, String), EngineError> {
 
 #[cfg(not(feature = "cuda"))]
 mod cuda {
-    use super::{EngineError, Flex, Place};
+    use super::{EngineError, Flex, Place, Precision};
 
     /// There is none. (Any backend's type does for one that never comes.)
-    pub fn place(_device: usize) -> Result<Place<Flex>, EngineError> {
+    pub fn place(_device: usize, _precision: Precision) -> Result<Place<Flex>, EngineError> {
         Err(EngineError::Unavailable(
             "the CUDA backend is not in this binary: build it with `--features cuda`, or choose the cpu backend".into(),
         ))
-    }
-}
-
-#[cfg(feature = "cuda")]
-mod cuda {
-    use std::panic::catch_unwind;
-    use std::path::PathBuf;
-
-    use burn::tensor::{Tensor, TensorData};
-    use burn_cuda::{Cuda, CudaDevice};
-    use cudarc::driver::CudaContext;
-
-    use super::{EngineError, Place};
-    use crate::engine::burn::words_of;
-
-    type Gpu = Cuda<f32, i32>;
-
-    /// GPU number `device`, after a first small computation on it.
-    pub fn place(device: usize) -> Result<Place<Gpu>, EngineError> {
-        let name = catch_unwind(|| look_for_everything(device))
-            .unwrap_or_else(|panic| Err(format!("the driver panicked: {}", words_of(&*panic))))
-            .map_err(|missing| {
-                EngineError::Unavailable(format!("the CUDA backend cannot work here: {missing}"))
-            })?;
-        let place = Place {
-            backend: "CUDA",
-            words: format!("{name} (CUDA device {device})"),
-            device: CudaDevice::new(device),
-            pool: None,
-        };
-        place.run(try_out)?;
-        Ok(place)
-    }
-
-    /// Compiles and runs a kernel.
-    fn try_out(device: &CudaDevice) -> Result<(), String> {
-        let data = TensorData::new(vec![1.0f32, 2.0], [2]);
-        let doubled = (Tensor::<Gpu, 1>::from_data(data, device) * 2.0).try_into_data();
-        let values = doubled
-            .map_err(|error| error.to_string())?
-            .to_vec::<f32>()
-            .map_err(|error| format!("{error:?}"))?;
-        if values == [2.0, 4.0] { Ok(()) } else { Err(format!("it made {values:?} of twice [1, 2]")) }
-    }
-
-    /// The device's name, or what is missing.
-    fn look_for_everything(device: usize) -> Result<String, String> {
-        if !libraries::driver() {
-            return Err("there is no NVIDIA driver (libcuda was not found)".into());
-        }
-        let count = CudaContext::device_count()
-            .map_err(|error| format!("the NVIDIA driver finds no device: {error}"))?;
-        if i32::try_from(device).map_or(true, |device| device >= count) {
-            return Err(format!(
-                "there is no device {device}: the NVIDIA driver knows {count}, numbered from 0"
-            ));
-        }
-        if !libraries::nvrtc() {
-            return Err("the run-time compiler is missing (libnvrtc was not found); \
-                        it comes with the CUDA toolkit, as package cuda-nvrtc"
-                .into());
-        }
-        headers()?;
-        let name = CudaContext::new(device).and_then(|context| context.name());
-        name.map_err(|error| format!("device {device} does not answer: {error}"))
-    }
-
-    /// Looks for the headers where cubecl-cuda does, which compiles every kernel with them.
-    fn headers() -> Result<(), String> {
-        let there = |path: &str| PathBuf::from(path).exists();
-        let root = match std::env::var("CUDA_PATH") {
-            Ok(path) => path,
-            Err(_) if there("/usr/local/cuda") => "/usr/local/cuda".into(),
-            Err(_) if there("/opt/cuda") => "/opt/cuda".into(),
-            Err(_) if there("/usr/bin/nvcc") => "/usr".into(),
-            Err(_) => {
-                return Err(
-                    "the CUDA headers are missing: neither CUDA_PATH is set nor is there a /usr/local/cuda; \
-                            they come with the CUDA toolkit, as package cuda-cudart-dev"
-                        .into(),
-                );
-            }
-        };
-        let header = PathBuf::from(root).join("include/cuda_runtime.h");
-        if header.exists() {
-            return Ok(());
-        }
-        Err(format!(
-            "the CUDA headers are missing: there is no {}; set CUDA_PATH to the folder whose include/ has them",
-            header.display()
-        ))
-    }
-
-    /// Whether the libraries that are loaded at run time can be.
-    #[allow(unsafe_code)] // cudarc marks these two so because loading a library runs its initialisers.
-    mod libraries {
-        pub fn driver() -> bool {
-            // SAFETY: it only loads libcuda, NVIDIA's own, which the backend would load next.
-            unsafe { cudarc::driver::sys::is_culib_present() }
-        }
-        pub fn nvrtc() -> bool {
-            // SAFETY: it only loads libnvrtc, NVIDIA's own, which the backend would load next.
-            unsafe { cudarc::nvrtc::sys::is_culib_present() }
-        }
     }
 }
 
@@ -282,6 +210,18 @@ mod tests {
             let model = text.parse().unwrap();
             let engine = build(&model, LabelLoss::CrossEntropy, BackendChoice::Auto, 0, 1).unwrap();
             assert_eq!(engine.manifest(), &manifest(&model));
+        }
+    }
+
+    #[test]
+    fn a_cpu_has_one_precision() {
+        let build = |precision| {
+            build_in(precision, &ModelSpec::Mlp, LabelLoss::CrossEntropy, BackendChoice::Cpu, 0, 1).err()
+        };
+        assert!(build(Precision::F32).is_none());
+        assert!(build(Precision::Bf16).unwrap().to_string().contains("--precision bf16"));
+        for precision in Precision::value_variants() {
+            assert_eq!(precision.to_string().parse::<Precision>().unwrap(), *precision);
         }
     }
 

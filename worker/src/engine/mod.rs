@@ -11,6 +11,8 @@ pub mod answers;
 pub mod backend;
 pub mod burn;
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod losses;
 pub mod replica;
 pub mod spec;
@@ -60,11 +62,18 @@ pub trait Engine: Send {
     fn load(&mut self, parameters: Vec<f32>, momentum: Vec<f32>) -> Digest;
 
     /// The committed state: parameters and momentum.
-    fn state(&mut self) -> (Vec<f32>, Vec<f32>);
+    ///
+    /// # Errors
+    /// [`EngineError::Failed`] if the device does not give it back.
+    fn state(&mut self) -> Result<(Vec<f32>, Vec<f32>), EngineError>;
 
     /// The state of the step before the committed one, while nothing has been written over it:
-    /// from a commit to the first [`apply`](Self::apply) after it.
+    /// from a commit to the first [`apply`](Self::apply) after it. None, too, if the device
+    /// does not give it back.
     fn before(&mut self) -> Option<(Vec<f32>, Vec<f32>)>;
+
+    /// Brings samples of a later step to the device, where that takes time; it changes nothing else.
+    fn prefetch(&mut self, _samples: &Samples) {}
 
     /// Computes the gradient of `scale` times the sum of the samples' losses at the
     /// committed parameters into `out`, and returns the losses' sums (not scaled).
@@ -105,36 +114,25 @@ pub trait Engine: Send {
         out: &mut [f32],
         ready: &mut dyn FnMut(&[f32]),
     ) -> Result<Vec<LossParts>, EngineError> {
-        let mut parts = Vec::with_capacity(leaves.len());
-        let mut fold = Fold::default();
-        for leaf in leaves {
-            let value = if leaf.is_empty() {
-                parts.push(LossParts::default());
-                None
-            } else {
-                let mut gradient = vec![0.0; out.len()];
-                parts.push(self.gradient(leaf, scale, &mut gradient, &mut |_| ())?);
-                Some(gradient)
-            };
-            fold.push(value, |mut left: Vec<f32>, right| {
-                sum::add(&mut left, &right);
-                left
-            });
-        }
-        match fold.finish() {
-            Some(gradient) => out.copy_from_slice(&gradient),
-            None => out.fill(0.0),
-        }
-        ready(out);
-        Ok(parts)
+        leaf_by_leaf(self, leaves, scale, out, ready)
     }
 
     /// Applies the update to the stretch of the replica that starts at element `first`,
-    /// into the second buffer, and returns the stretch's digest. The committed state stays
-    /// as it is; stretches come in any order, each once a step.
+    /// into the second buffer, and returns the stretch's digest, or, where the device is still
+    /// at it, zero: [`finish`](Self::finish) has the rest. The committed state stays
+    /// as it is; stretches come in any order, each once a step, and all anew in another attempt.
     fn apply(&mut self, update: Update, first: usize, gradient: &[f32]) -> Digest;
 
-    /// Makes the second buffer, once every stretch of it is applied, the committed state.
+    /// Completes the second buffer, when every stretch has been given to
+    /// [`apply`](Self::apply), and returns what the digests it returned lack of the whole one.
+    ///
+    /// # Errors
+    /// [`EngineError::Failed`] if the device did, here or in `apply`.
+    fn finish(&mut self) -> Result<Digest, EngineError> {
+        Ok(Digest::default())
+    }
+
+    /// Makes the second buffer, once it is finished, the committed state.
     fn commit(&mut self);
 
     /// The network's answers at the committed parameters.
@@ -142,4 +140,36 @@ pub trait Engine: Send {
     /// # Errors
     /// [`EngineError::Failed`] if the device does.
     fn predict(&mut self, samples: &Samples) -> Result<Answers, EngineError>;
+}
+
+/// [`Engine::subtree`] by way of [`Engine::gradient`].
+fn leaf_by_leaf<E: Engine + ?Sized>(
+    engine: &mut E,
+    leaves: &[&Samples],
+    scale: f32,
+    out: &mut [f32],
+    ready: &mut dyn FnMut(&[f32]),
+) -> Result<Vec<LossParts>, EngineError> {
+    let mut parts = Vec::with_capacity(leaves.len());
+    let mut fold = Fold::default();
+    for leaf in leaves {
+        let value = if leaf.is_empty() {
+            parts.push(LossParts::default());
+            None
+        } else {
+            let mut gradient = vec![0.0; out.len()];
+            parts.push(engine.gradient(leaf, scale, &mut gradient, &mut |_| ())?);
+            Some(gradient)
+        };
+        fold.push(value, |mut left: Vec<f32>, right| {
+            sum::add(&mut left, &right);
+            left
+        });
+    }
+    match fold.finish() {
+        Some(gradient) => out.copy_from_slice(&gradient),
+        None => out.fill(0.0),
+    }
+    ready(out);
+    Ok(parts)
 }

@@ -110,8 +110,8 @@ impl Engine for SyntheticEngine {
         self.replica.load(parameters, momentum)
     }
 
-    fn state(&mut self) -> (Vec<f32>, Vec<f32>) {
-        (self.replica.parameters().to_vec(), self.replica.momentum().to_vec())
+    fn state(&mut self) -> Result<(Vec<f32>, Vec<f32>), EngineError> {
+        Ok((self.replica.parameters().to_vec(), self.replica.momentum().to_vec()))
     }
 
     fn before(&mut self) -> Option<(Vec<f32>, Vec<f32>)> {
@@ -253,7 +253,7 @@ mod tests {
         let (one, two) = (gradient(&mut engine, &samples(0..8)), gradient(&mut engine, &samples(8..16)));
         assert!(one.iter().zip(&two).filter(|(a, b)| a == b).count() < 100);
         assert!(one[..100_000].iter().zip(&one[CHUNK..]).filter(|(a, b)| a == b).count() < 100);
-        let (mut parameters, momentum) = engine.state();
+        let (mut parameters, momentum) = engine.state().unwrap();
         parameters[77] = f32::from_bits(parameters[77].to_bits() ^ (1 << 22));
         engine.load(parameters, momentum);
         let astray = gradient(&mut engine, &samples(0..8));
@@ -283,7 +283,7 @@ mod tests {
             engine.apply(update, 0, &out);
             engine.commit();
         }
-        assert!(engine.state().0.iter().all(|p| p.abs() < 20.0));
+        assert!(engine.state().unwrap().0.iter().all(|p| p.abs() < 20.0));
     }
 
     #[test]

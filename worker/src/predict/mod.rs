@@ -16,7 +16,7 @@ use thiserror::Error;
 
 use crate::cli::DeviceOptions;
 use crate::engine::answers::softmax;
-use crate::engine::{Answers, Engine, EngineError, LabelLoss, ModelSpec, backend};
+use crate::engine::{Answers, Engine, EngineError, LabelLoss, ModelSpec};
 
 /// Samples that are computed with at once.
 const BATCH: usize = 100;
@@ -129,7 +129,7 @@ impl Predictor {
         let unknown = |why| PredictError::Unknown { path: path.into(), why };
         let model: ModelSpec = meta.model.parse().map_err(unknown)?;
         let loss: LabelLoss = meta.label_loss.parse().map_err(unknown)?;
-        let mut engine = backend::build(&model, loss, device.backend, device.device, device.threads())?;
+        let mut engine = device.build(&model, loss)?;
         if *engine.manifest() != meta.tensors {
             return Err(PredictError::Network { path: path.into(), model });
         }

@@ -161,9 +161,9 @@ async fn build_engine(options: &WorkerOptions, kept: &mut Kept, welcome: &v1::We
     }
     let model = spec.0.parse().map_err(Ended::Refused)?;
     let loss = spec.1.parse().map_err(Ended::Refused)?;
-    let (backend, device, threads) = (options.backend, options.device, options.threads);
-    let built =
-        tokio::task::spawn_blocking(move || backend::build(&model, loss, backend, device, threads)).await;
+    let WorkerOptions { backend, device, precision, threads, .. } = *options;
+    let build = move || backend::build_in(precision, &model, loss, backend, device, threads);
+    let built = tokio::task::spawn_blocking(build).await;
     let engine =
         built.map_err(|e| Ended::Failed(e.to_string()))?.map_err(|e| Ended::Failed(e.to_string()))?;
     *kept = Kept { spec: Some(spec), engine: Some(engine), run: kept.run, held: Vec::new() };

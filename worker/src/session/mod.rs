@@ -25,6 +25,7 @@ use tally_exact::digest::Digest;
 use crate::access::client::ClientAccess;
 use crate::engine::Engine;
 use crate::engine::backend::BackendChoice;
+use crate::engine::burn::Precision;
 use connect::{ConnectError, Connection};
 use link::Link;
 
@@ -50,6 +51,8 @@ pub struct WorkerOptions {
     pub backend: BackendChoice,
     /// Which device of it.
     pub device: usize,
+    /// What the network is computed in.
+    pub precision: Precision,
     /// Threads, on a CPU.
     pub threads: usize,
     /// Print what happens on standard error.
@@ -73,6 +76,7 @@ impl WorkerOptions {
             name: format!("{host}-{}", std::process::id()),
             backend: BackendChoice::Auto,
             device: 0,
+            precision: Precision::F32,
             threads: 1,
             tell: false,
             share_memory: true,

@@ -123,8 +123,8 @@ impl Engine for CpuEngine {
         self.replica.load(parameters, momentum)
     }
 
-    fn state(&mut self) -> (Vec<f32>, Vec<f32>) {
-        (self.replica.parameters().to_vec(), self.replica.momentum().to_vec())
+    fn state(&mut self) -> Result<(Vec<f32>, Vec<f32>), EngineError> {
+        Ok((self.replica.parameters().to_vec(), self.replica.momentum().to_vec()))
     }
 
     fn before(&mut self) -> Option<(Vec<f32>, Vec<f32>)> {

@@ -122,6 +122,8 @@ pub struct Compute {
     /// before is committed, though this replica may still be busy with its sum.
     void: (u64, u32),
     leaves: HashMap<(u64, u32), Samples>,
+    /// Those of them that the engine was given ahead of their step.
+    ahead: HashSet<(u64, u32)>,
     gradients: VecDeque<(Stamp, gradient_down::Body, OwnedSemaphorePermit)>,
     plans: VecDeque<Plan>,
     /// An attempt, and the nodes that were contributed to it.
@@ -164,6 +166,7 @@ impl Compute {
             second: None,
             void: (0, 0),
             leaves: HashMap::new(),
+            ahead: HashSet::new(),
             gradients: VecDeque::new(),
             plans: VecDeque::new(),
             contributed: (0, HashSet::new()),
@@ -322,7 +325,8 @@ impl Compute {
         Ok(self.advance_gradients()?
             || self.advance_commit()
             || self.advance_plan(inbox)?
-            || self.advance_test()?)
+            || self.advance_test()?
+            || self.advance_ahead())
     }
 
     fn advance_gradients(&mut self) -> Result<bool, Failure> {
@@ -419,6 +423,10 @@ impl Compute {
         let part = self.engine.apply(update, range.start, gradient);
         second.digest = second.digest.and(part);
         second.applied += 1;
+        if second.applied == second.seen.len() {
+            let rest = self.engine.finish().map_err(|e| Failure(e.to_string()))?;
+            second.digest = second.digest.and(rest);
+        }
         self.timeline.did(SpanKind::Apply, 0, from);
         Ok(())
     }
@@ -446,6 +454,7 @@ impl Compute {
             self.timeline.did(SpanKind::Apply, 0, from);
             self.before = self.committed.replace((step, digest));
             self.leaves.retain(|&(of, _), _| of > step);
+            self.ahead.retain(|&(of, _)| of > step);
         }
         let began_at = self.began_at.take();
         let spans = self.timeline.told();
@@ -460,6 +469,17 @@ impl Compute {
             }),
         );
         true
+    }
+
+    // ---- Samples of a later step ----
+
+    /// While the sum of a step is awaited, the samples of the one after go to the device.
+    fn advance_ahead(&mut self) -> bool {
+        let Some(at) = self.step() else { return false };
+        let later = self.leaves.keys().filter(|&&(step, _)| step > at.saturating_add(1));
+        let Some(&key) = later.filter(|&key| !self.ahead.contains(key)).min() else { return false };
+        self.engine.prefetch(&self.leaves[&key]);
+        self.ahead.insert(key)
     }
 
     // ---- A contribution ----

@@ -65,7 +65,7 @@ impl Compute {
     /// Sends a state that was offered.
     pub(super) fn upload(&mut self, step: u64) -> Result<(), Failure> {
         let state = match self.held.iter().position(|(held, _)| *held == step) {
-            Some(0) => Some(self.engine.state()),
+            Some(0) => Some(self.engine.state().map_err(|e| Failure(e.to_string()))?),
             Some(_) => self.engine.before(),
             None => None,
         };
@@ -87,7 +87,7 @@ impl Compute {
         if self.held.first().map(|(held, _)| *held) != Some(step) {
             return Err(Failure(format!("the coordinator goes on from step {step}, which is not held")));
         }
-        let (parameters, momentum) = self.engine.state();
+        let (parameters, momentum) = self.engine.state().map_err(|e| Failure(e.to_string()))?;
         let digest = self.engine.load(parameters, momentum);
         if digest != wanted {
             return Err(Failure(format!("the state of step {step} was damaged while it was held")));

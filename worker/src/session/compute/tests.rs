@@ -253,7 +253,7 @@ fn rep_1_a_state_that_was_damaged_while_it_was_held_is_not_gone_on_from() {
     bench.load();
     bench.inputs.send(Input::End).unwrap();
     let mut rest = bench.thread.join().unwrap();
-    let (mut parameters, momentum) = rest.engine.state();
+    let (mut parameters, momentum) = rest.engine.state().unwrap();
     parameters[7] += 1.0;
     rest.engine.load(parameters, momentum);
     let bench = Bench::with(rest.engine, rest.held.clone());

@@ -129,5 +129,12 @@ impl ConvolutionBackend for Flex {
     }
 }
 
+/// Any GPU that cubecl has a runtime for, with the stock operations.
 #[cfg(feature = "cuda")]
-impl ConvolutionBackend for burn_cuda::Cuda<f32, i32> {}
+impl<R, I, BT> ConvolutionBackend for burn_fusion::Fusion<burn_cubecl::CubeBackend<R, f32, I, BT>>
+where
+    R: burn_cubecl::CubeRuntime,
+    I: burn_cubecl::IntElement,
+    BT: burn_cubecl::BoolElement,
+{
+}

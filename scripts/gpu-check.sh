@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Packs what checks a GPU elsewhere: one stripped binary and PyTorch's script, in target/gpu-check.tar.gz.
+# On the GPU's machine, which needs neither Rust nor the internet: unpack it and run ./run.sh.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+cargo build --release -p tally-tests --features cuda --bin gpu-check
+pack=target/gpu-check
+rm -rf "$pack" && mkdir -p "$pack"
+strip -o "$pack/gpu-check" target/release/gpu-check
+cp tests/peer/torch_peer.py "$pack/"
+cat > "$pack/run.sh" <<'RUN'
+#!/usr/bin/env bash
+# Checks the GPU and measures it; what is found stays in report.txt, its last line is JSON.
+here=$(cd "$(dirname "$0")" && pwd)
+export TALLY_CACHE_DIR="${TALLY_CACHE_DIR:-$here/cache}"
+peer=()
+if python3 -c 'import torch' 2>/dev/null; then peer=(--peer "$here/torch_peer.py"); fi
+"$here/gpu-check" "${peer[@]}" "$@" | tee "$here/report.txt"
+exit "${PIPESTATUS[0]}"
+RUN
+chmod +x "$pack/run.sh"
+tar -C target -czf target/gpu-check.tar.gz gpu-check
+size=$(stat -c %s "$pack/gpu-check")
+echo "target/gpu-check.tar.gz; the binary has $((size / 1024 / 1024)) MiB"
+test "$size" -lt $((60 * 1024 * 1024)) || { echo "that is over 60 MiB" >&2; exit 1; }

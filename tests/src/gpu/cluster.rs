@@ -1,0 +1,147 @@
+//! A cluster whose workers share one device: this program again, as coordinator and as workers.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail, ensure};
+use serde::Serialize;
+use serde_json::Value;
+use tally_worker::engine::burn::Precision;
+
+use super::{Options, Target};
+
+/// A cluster's step, by the medians of its summary.
+#[derive(Clone, Debug, Serialize)]
+pub struct Cluster {
+    /// In what it was computed.
+    pub precision: String,
+    /// Worker processes on the device.
+    pub workers: usize,
+    /// The global batch, one leaf a worker.
+    pub batch: usize,
+    /// The coordinator's wall time a step.
+    pub step_ms: f64,
+    /// The slowest worker's gradient.
+    pub compute_ms: f64,
+    /// What of the step is not computing.
+    pub rest_ms: f64,
+    /// That as a part of the step.
+    pub rest: f64,
+    /// The largest resident memory of a worker.
+    pub worker_mib: f64,
+    /// Replicas that had other bits than the coordinator and were sent away (**REP-1**); must be 0.
+    pub lost: u64,
+}
+
+/// A child that does not outlive its handle.
+struct Kill(Child);
+
+impl Drop for Kill {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Trains some steps by the default recipe, and reads the summary.
+///
+/// # Errors
+/// If a process can't be started, or the run fails.
+pub fn run(options: &Options, precision: Precision, workers: usize) -> anyhow::Result<Cluster> {
+    let directory = tempfile::tempdir()?;
+    let (run, log) = (directory.path().join("run"), directory.path().join("log"));
+    let this = std::env::current_exe().context("cannot find this program, to start it again")?;
+    let (batch, shards) = (options.cluster_batch.to_string(), workers.next_power_of_two().to_string());
+    let limit = (options.cluster_batch * options.steps).min(60_000).to_string();
+    let count = workers.to_string();
+    let mut coordinator = Command::new(&this);
+    coordinator.args(["coordinator", "--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"]);
+    coordinator.args(["--epochs", "1", "--workers", &count, "--batch-size", &batch, "--shards", &shards]);
+    coordinator.args(["--train-limit", &limit, "--test-limit", "10"]).arg("--run-dir").arg(&run);
+    coordinator.stdout(Stdio::null()).stderr(fs::File::create(&log)?);
+    let mut coordinator = Kill(coordinator.spawn().context("cannot start a coordinator")?);
+    let said = || fs::read_to_string(&log).unwrap_or_default();
+    let address = address(&mut coordinator, &said)?;
+
+    let device = options.device.to_string();
+    let threads = thread::available_parallelism().map_or(1, |n| (n.get() / workers).max(1)).to_string();
+    let (backend, precision) = match options.backend {
+        Target::Cuda => ("cuda", precision),
+        // A rehearsal's precision is not to be had in a worker on a CPU.
+        Target::Cpu | Target::Rehearsal => ("cpu", Precision::F32),
+    };
+    let mut processes = Vec::new();
+    for number in 1..=workers {
+        let mut worker = Command::new(&this);
+        worker.args(["worker", "--connect", &address, "--backend", backend, "--device", &device]);
+        worker.args(["--threads", &threads, "--precision", &precision.to_string()]);
+        worker.args(["--name", &format!("worker-{number}")]);
+        worker.stdout(Stdio::null()).stderr(fs::File::create(directory.path().join(format!("{number}")))?);
+        processes.push(Kill(worker.spawn().context("cannot start a worker")?));
+    }
+    let mut worker_mib = 0f64;
+    let status = loop {
+        for worker in &mut processes {
+            worker_mib = worker_mib.max(peak_mib(worker.0.id()));
+        }
+        if let Some(status) = coordinator.0.try_wait()? {
+            break status;
+        }
+        if processes.iter_mut().all(|worker| matches!(worker.0.try_wait(), Ok(Some(_)))) {
+            thread::sleep(Duration::from_secs(2));
+            if coordinator.0.try_wait()?.is_none() {
+                bail!("all workers ended: {}", last_line(&directory.path().join("1")));
+            }
+        }
+        thread::sleep(Duration::from_millis(20));
+    };
+    ensure!(status.success(), "the run failed: {}", last_line(&log));
+    let summary: Value = serde_json::from_slice(&fs::read(run.join("summary.json"))?)?;
+    let ms = |part: &str| summary["median_seconds"][part].as_f64().map(|seconds| seconds * 1e3);
+    let (step_ms, compute_ms) =
+        ms("step").zip(ms("compute")).context("the summary has no medians of steps")?;
+    let lost =
+        summary["workers_lost"].as_u64().context("the summary says of no worker whether it was lost")?;
+    let rest_ms = step_ms - compute_ms;
+    Ok(Cluster {
+        precision: precision.to_string(),
+        workers,
+        batch: options.cluster_batch,
+        step_ms,
+        compute_ms,
+        rest_ms,
+        rest: rest_ms / step_ms,
+        worker_mib,
+        lost,
+    })
+}
+
+/// Where the coordinator listens.
+fn address(coordinator: &mut Kill, said: &impl Fn() -> String) -> anyhow::Result<String> {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while Instant::now() < deadline {
+        let text = said();
+        let address = text.lines().find_map(|line| line.strip_prefix("listening on ")?.split(';').next());
+        if let Some(address) = address {
+            return Ok(address.trim().to_owned());
+        }
+        ensure!(coordinator.0.try_wait()?.is_none(), "the coordinator ended: {text}");
+        thread::sleep(Duration::from_millis(10));
+    }
+    bail!("the coordinator did not start: {}", said())
+}
+
+fn last_line(log: &Path) -> String {
+    let text = fs::read_to_string(log).unwrap_or_default();
+    text.lines().last().unwrap_or("it said nothing").to_owned()
+}
+
+fn peak_mib(pid: u32) -> f64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<f64>().ok());
+    kib.unwrap_or(0.0) / 1024.0
+}

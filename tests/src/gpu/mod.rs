@@ -1,0 +1,159 @@
+//! What `gpu-check` finds out about a device: whether it computes what it must, and how fast.
+//!
+//! [`correct`] holds it to the golden values, to the update's rounding and to its own repetition;
+//! [`speed`] times a step; [`cluster`] has several workers share it; [`report`] is what is printed. Whatever fails is
+//! written down and the rest goes on, so that one run on a borrowed machine tells all it can.
+
+pub mod cluster;
+pub mod correct;
+#[path = "../../../worker/tests/support/golden.rs"]
+#[allow(missing_docs)]
+mod golden;
+pub mod report;
+pub mod speed;
+
+use std::fmt;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, ValueEnum};
+use tally_worker::engine::backend::{self, BackendChoice};
+use tally_worker::engine::burn::Precision;
+use tally_worker::engine::{Engine, EngineError, LabelLoss, ModelSpec};
+
+use self::report::Report;
+
+/// What is checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Target {
+    /// An NVIDIA GPU
+    Cuda,
+    /// The CPU, with Tally's kernels
+    Cpu,
+    /// The GPU's way of computing with the CPU's arithmetic, to try this program without a GPU
+    Rehearsal,
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Cuda => "cuda",
+            Self::Cpu => "cpu",
+            Self::Rehearsal => "rehearsal",
+        })
+    }
+}
+
+/// Check and measure a device: golden values, determinism, step times, the all-reduce, memory.
+///
+/// Prints a table, and as the last line one JSON object. Exits with 0 if all is as it must be, 1 if something
+/// is not, and 3 if the device can't be had. (Called as `gpu-check coordinator …` or `gpu-check
+/// worker …` it is those programs.)
+#[derive(Clone, Debug, Parser)]
+#[command(name = "gpu-check", version, max_term_width = 100)]
+pub struct Options {
+    /// What to check
+    #[arg(long, value_enum, default_value_t = Target::Cuda)]
+    pub backend: Target,
+
+    /// Which CUDA device, from 0
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub device: usize,
+
+    /// What to compute in, each in turn [default: f32,bf16 on a GPU, else f32]
+    #[arg(long, value_delimiter = ',', value_name = "PRECISIONS")]
+    pub precisions: Vec<Precision>,
+
+    /// Sizes of the batch for step times
+    #[arg(long, value_delimiter = ',', default_values_t = [64, 256, 1024, 4096], value_name = "SIZES")]
+    pub batches: Vec<usize>,
+
+    /// Steps of each size that are timed, after a few that are not
+    #[arg(long, default_value_t = 20)]
+    pub steps: usize,
+
+    /// How often a gradient is repeated and compared
+    #[arg(long, default_value_t = 20)]
+    pub repeats: usize,
+
+    /// Numbers of workers that share the device
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 2, 4], value_name = "NUMBERS")]
+    pub workers: Vec<usize>,
+
+    /// The cluster's batch
+    #[arg(long, default_value_t = 1024)]
+    pub cluster_batch: usize,
+
+    /// A Python with PyTorch, and the script beside it that is timed there
+    #[arg(long, value_name = "PATH", default_value = "python3")]
+    pub python: PathBuf,
+
+    /// The script; without it PyTorch is left out
+    #[arg(long, value_name = "PATH")]
+    pub peer: Option<PathBuf>,
+}
+
+impl Options {
+    /// The precisions that are checked.
+    #[must_use]
+    pub fn precisions(&self) -> Vec<Precision> {
+        match (self.precisions.is_empty(), self.backend) {
+            (false, _) => self.precisions.clone(),
+            (true, Target::Cuda) => vec![Precision::F32, Precision::Bf16],
+            (true, _) => vec![Precision::F32],
+        }
+    }
+
+    /// An engine for the reference network on the device.
+    ///
+    /// # Errors
+    /// Why it can't be had.
+    pub fn engine(&self, precision: Precision, loss: LabelLoss) -> Result<Box<dyn Engine>, EngineError> {
+        let backend = match self.backend {
+            Target::Cuda => BackendChoice::Cuda,
+            Target::Cpu => BackendChoice::Cpu,
+            Target::Rehearsal => return backend::rehearse(precision, loss),
+        };
+        backend::build_in(precision, &ModelSpec::Reference, loss, backend, self.device, 0)
+    }
+}
+
+/// Does it all and prints it.
+#[allow(clippy::print_stdout, clippy::print_stderr)]
+#[must_use]
+pub fn run(options: &Options) -> ExitCode {
+    let device = match options.engine(Precision::F32, LabelLoss::default()) {
+        Ok(engine) => engine.device(),
+        Err(error) => {
+            eprintln!("error: {error}");
+            return ExitCode::from(3);
+        }
+    };
+    let mut report = Report::new(&device);
+    for precision in options.precisions() {
+        eprintln!("{device}, {precision}: golden values");
+        report.note(precision, "golden values", correct::golden(options, precision), |r| &mut r.golden);
+        eprintln!("{device}, {precision}: update");
+        report.note(precision, "update", correct::update(options, precision), |r| &mut r.updates);
+        eprintln!("{device}, {precision}: repetition");
+        report.note(precision, "repetition", correct::repetition(options, precision), |r| &mut r.repetition);
+        for &batch in &options.batches {
+            eprintln!("{device}, {precision}: steps of {batch}");
+            report.note(precision, "step times", speed::steps(options, precision, batch), |r| &mut r.steps);
+            for peer in speed::peers(options, precision) {
+                report.note(precision, "PyTorch", speed::pytorch(options, peer, batch), |r| &mut r.pytorch);
+            }
+        }
+        for &workers in &options.workers {
+            eprintln!("{device}, {precision}: a cluster of {workers}");
+            report.note(precision, "cluster", cluster::run(options, precision, workers), |r| &mut r.clusters);
+        }
+    }
+    report.gpu = speed::gpu();
+    println!("{report}");
+    match serde_json::to_string(&report) {
+        Ok(json) => println!("{json}"),
+        Err(error) => eprintln!("error: no JSON: {error}"),
+    }
+    if report.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

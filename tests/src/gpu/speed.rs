@@ -1,0 +1,125 @@
+//! How long a step takes on a device, here and in PyTorch.
+
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::Context as _;
+use serde::Serialize;
+use serde_json::Value;
+use tally_exact::update::Update;
+use tally_worker::engine::burn::Precision;
+
+use super::correct::{apply, ready};
+use super::golden::samples;
+use super::{Options, Target};
+
+/// Steps before those that are timed: kernels are compiled and chosen in the first.
+const UNTIMED: usize = 5;
+
+/// A step of one worker, without a network between.
+#[derive(Clone, Debug, Serialize)]
+pub struct Steps {
+    /// In what it was computed.
+    pub precision: String,
+    /// Samples, in one leaf.
+    pub batch: usize,
+    /// The median step: samples there, gradient, read back; sum uploaded, update, digest.
+    pub step_ms: f64,
+    /// The part of it up to the gradient on the host.
+    pub gradient_ms: f64,
+    /// The rest.
+    pub update_ms: f64,
+    /// The quickest step.
+    pub least_ms: f64,
+    /// The first step, with the choosing and compiling of kernels.
+    pub first_ms: f64,
+    /// At the median.
+    pub images_per_second: f64,
+}
+
+/// Times steps with a batch as one leaf, its samples uploaded ahead as a session does it.
+///
+/// # Errors
+/// If the device fails.
+pub fn steps(options: &Options, precision: Precision, batch: usize) -> anyhow::Result<Steps> {
+    let (mut engine, parameters) = ready(options, precision)?;
+    let leaf = samples(0, batch);
+    let mut gradient = vec![0.0; parameters.len()];
+    let update = Update { learning_rate: 1e-4, momentum: 0.9, clip: 1.0 };
+    let (mut whole, mut first_part) = (Vec::new(), Vec::new());
+    for _ in 0..options.steps + UNTIMED {
+        engine.prefetch(&leaf);
+        let start = Instant::now();
+        engine.gradient(&leaf, 1.0 / batch as f32, &mut gradient, &mut |_| ())?;
+        first_part.push(start.elapsed().as_secs_f64() * 1e3);
+        apply(engine.as_mut(), update, &gradient)?;
+        whole.push(start.elapsed().as_secs_f64() * 1e3);
+    }
+    let first_ms = whole[0];
+    let step_ms = median(&whole[UNTIMED..]);
+    let gradient_ms = median(&first_part[UNTIMED..]);
+    let least_ms = whole[UNTIMED..].iter().copied().fold(f64::INFINITY, f64::min);
+    let precision = precision.to_string();
+    let images_per_second = batch as f64 / step_ms * 1e3;
+    let update_ms = step_ms - gradient_ms;
+    Ok(Steps { precision, batch, step_ms, gradient_ms, update_ms, least_ms, first_ms, images_per_second })
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut values = values.to_vec();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// The same in PyTorch.
+#[derive(Clone, Debug, Serialize)]
+pub struct Pytorch {
+    /// PyTorch's name for what it computed in.
+    pub precision: &'static str,
+    /// Samples.
+    pub batch: usize,
+    /// The median step: forward, backward, SGD.
+    pub step_ms: f64,
+}
+
+/// What PyTorch's step is timed in beside this precision.
+#[must_use]
+pub fn peers(options: &Options, precision: Precision) -> Vec<&'static str> {
+    match (&options.peer, options.backend, precision) {
+        (None, _, _) => Vec::new(),
+        (_, Target::Cuda, Precision::F32) => vec!["fp32", "tf32"],
+        (_, _, Precision::Bf16) => vec!["bf16"],
+        _ => vec!["fp32"],
+    }
+}
+
+/// Runs the script.
+///
+/// # Errors
+/// If that fails.
+pub fn pytorch(options: &Options, precision: &'static str, batch: usize) -> anyhow::Result<Pytorch> {
+    let script = options.peer.as_ref().context("no script was named")?;
+    let device = if options.backend == Target::Cuda { "cuda" } else { "cpu" };
+    let mut command = Command::new(&options.python);
+    command.arg(script).args(["step", "--device", device, "--precision", precision]);
+    command.args(["--batch", &batch.to_string(), "--steps", &options.steps.to_string()]);
+    command.env("CUDA_VISIBLE_DEVICES", options.device.to_string());
+    let output = command.output().with_context(|| format!("cannot run {}", options.python.display()))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let said = text.lines().last().and_then(|line| serde_json::from_str::<Value>(line).ok());
+    let step_ms = said.as_ref().and_then(|said| said["median_ms"].as_f64()).with_context(|| {
+        let why = String::from_utf8_lossy(&output.stderr).lines().last().unwrap_or("nothing").to_owned();
+        format!("{} said no time: {why}", script.display())
+    })?;
+    Ok(Pytorch { precision, batch, step_ms })
+}
+
+/// What nvidia-smi says of the GPUs, a line each: name, driver, memory used and there is.
+#[must_use]
+pub fn gpu() -> Vec<String> {
+    let query = "--query-gpu=name,driver_version,memory.used,memory.total,clocks.sm,power.draw";
+    let output = Command::new("nvidia-smi").args([query, "--format=csv,noheader"]).output();
+    let text = output.ok().filter(|output| output.status.success());
+    let text = text.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    text.lines().map(str::to_owned).collect()
+}

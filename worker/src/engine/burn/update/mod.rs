@@ -1,0 +1,139 @@
+//! The optimizer's update as an operation that a backend has of its own (**REP-1**).
+//!
+//! Burn's tensors have no fused multiply-add, and a product that is rounded before it is added
+//! gives other bits than [`Update`] spells out. So each backend says how it does the whole
+//! update: burn-flex, in the host's memory, by the very function that the coordinator uses; GPUs
+//! by a kernel that says `fma` and takes the digest in the same pass (`device.rs`).
+
+#[cfg(feature = "cuda")]
+mod device;
+#[cfg(feature = "cuda")]
+mod kernel;
+
+use burn::tensor::backend::Backend;
+use burn::tensor::{Int, Tensor, TensorData};
+use burn_flex::Flex;
+use tally_exact::digest::Digest;
+use tally_exact::update::Update;
+
+/// A state that an update made.
+#[derive(Debug)]
+pub struct Updated<B: Backend> {
+    /// The new parameters.
+    pub parameters: Tensor<B, 1>,
+    /// The new momentum.
+    pub momentum: Tensor<B, 1>,
+    /// The new state's digest in parts: the low and the high half of a number, and again. Their
+    /// wrapping sum is the digest. On the device until [`digest`](Self::digest) waits for it.
+    pub parts: Tensor<B, 1, Int>,
+}
+
+impl<B: Backend> Updated<B> {
+    /// Waits for the device, and adds the digest's parts up.
+    ///
+    /// # Errors
+    /// What the backend said when it did not give them.
+    pub fn digest(&self) -> Result<Digest, String> {
+        let data = self.parts.clone().try_into_data().map_err(|error| error.to_string())?;
+        // A backend's integers may be signed, and as wide as they like: 32 bits of each count.
+        let words: Vec<u64> = data.iter::<i64>().map(|word| word as u64 & 0xFFFF_FFFF).collect();
+        let parts = words.as_chunks::<2>().0.iter().map(|[low, high]| Digest(high << 32 | low));
+        Ok(parts.fold(Digest::default(), Digest::and))
+    }
+}
+
+/// A backend that a replica can be kept on.
+pub trait UpdateBackend: Backend {
+    /// The state after a step, by [`Update`]'s formula with its roundings; the four vectors are
+    /// whole ones of equal length, in float32.
+    fn update(
+        update: Update,
+        gradient: Tensor<Self, 1>,
+        parameters: Tensor<Self, 1>,
+        momentum: Tensor<Self, 1>,
+    ) -> Updated<Self>;
+}
+
+/// Whether a device rounds an update as it must, by one of 1 021 elements: among them sums of
+/// which a product that is rounded on its own would change every third.
+///
+/// # Errors
+/// What is wrong with it, in words.
+pub fn check<B: UpdateBackend>(device: &B::Device) -> Result<(), String> {
+    let numbers = |seed: u32| -> Vec<f32> {
+        let bits = (0..1021u32).map(|i| (i + 1021 * seed).wrapping_mul(2_654_435_761));
+        bits.map(|bits| bits as f32 / 2f32.powi(31) - 1.0).collect()
+    };
+    let [gradient, mut parameters, mut momentum] = [0, 1, 2].map(numbers);
+    let tensor = |values: &[f32]| Tensor::from_data(TensorData::new(values.to_vec(), [values.len()]), device);
+    let update = Update { learning_rate: 0.0371, momentum: 0.9, clip: 0.7312 };
+    let updated = B::update(update, tensor(&gradient), tensor(&parameters), tensor(&momentum));
+    let digest = updated.digest()?;
+    if digest == update.apply(0, &gradient, &mut parameters, &mut momentum) {
+        return Ok(());
+    }
+    Err("it does not round an update as it must: its multiply-add is not a fused one".into())
+}
+
+impl UpdateBackend for Flex {
+    fn update(
+        update: Update,
+        gradient: Tensor<Self, 1>,
+        parameters: Tensor<Self, 1>,
+        momentum: Tensor<Self, 1>,
+    ) -> Updated<Self> {
+        let device = parameters.device();
+        let mut state = [parameters, momentum].map(values);
+        let [parameters, momentum] = &mut state;
+        let digest = update.apply(0, &values(gradient), parameters, momentum).0;
+        let halves = vec![digest as u32 as i32, (digest >> 32) as i32];
+        let [parameters, momentum] = state.map(|values| {
+            let length = values.len();
+            Tensor::from_data(TensorData::new(values, [length]), &device)
+        });
+        Updated { parameters, momentum, parts: Tensor::from_data(TensorData::new(halves, [2]), &device) }
+    }
+}
+
+/// A tensor's values; it lies in the host's memory and is float32.
+fn values(tensor: Tensor<Flex, 1>) -> Vec<f32> {
+    let data = tensor.into_data();
+    match data.into_vec() {
+        Ok(values) => values,
+        Err(_) => unreachable!("a replica is float32"),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use burn_flex::FlexDevice;
+
+    use super::*;
+
+    /// The check is one: what it computes tells fused multiply-adds from others.
+    #[test]
+    fn a_device_that_rounds_twice_would_be_found() {
+        check::<Flex>(&FlexDevice).unwrap();
+        let (factor, v, g, clip) = (0.9f32, 0.317f32, 0.613f32, 0.7312f32);
+        assert_ne!(factor.mul_add(v, g * clip), factor * v + g * clip);
+    }
+
+    /// REP-1: the operation is the shared update, and its parts are the state's digest.
+    #[test]
+    fn rep_1_the_operation_is_the_shared_update() {
+        let numbers = |seed: u32| -> Vec<f32> {
+            (0..1001u32).map(|i| ((i ^ seed).wrapping_mul(2_654_435_761) as f32 / 3e8) - 7.0).collect()
+        };
+        let [gradient, mut parameters, mut momentum] = [1, 2, 3].map(numbers);
+        let tensor = |values: &[f32]| {
+            Tensor::<Flex, 1>::from_data(TensorData::new(values.to_vec(), [values.len()]), &FlexDevice)
+        };
+        let update = Update { learning_rate: 0.03, momentum: 0.9, clip: 0.7 };
+        let updated = Flex::update(update, tensor(&gradient), tensor(&parameters), tensor(&momentum));
+        let digest = update.apply(0, &gradient, &mut parameters, &mut momentum);
+        assert_eq!(updated.digest().unwrap(), digest);
+        assert_eq!(values(updated.parameters), parameters);
+        assert_eq!(values(updated.momentum), momentum);
+    }
+}

@@ -1,0 +1,164 @@
+//! An NVIDIA GPU as a place to compute: whether it can be had, and what is missing if not.
+//!
+//! The backend loads the driver and the run-time compiler when it is first used, and
+//! panics when one is missing. So everything it needs is asked for first, and each thing
+//! missing has its own words.
+
+use std::panic::catch_unwind;
+use std::path::PathBuf;
+use std::sync::Once;
+
+use burn::tensor::{Tensor, TensorData};
+use burn_cuda::{Cuda, CudaDevice};
+use cubecl::config::cache::CacheConfig;
+use cubecl::config::{CubeClRuntimeConfig, RuntimeConfig as _};
+use cudarc::driver::CudaContext;
+
+use super::EngineError;
+use super::burn::{Memory, Place, Precision, update, words_of};
+
+/// The backend, with its fusion of operations.
+pub type Gpu = Cuda<f32, i32>;
+
+/// GPU number `device`, after a first small computation on it, to compute in `precision`.
+///
+/// # Errors
+/// [`EngineError::Unavailable`] says what is missing, [`EngineError::Failed`] that nothing is and
+/// that it does not work all the same.
+pub fn place(device: usize, precision: Precision) -> Result<Place<Gpu>, EngineError> {
+    let name = catch_unwind(|| look_for_everything(device))
+        .unwrap_or_else(|panic| Err(format!("the driver panicked: {}", words_of(&*panic))))
+        .map_err(|missing| {
+            EngineError::Unavailable(format!("the CUDA backend cannot work here: {missing}"))
+        })?;
+    remember(&name);
+    let place = Place {
+        backend: "CUDA",
+        words: format!("{name} (CUDA device {device})"),
+        device: CudaDevice::new(device),
+        memory: Memory::Device,
+        precision,
+        pool: None,
+    };
+    place.run(try_out)?;
+    place.run(update::check::<Gpu>)?;
+    Ok(place)
+}
+
+/// How many GPUs there are.
+///
+/// # Errors
+/// [`EngineError::Unavailable`], if that can't be found out.
+pub fn count() -> Result<usize, EngineError> {
+    let count = catch_unwind(|| {
+        if !libraries::driver() {
+            return Err("there is no NVIDIA driver (libcuda was not found)".into());
+        }
+        CudaContext::device_count().map_err(|error| format!("the NVIDIA driver finds no device: {error}"))
+    });
+    let count = count.unwrap_or_else(|panic| Err(format!("the driver panicked: {}", words_of(&*panic))));
+    count.map(|count| usize::try_from(count).unwrap_or(0)).map_err(EngineError::Unavailable)
+}
+
+/// Has cubecl keep what it finds out and compiles from run to run, for each model of GPU by itself.
+///
+/// It measures several kernels for every kind of operation and size, and goes on with the fastest.
+/// So two processes may choose differently, and a gradient's bits with them (**SUM-1**); with
+/// one cache they choose alike. A `cubecl.toml` of the user's own is heeded where it says more.
+fn remember(model: &str) {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let set = catch_unwind(|| {
+            let mut config = CubeClRuntimeConfig::from_current_dir().override_from_env();
+            if let Some(cache) = cache(model) {
+                if matches!(config.autotune.cache, CacheConfig::Target) {
+                    config.autotune.cache = CacheConfig::File(cache.clone());
+                }
+                config.compilation.cache.get_or_insert(CacheConfig::File(cache));
+            }
+            CubeClRuntimeConfig::set(config);
+        });
+        if let Err(panic) = set {
+            tracing::warn!("the GPU's kernels are chosen anew: {}", words_of(&*panic));
+        }
+    });
+}
+
+/// The directory of what is known of a model of GPU: in `TALLY_CACHE_DIR`, or the user's cache.
+/// None where neither is named, for compiled kernels must not lie where others may write.
+fn cache(model: &str) -> Option<PathBuf> {
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let all = set("TALLY_CACHE_DIR")
+        .or_else(|| set("XDG_CACHE_HOME").map(|cache| cache.join("tally")))
+        .or_else(|| set("HOME").map(|home| home.join(".cache/tally")))?;
+    let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
+    Some(all.join(model.chars().map(plain).collect::<String>()))
+}
+
+/// Compiles and runs a kernel.
+fn try_out(device: &CudaDevice) -> Result<(), String> {
+    let data = TensorData::new(vec![1.0f32, 2.0], [2]);
+    let doubled = (Tensor::<Gpu, 1>::from_data(data, device) * 2.0).try_into_data();
+    let values =
+        doubled.map_err(|error| error.to_string())?.to_vec::<f32>().map_err(|error| format!("{error:?}"))?;
+    if values == [2.0, 4.0] { Ok(()) } else { Err(format!("it made {values:?} of twice [1, 2]")) }
+}
+
+/// The device's name, or what is missing.
+fn look_for_everything(device: usize) -> Result<String, String> {
+    if !libraries::driver() {
+        return Err("there is no NVIDIA driver (libcuda was not found)".into());
+    }
+    let count =
+        CudaContext::device_count().map_err(|error| format!("the NVIDIA driver finds no device: {error}"))?;
+    if i32::try_from(device).map_or(true, |device| device >= count) {
+        return Err(format!("there is no device {device}: the NVIDIA driver knows {count}, numbered from 0"));
+    }
+    if !libraries::nvrtc() {
+        return Err("the run-time compiler is missing (libnvrtc was not found); \
+                    it comes with the CUDA toolkit, as package cuda-nvrtc"
+            .into());
+    }
+    headers()?;
+    let name = CudaContext::new(device).and_then(|context| context.name());
+    name.map_err(|error| format!("device {device} does not answer: {error}"))
+}
+
+/// Looks for the headers where cubecl-cuda does, which compiles every kernel with them.
+fn headers() -> Result<(), String> {
+    let there = |path: &str| PathBuf::from(path).exists();
+    let root = match std::env::var("CUDA_PATH") {
+        Ok(path) => path,
+        Err(_) if there("/usr/local/cuda") => "/usr/local/cuda".into(),
+        Err(_) if there("/opt/cuda") => "/opt/cuda".into(),
+        Err(_) if there("/usr/bin/nvcc") => "/usr".into(),
+        Err(_) => {
+            return Err(
+                "the CUDA headers are missing: neither CUDA_PATH is set nor is there a /usr/local/cuda; \
+                        they come with the CUDA toolkit, as package cuda-cudart-dev"
+                    .into(),
+            );
+        }
+    };
+    let header = PathBuf::from(root).join("include/cuda_runtime.h");
+    if header.exists() {
+        return Ok(());
+    }
+    Err(format!(
+        "the CUDA headers are missing: there is no {}; set CUDA_PATH to the folder whose include/ has them",
+        header.display()
+    ))
+}
+
+/// Whether the libraries that are loaded at run time can be.
+#[allow(unsafe_code)] // cudarc marks these two so because loading a library runs its initialisers.
+mod libraries {
+    pub fn driver() -> bool {
+        // SAFETY: it only loads libcuda, NVIDIA's own, which the backend would load next.
+        unsafe { cudarc::driver::sys::is_culib_present() }
+    }
+    pub fn nvrtc() -> bool {
+        // SAFETY: it only loads libnvrtc, NVIDIA's own, which the backend would load next.
+        unsafe { cudarc::nvrtc::sys::is_culib_present() }
+    }
+}
