@@ -16,4 +16,5 @@ pub mod hostile;
 mod process;
 mod relay;
 mod run_dir;
+pub mod scaling;
 pub mod undisturbed;

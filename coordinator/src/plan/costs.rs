@@ -34,6 +34,10 @@ pub struct Costs {
     pub worker_step: f64,
     /// A worker, for each element of its update.
     pub apply_element: f64,
+    /// Whoever sums or sends bfloat16, for each element that is rounded to it.
+    pub round_element: f64,
+    /// Whoever receives bfloat16, for each element.
+    pub unpack_element: f64,
     /// From a message's coming to the waking of the thread that waits for it.
     pub wake: f64,
 }
@@ -54,6 +58,8 @@ impl Default for Costs {
             worker_message: 20e-6,
             worker_step: 50e-6,
             apply_element: 2e-9,
+            round_element: 0.5e-9,
+            unpack_element: 0.8e-9,
             wake: 20e-6,
         }
     }
@@ -86,6 +92,8 @@ impl Costs {
             add_element: 0.0,
             norm_element: 0.0,
             update_element: 0.0,
+            round_element: 0.0,
+            unpack_element: 0.0,
             ..self
         }
     }
@@ -120,6 +128,8 @@ impl Costs {
             self.worker_message,
             self.worker_step,
             self.apply_element,
+            self.round_element,
+            self.unpack_element,
             self.wake,
         ];
         all.into_iter().all(|cost| (0.0..1e3).contains(&cost))
