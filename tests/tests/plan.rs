@@ -29,7 +29,11 @@ fn a_plan_says_when_the_link_is_the_limit_and_what_helps() {
 
     let output = run("coordinator", [&["plan"], &slow[..]].concat());
     assert!(output.status.success(), "{}", output.stderr);
-    assert!(output.stdout.contains("From 8 workers on, the limit is the coordinator's link."), "{}", output.stdout);
+    assert!(
+        output.stdout.contains("From 8 workers on, the limit is the coordinator's link."),
+        "{}",
+        output.stdout
+    );
 }
 
 #[test]
@@ -38,7 +42,10 @@ fn a_plan_starts_from_a_run() {
     let options = ["--model", model, "--train-limit", "320", "--test-limit", "2", "--epochs", "1"];
     let record = train_local(2, &[&options[..], &["--shards", "4", "--batch-size", "32"]].concat());
     let plan = plan(&["--run", record.arg(), "--workers", "2"]);
-    assert_eq!((&plan["batch_size"], &plan["shards"], &plan["parameters"]), (&32.into(), &4.into(), &5000.into()));
+    assert_eq!(
+        (&plan["batch_size"], &plan["shards"], &plan["parameters"]),
+        (&32.into(), &4.into(), &5000.into())
+    );
     assert_eq!(plan["run"]["workers"], 2);
     // It slept two milliseconds a sample, and no less.
     assert!(plan["sample_seconds"].as_f64().unwrap() >= 2e-3, "{plan}");

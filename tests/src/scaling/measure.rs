@@ -70,13 +70,36 @@ pub struct Measured {
     pub memory: f64,
 }
 
-/// A few steps pass before anything is measured …
-const WARM_STEPS: u64 = 6;
-/// … and a while.
-const WARM: Duration = Duration::from_millis(700);
-/// So many steps are measured at least, and for so long.
-const STEPS: u64 = 12;
-const FOR: Duration = Duration::from_millis(2500);
+/// Steps and seconds: so many of both pass, or fewer steps if they are slow.
+#[derive(Clone, Copy, Debug)]
+struct Enough {
+    steps: u64,
+    seconds: f64,
+    slow_steps: u64,
+    slow_seconds: f64,
+}
+
+/// What passes before anything is measured.
+const WARM: Enough = Enough { steps: 6, seconds: 0.7, slow_steps: 2, slow_seconds: 4.0 };
+/// What is measured.
+const LONG: Enough = Enough { steps: 12, seconds: 2.5, slow_steps: 4, slow_seconds: 8.0 };
+
+impl Enough {
+    /// Waits until this has passed since step `first`.
+    fn wait(self, run: &RunDir, first: usize, coordinator: &Process) {
+        let began = Instant::now();
+        loop {
+            let (seen, seconds) = ((steps(run).len() - first) as u64, began.elapsed().as_secs_f64());
+            if (seen >= self.steps && seconds >= self.seconds)
+                || (seen >= self.slow_steps && seconds >= self.slow_seconds)
+            {
+                return;
+            }
+            assert!(began.elapsed() < DEADLINE, "it stands still:\n{}", coordinator.stderr());
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
 
 /// Runs it and measures.
 ///
@@ -89,21 +112,11 @@ pub fn measure(case: &Case) -> anyhow::Result<Measured> {
     let network = case.link.map(Network::new).transpose()?;
     let run = RunDir::new();
     let (coordinator, workers) = start(case, network.as_ref(), &run);
-    let warm = Instant::now();
-    run.wait_for_step(WARM_STEPS);
-    thread::sleep(WARM.saturating_sub(warm.elapsed()));
+    run.wait_for_step(1);
+    WARM.wait(&run, 0, &coordinator);
     let pids: Vec<u32> = workers.iter().map(Process::pid).collect();
     let (first, before) = (steps(&run).len(), cpu(coordinator.pid(), &pids));
-    let began = Instant::now();
-    let end = began + DEADLINE;
-    loop {
-        thread::sleep(Duration::from_millis(20));
-        let seen = steps(&run).len();
-        if (seen - first) as u64 >= STEPS && began.elapsed() >= FOR {
-            break;
-        }
-        assert!(Instant::now() < end, "{case:?} stands still:\n{}", coordinator.stderr());
-    }
+    LONG.wait(&run, first, &coordinator);
     let (all, after) = (steps(&run), cpu(coordinator.pid(), &pids));
     let memory = peak(coordinator.pid());
     coordinator.signal(Signal::INT);

@@ -18,7 +18,7 @@ use crate::core::reduction::{Due, Reduction, Verdict};
 use worker::Worker;
 
 /// Steps that are played. The last is looked at: it begins as the one before it did.
-const STEPS: u32 = 4;
+const STEPS: u32 = 3;
 
 /// What came out of the last step.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
