@@ -32,6 +32,8 @@ pub struct Computing {
     /// Seconds of a core for each element of each leaf's gradient, at least: what the synthetic
     /// model needs to make it.
     pub element: f64,
+    /// Seconds by which a sleep is longer than it should be, where computing is one.
+    pub oversleep: f64,
 }
 
 /// The links, in bytes a second, and the way between them.
@@ -106,12 +108,15 @@ impl Cluster {
     /// equally fast.
     #[must_use]
     pub fn layout(&self) -> Vec<Vec<Node>> {
-        let loads = vec![Load { busy: 0.0, per_leaf: 1.0 }; self.workers];
-        let shards = self.tree.shards();
+        let load = self.batch_size as f64 / f64::from(self.tree.shards()) * self.computing.sample;
+        let loads = vec![Load { busy: 0.0, per_leaf: load }; self.workers];
+        let coming = self.gradient_bytes()
+            * (1.0 / self.network.coordinator_in + self.costs.receive_byte / self.cores.max(1) as f64);
         let full = |nodes: Vec<Node>| {
             nodes.into_iter().filter(|node| !self.tree.is_empty(*node, self.batch_size)).collect()
         };
-        let runs = assign::runs(self.tree, 0..shards, &assign::quotas(shards, &loads));
+        let shares = assign::shares(self.tree, &loads, coming);
+        let runs = assign::runs(self.tree, 0..self.tree.shards(), &shares);
         runs.into_iter().map(full).collect()
     }
 

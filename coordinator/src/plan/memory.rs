@@ -6,55 +6,56 @@ use tally_proto::WINDOW;
 
 use super::cluster::Cluster;
 
-/// The program, its threads and what they hold before there is a model or a worker.
-const PROGRAM: usize = 24 << 20;
-/// Of each connection, beside chunks: HTTP/2's buffers, queues, names, series and lanes.
-const CONNECTION: usize = 160 << 10;
-/// Chunks of each connection that are neither in the window nor in the sum: one being read from its
-/// frames, one being written to them, as bytes and as a message.
-const IN_HAND: usize = 3;
+/// The program, its threads and what they hold beside the data set; measured.
+const PROGRAM: usize = 34 << 20;
+/// Reading the embedded data set takes so many times its size for a moment, and this much more.
+const READING: (usize, usize) = (2, 19 << 20);
+/// Chunks of each connection that are neither in its window nor in the sum: one in HTTP/2's frames
+/// and one being put together from them, one that goes out as bytes and as a message.
+const IN_HAND: usize = 4;
 
 /// The coordinator's memory by what it is for, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Memory {
-    /// The program and the data set.
+    /// The program and the data set; more of it at the start than later.
     pub base: usize,
-    /// The referee's parameters and momentum, and a copy of them while a checkpoint is written.
+    /// The same for a moment while it starts, when there is nothing else yet.
+    pub starting: usize,
+    /// The referee's parameters and momentum.
     pub referee: usize,
     /// The sum, as floats and, if that is another type, as it travels.
     pub sum: usize,
-    /// Chunks that wait to be added up: the most in a usual step.
-    pub waiting: usize,
+    /// All that credits allow workers to have sent before it is added up.
+    pub window: usize,
     /// What connections hold besides.
     pub connections: usize,
-    /// Never more than this, whatever workers do: all that credits allow them to send.
-    pub bound: usize,
+    /// As much as the referee's once more while a checkpoint is being written; not in the total.
+    pub checkpoint: usize,
 }
 
 impl Memory {
-    /// All of it in a usual step.
+    /// The most that it comes to in steps without a checkpoint.
     #[must_use]
     pub fn total(&self) -> usize {
-        self.base + self.referee + self.sum + self.waiting + self.connections
+        let running = self.base + self.referee + self.sum + self.window + self.connections;
+        running.max(self.starting)
     }
 
-    /// Of this cluster, whose driver had so many chunks at once that waited.
+    /// Of this cluster.
     #[must_use]
-    pub fn of(cluster: &Cluster, waiting: usize) -> Self {
+    pub fn of(cluster: &Cluster) -> Self {
         let model = 4 * cluster.parameters;
         let chunk = 4 * cluster.parameters.min(CHUNK);
         let travels = cluster.wire_dtype.bytes();
-        let sum = model + if travels < 4 { travels * cluster.parameters } else { 0 };
         let nodes: usize = cluster.layout().iter().map(Vec::len).sum();
-        let memory = Self {
+        Self {
             base: PROGRAM + cluster.data_bytes,
-            referee: 4 * model,
-            sum,
-            waiting: waiting * chunk,
-            connections: cluster.workers * (CONNECTION + IN_HAND * chunk),
-            bound: 0,
-        };
-        let window = nodes * WINDOW.min(cluster.chunks()) * chunk;
-        Self { bound: memory.total() - memory.waiting + window, ..memory }
+            starting: READING.0 * cluster.data_bytes + READING.1,
+            referee: 2 * model,
+            sum: model + if travels < 4 { travels * cluster.parameters } else { 0 },
+            window: nodes * WINDOW.min(cluster.chunks()) * chunk,
+            connections: cluster.workers * IN_HAND * chunk,
+            checkpoint: 2 * model,
+        }
     }
 }

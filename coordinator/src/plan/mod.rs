@@ -77,7 +77,7 @@ pub struct Prediction {
     pub bytes_out: f64,
     /// What is busy for how much of a step.
     pub busy: Busy,
-    /// Seconds of a processor that the coordinator needs for a step; on one machine, that all do.
+    /// Seconds of a processor that the coordinator needs for a step.
     pub cpu_seconds: f64,
     /// What the coordinator holds.
     pub memory: Memory,
@@ -115,8 +115,8 @@ pub fn predict(cluster: &Cluster) -> Prediction {
             driver: played.driver / seconds,
             cores: played.cores / seconds / cluster.cores.max(1) as f64,
         },
-        cpu_seconds: played.cores,
-        memory: Memory::of(cluster, played.waiting),
+        cpu_seconds: played.coordinator,
+        memory: Memory::of(cluster),
     }
 }
 

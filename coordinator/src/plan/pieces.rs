@@ -35,20 +35,24 @@ pub fn pieces(cluster: &Cluster, nodes: &[Node]) -> Vec<Piece> {
         if subtree > 0.0 {
             pieces.push(whole(cluster, subtree, 0.0));
         }
-        let making = element(cluster) * cluster.parameters as f64;
-        pieces.extend(stretches.into_iter().map(|seconds| whole(cluster, seconds, making)));
+        let making = cluster.computing.element * cluster.parameters as f64;
+        // A leaf that is not the last is added to those before it.
+        let adding = (cluster.costs.add_element + rounding(cluster)) * cluster.parameters as f64;
+        for seconds in stretches {
+            pieces.push(whole(cluster, seconds, making));
+            pieces.push(Piece { begins: true, cpu: adding, due: 0.0, ready: None });
+        }
         streamed(cluster, place, last, &mut pieces);
     }
     pieces
 }
 
-/// Seconds of a core for each element that is made.
-fn element(cluster: &Cluster) -> f64 {
-    let rounding = match cluster.wire_dtype {
+/// Seconds of a core to round an element, where that is done.
+fn rounding(cluster: &Cluster) -> f64 {
+    match cluster.wire_dtype {
         WireDtype::F32 => 0.0,
         WireDtype::Bf16 => cluster.costs.round_element,
-    };
-    cluster.computing.element + rounding
+    }
 }
 
 /// Computing of which nothing leaves.
@@ -60,17 +64,15 @@ fn whole(cluster: &Cluster, seconds: f64, making: f64) -> Piece {
 /// Computing whose chunks leave one after the other.
 fn streamed(cluster: &Cluster, place: usize, seconds: f64, pieces: &mut Vec<Piece>) {
     let Computing { first_chunk, uses_core, .. } = cluster.computing;
+    let element = cluster.computing.element + rounding(cluster);
     let chunks = cluster.chunks();
     let mut before = 0.0;
     for chunk in 0..chunks {
         // The first is ready at its share, the last at the end.
         let part = if chunks == 1 { 1.0 } else { chunk as f64 / (chunks - 1) as f64 };
         let at = seconds * (first_chunk + (1.0 - first_chunk) * part);
-        let (cpu, due) = if uses_core {
-            (at - before, 0.0)
-        } else {
-            (element(cluster) * cluster.elements(chunk) as f64, at)
-        };
+        let (cpu, due) =
+            if uses_core { (at - before, 0.0) } else { (element * cluster.elements(chunk) as f64, at) };
         before = at;
         pieces.push(Piece { begins: chunk == 0, cpu, due, ready: Some((place, chunk)) });
     }

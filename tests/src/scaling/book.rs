@@ -85,7 +85,7 @@ impl Book {
                 row.measured.step * 1e3,
                 100.0 * row.error(),
                 row.cpu * 1e3,
-                row.measured.cpu.all() * 1e3,
+                row.measured.cpu.coordinators() * 1e3,
                 100.0 * row.cpu_error(),
                 mebi(row.memory),
                 mebi(row.measured.memory)
@@ -162,6 +162,7 @@ fn rack() -> Panel {
                     first_chunk: 0.5,
                     uses_core: true,
                     element: 0.0,
+                    oversleep: 0.0,
                 },
                 network: Network::of_bits(bits, bits.min(1e10), 0.2e-3),
                 cores: 16,

@@ -2,7 +2,7 @@
 //! took, thread by thread. Only how long a thread takes to wake up is found from a step's time.
 
 use std::hint::black_box;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use tally_coordinator::plan::{Costs, step_seconds};
@@ -24,6 +24,8 @@ pub struct Calibration {
     pub costs: Costs,
     /// Seconds of a core for each element that the synthetic model makes.
     pub make_element: f64,
+    /// Seconds by which it sleeps longer than it means to.
+    pub oversleep: f64,
 }
 
 /// The five runs.
@@ -115,7 +117,7 @@ fn worked_out(seen: &Seen, norm_element: f64) -> Calibration {
         unpack_element: unpack.max(0.0),
         wake: 0.0,
     };
-    Calibration { costs, make_element }
+    Calibration { costs, make_element, oversleep: oversleep() }
 }
 
 fn half(of: f64) -> f64 {
@@ -129,6 +131,17 @@ fn norm_element() -> f64 {
         let started = Instant::now();
         black_box(norm::sum_of_squares(black_box(&values)));
         started.elapsed().as_secs_f64() / CHUNK as f64
+    });
+    super::measure::median(times.collect())
+}
+
+/// Seconds by which a sleep of a millisecond is longer.
+fn oversleep() -> f64 {
+    let meant = Duration::from_millis(1);
+    let times = (0..50).map(|_| {
+        let started = Instant::now();
+        std::thread::sleep(meant);
+        (started.elapsed() - meant).as_secs_f64()
     });
     super::measure::median(times.collect())
 }

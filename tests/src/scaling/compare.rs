@@ -16,7 +16,7 @@ pub struct Compared {
     pub case: Case,
     /// Seconds of a step, predicted.
     pub step: f64,
-    /// Seconds of processors for a step, predicted, all together.
+    /// Seconds of a processor that the coordinator needs for a step, predicted.
     pub cpu: f64,
     /// Bytes of the coordinator's memory, predicted.
     pub memory: f64,
@@ -44,10 +44,10 @@ impl Compared {
         self.step / self.measured.step - 1.0
     }
 
-    /// The same of the processors' time.
+    /// The same of the coordinator's processor time.
     #[must_use]
     pub fn cpu_error(&self) -> f64 {
-        self.cpu / self.measured.cpu.all() - 1.0
+        self.cpu / self.measured.cpu.coordinators() - 1.0
     }
 
     /// The same of the coordinator's memory.
@@ -84,6 +84,7 @@ pub fn cluster(case: &Case, calibration: &Calibration) -> Cluster {
             first_chunk: 0.0,
             uses_core: false,
             element: calibration.make_element,
+            oversleep: calibration.oversleep,
         },
         network,
         cores: std::thread::available_parallelism().map_or(1, usize::from),

@@ -32,7 +32,7 @@ pub fn clusters() -> [(&'static str, Case); 2] {
 /// As [`measure`].
 pub fn figure(what: &str, case: &Case) -> anyhow::Result<String> {
     let Measured { step, compute, cpu, memory, .. } = measure(case)?;
-    let coordinator = cpu.coordinator + cpu.driver;
+    let coordinator = cpu.coordinators();
     let workers = cpu.workers + cpu.computing;
     let count = case.workers as f64;
     Ok(format!(

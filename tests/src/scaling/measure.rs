@@ -48,10 +48,10 @@ pub struct Cpu {
 }
 
 impl Cpu {
-    /// All together.
+    /// All of the coordinator's.
     #[must_use]
-    pub fn all(&self) -> f64 {
-        self.coordinator + self.driver + self.workers + self.computing
+    pub fn coordinators(&self) -> f64 {
+        self.coordinator + self.driver
     }
 }
 

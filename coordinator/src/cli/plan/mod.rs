@@ -156,6 +156,7 @@ impl PlanOptions {
                 first_chunk: if synthetic { 0.0 } else { FIRST_CHUNK },
                 uses_core: !synthetic,
                 element: 0.0,
+                oversleep: 0.0,
             },
             network,
             cores: self.cores.map_or_else(

@@ -122,8 +122,7 @@ pub fn text(
     writeln!(
         out,
         "\nThe parts add up to the step; what goes on beside something longer counts nothing. In, out, memory and CPU\n\
-         (seconds of a core for a step{}) are the coordinator's.",
-        if cluster.one_machine { ", the workers' among them" } else { "" }
+         (seconds of a core for a step) are the coordinator's."
     )?;
     verdict(out, rows)
 }

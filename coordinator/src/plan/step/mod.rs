@@ -31,10 +31,10 @@ pub struct Played {
     pub link_out: f64,
     /// Seconds of the coordinator's cores.
     pub cores: f64,
-    /// Seconds of the driver.
+    /// Seconds of the driver, and of all of the coordinator.
     pub driver: f64,
-    /// The most chunks that waited at once to be added up.
-    pub waiting: usize,
+    /// See `driver`.
+    pub coordinator: f64,
 }
 
 /// What the coordinator sends.
@@ -99,14 +99,14 @@ struct Player<'a> {
     pools: [PoolId; 3],
     driver: LaneId,
     drove: f64,
+    /// Seconds of the coordinator's other threads.
+    served: f64,
     reduction: Reduction,
     emitted: usize,
-    held: usize,
-    most_held: usize,
     step: u32,
     started: f64,
     /// What was busy for how long when the step began.
-    before: [f64; 4],
+    before: [f64; 5],
 }
 
 /// Plays a few steps and tells of the last.
@@ -141,12 +141,11 @@ impl<'a> Player<'a> {
             workers,
             pools,
             drove: 0.0,
+            served: 0.0,
             emitted: 0,
-            held: 0,
-            most_held: 0,
             step: 0,
             started: 0.0,
-            before: [0.0; 4],
+            before: [0.0; 5],
         }
     }
 
@@ -160,9 +159,9 @@ impl<'a> Player<'a> {
         self.clock.work(self.driver, seconds, event);
     }
 
-    fn busy(&self) -> [f64; 4] {
+    fn busy(&self) -> [f64; 5] {
         let [link_in, link_out, cores] = self.pools.map(|pool| self.clock.busy(pool));
-        [link_in, link_out, cores, self.drove]
+        [link_in, link_out, cores, self.drove, self.drove + self.served]
     }
 
     // ---- The coordinator ----
@@ -174,7 +173,7 @@ impl<'a> Player<'a> {
         self.started = self.clock.now();
         self.before = self.busy();
         self.reduction = Reduction::new(self.cluster.tree, self.chunks as u32, self.cluster.batch_size);
-        (self.emitted, self.most_held) = (0, 0);
+        self.emitted = 0;
         // A commit, a beginning, a plan and samples for each.
         let told = 4.0 * costs.driver_message * self.workers.len() as f64;
         self.drive(costs.driver_step + told, Event::Planned);
@@ -200,24 +199,19 @@ impl<'a> Player<'a> {
         let mut seconds = costs.driver_message * self.around(chunk);
         let mut emitted = None;
         if let Verdict::Take(dues) = self.reduction.contribute(node, chunk as u32) {
-            self.held += 1;
             for due in dues {
                 match due {
                     Due::Add { .. } => {
-                        self.held -= 1;
                         seconds += (costs.add_element + rounding) * elements;
                     }
                     Due::Rise { .. } => {}
                     Due::Emit { .. } => {
-                        self.held -= 1;
                         seconds += (costs.norm_element + rounding) * elements;
                         seconds += costs.driver_message * self.workers.len() as f64;
                         emitted = Some(chunk);
                     }
                 }
-                self.most_held = self.most_held.max(self.held);
             }
-            self.most_held = self.most_held.max(self.held);
         }
         self.drive(seconds, Event::Reduced(emitted));
     }
@@ -248,9 +242,10 @@ impl<'a> Player<'a> {
             return None;
         }
         let now = self.busy();
-        let [link_in, link_out, cores, driver] = std::array::from_fn(|what| now[what] - self.before[what]);
+        let [link_in, link_out, cores, driver, coordinator] =
+            std::array::from_fn(|what| now[what] - self.before[what]);
         let seconds = self.clock.now() - self.started;
-        Some(Played { seconds, link_in, link_out, cores, driver, waiting: self.most_held })
+        Some(Played { seconds, link_in, link_out, cores, driver, coordinator })
     }
 
     fn happens(&mut self, event: Event) -> Option<Played> {

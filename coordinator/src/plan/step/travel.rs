@@ -44,6 +44,7 @@ impl Player<'_> {
     pub(super) fn send(&mut self, at: usize, what: Down) {
         let costs = &self.cluster.costs;
         let seconds = costs.message + costs.send_byte * self.down_bytes(what).0;
+        self.served += seconds;
         self.clock.work(self.workers[at].writes, seconds, Event::Down(Stage::Written, at, what));
     }
 
@@ -95,6 +96,7 @@ impl Player<'_> {
                 let unpacking = if self.rounds() { costs.unpack_element } else { 0.0 };
                 let elements = floats / self.cluster.wire_dtype.bytes() as f64;
                 let seconds = costs.message * messages + costs.receive_byte * floats + unpacking * elements;
+                self.served += seconds;
                 self.clock.work(worker.reads, seconds, next(Stage::Read));
             }
             Stage::Read => self.clock.after(costs.wake, next(Stage::Heard)),
