@@ -16,6 +16,7 @@ pub mod launch;
 pub mod local;
 pub mod metrics;
 pub mod pictures;
+pub mod plan;
 pub mod predictions;
 pub mod report;
 pub mod run;

@@ -4,13 +4,16 @@
 
 use std::process::ExitCode;
 
-use tally_coordinator::cli::{Cli, Command, report, samples, schedule, status, verify};
+use tally_coordinator::cli::{Cli, Command, plan, report, samples, schedule, status, verify};
 use tally_coordinator::launch;
 
 fn main() -> ExitCode {
     let cli = tally_cli::parse::<Cli>();
     let result = match &cli.command {
         None => launch::run(&cli.train),
+        Some(Command::Plan(options)) => {
+            plan::run(options, &mut std::io::stdout().lock()).map(|()| ExitCode::SUCCESS)
+        }
         Some(Command::Report(options)) => report::run(options).map(say),
         Some(Command::Samples(options)) => samples::run(options).map(say),
         Some(Command::Schedule(options)) => {

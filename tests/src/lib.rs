@@ -19,5 +19,6 @@ pub mod interpreter;
 mod process;
 mod relay;
 mod run_dir;
+pub mod scaling;
 pub mod secrets;
 pub mod undisturbed;

@@ -1,6 +1,7 @@
 //! The command line: options, and the small commands beside training.
 
 pub mod options;
+pub mod plan;
 pub mod report;
 pub mod samples;
 pub mod schedule;
@@ -38,6 +39,8 @@ pub struct Cli {
 /// The commands beside training.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Say what a cluster would do, before there is one: a step's time, its parts, what limits it
+    Plan(Box<plan::PlanOptions>),
     /// Write what became of a run as a page, or compare two
     Report(report::ReportOptions),
     /// Draw samples of the data, with a network's answers if there is one

@@ -1,8 +1,11 @@
 //! Who computes which leaves: contiguous runs of the tree, in proportion to speed.
 //!
 //! The assignment cannot change a result (**SUM-1**), so it is free to follow speed,
-//! failure and arrival.
+//! failure and arrival. A run that begins and ends anywhere needs many subtrees, and each is a
+//! whole gradient on the wire; so runs are cut as coarsely as pays.
 
+use std::cmp::{Ordering, Reverse};
+use std::collections::BinaryHeap;
 use std::ops::Range;
 
 use tally_exact::tree::{Node, Tree};
@@ -16,19 +19,74 @@ pub struct Load {
     pub per_leaf: f64,
 }
 
+/// When a worker would be done with one leaf more.
+#[derive(PartialEq)]
+struct Finish {
+    at: f64,
+    worker: usize,
+}
+
+impl Eq for Finish {}
+
+impl PartialOrd for Finish {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Finish {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.at.total_cmp(&other.at).then(self.worker.cmp(&other.worker))
+    }
+}
+
 /// How many of `leaves` leaves each worker gets, so that the last to finish finishes as
 /// early as the grain of the tree allows. Ties go to the worker that comes first.
 #[must_use]
 pub fn quotas(leaves: u32, loads: &[Load]) -> Vec<u32> {
     let mut quota = vec![0u32; loads.len()];
+    let finish = |worker: usize, quota: u32| {
+        let load = &loads[worker];
+        Reverse(Finish { at: load.busy + f64::from(quota + 1) * load.per_leaf, worker })
+    };
+    let mut next: BinaryHeap<_> = (0..loads.len()).map(|worker| finish(worker, 0)).collect();
     for _ in 0..leaves {
-        let finish = |i: usize| loads[i].busy + f64::from(quota[i] + 1) * loads[i].per_leaf;
-        let Some(first) = (0..loads.len()).min_by(|&a, &b| finish(a).total_cmp(&finish(b))) else {
-            break;
-        };
-        quota[first] += 1;
+        let Some(Reverse(Finish { worker, .. })) = next.pop() else { break };
+        quota[worker] += 1;
+        next.push(finish(worker, quota[worker]));
     }
     quota
+}
+
+/// The quotas of a whole step, where each subtree takes `per_node` seconds to come: those of the grain with
+/// which computing and coming together are shortest. Whoever is given something with single leaves
+/// is given something, so that its speed is known.
+#[must_use]
+pub fn shares(tree: Tree, loads: &[Load], per_node: f64) -> Vec<u32> {
+    let mut best = quotas(tree.shards(), loads);
+    let working: Vec<bool> = best.iter().map(|quota| *quota > 0).collect();
+    let mut least = seconds(tree, &best, loads, per_node);
+    let mut grain = 2;
+    while tree.shards() / grain >= working.iter().filter(|works| **works).count() as u32 {
+        let coarse: Vec<Load> =
+            loads.iter().map(|load| Load { per_leaf: load.per_leaf * f64::from(grain), ..*load }).collect();
+        let mut quotas = quotas(tree.shards() / grain, &coarse);
+        quotas.iter_mut().for_each(|quota| *quota *= grain);
+        let all_work = working.iter().zip(&quotas).all(|(works, quota)| !works || *quota > 0);
+        let seconds = seconds(tree, &quotas, loads, per_node);
+        if all_work && seconds <= least {
+            (best, least) = (quotas, seconds);
+        }
+        grain *= 2;
+    }
+    best
+}
+
+/// Seconds of computing with these quotas, and until all subtrees have come.
+#[must_use]
+pub fn seconds(tree: Tree, quotas: &[u32], loads: &[Load], per_node: f64) -> f64 {
+    let nodes: usize = runs(tree, 0..tree.shards(), quotas).iter().map(Vec::len).sum();
+    makespan(quotas, loads) + per_node * nodes as f64
 }
 
 /// When the last worker finishes under these quotas, in seconds.
@@ -92,15 +150,36 @@ mod tests {
         assert_eq!(makespan(&[1, 4], &loads), 4.0);
     }
 
+    /// Sixteen workers that are not quite equally fast: dealt by single leaves, their runs begin
+    /// anywhere and need many subtrees.
+    #[test]
+    fn subtrees_that_take_long_to_come_are_few() {
+        let tree = Tree::new(1024).unwrap();
+        let loads: Vec<Load> =
+            (0..16).map(|i| Load { busy: 0.0, per_leaf: 1.0 + 0.01 * f64::from(i % 5) }).collect();
+        let nodes = |per_node| {
+            let shares = shares(tree, &loads, per_node);
+            assert_eq!(shares.iter().sum::<u32>(), 1024);
+            runs(tree, 0..1024, &shares).iter().map(Vec::len).sum::<usize>()
+        };
+        assert_eq!(shares(tree, &loads, 0.0), quotas(1024, &loads));
+        assert!(nodes(0.0) > 60, "{}", nodes(0.0));
+        assert_eq!(nodes(1.0), 16);
+        // Three workers of eight leaves: a third node each is worth a leaf's computing, or is not.
+        let (tree, three) = (Tree::new(8).unwrap(), even(3));
+        assert_eq!(shares(tree, &three, 0.4), [3, 3, 2]);
+        assert_eq!(shares(tree, &three, 0.6), [4, 2, 2]);
+    }
+
     proptest! {
         /// LIVE-1: every leaf is given to exactly one worker, whoever there is.
         #[test]
         fn live_1_every_leaf_is_given_once(
-            power in 0u32..7, speeds in proptest::collection::vec(0.01f64..10.0, 1..20),
+            power in 0u32..7, speeds in proptest::collection::vec(0.01f64..10.0, 1..20), per_node in 0f64..10.0,
         ) {
             let tree = Tree::new(1 << power).unwrap();
             let loads: Vec<Load> = speeds.iter().map(|s| Load { busy: 0.0, per_leaf: 1.0 / s }).collect();
-            let nodes = runs(tree, 0..tree.shards(), &quotas(tree.shards(), &loads));
+            let nodes = runs(tree, 0..tree.shards(), &shares(tree, &loads, per_node));
             let mut leaves: Vec<u32> = nodes.iter().flatten().flat_map(|n| tree.leaves(*n)).collect();
             leaves.sort_unstable();
             prop_assert!(leaves.into_iter().eq(0..tree.shards()));

@@ -57,10 +57,19 @@ impl Core {
     /// The quotas of the next step: the last ones while they serve within a tenth, so that
     /// noise in the measurements moves nothing.
     fn quotas(&mut self, ready: &[Session], loads: &[Load]) -> Vec<u32> {
-        let best = assign::quotas(self.shape.tree.shards(), loads);
+        let tree = self.shape.tree;
+        // What nodes take to come was measured with as many as the last step had. The sum's way
+        // down is in it, so it is rather too much.
+        let nodes = self
+            .last_quotas
+            .as_ref()
+            .map_or(0, |(_, quotas)| assign::runs(tree, 0..tree.shards(), quotas).iter().map(Vec::len).sum());
+        let per_node = self.transfer / nodes.max(1) as f64;
+        let best = assign::shares(tree, loads, per_node);
+        let seconds = |quotas: &[u32]| assign::seconds(tree, quotas, loads, per_node);
         if let Some((who, quotas)) = &self.last_quotas
             && who == ready
-            && assign::makespan(quotas, loads) <= 1.1 * assign::makespan(&best, loads)
+            && seconds(quotas) <= 1.1 * seconds(&best)
         {
             return quotas.clone();
         }

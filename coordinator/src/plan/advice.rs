@@ -1,0 +1,156 @@
+//! What limits a cluster, and what to do then: what a step would take if one thing took no time,
+//! or were set otherwise.
+
+use std::fmt;
+
+use serde::Serialize;
+use tally_exact::tree::Tree;
+use tally_exact::wire::WireDtype;
+
+use super::{Cluster, step_seconds};
+
+/// What makes a step as long as it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Limit {
+    /// Computing: more or faster workers help.
+    Computing,
+    /// The coordinator's link.
+    CoordinatorLink,
+    /// Each worker's link.
+    WorkerLinks,
+    /// The time that messages are on their way.
+    RoundTrips,
+    /// The coordinator's processor.
+    CoordinatorCpu,
+    /// The workers' processors, in all that is not computing.
+    WorkerCpu,
+    /// Micro-shards: some workers have none, or fewer than others.
+    Shards,
+}
+
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Computing => "computing",
+            Self::CoordinatorLink => "the coordinator's link",
+            Self::WorkerLinks => "the workers' links",
+            Self::RoundTrips => "round trips",
+            Self::CoordinatorCpu => "the coordinator's CPU",
+            Self::WorkerCpu => "the workers' CPU",
+            Self::Shards => "micro-shards",
+        })
+    }
+}
+
+/// Something that could be changed, and what that would come to.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Change {
+    /// What to change, in words.
+    pub what: String,
+    /// Samples a second then.
+    pub images_per_second: f64,
+    /// How many times as many as without the change.
+    pub times: f64,
+}
+
+/// What is worth less than this is no advice.
+const WORTH_IT: f64 = 1.03;
+
+/// What limits this cluster, whose step takes `seconds`: what would shorten it the most if it took no
+/// time.
+#[must_use]
+pub fn limit(cluster: &Cluster, seconds: f64) -> Limit {
+    let without = |change: &dyn Fn(&mut Cluster)| {
+        let mut other = cluster.clone();
+        change(&mut other);
+        seconds - step_seconds(&other)
+    };
+    // Work that is dealt in whole leaves and to some workers only, against an even share of it.
+    let most = cluster.layout().iter().map(|nodes| work(cluster, nodes)).max().unwrap_or(0);
+    let even = cluster.batch_size as f64 / cluster.workers as f64;
+    let uneven = (most as f64 - even) * cluster.computing.sample;
+    let computing = even * cluster.computing.sample;
+    let found = [
+        (Limit::Computing, computing),
+        (Limit::Shards, uneven),
+        (
+            Limit::CoordinatorLink,
+            without(&|c| {
+                (c.network.coordinator_in, c.network.coordinator_out) = (f64::INFINITY, f64::INFINITY);
+            }),
+        ),
+        (
+            Limit::WorkerLinks,
+            without(&|c| (c.network.worker_in, c.network.worker_out) = (f64::INFINITY, f64::INFINITY)),
+        ),
+        (
+            Limit::RoundTrips,
+            without(&|c| {
+                c.network.round_trip = 0.0;
+                c.costs.wake = 0.0;
+            }),
+        ),
+        (Limit::CoordinatorCpu, without(&|c| c.costs = c.costs.without_coordinator())),
+        (Limit::WorkerCpu, without(&|c| c.costs = c.costs.without_workers())),
+    ];
+    let greatest = found.into_iter().max_by(|(_, a), (_, b)| a.total_cmp(b));
+    greatest.map_or(Limit::Computing, |(limit, _)| limit)
+}
+
+fn work(cluster: &Cluster, nodes: &[tally_exact::tree::Node]) -> usize {
+    nodes.iter().map(|&node| cluster.samples(node)).sum()
+}
+
+/// What would make it faster, the best first.
+#[must_use]
+pub fn changes(cluster: &Cluster, seconds: f64) -> Vec<Change> {
+    let now = cluster.batch_size as f64 / seconds;
+    let mut found = Vec::new();
+    let mut consider = |what: String, other: Cluster| {
+        let images_per_second = other.batch_size as f64 / step_seconds(&other).max(f64::MIN_POSITIVE);
+        let times = images_per_second / now;
+        if times >= WORTH_IT {
+            found.push(Change { what, images_per_second, times });
+        }
+    };
+    if cluster.wire_dtype == WireDtype::F32 {
+        let what = "--wire-dtype bf16 (half the bytes; another run's bits)";
+        consider(what.into(), Cluster { wire_dtype: WireDtype::Bf16, ..cluster.clone() });
+    }
+    let batch_size = 2 * cluster.batch_size;
+    let what = format!(
+        "--batch-size {batch_size} (twice as much computing for the same bytes; fewer updates an epoch)"
+    );
+    consider(what, Cluster { batch_size, ..cluster.clone() });
+    if !cluster.one_machine {
+        let mut wider = cluster.clone();
+        wider.network.coordinator_in *= 4.0;
+        wider.network.coordinator_out *= 4.0;
+        consider("four times the bandwidth of the coordinator's link".into(), wider);
+        let mut wider = cluster.clone();
+        wider.network.worker_in *= 4.0;
+        wider.network.worker_out *= 4.0;
+        consider("four times the bandwidth of each worker's link".into(), wider);
+        consider(
+            "twice the cores for the coordinator".into(),
+            Cluster { cores: 2 * cluster.cores, ..cluster.clone() },
+        );
+    }
+    let wanted = (cluster.workers as u32).next_power_of_two();
+    for shards in [wanted, 4 * wanted] {
+        if let Ok(tree) = Tree::new(shards)
+            && shards > cluster.tree.shards()
+            && shards as usize <= cluster.batch_size
+        {
+            consider(format!("--shards {shards} (another run's bits)"), Cluster { tree, ..cluster.clone() });
+        }
+    }
+    for workers in [cluster.workers / 2, 2 * cluster.workers] {
+        if workers > 0 {
+            consider(format!("--workers {workers}"), Cluster { workers, ..cluster.clone() });
+        }
+    }
+    found.sort_by(|a, b| b.times.total_cmp(&a.times));
+    found
+}
