@@ -57,7 +57,9 @@ pub fn count() -> Result<usize, EngineError> {
         CudaContext::device_count().map_err(|error| format!("the NVIDIA driver finds no device: {error}"))
     });
     let count = count.unwrap_or_else(|panic| Err(format!("the driver panicked: {}", words_of(&*panic))));
-    count.map(|count| usize::try_from(count).unwrap_or(0)).map_err(EngineError::Unavailable)
+    count
+        .map(|count| usize::try_from(count).unwrap_or(0))
+        .map_err(|missing| EngineError::Unavailable(format!("the CUDA backend cannot work here: {missing}")))
 }
 
 /// Has cubecl keep what it finds out and compiles from run to run, for each model of GPU by itself.
