@@ -8,6 +8,8 @@ cargo fmt --all --check
 cargo clippy --workspace --all-targets -- -D warnings
 cargo test --workspace
 scripts/older-cpus.sh
+scripts/grpc-client-tests.sh
+scripts/two-hosts.sh
 scripts/browser-tests.sh
 scripts/monitoring-tests.sh
 scripts/deploy-tests.sh
