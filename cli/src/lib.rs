@@ -7,8 +7,8 @@
 //! `conflicts_with` judge a value in the same way wherever it is from; an error says where that is.
 //!
 //! This crate knows clap's tree of commands and nothing of training: an option that a binary declares
-//! has its variable and its key without further ado. [`layers`] merges; [`file`] and [`environment`] read;
-//! [`print`] tells what came of it; [`documents`] makes completions and man pages.
+//! has its variable and its key without further ado. [`layers`] merges; [`mod@file`] and [`environment`] read;
+//! [`mod@print`] tells what came of it; [`documents`] makes completions and man pages.
 //!
 //! Secrets are not options: tokens come from files or variables of their own, and nothing here reads those.
 
