@@ -4,7 +4,7 @@
 
 use rustix::process::{Pid, kill_process};
 use serde_json::Value;
-use tally_tests::cluster::{Coordinator, DEADLINE, RunDir, Signal, Worker, events, run};
+use tally_tests::cluster::{Coordinator, DEADLINE, RunDir, Signal, Worker, run};
 
 /// 200 steps of some tens of milliseconds.
 const OPTIONS: [&str; 6] = [
@@ -36,12 +36,16 @@ fn live_1_a_killed_worker_is_started_again_and_all_leave_together() {
     let workers = Worker::start(coordinator.grpc_port(), ["--devices", "0,1", "--name", "here"]);
     dir.wait_for_step(3);
     let killed = children(&workers)[0];
+    let line = std::fs::read_to_string(format!("/proc/{killed}/cmdline")).unwrap();
+    let name = line.split('\0').find(|argument| argument.starts_with("here-")).unwrap();
     kill_process(Pid::from_raw(killed).unwrap(), Signal::KILL).unwrap();
     workers.wait_for("starting it again", DEADLINE);
-    let returned = |line: &Value| line["event"] == "join" && line["session"].as_u64() > Some(2);
-    let journal = dir.wait_for("the killed worker's return", returned);
-    let joined = events(&journal, "join");
-    assert_eq!(joined.last().unwrap()["worker"], "here-0");
+    let lost = |line: &Value| line["event"] == "lost" && line["worker"] == name && line["polite"] == false;
+    let journal = dir.wait_for("the killed worker's loss", lost);
+    let gone = journal.iter().find(|line| lost(line)).unwrap()["session"].as_u64();
+    dir.wait_for("its return", |line| {
+        line["event"] == "join" && line["worker"] == name && line["session"].as_u64() > gone
+    });
     assert!(!children(&workers).contains(&killed));
     workers.signal(Signal::TERM);
     workers.succeed();
