@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Builds deploy/docker/Dockerfile and uses what comes out, where there is no image registry and no
-# container engine, so that the file can't rot: Debian's buildah carries out the file's own steps.
+# Builds deploy/docker/Dockerfile and runs what comes out, where there is no image registry and no
+# container engine, so that the file can't rot: Debian's buildah carries out the file's own steps, and a
+# short run is trained with both images as compose.yaml starts them.
 #
 #   deploy/try-image.sh          the binaries come from `cargo build`; every other step is the file's
 #   deploy/try-image.sh --full   every step, compiling in the image too (a quarter of an hour on two cores)
@@ -102,3 +103,47 @@ for target in coordinator worker; do
         || { tail -n 20 "$work/build-$target.log" >&2 && fail "the image $target; see $work/build-$target.log"; }
     pass "$target is built, $(buildah "${store[@]}" images --format '{{.Size}}' "tally/$target")"
 done
+
+# Each as a container engine would start it: the image's user and entry point, no capabilities, a root that
+# cannot be written to, and for the coordinator a volume.
+containers=()
+inspect() { buildah "${store[@]}" inspect --type image --format "{{$2}}" "tally/$1"; }
+volume=$(mktemp -d)
+unmount() {
+    for container in "${containers[@]}"; do buildah "${store[@]}" rm "$container" >/dev/null || true; done
+    rm -rf "$volume"
+}
+trap unmount EXIT
+declare -A roots entries
+for image in coordinator worker; do
+    container=$(buildah "${store[@]}" from --pull=never "tally/$image")
+    containers+=("$container")
+    roots[$image]=$(buildah "${store[@]}" mount "$container")
+    [ "$(inspect $image .OCIv1.Config.User)" = 65532:65532 ] || fail "the image $image runs as $(inspect $image .OCIv1.Config.User)"
+    entries[$image]=$(inspect $image 'index .OCIv1.Config.Entrypoint 0')
+done
+chown 65532:65532 "$volume"
+start() { # IMAGE ARGUMENTS: to be called in a subshell, which becomes the process
+    exec unshare --mount --propagation private bash -ec '
+        root=$1 volume=$2; shift 2
+        mount --bind "$root" "$root"
+        if [ -d "$root/runs" ]; then mount --bind "$volume" "$root/runs"; fi
+        mount --bind /proc "$root/proc"
+        mount -o remount,bind,ro "$root"
+        exec chroot --userspec=65532:65532 "$root" "$@"
+    ' start "${roots[$1]}" "$volume" "${entries[$1]}" "${@:2}"
+}
+port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+(start worker --connect "127.0.0.1:$port" --backend cpu --threads 1) >"$work/worker.log" 2>&1 &
+worker=$!
+(start coordinator --supervised --run-dir /runs/run --workers 1 --listen "127.0.0.1:$port" --http-listen 127.0.0.1:0 \
+    --model mlp --epochs 1 --train-limit 1280 --test-limit 100) >"$work/coordinator.log" 2>&1 \
+    || { tail -n 20 "$work/coordinator.log" >&2 && fail "the coordinator's image; see $work/coordinator.log"; }
+wait $worker || { tail -n 20 "$work/worker.log" >&2 && fail "the worker's image; see $work/worker.log"; }
+grep -q '^test: digit' "$work/coordinator.log" || fail "the run in the images had no test; see $work/coordinator.log"
+[ "$(stat -c %u "$volume/run/summary.json")" = 65532 ] || fail "the run was not written by user 65532"
+if (start coordinator --run-dir /run-elsewhere --local --model mlp --epochs 1) >"$work/elsewhere.log" 2>&1; then
+    fail "the coordinator's root can be written to"
+fi
+grep -q 'run-elsewhere' "$work/elsewhere.log" || fail "no word of where nothing can be written; see $work/elsewhere.log"
+pass "a run in both, as user 65532, with a root that cannot be written to"
