@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-/// What things cost. The defaults were measured by `scaling` (see `docs/scaling.md`) on two cores of an
-/// AVX-512 server processor, float32, without TLS; it measures them anew on any machine.
+/// What things cost. The defaults are what `scaling` measured on the machine of `docs/scaling.md`, without TLS;
+/// it measures them anew on any other.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Costs {
@@ -45,22 +45,22 @@ pub struct Costs {
 impl Default for Costs {
     fn default() -> Self {
         Self {
-            receive_byte: 0.7e-9,
-            send_byte: 0.5e-9,
-            message: 20e-6,
-            driver_message: 5e-6,
-            driver_step: 100e-6,
-            add_element: 0.15e-9,
-            norm_element: 0.2e-9,
-            update_element: 1e-9,
-            worker_send_byte: 0.5e-9,
-            worker_receive_byte: 0.5e-9,
-            worker_message: 20e-6,
-            worker_step: 50e-6,
-            apply_element: 2e-9,
-            round_element: 0.5e-9,
-            unpack_element: 0.8e-9,
-            wake: 20e-6,
+            receive_byte: 0.46e-9,
+            send_byte: 0.26e-9,
+            message: 4.9e-6,
+            driver_message: 1.2e-6,
+            driver_step: 48e-6,
+            add_element: 0.26e-9,
+            norm_element: 0.11e-9,
+            update_element: 0.87e-9,
+            worker_send_byte: 0.43e-9,
+            worker_receive_byte: 0.35e-9,
+            worker_message: 14e-6,
+            worker_step: 29e-6,
+            apply_element: 1.3e-9,
+            round_element: 0.29e-9,
+            unpack_element: 0.25e-9,
+            wake: 18e-6,
         }
     }
 }

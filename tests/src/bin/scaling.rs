@@ -116,6 +116,10 @@ fn main() -> anyhow::Result<()> {
             for (what, case) in figures::clusters() {
                 println!("{}", figures::figure(what, &case)?);
             }
+            let share = figures::first_chunk(15)?;
+            println!(
+                "the first chunk of the reference network's gradient is ready after {share:.2} of its computing"
+            );
             for model in ["reference", "mlp"] {
                 let seconds = figures::first_step(model, 5);
                 println!("from the start of a local run of {model} to its first step: {seconds:.2} s");

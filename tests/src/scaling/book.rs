@@ -135,7 +135,7 @@ impl Book {
         Panel {
             title: [
                 format!("All on {} cores: 1 MiB gradients, 1 ms a sample", self.cores),
-                format!("images/s; batch and micro-shards {BATCH}; lines predicted, dots measured"),
+                "images/s of 1 024 micro-shards; lines predicted, dots measured".into(),
             ],
             curves: vec![curve("sockets", None), curve("1 Gbit/s", Some(1e9))],
             ideal: 1000.0,
@@ -179,7 +179,7 @@ fn rack() -> Panel {
     Panel {
         title: [
             "Predicted: the reference network, 4.8 ms a sample".into(),
-            "images/s; batch 4 096 in 1 024 micro-shards, coordinator of 16 cores".into(),
+            "images/s of batch 4 096, 1 024 micro-shards; 16 cores".into(),
         ],
         curves: vec![
             curve("1 Gbit/s", 1e9, f32),

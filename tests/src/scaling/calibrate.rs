@@ -6,8 +6,13 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use tally_coordinator::plan::{Costs, step_seconds};
+use tally_data::Samples;
+use tally_data::samples::PIXELS;
 use tally_exact::wire::WireDtype;
 use tally_exact::{CHUNK, norm};
+use tally_worker::engine::Engine as _;
+use tally_worker::engine::spec::SyntheticSpec;
+use tally_worker::engine::synthetic::SyntheticEngine;
 
 use super::compare::cluster;
 use super::measure::{Case, Measured, measure};
@@ -22,8 +27,10 @@ const SMALL: usize = 1000;
 pub struct Calibration {
     /// As `coordinator plan --costs` takes it.
     pub costs: Costs,
-    /// Seconds of a core for each element that the synthetic model makes.
+    /// Seconds of a core for each element that the synthetic model makes of a large gradient.
     pub make_element: f64,
+    /// The same of a gradient of one chunk, which fits a cache.
+    pub make_small_element: f64,
     /// Seconds by which it sleeps longer than it means to.
     pub oversleep: f64,
 }
@@ -117,7 +124,7 @@ fn worked_out(seen: &Seen, norm_element: f64) -> Calibration {
         unpack_element: unpack.max(0.0),
         wake: 0.0,
     };
-    Calibration { costs, make_element, oversleep: oversleep() }
+    Calibration { costs, make_element, make_small_element: make_small_element(), oversleep: oversleep() }
 }
 
 fn half(of: f64) -> f64 {
@@ -130,6 +137,19 @@ fn norm_element() -> f64 {
     let times = (0..50).map(|_| {
         let started = Instant::now();
         black_box(norm::sum_of_squares(black_box(&values)));
+        started.elapsed().as_secs_f64() / CHUNK as f64
+    });
+    super::measure::median(times.collect())
+}
+
+/// Seconds for each element of a synthetic gradient of one chunk.
+fn make_small_element() -> f64 {
+    let mut engine = SyntheticEngine::new(SyntheticSpec { parameters: CHUNK, ..Default::default() });
+    let samples = Samples::new(vec![1], vec![0; PIXELS], vec![1], vec![2]).expect("it is a sample");
+    let mut out = vec![0.0; CHUNK];
+    let times = (0..50).map(|_| {
+        let started = Instant::now();
+        engine.gradient(&samples, 1.0, &mut out, &mut |_| ()).expect("it computes nothing that can fail");
         started.elapsed().as_secs_f64() / CHUNK as f64
     });
     super::measure::median(times.collect())

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use tally_coordinator::plan::cluster::SAMPLE;
 use tally_coordinator::plan::{Cluster, Computing, Network, predict};
+use tally_exact::CHUNK;
 use tally_exact::tree::Tree;
 use tally_worker::engine::{ModelSpec, backend};
 
@@ -83,7 +84,11 @@ pub fn cluster(case: &Case, calibration: &Calibration) -> Cluster {
             at_once: false,
             first_chunk: 0.0,
             uses_core: false,
-            element: calibration.make_element,
+            element: if spec.parameters <= CHUNK {
+                calibration.make_small_element
+            } else {
+                calibration.make_element
+            },
             oversleep: calibration.oversleep,
         },
         network,

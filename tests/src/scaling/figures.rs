@@ -2,7 +2,11 @@
 
 use std::time::Instant;
 
+use tally_data::{Mnist, Paired, Samples};
+use tally_exact::CHUNK;
 use tally_exact::wire::WireDtype;
+use tally_worker::engine::backend::{self, BackendChoice};
+use tally_worker::engine::{LabelLoss, ModelSpec};
 
 use super::calibrate::LARGE;
 use super::cases::MEBI;
@@ -63,4 +67,33 @@ pub fn first_step(model: &str, times: usize) -> f64 {
         seconds
     });
     median(seconds.collect())
+}
+
+/// The share of the reference network's computing of four leaves of eight samples after which the first chunk of
+/// their gradient is ready: the median of `times`.
+///
+/// # Errors
+/// If there are no samples or there is no engine.
+pub fn first_chunk(times: usize) -> anyhow::Result<f64> {
+    let train = Paired::train(Mnist::embedded()?.train, 1);
+    let leaves = (0..4).map(|leaf| train.samples(&(8 * leaf..8 * leaf + 8).collect::<Vec<u32>>()));
+    let leaves: Vec<Samples> = leaves.collect::<Result<_, _>>()?;
+    let leaves: Vec<&Samples> = leaves.iter().collect();
+    let loss = LabelLoss::CrossEntropy;
+    let mut engine = backend::build(&ModelSpec::Reference, loss, BackendChoice::Cpu, 0, 1)?;
+    let mut out = vec![0.0; engine.manifest().len()];
+    let mut shares = Vec::new();
+    for _ in 0..times {
+        let started = Instant::now();
+        let mut first = None;
+        let mut ready = |prefix: &[f32]| {
+            if prefix.len() >= CHUNK {
+                first.get_or_insert_with(|| started.elapsed());
+            }
+        };
+        engine.subtree(&leaves, 1.0 / 64.0, &mut out, &mut ready)?;
+        let whole = started.elapsed();
+        shares.push(first.unwrap_or(whole).as_secs_f64() / whole.as_secs_f64());
+    }
+    Ok(median(shares))
 }
