@@ -156,12 +156,13 @@ proptest! {
             ..cluster(workers)
         };
         let slow = step_seconds(&cluster);
-        let network = Network::of_bits(4.0 * bits, 4.0 * bits, 1e-3);
-        let fast = step_seconds(&Cluster { network, ..cluster.clone() });
+        let faster = Cluster { network: Network::of_bits(4.0 * bits, 4.0 * bits, 1e-3), ..cluster.clone() };
+        let fast = step_seconds(&faster);
         prop_assert!(slow.is_finite() && slow > 0.0);
-        // Another order of arrival may cost a trifle; where everybody shares a few cores it may cost more,
-        // as it does on a real machine (Graham's anomalies).
-        prop_assert!(one_machine || fast <= 1.05 * slow, "{} and then {}", slow, fast);
+        // Another order of arrival may cost a trifle where the link is what all wait for. Where cores are, it may cost
+        // more, but never double (Graham's anomalies), and so may another layout, which is chosen by an estimate.
+        let link_bound = bits < 1e9 && !one_machine && cluster.layout() == faster.layout();
+        prop_assert!(fast <= if link_bound { 1.05 } else { 2.0 } * slow, "{} and then {}", slow, fast);
         let prediction = predict(&cluster);
         prop_assert!(prediction.memory.total() > prediction.memory.window);
     }
