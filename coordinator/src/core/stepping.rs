@@ -70,6 +70,7 @@ impl Core {
         if let Some((who, quotas)) = &self.last_quotas
             && who == ready
             && seconds(quotas) <= 1.1 * seconds(&best)
+            && assign::makespan(quotas, loads) <= 1.1 * assign::makespan(&best, loads)
         {
             return quotas.clone();
         }

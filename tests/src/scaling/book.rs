@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
-use tally_coordinator::plan::cluster::SAMPLE;
+use tally_coordinator::plan::cluster::{FIRST_CHUNK, SAMPLE};
 use tally_coordinator::plan::{Cluster, Computing, Costs, Network, step_seconds};
 use tally_exact::tree::Tree;
 use tally_exact::wire::WireDtype;
@@ -159,7 +159,7 @@ fn rack() -> Panel {
                     sample,
                     subtree: 0.0,
                     at_once: wire_dtype == WireDtype::F32,
-                    first_chunk: 0.5,
+                    first_chunk: FIRST_CHUNK,
                     uses_core: true,
                     element: 0.0,
                     oversleep: 0.0,

@@ -19,7 +19,7 @@ use self::measured::Measured;
 use self::units::{Bits, Count, Seconds, Workers};
 use super::options::BATCH_SIZE;
 use crate::plan::advice::{self, Change, Limit};
-use crate::plan::cluster::SAMPLE;
+use crate::plan::cluster::{FIRST_CHUNK, SAMPLE};
 use crate::plan::{Cluster, Computing, Costs, Network, Prediction, predict};
 
 /// Options of `coordinator plan`.
@@ -171,9 +171,6 @@ impl PlanOptions {
     }
 }
 
-/// The share of a network's computing after which the first chunk of its gradient leaves: the forward
-/// pass, and the last layer's part of the backward pass. Measured of the reference network.
-const FIRST_CHUNK: f64 = 0.5;
 /// Samples of MNIST.
 const MNIST: usize = 70_000;
 
