@@ -24,10 +24,10 @@ pub struct Panel {
     pub ideal: f64,
 }
 
-const WIDTH: f64 = 490.0;
+const WIDTH: f64 = 580.0;
 const HEIGHT: f64 = 380.0;
 const LEFT: f64 = 58.0;
-const RIGHT: f64 = 112.0;
+const RIGHT: f64 = 132.0;
 const TOP: f64 = 56.0;
 const BOTTOM: f64 = 44.0;
 /// Numbers of workers on the axis.
