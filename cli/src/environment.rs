@@ -41,6 +41,19 @@ impl Environment {
         std::env::vars_os().collect()
     }
 
+    /// Without what is an option's of the programs `others`, and not of `program`.
+    #[must_use]
+    pub fn beside(mut self, program: &Command, others: &[Command]) -> Self {
+        let variables = |program: &Command| -> BTreeSet<String> {
+            let all = commands(program);
+            all.iter().flat_map(|(_, command)| options(command).map(|option| option.variable())).collect()
+        };
+        let own = variables(program);
+        let theirs: BTreeSet<String> = others.iter().flat_map(variables).collect();
+        self.0.retain(|name, _| own.contains(name) || !theirs.contains(name));
+        self
+    }
+
     /// What a variable holds.
     #[must_use]
     pub fn get(&self, variable: &str) -> Option<&OsStr> {

@@ -49,10 +49,13 @@ const ELSEWHERE: &str = "Every option can also be given in the environment (--lo
 
 /// The options of the process, from all layers. What cannot be used ends the process with the reason,
 /// and so do `--help`, `--print-config`, and the commands that make completions and man pages once they
-/// are done.
+/// are done. `beside` are other programs that may share the environment, as far as this one knows them: their
+/// variables are not taken for misspelt ones.
 #[must_use]
-pub fn parse<C: Parser>() -> C {
-    let parsed = options(&command::<C>(), std::env::args_os().collect());
+pub fn parse<C: Parser>(beside: &[Command]) -> C {
+    let command = command::<C>();
+    let environment = Environment::of_the_process().beside(&command, beside);
+    let parsed = options(&command, std::env::args_os().collect(), &environment);
     match parsed.and_then(|matches| Ok(matches.map(|matches| C::from_arg_matches(&matches)).transpose()?)) {
         Ok(Some(options)) => options,
         Ok(None) => exit(0),
@@ -91,8 +94,12 @@ pub fn command<C: Parser>() -> Command {
 }
 
 /// The options in force; none if something else was asked for, and is done.
-fn options(command: &Command, args: Vec<OsString>) -> Result<Option<ArgMatches>, ConfigError> {
-    let resolved = layers::resolve(command, args, &Environment::of_the_process())?;
+fn options(
+    command: &Command,
+    args: Vec<OsString>,
+    environment: &Environment,
+) -> Result<Option<ArgMatches>, ConfigError> {
+    let resolved = layers::resolve(command, args, environment)?;
     for warning in &resolved.warnings {
         say(&format!("warning: {warning}"));
     }

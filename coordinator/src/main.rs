@@ -8,7 +8,7 @@ use tally_coordinator::cli::{Cli, Command, plan, report, samples, schedule, stat
 use tally_coordinator::launch;
 
 fn main() -> ExitCode {
-    let cli = tally_cli::parse::<Cli>();
+    let cli = tally_cli::parse::<Cli>(&[tally_cli::command::<tally_worker::cli::Cli>()]);
     let result = match &cli.command {
         None => launch::run(&cli.train),
         Some(Command::Plan(options)) => {

@@ -66,7 +66,8 @@ fn sample(program: &Command, line: &[String], option: &Opt<'_>) -> String {
     let possible = option.arg.get_possible_values();
     let named = possible.iter().map(|value| value.get_name().to_owned());
     let others =
-        ["3", "0.5", "127.0.0.1:0", "cross-entropy", "constant", "bf16", "mlp", "words"].map(String::from);
+        ["3", "0.5", "127.0.0.1:0", "cross-entropy", "constant", "bf16", "mlp", "words", "5ms", "10G"]
+            .map(String::from);
     let is_taken = |value: &String| {
         let line = [line, &[format!("--{}={value}", option.name)]].concat();
         match merged(program, &line, &[]) {
@@ -93,7 +94,8 @@ fn completed(program: &Command, command: &Command, mut line: Vec<String>, given:
             panic!("{error}")
         };
         for missing in missing {
-            let name = missing.trim_start_matches('-').split([' ', '=']).next().unwrap();
+            // One of several is named as <--this <VALUE>|--that <VALUE>>.
+            let name = missing.trim_start_matches(['<', '-']).split([' ', '=', '|', '>']).next().unwrap();
             let option = options(command).find(|option| option.name == name).unwrap();
             line.push(match option.kind() {
                 Kind::Flag => format!("--{name}"),
@@ -186,7 +188,9 @@ fn names_of_options_cannot_be_taken_for_anything_else() {
     }
     // Both programs may run in one environment, with the options of both.
     let environment: Environment = every.into_iter().collect();
-    for tree in &trees {
+    for (tree, known) in trees.iter().zip([&trees[1..], &[]]) {
+        // The coordinator knows the worker, which knows nobody.
+        let environment = environment.clone().beside(tree, known);
         for (full_name, command) in commands(tree) {
             assert_eq!(environment.warnings(tree, command), [""; 0], "{full_name}");
         }

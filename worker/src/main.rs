@@ -8,5 +8,5 @@ use tally_worker::cli::Cli;
 use tally_worker::{logging, work};
 
 fn main() -> ExitCode {
-    logging::exit_code(work::run(&tally_cli::parse::<Cli>()))
+    logging::exit_code(work::run(&tally_cli::parse::<Cli>(&[])))
 }

@@ -41,11 +41,11 @@ use tally_proto::pool::Pool;
 use tally_proto::v1::cluster_server::Cluster as _;
 use tally_proto::v1::{
     Answers, Audited, Chunk, ClockAnswer, Committed, CoordinatorMessage, Failed, GradientDown, GradientUp,
-    Header, Hello, Leave, Loaded, NonFinite, Open, Receipt, Stamp, StateChunk, StatusRequest, Trailer,
-    WorkerMessage, coordinator_message, gradient_down, gradient_up, worker_message,
+    Header, Hello, Leave, Loaded, NonFinite, Open, Receipt, Stamp, StateChunk, Trailer, WorkerMessage,
+    coordinator_message, gradient_down, gradient_up, worker_message,
 };
 use tally_proto::{MAX_FROM_WORKER, PROTOCOL, TIMELINE, convert};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_stream::Stream;
 use tonic::codec::Codec as _;
 use tonic::{Request, Streaming};
@@ -77,7 +77,7 @@ pub fn play(script: &[u8]) {
     let thread = std::thread::spawn(move || driver.run(receiver));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     runtime.block_on(async {
-        let mut cluster = Cluster { service, manifest, peers: Vec::new() };
+        let mut cluster = Cluster { service, inputs: inputs.clone(), manifest, peers: Vec::new() };
         cluster.hostile(Script::new(script)).await;
         cluster.honest().await;
         let _ = inputs.send(Input::Stop).await;
@@ -330,6 +330,7 @@ impl Peer {
 /// The coordinator and its workers.
 struct Cluster {
     service: Service,
+    inputs: mpsc::Sender<Input>,
     manifest: Manifest,
     peers: Vec<Peer>,
 }
@@ -343,7 +344,9 @@ impl Cluster {
         for _ in 0..8 {
             tokio::task::yield_now().await;
         }
-        let going = self.service.status(Request::new(StatusRequest {})).await.is_ok();
+        // The driver's own answer comes after all that it was told before.
+        let (reply, answer) = oneshot::channel();
+        let going = self.inputs.send(Input::Status(reply)).await.is_ok() && answer.await.is_ok();
         tokio::task::yield_now().await;
         for peer in &mut self.peers {
             peer.hear();
