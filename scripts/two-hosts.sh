@@ -95,14 +95,14 @@ first=$!
 worker right second
 
 wait_until "sixty steps" has_steps 60
+lines=$(wc -l <"$journal")
 kill -9 "$first"
 { wait "$first" || true; } 2>/dev/null
-lines=$(wc -l <"$journal")
 wait_until "the loss of a killed worker" said "$lines" '"event":"lost".*"worker":"first"'
 at=$(steps)
 wait_until "steps without it" has_steps $((at + 30))
-worker left third
 lines=$(wc -l <"$journal")
+worker left third
 wait_until "its successor" said "$lines" '"event":"join".*"worker":"third"'
 lines=$(wc -l <"$journal")
 wait_until "a step of both" said "$lines" '"event":"step".*"workers":2'
