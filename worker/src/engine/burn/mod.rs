@@ -2,7 +2,7 @@
 //!
 //! The replica lives on the device ([`resident`]); its update is an operation of the backend
 //! that rounds as coordinator and workers have agreed to ([`update`], **REP-1**). A gradient
-//! is Burn's automatic differentiation of the network's forward pass ([`pass`]).
+//! is Burn's automatic differentiation of the network's forward pass (`pass.rs`).
 //!
 //! Where the device has memory of its own, everything crosses the bus once: samples go up before
 //! their step, the leaves of a subtree are added up on the device, and their sum comes back
