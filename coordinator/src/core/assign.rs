@@ -66,8 +66,10 @@ pub fn shares(tree: Tree, loads: &[Load], per_node: f64) -> Vec<u32> {
     let mut best = quotas(tree.shards(), loads);
     let working: Vec<bool> = best.iter().map(|quota| *quota > 0).collect();
     let mut least = seconds(tree, &best, loads, per_node);
+    // Coarser than this, somebody who works would have nothing.
+    let coarsest = tree.shards() / working.iter().filter(|works| **works).count().max(1) as u32;
     let mut grain = 2;
-    while tree.shards() / grain >= working.iter().filter(|works| **works).count() as u32 {
+    while grain <= coarsest {
         let coarse: Vec<Load> =
             loads.iter().map(|load| Load { per_leaf: load.per_leaf * f64::from(grain), ..*load }).collect();
         let mut quotas = quotas(tree.shards() / grain, &coarse);
@@ -163,6 +165,7 @@ mod tests {
             runs(tree, 0..1024, &shares).iter().map(Vec::len).sum::<usize>()
         };
         assert_eq!(shares(tree, &loads, 0.0), quotas(1024, &loads));
+        assert!(shares(tree, &[], 1.0).is_empty());
         assert!(nodes(0.0) > 60, "{}", nodes(0.0));
         assert_eq!(nodes(1.0), 16);
         // Three workers of eight leaves: a third node each is worth a leaf's computing, or is not.
