@@ -21,4 +21,5 @@ mod relay;
 mod run_dir;
 pub mod scaling;
 pub mod secrets;
+pub mod statistics;
 pub mod undisturbed;

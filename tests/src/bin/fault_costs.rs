@@ -9,6 +9,7 @@
 
 use clap::Parser;
 use tally_tests::cluster::{Coordinator, RunDir, Signal, Worker, events};
+use tally_tests::statistics::median;
 
 /// Measure what faults, joins and audits cost.
 #[derive(Debug, Parser)]
@@ -24,11 +25,6 @@ struct Options {
 
 /// Eight leaves of eight samples of 4 ms: four workers compute 64 ms a step.
 const MODEL: &str = "synthetic:parameters=6402764,us-per-sample=4000";
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
-}
 
 fn greatest(values: &[f64]) -> f64 {
     values.iter().copied().fold(f64::NAN, f64::max)

@@ -19,6 +19,7 @@ use clap::Parser;
 use serde::Serialize;
 use serde_json::Value;
 use tally_tests::cluster::{binaries, without_options};
+use tally_tests::statistics::median;
 
 /// Measure whole runs: a step's parts, the all-reduce alone, memory.
 #[derive(Debug, Parser)]
@@ -209,12 +210,6 @@ fn peer(python: &Path, args: &[&str]) -> anyhow::Result<(f64, f64)> {
     let number =
         |name: &str| line[name].as_f64().with_context(|| format!("the PyTorch script printed no {name}"));
     Ok((number("median_ms")?, number("peak_mib")?))
-}
-
-fn median(values: impl IntoIterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.into_iter().collect();
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 /// The medians over rounds, field by field.

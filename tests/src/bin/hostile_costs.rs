@@ -16,6 +16,7 @@ use tally_coordinator::access::serve::room;
 use tally_tests::cluster::{Coordinator, RunDir, Worker, events};
 use tally_tests::flood::{Flood, Target, Visit};
 use tally_tests::secrets::Secrets;
+use tally_tests::statistics::median;
 use tally_worker::access::client::ClientAccess;
 
 /// Measure what hostile connections cost.
@@ -67,11 +68,6 @@ impl Shown {
     }
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
-}
-
 /// What Linux says of a process: seconds of the processor, resident MiB, and open files.
 fn process(number: u32) -> (f64, f64, f64) {
     let read = |file: &str| fs::read_to_string(format!("/proc/{number}/{file}")).expect("it still runs");
@@ -112,7 +108,8 @@ fn run(options: &Options, others: Others) -> Shown {
     let (first, last) = (look(options.steps / 4), look(options.steps * 3 / 4));
     coordinator.succeed();
     let seconds = (last.0 - first.0).as_secs_f64();
-    let steps = events(&run.journal(), "step").iter().filter_map(|step| step["seconds"].as_f64()).collect();
+    let journal = run.journal();
+    let steps = events(&journal, "step").into_iter().filter_map(|step| step["seconds"].as_f64());
     Shown {
         step: median(steps),
         cpu: (last.1.0 - first.1.0) / seconds,
@@ -143,9 +140,9 @@ fn main() {
         "{:28} {:>10} {:>8} {:>21} {:>12} {:>12} {:>12}",
         "", "step", "ratio", "coordinator", "memory", "open files", "opened"
     );
-    let nobody = median(shown[0].iter().map(|shown| shown.step).collect());
+    let nobody = median(shown[0].iter().map(|shown| shown.step));
     for ((what, _), shown) in ways.iter().zip(&shown) {
-        let of = |column: usize| median(shown.iter().map(|shown| shown.all()[column]).collect());
+        let of = |column: usize| median(shown.iter().map(|shown| shown.all()[column]));
         println!(
             "{what:28} {:>7.3} ms {:>8.3} {:>9.1} % of a core {:>8.1} MiB {:>12.0} {:>10.0}/s",
             of(0),

@@ -22,6 +22,7 @@ use tally_coordinator::view::feed::{Clock, Feed};
 use tally_coordinator::view::spent::Spent;
 use tally_coordinator::view::state::About;
 use tally_tests::cluster::{Coordinator, RunDir, Worker, events};
+use tally_tests::statistics::median;
 
 /// Measure what spans, the trace and metrics cost.
 #[derive(Debug, Parser)]
@@ -48,11 +49,6 @@ const PAGES: usize = 8;
 /// Floats of a gradient, so that a step takes a few milliseconds.
 const MODEL: &str = "synthetic:parameters=200000,us-per-sample=0";
 
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
-}
-
 /// The median seconds of a step, and the bytes of the trace, if there is one.
 fn run(workers: usize, steps: u32, way: &Way) -> (f64, u64) {
     let run = RunDir::new();
@@ -76,7 +72,7 @@ fn run(workers: usize, steps: u32, way: &Way) -> (f64, u64) {
         assert!(page.join().is_ok_and(|bytes| bytes > 0), "a page was sent nothing");
     }
     let journal = run.journal();
-    let seconds = events(&journal, "step").iter().filter_map(|step| step["seconds"].as_f64()).collect();
+    let seconds = events(&journal, "step").into_iter().filter_map(|step| step["seconds"].as_f64());
     (median(seconds), std::fs::metadata(trace).map_or(0, |file| file.len()))
 }
 
@@ -178,7 +174,7 @@ fn render(workers: u64) {
         bytes = exporter.render(&Spent::default().told()).len();
         started.elapsed().as_secs_f64()
     });
-    let seconds = median(times.collect());
+    let seconds = median(times);
     println!(
         "/metrics with {workers} workers: {:.2} ms, {:.0} KiB; all of it is off the driver, which waits at most for \
          the table",

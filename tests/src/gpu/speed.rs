@@ -12,6 +12,7 @@ use tally_worker::engine::burn::Precision;
 use super::correct::{apply, ready};
 use super::golden::samples;
 use super::{Options, Target};
+use crate::statistics::median;
 
 /// Steps before those that are timed: kernels are compiled and chosen in the first.
 const UNTIMED: usize = 5;
@@ -56,19 +57,13 @@ pub fn steps(options: &Options, precision: Precision, batch: usize) -> anyhow::R
         whole.push(start.elapsed().as_secs_f64() * 1e3);
     }
     let first_ms = whole[0];
-    let step_ms = median(&whole[UNTIMED..]);
-    let gradient_ms = median(&first_part[UNTIMED..]);
+    let step_ms = median(whole[UNTIMED..].iter().copied());
+    let gradient_ms = median(first_part[UNTIMED..].iter().copied());
     let least_ms = whole[UNTIMED..].iter().copied().fold(f64::INFINITY, f64::min);
     let precision = precision.to_string();
     let images_per_second = batch as f64 / step_ms * 1e3;
     let update_ms = step_ms - gradient_ms;
     Ok(Steps { precision, batch, step_ms, gradient_ms, update_ms, least_ms, first_ms, images_per_second })
-}
-
-fn median(values: &[f64]) -> f64 {
-    let mut values = values.to_vec();
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 /// The same in PyTorch.

@@ -15,7 +15,8 @@ use super::calibrate::{Calibration, LARGE};
 use super::cases::{BATCH, on_the_curve};
 use super::compare::{Compared, cluster};
 use super::curve::{Curve, Panel, draw};
-use super::measure::{Case, Measured, median};
+use super::measure::{Case, Measured};
+use crate::statistics::median;
 
 /// All that was measured in one go.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -91,8 +92,7 @@ impl Book {
                 mebi(row.measured.memory)
             );
         }
-        let middle =
-            |of: fn(&Compared) -> f64| 100.0 * median(compared.iter().map(|row| of(row).abs()).collect());
+        let middle = |of: fn(&Compared) -> f64| 100.0 * median(compared.iter().map(|row| of(row).abs()));
         let worst =
             |of: fn(&Compared) -> f64| 100.0 * compared.iter().map(|row| of(row).abs()).fold(0.0, f64::max);
         let _ = writeln!(

@@ -16,6 +16,7 @@ use tally_worker::engine::synthetic::SyntheticEngine;
 
 use super::compare::cluster;
 use super::measure::{Case, Measured, measure};
+use crate::statistics::median;
 
 /// The reference network's size.
 pub const LARGE: usize = 6_402_764;
@@ -139,7 +140,7 @@ fn norm_element() -> f64 {
         black_box(norm::sum_of_squares(black_box(&values)));
         started.elapsed().as_secs_f64() / CHUNK as f64
     });
-    super::measure::median(times.collect())
+    median(times)
 }
 
 /// Seconds for each element of a synthetic gradient of one chunk.
@@ -152,7 +153,7 @@ fn make_small_element() -> f64 {
         engine.gradient(&samples, 1.0, &mut out, &mut |_| ()).expect("it computes nothing that can fail");
         started.elapsed().as_secs_f64() / CHUNK as f64
     });
-    super::measure::median(times.collect())
+    median(times)
 }
 
 /// Seconds by which a sleep of a millisecond is longer.
@@ -163,7 +164,7 @@ fn oversleep() -> f64 {
         std::thread::sleep(meant);
         (started.elapsed() - meant).as_secs_f64()
     });
-    super::measure::median(times.collect())
+    median(times)
 }
 
 /// What has to be waited for each waking, so that the smallest step takes as long as it did.

@@ -10,8 +10,9 @@ use tally_worker::engine::{LabelLoss, ModelSpec};
 
 use super::calibrate::LARGE;
 use super::cases::MEBI;
-use super::measure::{Case, Measured, measure, median};
+use super::measure::{Case, Measured, measure};
 use crate::cluster::{Coordinator, RunDir, Signal};
+use crate::statistics::median;
 
 /// The clusters of issue 6, by what they are.
 #[must_use]
@@ -66,7 +67,7 @@ pub fn first_step(model: &str, times: usize) -> f64 {
         coordinator.succeed();
         seconds
     });
-    median(seconds.collect())
+    median(seconds)
 }
 
 /// The share of the reference network's computing of four leaves of eight samples after which the first chunk of

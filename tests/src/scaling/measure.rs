@@ -13,6 +13,7 @@ use tally_exact::wire::WireDtype;
 
 use super::network::Network;
 use crate::cluster::{DEADLINE, Process, RunDir, Signal, binaries};
+use crate::statistics::median;
 
 /// A run of which a few seconds are measured.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -122,7 +123,7 @@ pub fn measure(case: &Case) -> anyhow::Result<Measured> {
     coordinator.signal(Signal::INT);
     coordinator.succeed();
     let measured = &all[first..];
-    let of = |part: &str| median(measured.iter().filter_map(|step| step[part].as_f64()).collect());
+    let of = |part: &str| median(measured.iter().filter_map(|step| step[part].as_f64()));
     let count = measured.len() as f64;
     let a_step = |part: fn(&Cpu) -> f64| (part(&after) - part(&before)) / count;
     Ok(Measured {
@@ -228,11 +229,4 @@ fn peak(pid: u32) -> f64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<f64>().ok()).unwrap_or(f64::NAN) * 1024.0
-}
-
-/// The value in the middle; NaN of none.
-#[must_use]
-pub fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
