@@ -10,6 +10,7 @@ use rayon::prelude::*;
 
 use crate::lanes::Lanes;
 use crate::leaves::{self, Part};
+use crate::pack::{SUMS, TAP, Unpack};
 use crate::planes::Planes;
 use crate::simd::{Kernel, Simd};
 use crate::tile::{Finish, Segment, Start, Tile};
@@ -245,16 +246,15 @@ pub fn weight_gradient(simd: Simd, leaves: &[Vec<Part<'_>>], padding: usize, inp
         .map(|parts| parts.iter().map(|part| (*part, from_fn(|tap| Run::new(tap, part, padding)))).collect())
         .collect();
     out.par_chunks_mut(BLOCK * inputs * TAPS).enumerate().for_each(|(block, out)| {
-        let outputs = out.len() / (inputs * TAPS);
         for input in 0..inputs / BLOCK {
             let leaf = |parts: &[(Part<'_>, [Run; TAPS])], sums: &mut [f32]| {
                 for (index, (part, runs)) in parts.iter().enumerate() {
                     let dy = &part.dy[block * part.to.block()..][..part.to.block()];
                     let x = &part.x[input * part.from.block()..][..part.from.block()];
-                    simd.run(Products { dy, x, runs, outputs, fresh: index == 0, sums });
+                    simd.run(Products { dy, x, runs, fresh: index == 0, sums });
                 }
             };
-            leaves::sum(simd, &leaves, WEIGHT_BLOCK, leaf, |sums| unpack(sums, input, inputs, out));
+            leaves::sum(simd, &leaves, SUMS, leaf, |sums| simd.run(Unpack { sums, input, inputs, out }));
         }
     });
 }
@@ -271,20 +271,19 @@ impl Run {
         let (to, from) = (part.to, part.from);
         let xs = reach(across, padding, from.side, to.side);
         let line = |y: usize| Segment {
-            a: to.at(0, y, xs.start, 0),
-            b: from.at(0, y + down - padding, xs.start + across - padding, 0),
+            a: from.at(0, y + down - padding, xs.start + across - padding, 0),
+            b: to.at(0, y, xs.start, 0),
         };
         let segments = reach(down, padding, from.side, to.side).map(line).collect();
         Self { segments, steps: xs.len() * to.images }
     }
 }
 
-/// A part's products of one block of outputs with one of inputs: `sums[tap][o][c]`.
+/// A part's products of one block of outputs with one of inputs, as [`Unpack`] takes them.
 struct Products<'a> {
     dy: &'a [f32],
     x: &'a [f32],
     runs: &'a [Run; TAPS],
-    outputs: usize,
     fresh: bool,
     sums: &'a mut [f32],
 }
@@ -294,30 +293,16 @@ impl Kernel for Products<'_> {
 
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {
-        for (run, sums) in self.runs.iter().zip(self.sums.chunks_exact_mut(BLOCK * BLOCK)) {
+        for (run, sums) in self.runs.iter().zip(self.sums.chunks_exact_mut(TAP)) {
             lanes.tile(Tile::<1, BLOCK> {
-                a: self.dy,
-                b: self.x,
+                a: self.x,
+                b: self.dy,
                 segments: &run.segments,
                 steps: run.steps,
-                out: &mut sums[..self.outputs * BLOCK],
+                out: &mut sums[..BLOCK * BLOCK],
                 start: if self.fresh { Start::Zero } else { Start::Out },
                 finish: Finish::Keep,
             });
-        }
-    }
-}
-
-/// From `[tap][o][c]` of a block into `[o][c][tap]` of the whole.
-pub(crate) fn unpack(sums: &[f32], input: usize, inputs: usize, out: &mut [f32]) {
-    let taps: [&[f32]; TAPS] = from_fn(|tap| &sums[tap * BLOCK * BLOCK..][..BLOCK * BLOCK]);
-    for (o, out) in out.chunks_exact_mut(inputs * TAPS).enumerate() {
-        let taps = taps.map(|tap| &tap[o * BLOCK..][..BLOCK]);
-        let out = &mut out[input * BLOCK * TAPS..][..BLOCK * TAPS];
-        for (c, out) in out.as_chunks_mut::<TAPS>().0.iter_mut().enumerate() {
-            for (tap, out) in out.iter_mut().enumerate() {
-                *out = taps[tap][c];
-            }
         }
     }
 }

@@ -57,6 +57,20 @@ pub trait Lanes: Copy + Send + Sync {
     fn tile<const A_ROW: usize, const A_STEP: usize>(self, tile: Tile<'_, A_ROW, A_STEP>);
 }
 
+/// Has the second cache fetch what will be read soon, where the processor can be told so.
+#[inline]
+pub fn prefetch(soon: &[f32]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in soon.chunks(LANES) {
+        // SAFETY: every x86-64 has the instruction, which has no effect but on time.
+        unsafe {
+            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(line.as_ptr().cast())
+        };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = soon;
+}
+
 /// Plain Rust, for every processor.
 #[derive(Clone, Copy, Debug)]
 pub struct Portable;

@@ -1,9 +1,10 @@
-//! Weights in the order in which the register tile reads them.
+//! Weights in the order in which the register tile reads them, and gradients from the order in which
+//! it leaves them.
 
 use rayon::prelude::*;
 
 use crate::direct::WEIGHT_BLOCK;
-use crate::lanes::{LANES, Lanes};
+use crate::lanes::{self, LANES, Lanes};
 use crate::simd::{Kernel, Simd};
 use crate::{BLOCK, TAPS};
 
@@ -30,12 +31,88 @@ impl<'a> Natural<'a> {
         (self.outputs.div_ceil(BLOCK), self.inputs / BLOCK)
     }
 
-    /// The weights from a block of inputs to output `o`, if there is such an output.
-    fn row(self, o: usize, input: usize) -> Option<&'a [f32]> {
-        let first = (o * self.inputs + input * BLOCK) * TAPS;
-        (o < self.outputs).then(|| &self.weights[first..][..BLOCK * TAPS])
+    /// The weights from a block of inputs to output `o` and all that follow; none if there is no such
+    /// output.
+    fn from(self, o: usize, input: usize) -> &'a [f32] {
+        self.weights.get((o * self.inputs + input * BLOCK) * TAPS..).unwrap_or_default()
+    }
+
+    /// The weights from a block of inputs to output `o`, or zeros.
+    #[inline(always)]
+    fn row(self, o: usize, input: usize) -> &'a Row {
+        static NONE: Row = [[0.0; LANES]; BLOCK * TAPS / LANES];
+        let (vectors, _) = self.from(o, input).as_chunks();
+        vectors.first_chunk().unwrap_or(&NONE)
+    }
+
+    /// Sixteen such rows, from output `o` on.
+    #[inline(always)]
+    pub(crate) fn rows(self, o: usize, input: usize) -> [&'a Row; LANES] {
+        let mut rows = [self.row(o, input); LANES];
+        for (place, row) in rows.iter_mut().enumerate().skip(1) {
+            *row = self.row(o + place, input);
+        }
+        rows
+    }
+
+    /// The weights from a block of inputs to output `o`, or zeros, and something that follows: [`LONG_ROW`]
+    /// floats. Where nothing follows, they are copied into `padded`.
+    #[inline(always)]
+    pub(crate) fn long_row<'b>(
+        self,
+        o: usize,
+        input: usize,
+        padded: &'b mut [f32; LONG_ROW],
+    ) -> &'b [f32; LONG_ROW]
+    where
+        'a: 'b,
+    {
+        let from = self.from(o, input);
+        if let Some(row) = from.first_chunk() {
+            return row;
+        }
+        padded[..from.len()].copy_from_slice(from);
+        padded[from.len()..].fill(0.0);
+        padded
+    }
+
+    /// Has the cache fetch a block of weights that will be packed soon. Rows lie far from each other, so
+    /// that the processor does not foresee them.
+    pub(crate) fn prefetch(self, output: usize, input: usize) {
+        for o in 0..BLOCK {
+            lanes::prefetch(self.row(output * BLOCK + o, input).as_flattened());
+        }
     }
 }
+
+/// The weights from a block of inputs to an output.
+type Row = [[f32; LANES]; BLOCK * TAPS / LANES];
+
+/// Vector `at` of each of sixteen outputs' rows, that is sixteen weights, tap by tap and input by input: a
+/// vector for a weight, an output a lane.
+#[inline(always)]
+pub(crate) fn by_output<L: Lanes>(l: L, rows: &[&Row; LANES], at: usize) -> [L::V; LANES] {
+    let mut square = [l.splat(0.0); LANES];
+    for (vector, row) in square.iter_mut().zip(rows) {
+        *vector = l.load(&row[at]);
+    }
+    l.transpose(square)
+}
+
+/// The weights from sixteen inputs, from `c` on, to the output that has this [`Natural::long_row`]: a vector
+/// for each of the nine taps, an input a lane. (What follows on them is of no use.)
+#[inline(always)]
+pub(crate) fn by_input<L: Lanes>(l: L, long_row: &[f32; LONG_ROW], c: usize) -> [L::V; LANES] {
+    let mut square = [l.splat(0.0); LANES];
+    for (place, vector) in square.iter_mut().enumerate() {
+        *vector = l.load(&long_row[(c + place) * TAPS..][..LANES].as_chunks().0[0]);
+    }
+    l.transpose(square)
+}
+
+/// A vector from a kernel's first tap on has its nine taps, and some of what follows: so many floats of a
+/// row are loaded.
+pub(crate) const LONG_ROW: usize = (BLOCK - 1) * TAPS + LANES;
 
 /// Packs weights as `[o/32][c/32][tap][c%32][o%32]`, missing outputs as zeros, for a
 /// convolution.
@@ -60,16 +137,16 @@ pub fn backward(simd: Simd, weights: Natural<'_>, packed: &mut [f32]) {
     assert_eq!(packed.len(), outputs * inputs * WEIGHT_BLOCK, "room for all blocks");
     packed.par_chunks_mut(WEIGHT_BLOCK).enumerate().for_each(|(index, packed)| {
         let (input, output) = (index / outputs, index % outputs);
-        simd.run(Backward { weights, output, input, flipped: true, packed });
+        simd.run(Backward { weights, output, input, packed });
     });
 }
 
 /// One block of [`forward`].
-pub(crate) struct Forward<'a> {
-    pub weights: Natural<'a>,
-    pub output: usize,
-    pub input: usize,
-    pub packed: &'a mut [f32],
+struct Forward<'a> {
+    weights: Natural<'a>,
+    output: usize,
+    input: usize,
+    packed: &'a mut [f32],
 }
 
 impl Kernel for Forward<'_> {
@@ -79,19 +156,10 @@ impl Kernel for Forward<'_> {
     fn run<L: Lanes>(self, l: L) {
         let (packed, _) = self.packed.as_chunks_mut::<BLOCK>();
         for half in 0..BLOCK / LANES {
-            let mut rows = [None; LANES];
-            for (o, row) in rows.iter_mut().enumerate() {
-                *row = self.weights.row(self.output * BLOCK + half * LANES + o, self.input);
-            }
-            for first in (0..BLOCK * TAPS).step_by(LANES) {
-                let mut square = [l.splat(0.0); LANES];
-                for (vector, row) in square.iter_mut().zip(rows) {
-                    if let Some(row) = row {
-                        *vector = l.load(&row[first..][..LANES].as_chunks().0[0]);
-                    }
-                }
-                for (place, column) in l.transpose(square).into_iter().enumerate() {
-                    let (c, tap) = ((first + place) / TAPS, (first + place) % TAPS);
+            let rows = self.weights.rows(self.output * BLOCK + half * LANES, self.input);
+            for at in 0..BLOCK * TAPS / LANES {
+                for (place, column) in by_output(l, &rows, at).into_iter().enumerate() {
+                    let (c, tap) = ((at * LANES + place) / TAPS, (at * LANES + place) % TAPS);
                     l.store(column, &mut packed[tap * BLOCK + c].as_chunks_mut().0[half]);
                 }
             }
@@ -99,13 +167,12 @@ impl Kernel for Forward<'_> {
     }
 }
 
-/// One block of [`backward`], with taps in their own order unless `flipped`.
-pub(crate) struct Backward<'a> {
-    pub weights: Natural<'a>,
-    pub output: usize,
-    pub input: usize,
-    pub flipped: bool,
-    pub packed: &'a mut [f32],
+/// One block of [`backward`].
+struct Backward<'a> {
+    weights: Natural<'a>,
+    output: usize,
+    input: usize,
+    packed: &'a mut [f32],
 }
 
 impl Kernel for Backward<'_> {
@@ -114,21 +181,54 @@ impl Kernel for Backward<'_> {
     #[inline(always)]
     fn run<L: Lanes>(self, l: L) {
         let (packed, _) = self.packed.as_chunks_mut::<BLOCK>();
-        // A vector from a kernel's first tap on has its nine taps; the last one's reaches past the row.
-        let mut padded = [0.0; BLOCK * TAPS + LANES];
+        let mut padded = [0.0; LONG_ROW];
         for o in 0..BLOCK {
-            match self.weights.row(self.output * BLOCK + o, self.input) {
-                Some(row) => padded[..BLOCK * TAPS].copy_from_slice(row),
-                None => padded.fill(0.0),
-            }
+            let row = self.weights.long_row(self.output * BLOCK + o, self.input, &mut padded);
             for half in 0..BLOCK / LANES {
-                let mut square = [l.splat(0.0); LANES];
-                for (c, vector) in square.iter_mut().enumerate() {
-                    *vector = l.load(&padded[(half * LANES + c) * TAPS..][..LANES].as_chunks().0[0]);
+                let taps = by_input(l, row, half * LANES);
+                for (tap, column) in taps.into_iter().take(TAPS).enumerate() {
+                    l.store(column, &mut packed[(TAPS - 1 - tap) * BLOCK + o].as_chunks_mut().0[half]);
                 }
-                for (tap, column) in l.transpose(square).into_iter().take(TAPS).enumerate() {
-                    let place = if self.flipped { TAPS - 1 - tap } else { tap };
-                    l.store(column, &mut packed[place * BLOCK + o].as_chunks_mut().0[half]);
+            }
+        }
+    }
+}
+
+/// Floats of a tap's sums, from 32 inputs to 32 outputs, with some space to those of the next: taps a
+/// multiple of 4096 bytes apart would push each other out of the first cache.
+pub(crate) const TAP: usize = BLOCK * BLOCK + 2 * LANES;
+/// Floats of all taps' sums.
+pub(crate) const SUMS: usize = TAPS * TAP;
+
+/// Sums `[tap][c][o]` of one block, with [`TAP`] floats to a tap, into the whole gradient
+/// `[o][c][tap]` of some outputs: [`Forward`]'s opposite.
+pub(crate) struct Unpack<'a> {
+    pub sums: &'a [f32],
+    /// The block of inputs.
+    pub input: usize,
+    /// Inputs of the whole.
+    pub inputs: usize,
+    /// At most a block of outputs.
+    pub out: &'a mut [f32],
+}
+
+impl Kernel for Unpack<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, l: L) {
+        let (sums, _) = self.sums.as_chunks::<LANES>();
+        let row = self.inputs * TAPS;
+        for (half, out) in self.out.chunks_mut(LANES * row).enumerate() {
+            for first in (0..BLOCK * TAPS).step_by(LANES) {
+                let mut square = [l.splat(0.0); LANES];
+                for (place, vector) in square.iter_mut().enumerate() {
+                    let (c, tap) = ((first + place) / TAPS, (first + place) % TAPS);
+                    *vector = l.load(&sums[(tap * TAP + c * BLOCK) / LANES + half]);
+                }
+                let at = self.input * BLOCK * TAPS + first;
+                for (out, values) in out.chunks_exact_mut(row).zip(l.transpose(square)) {
+                    l.store(values, &mut out[at..][..LANES].as_chunks_mut().0[0]);
                 }
             }
         }

@@ -138,20 +138,30 @@ impl Case {
         [y, dx, dw]
     }
 
+    fn packed(&self, simd: Simd, block: usize, pack: impl Fn(Simd, Natural<'_>, &mut [f32])) -> Vec<f32> {
+        let mut packed = vec![f32::NAN; self.to.blocks * self.from.blocks * block];
+        pack(simd, self.natural(), &mut packed);
+        packed
+    }
+
     fn forward(&self, method: Method, simd: Simd, relu: bool) -> Vec<f32> {
-        let mut packed = vec![f32::NAN; self.to.blocks * BLOCK * self.inputs() * TAPS];
-        pack::forward(simd, self.natural(), &mut packed);
+        let weights = match method {
+            Method::Direct => self.packed(simd, direct::WEIGHT_BLOCK, pack::forward),
+            Method::Winograd => self.packed(simd, winograd::transformed_len(1), winograd::weights::forward),
+        };
         let mut y = vec![f32::NAN; self.to.len()];
         let after = if relu { After::BiasRelu(&self.bias) } else { After::Bias(&self.bias) };
-        method.convolve(simd, &self.x, self.from, &packed, self.padding, after, &mut y, self.to);
+        method.convolve()(simd, &self.x, self.from, &weights, self.padding, after, &mut y, self.to);
         y
     }
 
     fn backward(&self, method: Method, simd: Simd, after: After<'_>) -> Vec<f32> {
-        let mut packed = vec![f32::NAN; self.to.blocks * BLOCK * self.inputs() * TAPS];
-        pack::backward(simd, self.natural(), &mut packed);
+        let weights = match method {
+            Method::Direct => self.packed(simd, direct::WEIGHT_BLOCK, pack::backward),
+            Method::Winograd => self.packed(simd, winograd::transformed_len(1), winograd::weights::backward),
+        };
         let mut dx = vec![f32::NAN; self.from.len()];
-        method.convolve(simd, &self.dy, self.to, &packed, 2 - self.padding, after, &mut dx, self.from);
+        method.convolve()(simd, &self.dy, self.to, &weights, 2 - self.padding, after, &mut dx, self.from);
         dx
     }
 
@@ -196,29 +206,15 @@ enum Method {
 const METHODS: [Method; 2] = [Method::Direct, Method::Winograd];
 
 impl Method {
-    #[allow(clippy::too_many_arguments)]
-    fn convolve(
-        self,
-        simd: Simd,
-        x: &[f32],
-        from: Planes,
-        packed: &[f32],
-        padding: usize,
-        after: After<'_>,
-        y: &mut [f32],
-        to: Planes,
-    ) {
+    fn convolve(self) -> Convolve {
         match self {
-            Method::Direct => direct::convolve(simd, x, from, packed, padding, after, y, to),
-            Method::Winograd => {
-                let blocks = from.blocks * to.blocks;
-                let mut transformed = vec![f32::NAN; winograd::transformed_len(blocks)];
-                winograd::transform_weights(simd, packed, &mut transformed);
-                winograd::convolve(simd, x, from, &transformed, padding, after, y, to);
-            }
+            Method::Direct => direct::convolve,
+            Method::Winograd => winograd::convolve,
         }
     }
 }
+
+type Convolve = fn(Simd, &[f32], Planes, &[f32], usize, After<'_>, &mut [f32], Planes);
 
 fn assert_close(mine: &[f32], exact: &[f64], what: &str) {
     assert_eq!(mine.len(), exact.len());

@@ -5,9 +5,9 @@ use rayon::prelude::*;
 use super::tiles::{FromOutputs, Inputs, Rows, along, rows};
 use super::transform::{self, both_ways, tile_of};
 use super::{N, SPACED, SQUARE, transformed_len};
-use crate::direct::{WEIGHT_BLOCK, unpack};
-use crate::lanes::{LANES, Lanes};
+use crate::lanes::{self, LANES, Lanes};
 use crate::leaves::{self, Part};
+use crate::pack::{SUMS, TAP, Unpack};
 use crate::scratch::{self, Scratch};
 use crate::simd::{Kernel, Simd};
 use crate::tile::{Finish, Segment, Start, Tile};
@@ -61,7 +61,6 @@ pub fn weight_gradient(simd: Simd, leaves: &[Vec<Part<'_>>], padding: usize, inp
     let together = if deep { 1 } else { inputs / BLOCK };
 
     out.par_chunks_mut(BLOCK * inputs * TAPS).enumerate().for_each(|(block, out)| {
-        let outputs = out.len() / (inputs * TAPS);
         let of_outputs = |part: &Part<'_>| {
             let rows = whole(part);
             let mut tiles = scratch::take(rows.floats(1));
@@ -89,33 +88,36 @@ pub fn weight_gradient(simd: Simd, leaves: &[Vec<Part<'_>>], padding: usize, inp
             .collect();
         let mut sums = scratch::take(transformed_len(together));
         for first in (0..inputs / BLOCK).step_by(together) {
+            // Where the sums go is far from what was last written, row by row.
+            for row in out.chunks_exact(inputs * TAPS) {
+                lanes::prefetch(&row[first * BLOCK * TAPS..][..BLOCK * TAPS]);
+            }
             let leaf = |jobs: &[Job<'_>], into: &mut [f32]| {
                 for (index, job) in jobs.iter().enumerate() {
                     let (just_now, inputs, fresh) =
                         (job.of_outputs.is_none().then(|| of_outputs(&job.part)), job.inputs, index == 0);
                     let Some(of_outputs) = job.of_outputs.as_ref().or(just_now.as_ref()) else { continue };
                     let (blocks, rows) = ((first, job.part.from.blocks), whole(&job.part));
-                    simd.run(Products { rows, inputs, blocks, of_outputs, outputs, fresh, sums: &mut sums });
+                    simd.run(Products { rows, inputs, blocks, of_outputs, fresh, sums: &mut sums });
                 }
                 simd.run(ToWeights { sums: &sums, out: into });
             };
-            leaves::sum(simd, &jobs, together * WEIGHT_BLOCK, leaf, |sums| {
-                for (input, sums) in sums.chunks_exact(WEIGHT_BLOCK).enumerate() {
-                    unpack(sums, first + input, inputs, out);
+            leaves::sum(simd, &jobs, together * SUMS, leaf, |sums| {
+                for (input, sums) in sums.chunks_exact(SUMS).enumerate() {
+                    simd.run(Unpack { sums, input: first + input, inputs, out });
                 }
             });
         }
     });
 }
 
-/// Sums of products over all rows, `[input block][position][o][c]`.
+/// Sums of products over all rows, `[input block][position][c][o]`.
 struct Products<'a> {
     inputs: &'a [f32],
     /// The first block of inputs to be taken, and how many there are in all.
     blocks: (usize, usize),
     of_outputs: &'a [f32],
     rows: Rows,
-    outputs: usize,
     fresh: bool,
     sums: &'a mut [f32],
 }
@@ -125,18 +127,18 @@ impl Kernel for Products<'_> {
 
     #[inline(always)]
     fn run<L: Lanes>(self, l: L) {
-        let Self { inputs, blocks, of_outputs, rows, outputs, fresh, sums } = self;
+        let Self { inputs, blocks, of_outputs, rows, fresh, sums } = self;
         let plane = rows.all * BLOCK;
         for position in 0..N * N {
             for (place, sums) in sums.chunks_exact_mut(N * N * SPACED).enumerate() {
-                let sums = &mut sums[position * SPACED..][..outputs * BLOCK];
-                let a = position * rows.stride(1);
-                let b = position * rows.stride(blocks.1) + (blocks.0 + place) * plane;
+                let sums = &mut sums[position * SPACED..][..SQUARE];
+                let a = position * rows.stride(blocks.1) + (blocks.0 + place) * plane;
+                let b = position * rows.stride(1);
                 for first in (0..plane).step_by(STRETCH * BLOCK) {
                     let end = plane.min(first + STRETCH * BLOCK);
                     l.tile(Tile::<1, BLOCK> {
-                        a: &of_outputs[a + first..a + end],
-                        b: &inputs[b + first..b + end],
+                        a: &inputs[a + first..a + end],
+                        b: &of_outputs[b + first..b + end],
                         segments: &[Segment { a: 0, b: 0 }],
                         steps: (end - first) / BLOCK,
                         out: &mut *sums,
@@ -149,7 +151,7 @@ impl Kernel for Products<'_> {
     }
 }
 
-/// `Gᵀ [sums] G`: the sums as gradients, `[input block][tap][o][c]`.
+/// `Gᵀ [sums] G`: the sums as gradients, each block of inputs as [`Unpack`] takes them.
 struct ToWeights<'a> {
     sums: &'a [f32],
     out: &'a mut [f32],
@@ -160,17 +162,16 @@ impl Kernel for ToWeights<'_> {
 
     #[inline(always)]
     fn run<L: Lanes>(self, l: L) {
-        const VECTORS: usize = SQUARE / LANES;
-        let blocks = self.sums.chunks_exact(N * N * SPACED).zip(self.out.chunks_exact_mut(WEIGHT_BLOCK));
+        let blocks = self.sums.chunks_exact(N * N * SPACED).zip(self.out.chunks_exact_mut(SUMS));
         for (sums, out) in blocks {
             let (sums, out) = (sums.as_chunks::<LANES>().0, out.as_chunks_mut::<LANES>().0);
-            for at in 0..VECTORS {
+            for at in 0..SQUARE / LANES {
                 let tile: [[L::V; N]; N] =
                     tile_of::<L, N>(l, |y, x| l.load(&sums[(N * y + x) * (SPACED / LANES) + at]));
                 let taps: [[L::V; 3]; 3] = both_ways!(tile, N to 3, |v| transform::to_kernel(l, v));
                 for (y, row) in taps.into_iter().enumerate() {
                     for (x, value) in row.into_iter().enumerate() {
-                        l.store(value, &mut out[(3 * y + x) * VECTORS + at]);
+                        l.store(value, &mut out[(3 * y + x) * (TAP / LANES) + at]);
                     }
                 }
             }

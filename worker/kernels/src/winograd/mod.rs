@@ -21,12 +21,13 @@ mod by_weights;
 mod tiles;
 pub mod together;
 mod transform;
+pub mod weights;
 
 use rayon::prelude::*;
 
 use crate::BLOCK;
-use crate::direct::{After, WEIGHT_BLOCK};
-use crate::lanes::{LANES, Lanes};
+use crate::direct::After;
+use crate::lanes::Lanes;
 use crate::planes::Planes;
 use crate::scratch;
 use crate::simd::{Kernel, Simd};
@@ -34,7 +35,6 @@ use crate::tile::{Finish, Segment, Start, Tile};
 
 pub use by_weights::weight_gradient;
 use tiles::{Inputs, Outputs, Rows, SPACE, along};
-use transform::{both_ways, tile_of};
 
 /// Outputs along a tile's side.
 const M: usize = 3;
@@ -54,48 +54,8 @@ pub const fn transformed_len(blocks: usize) -> usize {
     blocks * N * N * SPACED
 }
 
-/// Transforms weights packed for [`direct`](crate::direct), of either direction, from
-/// `[blocks][tap][32][32]` into `[blocks][position][32][32]`, with some space between positions.
-///
-/// # Panics
-/// If the slices don't hold the same number of blocks.
-pub fn transform_weights(simd: Simd, packed: &[f32], transformed: &mut [f32]) {
-    let blocks = packed.len() / WEIGHT_BLOCK;
-    assert_eq!(packed.len(), blocks * WEIGHT_BLOCK, "whole blocks");
-    assert_eq!(transformed.len(), transformed_len(blocks), "room for them transformed");
-    transformed
-        .par_chunks_exact_mut(transformed_len(1))
-        .zip(packed.par_chunks_exact(WEIGHT_BLOCK))
-        .for_each(|(to, packed)| simd.run(Weights { packed, to }));
-}
-
-/// `G g Gᵀ` of one block of weights.
-struct Weights<'a> {
-    packed: &'a [f32],
-    to: &'a mut [f32],
-}
-
-impl Kernel for Weights<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<L: Lanes>(self, l: L) {
-        const VECTORS: usize = SQUARE / LANES;
-        let (taps, to) = (self.packed.as_chunks::<LANES>().0, self.to.as_chunks_mut::<LANES>().0);
-        for at in 0..VECTORS {
-            let kernel = tile_of::<L, 3>(l, |y, x| l.load(&taps[(3 * y + x) * VECTORS + at]));
-            let transformed: [[L::V; N]; N] = both_ways!(kernel, 3 to N, |v| transform::by_kernel(l, v));
-            for (y, row) in transformed.into_iter().enumerate() {
-                for (x, value) in row.into_iter().enumerate() {
-                    l.store(value, &mut to[(N * y + x) * (SPACED / LANES) + at]);
-                }
-            }
-        }
-    }
-}
-
 /// The convolution as [`direct::convolve`](crate::direct::convolve), with weights from
-/// [`transform_weights`].
+/// [`weights`].
 ///
 /// A task takes a few lines of tiles through all three stages, so that what is between the
 /// stages stays in the second cache.

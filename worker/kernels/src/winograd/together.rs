@@ -9,11 +9,12 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::tiles::{FromOutputs, Inputs, Outputs, Rows, ToInputs, along, rows};
-use super::{N, SPACED, Weights, transformed_len};
+use super::weights::{self, Over};
+use super::{N, SPACED, transformed_len};
 use crate::BLOCK;
-use crate::direct::{After, WEIGHT_BLOCK};
+use crate::direct::After;
 use crate::lanes::Lanes;
-use crate::pack::{self, Natural};
+use crate::pack::Natural;
 use crate::planes::Planes;
 use crate::scratch::{self, Scratch};
 use crate::simd::{Kernel, Simd};
@@ -159,7 +160,6 @@ impl Layer<'_> {
     ) {
         let &Self { simd, way, padding, .. } = self;
         let mut outs = outs.into_iter();
-        let mut packed = scratch::take(WEIGHT_BLOCK);
         let mut weights = scratch::take(transformed_len(BLOCKS * BLOCKS));
         for (group, tiles) in groups.iter().zip(tiles) {
             let rows = group.whole();
@@ -168,8 +168,9 @@ impl Layer<'_> {
                 let added = BLOCKS.min(depth - first);
                 let squares = weights.chunks_exact_mut(transformed_len(1));
                 for (place, to) in squares.enumerate().take(blocks.len() * added) {
-                    self.pack(blocks.start + place / added, first + place % added, &mut packed);
-                    simd.run(Weights { packed: &packed, to });
+                    let (to_block, from_block) = (blocks.start + place / added, first + place % added);
+                    self.prefetch(to_block, from_block + BLOCKS, depth);
+                    self.transform_weights(to_block, from_block, to);
                 }
                 simd.run(Multiply {
                     tiles,
@@ -212,15 +213,24 @@ impl Layer<'_> {
         }
     }
 
-    /// The weights from block `from` to block `to`.
-    fn pack(&self, to: usize, from: usize, packed: &mut [f32]) {
-        let weights = self.weights;
-        match self.way {
-            Way::Forward => self.simd.run(pack::Forward { weights, output: to, input: from, packed }),
-            Way::ByInput => {
-                self.simd.run(pack::Backward { weights, output: from, input: to, flipped: false, packed });
+    /// Has the weights from block `from` to block `to` fetched, if there are `depth` blocks to come from.
+    fn prefetch(&self, to: usize, from: usize, depth: usize) {
+        if from < depth {
+            match self.way {
+                Way::Forward => self.weights.prefetch(to, from),
+                Way::ByInput => self.weights.prefetch(from, to),
             }
         }
+    }
+
+    /// The weights from block `from` to block `to`, transformed.
+    fn transform_weights(&self, to: usize, from: usize, transformed: &mut [f32]) {
+        let (output, input, lanes) = match self.way {
+            Way::Forward => (to, from, Over::Outputs),
+            Way::ByInput => (from, to, Over::Inputs { flipped: false }),
+        };
+        let weights = self.weights;
+        self.simd.run(weights::Block { weights, output, input, lanes, to: transformed });
     }
 }
 

@@ -8,7 +8,7 @@ use tally_exact::manifest::Manifest;
 use super::layers::{CONVOLUTIONS, Convolution, Method};
 use tally_kernels::direct::WEIGHT_BLOCK;
 use tally_kernels::pack::{self, Natural};
-use tally_kernels::{BLOCK, Simd, TAPS, dense, winograd};
+use tally_kernels::{BLOCK, Simd, dense, winograd};
 
 /// A layer's place in the flat vectors.
 #[derive(Clone, Debug)]
@@ -59,6 +59,9 @@ pub(super) struct DenseWeights {
     pub bias: Vec<f32>,
 }
 
+/// A way to pack a convolution's weights.
+type Pack = fn(Simd, Natural<'_>, &mut [f32]);
+
 /// All of them.
 pub(super) struct Weights {
     pub first: Spot,
@@ -70,7 +73,6 @@ pub(super) struct Weights {
     /// `sum1` to `sum3`, and `diff1` to `diff3`.
     pub heads: [[DenseWeights; 3]; 2],
     simd: Simd,
-    packed: Vec<f32>,
 }
 
 impl Weights {
@@ -92,7 +94,6 @@ impl Weights {
             number: ["dense1", "dense2"].map(dense),
             heads: [["sum1", "sum2", "sum3"].map(dense), ["diff1", "diff2", "diff3"].map(dense)],
             simd,
-            packed: Vec::new(),
         }
     }
 
@@ -102,25 +103,25 @@ impl Weights {
         copy(&parameters[self.first.bias.clone()], &mut self.first_bias);
         for (layer, to) in CONVOLUTIONS.iter().zip(&mut self.convolutions) {
             let natural = to.natural(layer, parameters);
-            let len = layer.outputs.next_multiple_of(BLOCK) * layer.inputs * TAPS;
-            for (to, method, pack) in [
-                (&mut to.forward, layer.methods[0], pack::forward as fn(Simd, Natural<'_>, &mut [f32])),
-                (&mut to.backward, layer.methods[1], pack::backward),
-            ] {
-                match method {
+            let blocks = layer.outputs.div_ceil(BLOCK) * layer.inputs / BLOCK;
+            let packs = [
+                (
+                    &mut to.forward,
+                    layer.methods[0],
+                    pack::forward as Pack,
+                    winograd::weights::forward as Pack,
+                ),
+                (&mut to.backward, layer.methods[1], pack::backward, winograd::weights::backward),
+            ];
+            for (to, method, pack, transform) in packs {
+                let (len, pack) = match method {
                     // Read where they are.
-                    Method::Together => {}
-                    Method::Direct => {
-                        to.resize(len, 0.0);
-                        pack(self.simd, natural, to);
-                    }
-                    Method::Winograd => {
-                        self.packed.resize(len, 0.0);
-                        pack(self.simd, natural, &mut self.packed);
-                        to.resize(winograd::transformed_len(len / WEIGHT_BLOCK), 0.0);
-                        winograd::transform_weights(self.simd, &self.packed, to);
-                    }
-                }
+                    Method::Together => continue,
+                    Method::Direct => (WEIGHT_BLOCK, pack),
+                    Method::Winograd => (winograd::transformed_len(1), transform),
+                };
+                to.resize(blocks * len, 0.0);
+                pack(self.simd, natural, to);
             }
             copy(&parameters[to.spot.bias.clone()], &mut to.bias);
             to.bias.resize(layer.outputs.next_multiple_of(BLOCK), 0.0);

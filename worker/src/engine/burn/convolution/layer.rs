@@ -33,6 +33,10 @@ enum Method {
     Together,
 }
 
+/// A way to pack weights, and one to convolve with them.
+type Pack = fn(Simd, Natural<'_>, &mut [f32]);
+type Convolve = fn(Simd, &[f32], Planes, &[f32], usize, After<'_>, &mut [f32], Planes);
+
 /// The shape of a 3×3 convolution, stride 1, over square images.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Layer {
@@ -253,7 +257,6 @@ impl Layer {
         weights: Natural<'_>,
         after: After<'_>,
     ) -> Vec<Vec<f32>> {
-        let forward = way == Way::Forward;
         let shapes = |images| match way {
             Way::Forward => (self.from(images), self.to(images)),
             Way::ByInput => (self.to(images), self.from(images)),
@@ -272,21 +275,19 @@ impl Layer {
             return outs;
         }
         let blocks = self.outputs.div_ceil(BLOCK) * self.whole_inputs() / BLOCK;
-        let mut packed = vec![0.0; blocks * WEIGHT_BLOCK];
-        if forward {
-            pack::forward(simd, weights, &mut packed);
-        } else {
-            pack::backward(simd, weights, &mut packed);
-        }
-        let convolve = match method {
-            Method::Direct => direct::convolve,
-            Method::Winograd | Method::Together => {
-                let mut transformed = vec![0.0; winograd::transformed_len(blocks)];
-                winograd::transform_weights(simd, &packed, &mut transformed);
-                packed = transformed;
-                winograd::convolve
+        let forward = way == Way::Forward;
+        let (block, pack, convolve): (_, Pack, Convolve) = match method {
+            Method::Direct => {
+                (WEIGHT_BLOCK, if forward { pack::forward } else { pack::backward }, direct::convolve)
             }
+            Method::Winograd | Method::Together => (
+                winograd::transformed_len(1),
+                if forward { winograd::weights::forward } else { winograd::weights::backward },
+                winograd::convolve,
+            ),
         };
+        let mut packed = vec![0.0; blocks * block];
+        pack(simd, weights, &mut packed);
         let padding = if forward { self.padding } else { 2 - self.padding };
         jobs.into_par_iter().for_each(|Job { x, from, after, out, to }| {
             convolve(simd, x, from, &packed, padding, after, out, to);
