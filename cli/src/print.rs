@@ -92,7 +92,10 @@ fn value<'a>(option: &Opt<'_>, values: impl IntoIterator<Item = &'a OsStr>) -> R
             value.to_str().ok_or_else(|| ConfigError::NotUnicode { option: option.name.to_owned() })?;
         written.push(
             match option.kind() {
-                Kind::Integer | Kind::Float => number(text),
+                Kind::Integer => number(text),
+                // TOML's whole zero has no sign.
+                Kind::Float if text.starts_with('-') && text.parse() == Ok(0i128) => Some("-0.0".into()),
+                Kind::Float => number(text),
                 Kind::Text | Kind::Flag => None,
             }
             .unwrap_or_else(|| TomlStringBuilder::new(text).as_basic().to_toml_value()),

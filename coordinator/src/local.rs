@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use anyhow::Context as _;
-use tally_worker::engine::backend::BackendChoice;
+use tally_worker::engine::backend::{self, BackendChoice};
 use tally_worker::engine::burn::Precision;
 use tally_worker::session::link::Link;
 use tally_worker::session::{self, WorkerOptions};
@@ -18,7 +18,8 @@ pub fn share_of_cores(workers: usize) -> usize {
     (cores / workers).max(1)
 }
 
-/// Starts the workers; each has a thread for its connections and a pool to compute with.
+/// Starts the workers; each has a thread for its connections and a pool to compute with. Where there are several
+/// GPUs, they take turns.
 ///
 /// # Errors
 /// If a thread can't be started.
@@ -36,9 +37,11 @@ pub fn start(
         SocketAddr::V6(a) if a.ip().is_unspecified() => format!("[::1]:{}", a.port()),
         other => other.to_string(),
     };
+    let devices = backend::devices(backend);
     (1..=workers)
         .map(|number| {
             let options = WorkerOptions {
+                device: (number - 1) % devices,
                 name: format!("local-{number}"),
                 backend,
                 precision,

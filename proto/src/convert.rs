@@ -62,13 +62,13 @@ impl From<v1::Losses> for LossParts {
 
 /// A manifest as an offer.
 #[must_use]
-pub fn offer(manifest: &Manifest, device: String) -> v1::Offer {
+pub fn offer(manifest: &Manifest, device: String, kind: String) -> v1::Offer {
     let tensors = manifest.tensors().iter().map(|t| v1::Tensor {
         name: t.name.clone(),
         shape: t.shape.clone(),
         bound: t.bound,
     });
-    v1::Offer { tensors: tensors.collect(), device }
+    v1::Offer { tensors: tensors.collect(), device, kind }
 }
 
 /// The manifest of an offer.
@@ -181,7 +181,7 @@ mod tests {
     fn samples_and_manifests_survive_the_wire() {
         assert_eq!(samples(leaf(4, false, &two_samples())).unwrap(), two_samples());
         let there = Manifest::new(vec![TensorSpec::with_fan_in("a", &[2, 3], 7)]).unwrap();
-        assert_eq!(manifest(offer(&there, String::new())).unwrap(), there);
+        assert_eq!(manifest(offer(&there, String::new(), String::new())).unwrap(), there);
     }
 
     #[test]

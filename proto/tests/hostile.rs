@@ -156,11 +156,11 @@ proptest! {
 
     #[test]
     fn trust_1_a_manifest_is_one_or_is_refused(tensors in vec(tensor(), 0..6), device in ".{0,8}") {
-        if let Ok(manifest) = convert::manifest(v1::Offer { tensors, device }) {
+        if let Ok(manifest) = convert::manifest(v1::Offer { tensors, kind: device.clone(), device }) {
             prop_assert!(manifest.len() > 0 && manifest.len() <= tally_exact::manifest::MAX_ELEMENTS);
             let last = manifest.tensors().len() - 1;
             prop_assert_eq!(manifest.range(last).end, manifest.len());
-            prop_assert_eq!(convert::manifest(convert::offer(&manifest, String::new())), Ok(manifest));
+            prop_assert_eq!(convert::manifest(convert::offer(&manifest, String::new(), String::new())), Ok(manifest));
         }
     }
 }
@@ -204,8 +204,11 @@ fn the_largest_messages_of_an_honest_worker_fit() {
     });
     assert!(GradientUp { stamp, body: Some(chunk) }.encoded_len() <= MAX_FROM_WORKER);
     let tensor = v1::Tensor { name: "n".repeat(64), shape: vec![1 << 16; 4], bound: 0.1 };
-    let offer =
-        v1::Offer { tensors: vec![tensor; tally_exact::manifest::MAX_TENSORS], device: "d".repeat(256) };
+    let offer = v1::Offer {
+        tensors: vec![tensor; tally_exact::manifest::MAX_TENSORS],
+        device: "d".repeat(256),
+        kind: "k".repeat(256),
+    };
     let offer = v1::worker_message::Body::Offer(offer);
     assert!(WorkerMessage { stamp, body: Some(offer) }.encoded_len() <= MAX_FROM_WORKER);
 }

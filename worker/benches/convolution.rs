@@ -73,8 +73,15 @@ fn main() {
 fn whole(threads: usize, rounds: usize) {
     let pool = ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
     let (memory, precision, words) = (Memory::Host, Precision::F32, String::new());
-    let place =
-        Place::<Flex> { backend: "CPU", words, device: FlexDevice, memory, precision, pool: Some(pool) };
+    let place = Place::<Flex> {
+        backend: "CPU",
+        words,
+        kind: "CPU".into(),
+        device: FlexDevice,
+        memory,
+        precision,
+        pool: Some(pool),
+    };
     let mut burn = BurnEngine::new(Reference, LabelLoss::default(), place).unwrap();
     let mut own = build(&ModelSpec::Reference, LabelLoss::default(), BackendChoice::Cpu, 0, threads).unwrap();
     let pixels = (0..64 * PIXELS).map(|i| (i * 7919 % 251) as u8).collect();

@@ -14,6 +14,7 @@ use tally_data::Samples;
 use tally_data::samples::PIXELS;
 use tally_exact::init;
 use tally_exact::update::Update;
+use tally_exact::wire::WireDtype;
 use tally_worker::engine::backend::{BackendChoice, build};
 use tally_worker::engine::{Engine, LabelLoss, ModelSpec};
 
@@ -51,7 +52,7 @@ fn main() {
         let samples: Vec<Samples> = (0..leaves).map(|i| samples(i * 64 / leaves, 64 / leaves)).collect();
         let samples: Vec<&Samples> = samples.iter().collect();
         measure(&format!("step of 64 in {leaves} leaves, at once"), rounds, 64, || {
-            engine.subtree(&samples, 1.0 / 64.0, &mut out, &mut |_| ()).unwrap();
+            engine.subtree(&samples, 1.0 / 64.0, WireDtype::F32, &mut out, &mut |_| ()).unwrap();
             update(engine.as_mut(), &out);
         });
     }

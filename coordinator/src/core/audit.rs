@@ -4,7 +4,7 @@
 //! A contribution is taken as it is, and the step waits with its commit for the second
 //! opinion. Where two differ, a third decides, if there is one; the one that is alone is sent
 //! away. With only two workers the step is computed again, by both: an accident does not
-//! repeat.
+//! repeat. Only workers of one kind are compared: a GPU's bits are not a CPU's.
 
 use std::time::Duration;
 
@@ -95,8 +95,8 @@ impl Core {
         }
     }
 
-    /// Has the worker that is free first compute the audited node; false if there is none
-    /// that has not.
+    /// Has the worker that is free first, of those whose bits should be equal, compute the audited node; false
+    /// if there is none that has not.
     fn ask_checker(&mut self, now: Duration) -> bool {
         let Some(flight) = &mut self.flight else { return false };
         let (step, attempt, samples) = (flight.step, flight.attempt, flight.samples);
@@ -104,7 +104,10 @@ impl Core {
         let asked = |session: &Session| {
             *session == audit.owner || audit.checkers.iter().any(|(checker, _)| checker == session)
         };
-        let free = self.members.ready().into_iter().filter(|s| !asked(s) && Some(*s) != self.non_finite);
+        let kind = |session: &Session| self.members.0.get(session).map(|member| &member.device.kind);
+        let can =
+            |session: &Session| kind(session) == kind(&audit.owner) && Some(*session) != self.non_finite;
+        let free = self.members.ready().into_iter().filter(|s| !asked(s) && can(s));
         let Some(checker) = free.min_by_key(|s| self.members.0[s].due) else { return false };
         audit.checkers.push((checker, None));
         let node = audit.node;

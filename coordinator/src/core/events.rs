@@ -29,6 +29,15 @@ pub enum Finding {
     Undecided,
 }
 
+/// What a worker computes with.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Device {
+    /// For people.
+    pub words: String,
+    /// What decides the bits of its gradients: workers of one kind compute equal ones (**SUM-1**).
+    pub kind: String,
+}
+
 /// What has happened.
 #[derive(Clone, Debug)]
 pub enum Event {
@@ -38,8 +47,8 @@ pub enum Event {
         session: Session,
         /// For people.
         name: String,
-        /// Its device in words.
-        device: String,
+        /// What it computes with.
+        device: Device,
         /// Threads it computes with.
         threads: u32,
         /// Steps of this run whose state it holds, with their digests.

@@ -6,6 +6,8 @@ use std::time::Duration;
 use tally_exact::digest::Digest;
 use tally_exact::tree::Node;
 
+use super::events::Device;
+
 /// One stay of one worker; never used again.
 pub type Session = u64;
 
@@ -26,8 +28,8 @@ pub enum State {
 pub struct Member {
     /// For people.
     pub name: String,
-    /// The device in words.
-    pub device: String,
+    /// What it computes with.
+    pub device: Device,
     /// Threads it computes with.
     pub threads: u32,
     /// How far its replica is.
@@ -59,7 +61,7 @@ pub struct Member {
 impl Member {
     /// A member that has just joined.
     #[must_use]
-    pub fn new(name: String, device: String, threads: u32, held: Vec<(u64, Digest)>) -> Self {
+    pub fn new(name: String, device: Device, threads: u32, held: Vec<(u64, Digest)>) -> Self {
         Self {
             name,
             device,
@@ -153,7 +155,7 @@ mod tests {
     fn a_newcomer_counts_as_average_and_one_slow_leaf_moves_little() {
         let mut members = Members::default();
         for session in 1..=3 {
-            members.0.insert(session, Member::new(String::new(), String::new(), 1, Vec::new()));
+            members.0.insert(session, Member::new(String::new(), Device::default(), 1, Vec::new()));
         }
         let mut measure = |session, seconds| {
             if let Some(member) = members.0.get_mut(&session) {

@@ -39,7 +39,7 @@ use super::versions::Versions;
 use crate::access::guard::Connection;
 use crate::access::joins::Joins;
 use crate::access::serve::serve_within;
-use crate::core::events::{Event, Origin, Receipt};
+use crate::core::events::{Device, Event, Origin, Receipt};
 use crate::core::members::Session;
 use tally_proto::pool::{Chunk, Pool};
 
@@ -88,8 +88,8 @@ pub enum Input {
         session: Session,
         /// The manifest, or what is wrong with it.
         manifest: Result<Manifest, String>,
-        /// The device in words.
-        device: String,
+        /// What it computes with.
+        device: Device,
     },
     /// It has opened its gradient stream.
     Attach {
@@ -256,7 +256,9 @@ impl Service {
         Ok(match message.body.ok_or("an empty message")? {
             Body::Hello(_) => return Err("a second hello".into()),
             Body::Offer(mut offer) => {
-                let device = printable(&std::mem::take(&mut offer.device), 256);
+                let [words, kind] =
+                    [&mut offer.device, &mut offer.kind].map(|text| printable(&std::mem::take(text), 256));
+                let device = Device { words, kind };
                 let manifest = convert::manifest(offer).map_err(|e| e.to_string());
                 Input::Offer { session, manifest, device }
             }

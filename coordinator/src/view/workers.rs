@@ -39,7 +39,7 @@ impl Workers {
             let worker = self.here.entry(session).or_insert_with(|| Worker {
                 session: format!("{session:x}"),
                 name: member.name.clone(),
-                device: member.device.clone(),
+                device: member.device.words.clone(),
                 threads: member.threads,
                 ..Worker::default()
             });

@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde_json::Value;
 use tally_worker::engine::burn::Precision;
 
-use super::{Options, Target};
+use super::Options;
 
 /// A cluster's step, by the medians of its summary.
 #[derive(Clone, Debug, Serialize)]
@@ -68,15 +68,11 @@ pub fn run(options: &Options, precision: Precision, workers: usize) -> anyhow::R
 
     let device = options.device.to_string();
     let threads = thread::available_parallelism().map_or(1, |n| (n.get() / workers).max(1)).to_string();
-    let (backend, precision) = match options.backend {
-        Target::Cuda => ("cuda", precision),
-        // A rehearsal's precision is not to be had in a worker on a CPU.
-        Target::Cpu | Target::Rehearsal => ("cpu", Precision::F32),
-    };
+    let backend = options.backend.to_string();
     let mut processes = Vec::new();
     for number in 1..=workers {
         let mut worker = Command::new(&this);
-        worker.args(["worker", "--connect", &address, "--backend", backend, "--device", &device]);
+        worker.args(["worker", "--connect", &address, "--backend", &backend, "--device", &device]);
         worker.args(["--threads", &threads, "--precision", &precision.to_string()]);
         worker.args(["--name", &format!("worker-{number}")]);
         worker.stdout(Stdio::null()).stderr(fs::File::create(directory.path().join(format!("{number}")))?);

@@ -5,6 +5,7 @@ use serde::Serialize;
 use tally_data::Samples;
 use tally_exact::digest::Digest;
 use tally_exact::update::Update;
+use tally_exact::wire::WireDtype;
 use tally_exact::{chunk_range, chunks, init};
 use tally_worker::engine::burn::Precision;
 use tally_worker::engine::{Engine, LabelLoss};
@@ -169,17 +170,23 @@ pub fn repetition(options: &Options, precision: Precision) -> anyhow::Result<Rep
     }
     // A subtree of four leaves, of which one is empty.
     let [left, right, none, last] = [samples(0, 8), samples(8, 16), Samples::default(), samples(16, 24)];
-    one.subtree(&[&left, &right, &none, &last], 1.0, &mut first, &mut |_| ())?;
-    one.gradient(&left, 1.0, &mut again, &mut |_| ())?;
-    let mut sum = again.clone();
-    for leaf in [&right, &last] {
-        two.gradient(leaf, 1.0, &mut again, &mut |_| ())?;
-        tally_exact::sum::add(&mut sum, &again);
+    let mut subtree_is_its_leaves = true;
+    for rounding in [WireDtype::F32, WireDtype::Bf16] {
+        one.subtree(&[&left, &right, &none, &last], 1.0, rounding, &mut first, &mut |_| ())?;
+        one.gradient(&left, 1.0, &mut again, &mut |_| ())?;
+        rounding.round(&mut again);
+        let mut sum = again.clone();
+        for leaf in [&right, &last] {
+            two.gradient(leaf, 1.0, &mut again, &mut |_| ())?;
+            rounding.round(&mut again);
+            rounding.add(&mut sum, &again);
+        }
+        subtree_is_its_leaves &= same(&first, &sum);
     }
     Ok(Repetition {
         precision: precision.to_string(),
         repeats: options.repeats,
         different,
-        subtree_is_its_leaves: same(&first, &sum),
+        subtree_is_its_leaves,
     })
 }

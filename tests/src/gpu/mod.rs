@@ -112,7 +112,7 @@ impl Options {
         let backend = match self.backend {
             Target::Cuda => BackendChoice::Cuda,
             Target::Cpu => BackendChoice::Cpu,
-            Target::Rehearsal => return backend::rehearse(precision, loss),
+            Target::Rehearsal => BackendChoice::Rehearsal,
         };
         backend::build_in(precision, &ModelSpec::Reference, loss, backend, self.device, 0)
     }

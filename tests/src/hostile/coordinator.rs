@@ -393,7 +393,7 @@ impl Cluster {
             peer.gradients = Some(gradients);
             peer.gradients_down = Some(down.into_inner());
         }
-        let mut offer = convert::offer(&self.manifest, script.text());
+        let mut offer = convert::offer(&self.manifest, script.text(), script.text());
         if script.rarely(64) {
             let tensor = &mut offer.tensors[0];
             tensor.bound = script.float(0.1);

@@ -92,7 +92,7 @@ pub fn first_chunk(times: usize) -> anyhow::Result<f64> {
                 first.get_or_insert_with(|| started.elapsed());
             }
         };
-        engine.subtree(&leaves, 1.0 / 64.0, &mut out, &mut ready)?;
+        engine.subtree(&leaves, 1.0 / 64.0, WireDtype::F32, &mut out, &mut ready)?;
         let whole = started.elapsed();
         shares.push(first.unwrap_or(whole).as_secs_f64() / whole.as_secs_f64());
     }

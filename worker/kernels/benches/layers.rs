@@ -9,13 +9,14 @@
 use divan::counter::ItemsCount;
 use divan::{Bencher, black_box};
 use rayon::{ThreadPool, ThreadPoolBuilder};
+use tally_exact::wire::WireDtype;
 use tally_kernels::direct::{self, After};
 use tally_kernels::lanes::Lanes;
 use tally_kernels::pack::{self, Natural};
 use tally_kernels::simd::Kernel;
 use tally_kernels::tile::{Finish, Segment, Start, Tile};
 use tally_kernels::winograd::together::{self, Job, Way};
-use tally_kernels::{BLOCK, Part, Planes, Simd, TAPS, winograd};
+use tally_kernels::{BLOCK, Leaves, Part, Planes, Simd, TAPS, winograd};
 
 fn main() {
     divan::main();
@@ -104,13 +105,14 @@ fn by_input(bencher: Bencher<'_, '_>, case: Case, block: usize, convolve: Convol
     });
 }
 
-type ByWeights = fn(Simd, &[Vec<Part<'_>>], usize, usize, &mut [f32]);
+type ByWeights = fn(Simd, &Leaves<Part<'_>>, usize, usize, &mut [f32]);
 
 fn by_weights(bencher: Bencher<'_, '_>, case: Case, gradient: ByWeights) {
     let (simd, pool, (from, to)) = (Simd::chosen().unwrap(), pool(), case.planes());
     let (dy, x) = (values(to.len()), values(from.len()));
     let mut dw = vec![0.0; case.shape.0 * case.shape.1 * TAPS];
-    let leaves = [vec![Part { dy: &dy, to, x: &x, from }]];
+    let parts = vec![vec![Part { dy: &dy, to, x: &x, from }]];
+    let leaves = Leaves { parts, rounding: WireDtype::F32 };
     bencher.counter(case.operations()).bench_local(|| {
         pool.install(|| gradient(simd, black_box(&leaves), case.shape.3, case.shape.0, &mut dw));
     });

@@ -9,7 +9,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::lanes::Lanes;
-use crate::leaves::{self, Part};
+use crate::leaves::{self, Leaves, Part};
 use crate::pack::{SUMS, TAP, Unpack};
 use crate::planes::Planes;
 use crate::simd::{Kernel, Simd};
@@ -233,18 +233,24 @@ impl Kernel for Scatter<'_> {
 ///
 /// # Panics
 /// If a slice has not its shape's length, or the shapes don't follow from each other.
-pub fn weight_gradient(simd: Simd, leaves: &[Vec<Part<'_>>], padding: usize, inputs: usize, out: &mut [f32]) {
+pub fn weight_gradient(
+    simd: Simd,
+    leaves: &Leaves<Part<'_>>,
+    padding: usize,
+    inputs: usize,
+    out: &mut [f32],
+) {
     assert!(inputs.is_multiple_of(BLOCK) && out.len().is_multiple_of(inputs * TAPS), "whole outputs");
-    for part in leaves.iter().flatten() {
+    for part in leaves.parts.iter().flatten() {
         part.check();
         assert_eq!(part.to.side + 2, part.from.side + 2 * padding, "the sides of a 3×3 convolution");
         assert_eq!(part.from.blocks * BLOCK, inputs, "as many inputs as weights");
         assert!(out.len() <= part.to.blocks * BLOCK * inputs * TAPS, "no more outputs than there are");
     }
-    let leaves: Vec<Vec<(Part<'_>, [Run; TAPS])>> = leaves
-        .iter()
-        .map(|parts| parts.iter().map(|part| (*part, from_fn(|tap| Run::new(tap, part, padding)))).collect())
-        .collect();
+    let runs = |part: &Part<'_>| from_fn(|tap| Run::new(tap, part, padding));
+    let parts: Vec<Vec<(Part<'_>, [Run; TAPS])>> =
+        leaves.parts.iter().map(|parts| parts.iter().map(|part| (*part, runs(part))).collect()).collect();
+    let leaves = Leaves { parts, rounding: leaves.rounding };
     out.par_chunks_mut(BLOCK * inputs * TAPS).enumerate().for_each(|(block, out)| {
         for input in 0..inputs / BLOCK {
             let leaf = |parts: &[(Part<'_>, [Run; TAPS])], sums: &mut [f32]| {
@@ -311,8 +317,8 @@ impl Kernel for Products<'_> {
 ///
 /// # Panics
 /// If a slice has not its shape's length, or `out` has more outputs than that.
-pub fn bias_gradient(simd: Simd, leaves: &[Vec<Part<'_>>], out: &mut [f32]) {
-    for part in leaves.iter().flatten() {
+pub fn bias_gradient(simd: Simd, leaves: &Leaves<Part<'_>>, out: &mut [f32]) {
+    for part in leaves.parts.iter().flatten() {
         assert_eq!(part.dy.len(), part.to.len(), "activations have their shape's length");
         assert!(out.len() <= part.to.blocks * BLOCK, "no more outputs than there are");
     }

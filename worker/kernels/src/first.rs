@@ -4,7 +4,7 @@
 use rayon::prelude::*;
 
 use crate::lanes::{LANES, Lanes};
-use crate::leaves;
+use crate::leaves::{self, Leaves};
 use crate::simd::{Kernel, Simd};
 use crate::{BLOCK, TAPS};
 
@@ -112,9 +112,9 @@ pub type FirstPart<'a> = (&'a [f32], &'a [f32], Bordered);
 ///
 /// # Panics
 /// If a slice has not its shape's length.
-pub fn weight_gradient(simd: Simd, leaves: &[Vec<FirstPart<'_>>], out: &mut [f32]) {
+pub fn weight_gradient(simd: Simd, leaves: &Leaves<FirstPart<'_>>, out: &mut [f32]) {
     assert_eq!(out.len(), BLOCK * TAPS, "one block of outputs");
-    for (dy, x, from) in leaves.iter().flatten() {
+    for (dy, x, from) in leaves.parts.iter().flatten() {
         assert_eq!(x.len(), from.len(), "images have their shape's length");
         assert_eq!(dy.len(), from.side * from.side * from.images * BLOCK, "one block of outputs");
     }

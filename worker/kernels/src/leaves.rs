@@ -6,6 +6,7 @@
 //! leaf, never on what is computed beside it.
 
 use tally_exact::sum::Fold;
+use tally_exact::wire::WireDtype;
 
 use crate::lanes::Lanes;
 use crate::planes::Planes;
@@ -39,25 +40,36 @@ impl Part<'_> {
     }
 }
 
-/// Adds leaves' values along their tree, as [`tally_exact::sum`] does. There are `2^k` leaves; one without parts is empty,
-/// and skipped. `leaf(parts, into)` computes one into `len` floats of any content, and
-/// `take` gets the sum; zeros if all are empty.
+/// The leaves of a subtree, `2^k` from the left, by what they are computed from. One without parts is empty,
+/// and skipped.
+#[derive(Clone, Debug)]
+pub struct Leaves<T> {
+    /// The parts of each leaf.
+    pub parts: Vec<Vec<T>>,
+    /// What a node's value, a leaf's or a sum, is rounded to when it is whole.
+    pub rounding: WireDtype,
+}
+
+/// Adds leaves' values along their tree, as [`tally_exact::sum`] does. `leaf(parts, into)` computes one into
+/// `len` floats of any content, and `take` gets the sum; zeros if all are empty.
 pub fn sum<T>(
     simd: Simd,
-    leaves: &[Vec<T>],
+    leaves: &Leaves<T>,
     len: usize,
     mut leaf: impl FnMut(&[T], &mut [f32]),
     take: impl FnOnce(&[f32]),
 ) {
     let mut fold = Fold::default();
-    for parts in leaves {
+    for parts in &leaves.parts {
         let value = (!parts.is_empty()).then(|| {
             let mut buffer = scratch::take(len);
             leaf(parts, &mut buffer);
+            leaves.rounding.round(&mut buffer);
             buffer
         });
         fold.push(value, |mut left: Scratch, right| {
             simd.run(Add { left: &mut left, right: &right });
+            leaves.rounding.round(&mut left);
             left
         });
     }
@@ -91,11 +103,17 @@ mod tests {
     #[test]
     fn leaves_are_added_along_the_tree_and_empty_ones_skipped() {
         // 1e8 + 1 is 1e8 in float32, so the order shows: 1e8 + (1 − 1e8) but not (1e8 + 1) − 1e8.
-        let leaves = [vec![1e8f32], vec![], vec![1.0], vec![-1e8]];
-        let mut total = f32::NAN;
-        sum(Simd::widest(), &leaves, 1, |parts, into| into[0] = parts[0], |sum| total = sum[0]);
-        assert_eq!(total, 1e8f32 + (1.0 - 1e8));
-        sum(Simd::widest(), &[Vec::<f32>::new(), vec![]], 1, |_, _| (), |sum| total = sum[0]);
-        assert_eq!(total, 0.0);
+        let total = |parts: &[&[f32]], rounding| {
+            let leaves = Leaves { parts: parts.iter().map(|parts| parts.to_vec()).collect(), rounding };
+            let mut total = f32::NAN;
+            sum(Simd::widest(), &leaves, 1, |parts, into| into[0] = parts[0], |sum| total = sum[0]);
+            total
+        };
+        let [none, bf16] = [WireDtype::F32, WireDtype::Bf16];
+        assert_eq!(total(&[&[1e8], &[], &[1.0], &[-1e8]], none), 1e8f32 + (1.0 - 1e8));
+        assert_eq!(total(&[&[], &[]], none), 0.0);
+        // Eight bits: 257 is 256 (ties to even), 256 + 3 is 260, and 260 + 1 is 260 again.
+        assert_eq!(total(&[&[257.0]], bf16), 256.0);
+        assert_eq!(total(&[&[257.0], &[3.0], &[1.0], &[]], bf16), 260.0);
     }
 }

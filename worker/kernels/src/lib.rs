@@ -40,7 +40,7 @@ pub mod simd;
 pub mod tile;
 pub mod winograd;
 
-pub use leaves::Part;
+pub use leaves::{Leaves, Part};
 pub use planes::Planes;
 pub use simd::Simd;
 

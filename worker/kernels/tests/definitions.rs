@@ -4,11 +4,12 @@
 
 use proptest::prelude::*;
 use rayon::ThreadPoolBuilder;
+use tally_exact::wire::WireDtype;
 use tally_kernels::direct::{self, After};
 use tally_kernels::first::{self, Bordered};
 use tally_kernels::pack::{self, Natural};
 use tally_kernels::winograd::together::{self, Way};
-use tally_kernels::{BLOCK, Part, Planes, Simd, TAPS, pool, winograd};
+use tally_kernels::{BLOCK, Leaves, Part, Planes, Simd, TAPS, pool, winograd};
 
 /// Numbers in ±1 from a hash, a tenth of them zeros.
 fn numbers(seed: u64, len: usize) -> Vec<f32> {
@@ -188,7 +189,14 @@ impl Case {
         Part { dy: &self.dy, to: self.to, x: &self.x, from: self.from }
     }
 
-    fn by_weights(&self, method: Method, simd: Simd, leaves: &[Vec<Part<'_>>]) -> Vec<f32> {
+    fn by_weights(
+        &self,
+        method: Method,
+        simd: Simd,
+        parts: &[Vec<Part<'_>>],
+        rounding: WireDtype,
+    ) -> Vec<f32> {
+        let leaves = &Leaves { parts: parts.to_vec(), rounding };
         let mut dw = vec![f32::NAN; self.weights.len()];
         match method {
             Method::Direct => direct::weight_gradient(simd, leaves, self.padding, self.inputs(), &mut dw),
@@ -196,6 +204,11 @@ impl Case {
         }
         dw
     }
+}
+
+/// A leaf of one part.
+fn one<T>(part: T) -> Leaves<T> {
+    Leaves { parts: vec![vec![part]], rounding: WireDtype::F32 }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -248,7 +261,7 @@ proptest! {
             assert_close(&backward(After::Nothing), &dx, "by input");
             assert_close(&backward(After::ReluGradient(&of)), &masked, "by input with ReLU");
             let leaf = [vec![case.part()]];
-            assert_close(&on_every_path(|simd| case.by_weights(method, simd, &leaf)), &dw, "by weights");
+            assert_close(&on_every_path(|simd| case.by_weights(method, simd, &leaf, WireDtype::F32)), &dw, "by weights");
         }
         let masked: Vec<f64> =
             dx.iter().zip(&case.x).map(|(dx, of)| if *of == 0.0 { 0.0 } else { *dx }).collect();
@@ -288,15 +301,22 @@ proptest! {
             }
             let all: Vec<Vec<Part<'_>>> =
                 leaves.iter().map(|leaf| leaf.iter().map(Case::part).collect()).collect();
-            let at_once = on_every_path(|simd| whole.by_weights(method, simd, &all));
-            let alone = all.iter().map(|leaf| {
-                (!leaf.is_empty()).then(|| whole.by_weights(method, simd(), std::slice::from_ref(leaf)))
-            });
-            let sum = tally_exact::sum::along_tree(alone, |mut left, right| {
-                tally_exact::sum::add(&mut left, &right);
-                left
-            });
-            prop_assert!(bits(&sum.unwrap()) == bits(&at_once), "{method:?}");
+            for rounding in [WireDtype::F32, WireDtype::Bf16] {
+                let at_once = on_every_path(|simd| whole.by_weights(method, simd, &all, rounding));
+                let alone = all.iter().map(|leaf| {
+                    (!leaf.is_empty()).then(|| {
+                        let one = std::slice::from_ref(leaf);
+                        let mut alone = whole.by_weights(method, simd(), one, WireDtype::F32);
+                        rounding.round(&mut alone);
+                        alone
+                    })
+                });
+                let sum = tally_exact::sum::along_tree(alone, |mut left, right| {
+                    rounding.add(&mut left, &right);
+                    left
+                });
+                prop_assert!(bits(&sum.unwrap()) == bits(&at_once), "{method:?}, {rounding}");
+            }
         }
     }
 
@@ -335,7 +355,7 @@ proptest! {
         assert_close(&mine, &y, "forward");
         let mine = on_every_path(|simd| {
             let mut dw = vec![f32::NAN; BLOCK * TAPS];
-            first::weight_gradient(simd, &[vec![(dy.as_slice(), x.as_slice(), shape)]], &mut dw);
+            first::weight_gradient(simd, &one((dy.as_slice(), x.as_slice(), shape)), &mut dw);
             dw
         });
         assert_close(&mine, &dw, "by weights");
@@ -354,7 +374,7 @@ proptest! {
         }
         let mine = on_every_path(|simd| {
             let mut db = vec![f32::NAN; outputs];
-            direct::bias_gradient(simd, &[vec![Part { dy: &dy, to, x: &dy, from: to }]], &mut db);
+            direct::bias_gradient(simd, &one(Part { dy: &dy, to, x: &dy, from: to }), &mut db);
             db
         });
         assert_close(&mine, &exact, "by bias");
@@ -455,7 +475,7 @@ fn winograds_errors_are_of_the_direct_kernels_size() {
         let errors = METHODS.map(|method| {
             let forward = case.forward(method, simd(), false);
             let by_input = case.backward(method, simd(), After::Nothing);
-            let by_weights = case.by_weights(method, simd(), &[vec![case.part()]]);
+            let by_weights = case.by_weights(method, simd(), &[vec![case.part()]], WireDtype::F32);
             [error(&forward, &exact[0]), error(&by_input, &exact[1]), error(&by_weights, &exact[2])]
         });
         let masked: Vec<f64> =

@@ -27,6 +27,9 @@ pub enum BackendChoice {
     Cpu,
     /// An NVIDIA GPU.
     Cuda,
+    /// The way of a GPU with a CPU's arithmetic: slow, to try what is around a GPU where there is none.
+    #[value(hide = true)]
+    Rehearsal,
 }
 
 impl fmt::Display for BackendChoice {
@@ -35,6 +38,7 @@ impl fmt::Display for BackendChoice {
             Self::Auto => "auto",
             Self::Cpu => "cpu",
             Self::Cuda => "cuda",
+            Self::Rehearsal => "rehearsal",
         })
     }
 }
@@ -46,6 +50,7 @@ impl FromStr for BackendChoice {
             "auto" => Ok(Self::Auto),
             "cpu" => Ok(Self::Cpu),
             "cuda" => Ok(Self::Cuda),
+            "rehearsal" => Ok(Self::Rehearsal),
             _ => Err(format!("{text:?} is no backend; there are auto, cpu and cuda")),
         }
     }
@@ -92,10 +97,10 @@ pub fn build_in(
     device: usize,
     threads: usize,
 ) -> Result<Box<dyn Engine>, EngineError> {
-    let gpu = (device, precision);
+    let at = (backend, device, precision, threads);
     match model {
-        ModelSpec::Reference => build_network(Reference, loss, backend, gpu, || own_kernels(loss, threads)),
-        ModelSpec::Mlp => build_network(Mlp, loss, backend, gpu, || stock_kernels(Mlp, loss, threads)),
+        ModelSpec::Reference => build_network(Reference, loss, at, || own_kernels(loss, threads)),
+        ModelSpec::Mlp => build_network(Mlp, loss, at, || stock_kernels(Mlp, loss, threads)),
         ModelSpec::Synthetic(spec) => Ok(Box::new(SyntheticEngine::new(*spec))),
     }
 }
@@ -104,10 +109,12 @@ pub fn build_in(
 fn build_network<N: Network>(
     network: N,
     loss: LabelLoss,
-    backend: BackendChoice,
-    (device, precision): (usize, Precision),
+    (backend, device, precision, threads): (BackendChoice, usize, Precision, usize),
     cpu: impl FnOnce() -> Result<Box<dyn Engine>, EngineError>,
 ) -> Result<Box<dyn Engine>, EngineError> {
+    if backend == BackendChoice::Rehearsal {
+        return Ok(Box::new(BurnEngine::new(network, loss, rehearsal(precision, threads)?)?));
+    }
     if backend != BackendChoice::Cpu {
         match cuda::place(device, precision) {
             Ok(place) => return Ok(Box::new(BurnEngine::new(network, loss, place)?)),
@@ -138,24 +145,41 @@ fn stock_kernels<N: Network>(
     threads: usize,
 ) -> Result<Box<dyn Engine>, EngineError> {
     let (pool, words) = pool(threads)?;
-    let words = format!("CPU (burn-flex, {words})");
-    let (memory, precision) = (Memory::Host, Precision::F32);
-    let place =
-        Place::<Flex> { backend: "CPU", words, device: FlexDevice, memory, precision, pool: Some(pool) };
+    let place = Place::<Flex> {
+        backend: "CPU",
+        words: format!("CPU (burn-flex, {words})"),
+        kind: "burn-flex".into(),
+        device: FlexDevice,
+        memory: Memory::Host,
+        precision: Precision::F32,
+        pool: Some(pool),
+    };
     Ok(Box::new(BurnEngine::new(network, loss, place)?))
 }
 
-/// The reference network in the way that it is computed on a GPU, with a CPU's arithmetic: to try
-/// what is around it where there is no GPU.
-///
-/// # Errors
-/// As [`build`].
-pub fn rehearse(precision: Precision, loss: LabelLoss) -> Result<Box<dyn Engine>, EngineError> {
-    let (pool, words) = pool(0)?;
-    let words = format!("CPU (as a GPU, {words})");
-    let (device, memory) = (FlexDevice, Memory::Device);
-    let place = Place::<Flex> { backend: "CPU", words, device, memory, precision, pool: Some(pool) };
-    Ok(Box::new(BurnEngine::new(Reference, loss, place)?))
+/// A CPU as a GPU.
+fn rehearsal(precision: Precision, threads: usize) -> Result<Place<Flex>, EngineError> {
+    let (pool, words) = pool(threads)?;
+    Ok(Place {
+        backend: "CPU",
+        words: format!("CPU (as a GPU, {words})"),
+        kind: "rehearsal".into(),
+        device: FlexDevice,
+        memory: Memory::Device,
+        precision,
+        pool: Some(pool),
+    })
+}
+
+/// Over how many devices the workers of one process are spread: the GPUs there are, where they may
+/// be taken.
+#[must_use]
+pub fn devices(backend: BackendChoice) -> usize {
+    match backend {
+        #[cfg(feature = "cuda")]
+        BackendChoice::Auto | BackendChoice::Cuda => cuda::count().unwrap_or(1).max(1),
+        _ => 1,
+    }
 }
 
 /// Threads of an engine's own, and how many they are in words.

@@ -35,6 +35,7 @@ pub fn place(device: usize, precision: Precision) -> Result<Place<Gpu>, EngineEr
     let place = Place {
         backend: "CUDA",
         words: format!("{name} (CUDA device {device})"),
+        kind: name,
         device: CudaDevice::new(device),
         memory: Memory::Device,
         precision,

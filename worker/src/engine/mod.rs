@@ -22,8 +22,9 @@ use tally_data::Samples;
 use tally_exact::digest::Digest;
 use tally_exact::loss::LossParts;
 use tally_exact::manifest::Manifest;
-use tally_exact::sum::{self, Fold};
+use tally_exact::sum::Fold;
 use tally_exact::update::Update;
+use tally_exact::wire::WireDtype;
 use thiserror::Error;
 
 pub use answers::Answers;
@@ -54,6 +55,9 @@ pub trait Engine: Send {
 
     /// The device in words, for logs: `"CPU (burn-flex, 2 threads)"`.
     fn device(&self) -> String;
+
+    /// What decides the bits of a gradient: engines of one kind give equal ones (**SUM-1**).
+    fn kind(&self) -> String;
 
     /// Takes over a committed state and returns its digest.
     ///
@@ -98,9 +102,9 @@ pub trait Engine: Send {
     }
 
     /// The gradient of a subtree: its leaves' gradients, summed along their tree, with the
-    /// bits that [`gradient`](Self::gradient) of each leaf and [`sum`] would give. `leaves`
-    /// are the samples of `2^k` leaves from the left; empty ones are skipped. Returns the
-    /// losses' sums of each leaf. `out`, `scale` and `ready` are as in `gradient`.
+    /// bits that [`gradient`](Self::gradient) of each leaf and the additions of `rounding` would give, which
+    /// rounds the leaves' as well. `leaves` are the samples of `2^k` leaves from the left; empty ones are skipped.
+    /// Returns the losses' sums of each leaf. `out`, `scale` and `ready` are as in `gradient`.
     ///
     /// An engine may be quicker here than leaf by leaf: one that computes with small leaves
     /// at once reads its weights once, and adds up before it stores.
@@ -111,10 +115,11 @@ pub trait Engine: Send {
         &mut self,
         leaves: &[&Samples],
         scale: f32,
+        rounding: WireDtype,
         out: &mut [f32],
         ready: &mut dyn FnMut(&[f32]),
     ) -> Result<Vec<LossParts>, EngineError> {
-        leaf_by_leaf(self, leaves, scale, out, ready)
+        leaf_by_leaf(self, leaves, scale, rounding, out, ready)
     }
 
     /// Applies the update to the stretch of the replica that starts at element `first`,
@@ -147,6 +152,7 @@ fn leaf_by_leaf<E: Engine + ?Sized>(
     engine: &mut E,
     leaves: &[&Samples],
     scale: f32,
+    rounding: WireDtype,
     out: &mut [f32],
     ready: &mut dyn FnMut(&[f32]),
 ) -> Result<Vec<LossParts>, EngineError> {
@@ -159,10 +165,11 @@ fn leaf_by_leaf<E: Engine + ?Sized>(
         } else {
             let mut gradient = vec![0.0; out.len()];
             parts.push(engine.gradient(leaf, scale, &mut gradient, &mut |_| ())?);
+            rounding.round(&mut gradient);
             Some(gradient)
         };
         fold.push(value, |mut left: Vec<f32>, right| {
-            sum::add(&mut left, &right);
+            rounding.add(&mut left, &right);
             left
         });
     }

@@ -101,6 +101,10 @@ impl Engine for SyntheticEngine {
         &self.manifest
     }
 
+    fn kind(&self) -> String {
+        "synthetic".into()
+    }
+
     fn device(&self) -> String {
         format!("synthetic ({:?} a sample)", self.spec.per_sample)
     }

@@ -83,7 +83,7 @@ async fn take_part(
             return Err(ended);
         }
     };
-    let offer = convert::offer(engine.manifest(), engine.device());
+    let offer = convert::offer(engine.manifest(), engine.device(), engine.kind());
     let _ =
         control.send(WorkerMessage { stamp: Some(stamp), body: Some(worker_message::Body::Offer(offer)) });
 

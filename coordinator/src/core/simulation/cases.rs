@@ -234,6 +234,17 @@ fn an_audit_of_honest_workers_finds_nothing() {
     assert!(counts.audits.len() >= 7 && counts.audits.iter().all(|f| *f == Finding::Equal), "{counts:?}");
 }
 
+#[test]
+fn an_audit_compares_workers_of_one_kind() {
+    let audits = |kinds: &[&'static str]| {
+        let shape = Shape { audit_rate: 1.0, ..shape(kinds.len()) };
+        World::of_kinds(1, shape, kinds.to_vec()).ends_well().audits
+    };
+    assert!(audits(&["CPU", "GPU"]).is_empty(), "nobody can say who is right");
+    let some = audits(&["CPU", "GPU", "CPU"]);
+    assert!(!some.is_empty() && some.len() < audits(&["CPU", "CPU", "CPU"]).len(), "{some:?}");
+}
+
 // ---- REP-1 ----
 
 #[test]

@@ -18,7 +18,7 @@ use tally_exact::random::{Purpose, Stream};
 use tally_exact::tree::{Node, Tree};
 
 use super::deck::Deck;
-use super::events::{Action, Event, Finding, Note, Origin, Outcome};
+use super::events::{Action, Device, Event, Finding, Note, Origin, Outcome};
 use super::members::{Session, State};
 use super::recipe::{LrSchedule, Recipe};
 use super::recovery::Recorded;
@@ -82,6 +82,8 @@ struct World {
     now: Duration,
     next_session: Session,
     workers: Vec<Worker>,
+    /// What the first workers compute with.
+    kinds: Vec<&'static str>,
     disk: Disk,
     /// The referee's state.
     referee: (u64, Digest),
@@ -106,7 +108,13 @@ impl World {
     }
 
     fn with(seed: u64, shape: Shape) -> Self {
-        let workers = shape.workers;
+        let alike = vec![""; shape.workers];
+        Self::of_kinds(seed, shape, alike)
+    }
+
+    /// A world of workers of these kinds; later ones are as the first.
+    fn of_kinds(seed: u64, shape: Shape, kinds: Vec<&'static str>) -> Self {
+        let workers = kinds.len();
         let mut world = Self {
             deck: Deck::new(shape.schedule),
             core: Core::new(shape, 0, START, Recorded::default()),
@@ -114,6 +122,7 @@ impl World {
             now: Duration::ZERO,
             next_session: 1,
             workers: Vec::new(),
+            kinds,
             disk: Disk::default(),
             referee: (0, START),
             waiting: HashMap::new(),
@@ -153,7 +162,9 @@ impl World {
             }
         }
         let name = format!("w{at}");
-        self.feed(Event::Joined { session, name, device: String::new(), threads: 1, held });
+        let kind = self.kinds.get(at).unwrap_or(&self.kinds[0]).to_string();
+        let device = Device { words: String::new(), kind };
+        self.feed(Event::Joined { session, name, device, threads: 1, held });
     }
 
     fn worker_of(&mut self, session: Session) -> Option<&mut Worker> {

@@ -267,7 +267,7 @@ impl Driver {
             Note::Ready { session } => {
                 self.joined += 1;
                 if let Some(member) = self.parts.core.members().0.get(&session) {
-                    let (worker, device) = (member.name.clone(), member.device.clone());
+                    let (worker, device) = (member.name.clone(), member.device.words.clone());
                     self.parts.console.joined(&worker, &device, &self.parts.core);
                     self.record(&Line::Join { step, session, worker, device })?;
                 }

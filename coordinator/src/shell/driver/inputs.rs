@@ -127,7 +127,7 @@ impl Driver {
         self.events.push_back(Event::Lost { session, reason, polite: false });
     }
 
-    pub(super) fn offer(&mut self, session: Session, manifest: Result<Manifest, String>, device: String) {
+    pub(super) fn offer(&mut self, session: Session, manifest: Result<Manifest, String>, device: Device) {
         let Some(guest) = self.guests.get_mut(&session) else { return };
         let problem = match manifest {
             Ok(manifest) if manifest == self.parts.config.tensors => None,
@@ -166,7 +166,7 @@ impl Driver {
         let Hello { name, threads, capabilities, held } = hello;
         let time = capabilities.iter().any(|c| c == TIMELINE).then(|| WorkerTime::new(self.now()));
         self.peers.insert(session, Peer { control, bulk, reads_board, replica: false, time });
-        self.time_joined(session, &name, &device);
+        self.time_joined(session, &name, &device.words);
         self.events.push_back(Event::Joined { session, name, device, threads, held });
     }
 }

@@ -36,7 +36,7 @@ use super::outbox::{Bulk, Control};
 use super::referee::Referee;
 use super::service::{Hello, Input};
 use crate::console::Console;
-use crate::core::events::{Action, Committed, Event, Finding, Note, Outcome};
+use crate::core::events::{Action, Committed, Device, Event, Finding, Note, Outcome};
 use crate::core::members::{Member, Session};
 use crate::core::{Core, Phase};
 use crate::metrics::{self, workers::WorkerSeries};
@@ -68,7 +68,7 @@ struct Guest {
     hello: Hello,
     control: Control,
     bulk: Option<(Bulk, bool)>,
-    device: Option<String>,
+    device: Option<Device>,
 }
 
 /// A worker that takes part.

@@ -45,7 +45,7 @@ impl Driver {
         let workers = core.members().0.iter().map(|(&session, m)| v1::WorkerStatus {
             session,
             name: m.name.clone(),
-            device: m.device.clone(),
+            device: m.device.words.clone(),
             state: self.state_of(m).into(),
             threads: m.threads,
             step: m.confirmed.unwrap_or(0),

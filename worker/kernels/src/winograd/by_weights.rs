@@ -6,7 +6,7 @@ use super::tiles::{FromOutputs, Inputs, Rows, along, rows};
 use super::transform::{self, both_ways, tile_of};
 use super::{N, SPACED, SQUARE, transformed_len};
 use crate::lanes::{self, LANES, Lanes};
-use crate::leaves::{self, Part};
+use crate::leaves::{self, Leaves, Part};
 use crate::pack::{SUMS, TAP, Unpack};
 use crate::scratch::{self, Scratch};
 use crate::simd::{Kernel, Simd};
@@ -38,9 +38,15 @@ struct Job<'a> {
 ///
 /// # Panics
 /// If a slice has not its shape's length, or the shapes don't follow from each other.
-pub fn weight_gradient(simd: Simd, leaves: &[Vec<Part<'_>>], padding: usize, inputs: usize, out: &mut [f32]) {
+pub fn weight_gradient(
+    simd: Simd,
+    leaves: &Leaves<Part<'_>>,
+    padding: usize,
+    inputs: usize,
+    out: &mut [f32],
+) {
     assert!(inputs.is_multiple_of(BLOCK) && out.len().is_multiple_of(inputs * TAPS), "whole outputs");
-    for part in leaves.iter().flatten() {
+    for part in leaves.parts.iter().flatten() {
         part.check();
         assert_eq!(part.to.side + 2, part.from.side + 2 * padding, "the sides of a 3×3 convolution");
         assert_eq!(part.from.blocks * BLOCK, inputs, "as many inputs as weights");
@@ -49,7 +55,7 @@ pub fn weight_gradient(simd: Simd, leaves: &[Vec<Part<'_>>], padding: usize, inp
     // The inputs' tiles serve all outputs.
     let room = |part: &Part<'_>| scratch::take(whole(part).floats(part.from.blocks));
     let mut tiles: Vec<(Part<'_>, Scratch)> =
-        leaves.iter().flatten().map(|part| (*part, room(part))).collect();
+        leaves.parts.iter().flatten().map(|part| (*part, room(part))).collect();
     tiles.par_iter_mut().for_each(|(part, out)| {
         let (across, rows) = (along(part.to), whole(part));
         simd.run(Inputs { x: part.x, from: part.from, padding, across, lines: 0..across, rows, out });
@@ -75,6 +81,7 @@ pub fn weight_gradient(simd: Simd, leaves: &[Vec<Part<'_>>], padding: usize, inp
         };
         let mut rest = tiles.iter();
         let jobs: Vec<Vec<Job<'_>>> = leaves
+            .parts
             .iter()
             .map(|parts| {
                 let mine = rest.by_ref().take(parts.len());
@@ -86,6 +93,7 @@ pub fn weight_gradient(simd: Simd, leaves: &[Vec<Part<'_>>], padding: usize, inp
                 .collect()
             })
             .collect();
+        let jobs = Leaves { parts: jobs, rounding: leaves.rounding };
         let mut sums = scratch::take(transformed_len(together));
         for first in (0..inputs / BLOCK).step_by(together) {
             // Where the sums go is far from what was last written, row by row.

@@ -23,6 +23,7 @@ pub mod networks;
 mod pass;
 pub mod place;
 pub mod resident;
+pub mod sum;
 #[cfg(test)]
 mod tests;
 pub mod update;
@@ -37,6 +38,7 @@ use tally_exact::loss::LossParts;
 use tally_exact::manifest::Manifest;
 use tally_exact::sum::Fold;
 use tally_exact::update::Update;
+use tally_exact::wire::WireDtype;
 
 pub use convolution::ConvolutionBackend;
 pub use network::{Network, Outputs, Parameters};
@@ -46,6 +48,7 @@ pub use update::UpdateBackend;
 use self::inputs::Inputs;
 use self::pass::{Pass, outputs, read};
 use self::resident::Resident;
+use self::sum::{RoundingBackend, Sum};
 use super::{Answers, Engine, EngineError, LabelLoss, leaf_by_leaf, losses};
 
 /// How many samples are answered at once, so that a long list needs no more memory than
@@ -57,8 +60,8 @@ const PREDICT_AT_ONCE: usize = 64;
 const MOST_AHEAD: usize = 16;
 
 /// A backend that has what the engine needs beside Burn's own operations.
-pub trait BurnBackend: ConvolutionBackend + UpdateBackend {}
-impl<B: ConvolutionBackend + UpdateBackend> BurnBackend for B {}
+pub trait BurnBackend: ConvolutionBackend + UpdateBackend + RoundingBackend {}
+impl<B: ConvolutionBackend + UpdateBackend + RoundingBackend> BurnBackend for B {}
 
 /// A leaf on the device: its samples and the right answers.
 type Uploaded<B> = (Inputs<B>, Tensor<B, 2>);
@@ -72,6 +75,8 @@ pub struct BurnEngine<B: BurnBackend, N> {
     replica: Resident<B>,
     /// The committed parameters tensor by tensor; none since they last changed.
     parameters: Option<Parameters<B>>,
+    /// The device rounds as the wire wants it.
+    rounds: bool,
     /// Leaves that were uploaded ahead of their step, with their samples' ids.
     ahead: VecDeque<(Vec<u32>, Uploaded<B>)>,
     /// Why the device failed where that could not be said.
@@ -87,8 +92,12 @@ impl<B: BurnBackend, N: Network> BurnEngine<B, N> {
         let manifest = network.manifest();
         let zeros = || vec![0.0; manifest.len()];
         let (replica, _) = place.run(|device| Ok(Resident::load(zeros(), zeros(), device)))?;
+        let rounds = place.memory == Memory::Host || place.run(sum::rounds::<B>)?;
+        if !rounds {
+            tracing::info!("{} does not round to bf16 as the wire wants it: the host does", place.words);
+        }
         let ahead = VecDeque::new();
-        Ok(Self { network, loss, manifest, place, replica, parameters: None, ahead, failed: None })
+        Ok(Self { network, loss, manifest, place, replica, parameters: None, rounds, ahead, failed: None })
     }
 
     fn check(&mut self) -> Result<(), EngineError> {
@@ -114,6 +123,7 @@ impl<B: BurnBackend, N: Network> BurnEngine<B, N> {
         &mut self,
         leaves: &[&Samples],
         scale: f32,
+        rounding: WireDtype,
         out: &mut [f32],
         ready: &mut dyn FnMut(&[f32]),
     ) -> Result<Vec<LossParts>, EngineError> {
@@ -132,26 +142,23 @@ impl<B: BurnBackend, N: Network> BurnEngine<B, N> {
                     let (inputs, targets) = there.unwrap_or_else(|| inputs::with_targets(leaf, device));
                     let (answers, gradient) = pass.by_device(inputs, targets);
                     all.push(answers);
-                    gradient
+                    B::rounded(gradient, rounding)
                 });
-                fold.push(gradient, |left, right| left + right);
+                fold.push(gradient, |left, right| B::rounded(left + right, rounding));
             }
-            let Some(gradient) = fold.finish() else { return Ok(None) };
-            all.insert(0, gradient);
-            Tensor::cat(all, 0).try_into_data().map(Some).map_err(|error| error.to_string())
+            fold.finish().map(|gradient| Sum::read(gradient, all, rounding)).transpose()
         })?;
-        let values = read.as_ref().map_or(Ok(&[][..]), |data| data.as_slice::<f32>());
-        let values = values.map_err(|error| place.failed(format!("{error:?}")))?;
-        if values.is_empty() {
+        let Some(sum) = read else {
             out.fill(0.0);
             ready(out);
             return Ok(vec![LossParts::default(); leaves.len()]);
-        }
-        let (gradient, mut answers) = values.split_at(out.len());
+        };
+        let answers = sum.answers(out.len());
+        let mut answers = answers.map_err(|error| place.failed(format!("{error:?}")))?;
         // What is copied leaves while the rest is.
-        for first in (0..gradient.len()).step_by(CHUNK) {
-            let end = gradient.len().min(first + CHUNK);
-            out[first..end].copy_from_slice(&gradient[first..end]);
+        for first in (0..out.len()).step_by(CHUNK) {
+            let end = out.len().min(first + CHUNK);
+            sum.copy(first, &mut out[first..end]);
             ready(&out[..end]);
         }
         Ok(leaves
@@ -204,6 +211,11 @@ impl<B: BurnBackend, N: Network> Engine for BurnEngine<B, N> {
             Precision::F32 => self.place.words.clone(),
             Precision::Bf16 => format!("{}, bf16", self.place.words),
         }
+    }
+
+    fn kind(&self) -> String {
+        let Place { kind, precision, .. } = &self.place;
+        format!("{kind}, {precision}")
     }
 
     fn load(&mut self, parameters: Vec<f32>, momentum: Vec<f32>) -> Digest {
@@ -264,7 +276,7 @@ impl<B: BurnBackend, N: Network> Engine for BurnEngine<B, N> {
         match self.place.memory {
             Memory::Host => self.in_host(samples, scale, out, ready),
             Memory::Device => {
-                let losses = self.on_device(&[samples], scale, out, ready)?;
+                let losses = self.on_device(&[samples], scale, WireDtype::F32, out, ready)?;
                 Ok(losses.into_iter().next().unwrap_or_default())
             }
         }
@@ -278,14 +290,15 @@ impl<B: BurnBackend, N: Network> Engine for BurnEngine<B, N> {
         &mut self,
         leaves: &[&Samples],
         scale: f32,
+        rounding: WireDtype,
         out: &mut [f32],
         ready: &mut dyn FnMut(&[f32]),
     ) -> Result<Vec<LossParts>, EngineError> {
         assert_eq!(out.len(), self.manifest.len(), "a gradient has the manifest's length");
-        match self.place.memory {
-            Memory::Host => leaf_by_leaf(self, leaves, scale, out, ready),
-            Memory::Device => self.on_device(leaves, scale, out, ready),
+        if self.place.memory == Memory::Host || !(self.rounds || rounding == WireDtype::F32) {
+            return leaf_by_leaf(self, leaves, scale, rounding, out, ready);
         }
+        self.on_device(leaves, scale, rounding, out, ready)
     }
 
     fn apply(&mut self, update: Update, first: usize, gradient: &[f32]) -> Digest {

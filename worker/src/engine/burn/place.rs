@@ -56,6 +56,8 @@ pub struct Place<B: Backend> {
     pub backend: &'static str,
     /// The device in words, for logs.
     pub words: String,
+    /// What decides its bits: the model of a GPU.
+    pub kind: String,
     /// The device.
     pub device: B::Device,
     /// Where its tensors lie.

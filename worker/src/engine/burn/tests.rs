@@ -35,7 +35,8 @@ fn engine(model: ModelSpec, loss: LabelLoss, threads: usize) -> Box<dyn Engine> 
 
 fn place(memory: Memory, precision: Precision) -> Place<Flex> {
     let pool = Some(rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap());
-    Place { backend: "CPU", words: "CPU".into(), device: FlexDevice, memory, precision, pool }
+    let (words, kind) = ("CPU".into(), "CPU".into());
+    Place { backend: "CPU", words, kind, device: FlexDevice, memory, precision, pool }
 }
 
 /// A network as it is computed across a bus, which here is none.
@@ -242,14 +243,17 @@ fn sum_1_a_subtree_has_the_bits_of_its_leaves() {
     let leaves: Vec<&Samples> = leaves.iter().collect();
     let [mut one, mut two] = [(); 2].map(|()| vec![f32::NAN; engine.manifest().len()]);
     assert!(engine.sums_subtrees());
-    let mut prefixes = Vec::new();
-    let parts = engine.subtree(&leaves, 0.04, &mut one, &mut |done| prefixes.push(done.len())).unwrap();
-    let by_leaf = leaf_by_leaf(&mut engine, &leaves, 0.04, &mut two, &mut |_| ()).unwrap();
-    assert_eq!((parts.len(), parts), (4, by_leaf));
-    assert!(one.iter().zip(&two).all(|(a, b)| a.to_bits() == b.to_bits()));
-    assert!(prefixes.is_sorted() && prefixes.last() == Some(&one.len()), "{prefixes:?}");
-    assert!(engine.subtree(&[leaves[2]], 1.0, &mut one, &mut |_| ()).unwrap()[0] == LossParts::default());
-    assert!(one.iter().all(|g| g.to_bits() == 0));
+    for rounding in [WireDtype::F32, WireDtype::Bf16] {
+        let mut prefixes = Vec::new();
+        let mut ready = |done: &[f32]| prefixes.push(done.len());
+        let parts = engine.subtree(&leaves, 0.04, rounding, &mut one, &mut ready).unwrap();
+        let by_leaf = leaf_by_leaf(&mut engine, &leaves, 0.04, rounding, &mut two, &mut |_| ()).unwrap();
+        assert_eq!((parts.len(), parts), (4, by_leaf));
+        assert!(one.iter().zip(&two).all(|(a, b)| a.to_bits() == b.to_bits()), "{rounding}");
+        assert!(prefixes.is_sorted() && prefixes.last() == Some(&one.len()), "{prefixes:?}");
+        let none = engine.subtree(&[leaves[2]], 1.0, rounding, &mut one, &mut |_| ()).unwrap();
+        assert!(none[0] == LossParts::default() && one.iter().all(|g| g.to_bits() == 0));
+    }
 }
 
 #[test]

@@ -19,8 +19,8 @@ use tally_data::Samples;
 use tally_exact::digest::Digest;
 use tally_exact::loss::LossParts;
 use tally_exact::manifest::Manifest;
-use tally_exact::sum;
 use tally_exact::update::Update;
+use tally_exact::wire::WireDtype;
 
 use super::burn::Network;
 use super::burn::networks::Reference;
@@ -84,13 +84,14 @@ impl CpuEngine {
         &mut self,
         leaves: &[&Samples],
         scale: f32,
+        rounding: WireDtype,
         out: &mut [f32],
         ready: &mut dyn FnMut(&[f32]),
     ) -> Vec<LossParts> {
         let Self { loss, pool, weights, pass, replica, .. } = self;
         let parameters = replica.parameters();
         let outputs = pool.install(|| {
-            pass.load(leaves);
+            pass.load(leaves, rounding);
             pass.forward(weights, parameters)
         });
         let mut parts = Vec::with_capacity(leaves.len());
@@ -117,6 +118,11 @@ impl Engine for CpuEngine {
         self.words.clone()
     }
 
+    fn kind(&self) -> String {
+        // Any instructions, any number of threads.
+        "CPU".into()
+    }
+
     fn load(&mut self, parameters: Vec<f32>, momentum: Vec<f32>) -> Digest {
         assert_eq!(parameters.len(), self.manifest.len(), "a state has the manifest's length");
         self.packed = false;
@@ -138,7 +144,7 @@ impl Engine for CpuEngine {
         out: &mut [f32],
         ready: &mut dyn FnMut(&[f32]),
     ) -> Result<LossParts, EngineError> {
-        let parts = self.subtree(&[samples], scale, out, ready)?;
+        let parts = self.subtree(&[samples], scale, WireDtype::F32, out, ready)?;
         Ok(parts.into_iter().next().unwrap_or_default())
     }
 
@@ -150,6 +156,7 @@ impl Engine for CpuEngine {
         &mut self,
         leaves: &[&Samples],
         scale: f32,
+        rounding: WireDtype,
         out: &mut [f32],
         ready: &mut dyn FnMut(&[f32]),
     ) -> Result<Vec<LossParts>, EngineError> {
@@ -163,22 +170,22 @@ impl Engine for CpuEngine {
         self.pack();
         let (left, right) = leaves.split_at(leaves.len() / 2);
         if images <= AT_ONCE || left.is_empty() {
-            return Ok(self.at_once(leaves, scale, out, ready));
+            return Ok(self.at_once(leaves, scale, rounding, out, ready));
         }
         let empty = |half: &[&Samples]| half.iter().all(|leaf| leaf.is_empty());
         if empty(left) || empty(right) {
             // The full half alone; an empty one is not added as zeros.
             let (full, first) = if empty(left) { (right, left.len()) } else { (left, 0) };
             let mut parts = vec![LossParts::default(); leaves.len()];
-            let some = self.subtree(full, scale, out, ready)?;
+            let some = self.subtree(full, scale, rounding, out, ready)?;
             parts[first..first + some.len()].copy_from_slice(&some);
             return Ok(parts);
         }
         let mut of_left = self.spare.pop().unwrap_or_default();
         of_left.resize(out.len(), 0.0);
-        let mut parts = self.subtree(left, scale, &mut of_left, &mut |_| ())?;
-        parts.extend(self.subtree(right, scale, out, &mut |_| ())?);
-        sum::add_left(&of_left, out);
+        let mut parts = self.subtree(left, scale, rounding, &mut of_left, &mut |_| ())?;
+        parts.extend(self.subtree(right, scale, rounding, out, &mut |_| ())?);
+        rounding.add_left(&of_left, out);
         self.spare.push(of_left);
         ready(out);
         Ok(parts)

@@ -12,11 +12,12 @@ use rayon::ThreadPool;
 use rayon::prelude::*;
 use tally_data::Samples;
 use tally_data::samples::PIXELS;
+use tally_exact::wire::WireDtype;
 use tally_kernels::direct::After;
 use tally_kernels::first::{self, Bordered, FirstPart};
 use tally_kernels::leaves::{self, IMAGES};
 use tally_kernels::winograd::together::{self, Job, Way};
-use tally_kernels::{BLOCK, Part, Planes, Simd, direct, pool, winograd};
+use tally_kernels::{BLOCK, Leaves, Part, Planes, Simd, direct, pool, winograd};
 
 use super::heads::{Heads, LOGITS};
 use super::layers::{CONVOLUTIONS, Convolution, FIRST, Method, SIDE};
@@ -30,6 +31,8 @@ pub(super) struct Pass {
     batches: Vec<Batch>,
     /// The batches of each leaf. There may be more batches than these: spare ones.
     leaves: Vec<Range<usize>>,
+    /// What the gradients of these leaves, and their sums, are rounded to.
+    rounding: WireDtype,
 }
 
 /// A few images of a leaf, and everything that is computed of them.
@@ -59,11 +62,12 @@ fn room(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
 
 impl Pass {
     pub fn new(simd: Simd) -> Self {
-        Self { simd, batches: Vec::new(), leaves: Vec::new() }
+        Self { simd, batches: Vec::new(), leaves: Vec::new(), rounding: WireDtype::F32 }
     }
 
-    /// Takes the images of several leaves in.
-    pub fn load(&mut self, leaves: &[&Samples]) {
+    /// Takes the images of several leaves in, whose gradients are to be rounded.
+    pub fn load(&mut self, leaves: &[&Samples], rounding: WireDtype) {
+        self.rounding = rounding;
         self.take(leaves.iter().map(|leaf| (*leaf, 0..leaf.len())));
     }
 
@@ -90,9 +94,9 @@ impl Pass {
             .for_each(|(batch, (samples, images))| batch.take(samples, images));
     }
 
-    fn batches(&mut self) -> (&mut [Batch], &[Range<usize>]) {
+    fn batches(&mut self) -> (&mut [Batch], Tree<'_>) {
         let count = self.leaves.last().map_or(0, |last| last.end);
-        (&mut self.batches[..count], &self.leaves)
+        (&mut self.batches[..count], Tree { leaves: &self.leaves, rounding: self.rounding })
     }
 
     /// The network's outputs, [`OUTPUTS`] a sample, for the images taken in. `weights` are
@@ -123,7 +127,7 @@ impl Pass {
     }
 
     /// The gradient by all parameters into `out`, from that by the outputs of the forward
-    /// pass just made; `ready` is shown each prefix that is final.
+    /// pass just made, every node's rounded; `ready` is shown each prefix that is final.
     pub fn backward(
         &mut self,
         weights: &Weights,
@@ -134,7 +138,7 @@ impl Pass {
         ready: &mut dyn FnMut(&[f32]),
     ) {
         let simd = self.simd;
-        let (batches, leaves) = self.batches();
+        let (batches, tree) = self.batches();
         let [.., last] = &weights.convolutions;
         let end = last.spot.weight.start;
         threads.install(|| {
@@ -148,7 +152,7 @@ impl Pass {
                 into.fill(0.0);
                 batches.iter().for_each(|batch| batch.heads.add_gradients(simd, weights, into));
             };
-            leaves::sum(simd, &by_leaf(batches, leaves, |batch| batch), end, leaf, |sum| {
+            leaves::sum(simd, &tree.by_leaf(batches, |batch| batch), end, leaf, |sum| {
                 out[..end].copy_from_slice(sum);
             });
         });
@@ -157,7 +161,7 @@ impl Pass {
         for (index, (layer, weights)) in CONVOLUTIONS.iter().zip(&weights.convolutions).enumerate().rev() {
             let spot = &weights.spot;
             threads.install(|| {
-                let parts = by_leaf(batches, leaves, |batch| batch.part(index, layer));
+                let parts = tree.by_leaf(batches, |batch| batch.part(index, layer));
                 let by_weights = match layer.methods[2] {
                     Method::Direct => direct::weight_gradient,
                     Method::Winograd | Method::Together => winograd::weight_gradient,
@@ -181,22 +185,28 @@ impl Pass {
             });
         }
         threads.install(|| {
-            let parts = by_leaf(batches, leaves, Batch::first_part);
+            let parts = tree.by_leaf(batches, Batch::first_part);
             first::weight_gradient(simd, &parts, &mut out[weights.first.weight.clone()]);
-            let parts = by_leaf(batches, leaves, Batch::part_of_first_bias);
+            let parts = tree.by_leaf(batches, Batch::part_of_first_bias);
             direct::bias_gradient(simd, &parts, &mut out[weights.first.bias.clone()]);
         });
         ready(out);
     }
 }
 
-/// What `part` makes of each leaf's batches.
-fn by_leaf<'a, T>(
-    batches: &'a [Batch],
-    leaves: &[Range<usize>],
-    part: impl Fn(&'a Batch) -> T,
-) -> Vec<Vec<T>> {
-    leaves.iter().map(|leaf| batches[leaf.clone()].iter().map(&part).collect()).collect()
+/// How batches are summed.
+struct Tree<'a> {
+    /// The batches of each leaf.
+    leaves: &'a [Range<usize>],
+    rounding: WireDtype,
+}
+
+impl Tree<'_> {
+    /// What `part` makes of each leaf's batches.
+    fn by_leaf<'a, T>(&self, batches: &'a [Batch], part: impl Fn(&'a Batch) -> T) -> Leaves<T> {
+        let of = |leaf: &Range<usize>| batches[leaf.clone()].iter().map(&part).collect();
+        Leaves { parts: self.leaves.iter().map(of).collect(), rounding: self.rounding }
+    }
 }
 
 impl Batch {

@@ -46,7 +46,7 @@ fn sum_1_a_gradient_has_the_same_bits_on_every_path_and_for_any_threads() {
         for threads in [1, 2, 3] {
             let mut engine = engine(simd, threads);
             let mut out = vec![f32::NAN; engine.manifest().len()];
-            let losses = engine.subtree(&leaves, 0.5, &mut out, &mut |_| ()).unwrap();
+            let losses = engine.subtree(&leaves, 0.5, WireDtype::F32, &mut out, &mut |_| ()).unwrap();
             let result = (digest_of(&out), losses);
             assert_eq!(first.get_or_insert_with(|| result.clone()), &result, "{simd}, {threads} threads");
         }
@@ -75,7 +75,10 @@ fn rep_1_a_run_ends_in_the_same_state_on_every_path() {
 /// where there are too many images for one go, leaves of more than a batch, and empty ones.
 #[test]
 fn sum_1_a_subtree_has_the_bits_of_its_leaves() {
-    for sizes in [[3, 1, 0, 5], [0, 0, 0, 2], [100, 40, 0, 17], [0, 0, 120, 30], [0; 4]] {
+    let of_f32 = [[3, 1, 0, 5], [0, 0, 0, 2], [100, 40, 0, 17], [0, 0, 120, 30], [0; 4]];
+    let of_bf16 = [[3, 1, 0, 5], [0, 2, 0, 0], [80, 40, 0, 30]];
+    let cases = of_f32.map(|sizes| (sizes, WireDtype::F32)).into_iter();
+    for (sizes, rounding) in cases.chain(of_bf16.map(|sizes| (sizes, WireDtype::Bf16))) {
         let mut engine = engine(Simd::widest(), 2);
         let mut first = 0;
         let leaves = sizes.map(|size| {
@@ -84,19 +87,21 @@ fn sum_1_a_subtree_has_the_bits_of_its_leaves() {
         });
         let leaves: Vec<&Samples> = leaves.iter().collect();
         let mut out = vec![f32::NAN; engine.manifest().len()];
-        let parts = engine.subtree(&leaves, 0.25, &mut out, &mut |_| ()).unwrap();
+        let parts = engine.subtree(&leaves, 0.25, rounding, &mut out, &mut |_| ()).unwrap();
         let alone: Vec<(LossParts, Vec<f32>)> = leaves
             .iter()
             .map(|leaf| {
                 let mut out = vec![f32::NAN; out.len()];
-                (engine.gradient(leaf, 0.25, &mut out, &mut |_| ()).unwrap(), out)
+                let losses = engine.gradient(leaf, 0.25, &mut out, &mut |_| ()).unwrap();
+                rounding.round(&mut out);
+                (losses, out)
             })
             .collect();
         assert_eq!(parts, alone.iter().map(|(losses, _)| *losses).collect::<Vec<_>>(), "{sizes:?}");
         let gradients =
             alone.into_iter().zip(&leaves).map(|((_, out), leaf)| (!leaf.is_empty()).then_some(out));
-        let sum = sum::along_tree(gradients, |mut left, right| {
-            sum::add(&mut left, &right);
+        let sum = tally_exact::sum::along_tree(gradients, |mut left, right| {
+            rounding.add(&mut left, &right);
             left
         });
         assert_eq!(digest_of(&sum.unwrap_or_else(|| vec![0.0; out.len()])), digest_of(&out), "{sizes:?}");

@@ -72,8 +72,7 @@ impl Compute {
         self.began_at.get_or_insert(from);
         let leaves = full.len() as u32;
         let work = Work { step, attempt, node, scale: 1.0 / samples as f32, full };
-        // An engine that adds up itself does not round between.
-        let summed = if self.engine.sums_subtrees() && self.travel.dtype == WireDtype::F32 {
+        let summed = if self.engine.sums_subtrees() {
             Some(self.at_once(tree, &work, audit)?)
         } else {
             self.leaf_by_leaf(inbox, tree, &work, audit)?
@@ -113,7 +112,7 @@ impl Compute {
         let mut stream = Stream::new(&self.items, &self.pool, &self.travel, work, audit);
         let elements = out.len();
         let mut ready = |prefix: &[f32]| stream.send(prefix, elements, &[]);
-        let losses = self.engine.subtree(&leaves, work.scale, &mut out, &mut ready);
+        let losses = self.engine.subtree(&leaves, work.scale, self.travel.dtype, &mut out, &mut ready);
         let losses = losses.map_err(|e| Failure(e.to_string()))?;
         let (bad, audit) = (stream.bad, stream.audit);
         self.buffers.push(out);

@@ -7,11 +7,12 @@
 use std::borrow::Cow;
 
 use rayon::prelude::*;
+use tally_exact::wire::WireDtype;
 use tally_kernels::direct::{self, After, WEIGHT_BLOCK};
 use tally_kernels::leaves::IMAGES;
 use tally_kernels::pack::{self, Natural};
 use tally_kernels::winograd::together::{self, Job, Way};
-use tally_kernels::{BLOCK, Part, Planes, Simd, TAPS, nchw, winograd};
+use tally_kernels::{BLOCK, Leaves, Part, Planes, Simd, TAPS, nchw, winograd};
 
 use super::Activation;
 
@@ -161,7 +162,7 @@ impl Layer {
 
     /// The gradient by the weights.
     pub fn by_weights(&self, simd: Simd, by_sums: &[Vec<f32>], saved: &Saved) -> Vec<f32> {
-        let leaf = [self.parts(by_sums, saved)];
+        let leaf = self.leaf(by_sums, saved);
         let inputs = self.whole_inputs();
         let by_weights = match self.methods()[2] {
             Method::Direct => direct::weight_gradient,
@@ -179,12 +180,12 @@ impl Layer {
     /// The gradient by the biases.
     pub fn by_bias(&self, simd: Simd, by_sums: &[Vec<f32>], saved: &Saved) -> Vec<f32> {
         let mut out = vec![0.0; self.outputs];
-        direct::bias_gradient(simd, &[self.parts(by_sums, saved)], &mut out);
+        direct::bias_gradient(simd, &self.leaf(by_sums, saved), &mut out);
         out
     }
 
     /// What the gradients by weights and biases are summed from: one leaf's batches.
-    fn parts<'a>(&self, by_sums: &'a [Vec<f32>], saved: &'a Saved) -> Vec<Part<'a>> {
+    fn leaf<'a>(&self, by_sums: &'a [Vec<f32>], saved: &'a Saved) -> Leaves<Part<'a>> {
         let operands = by_sums.iter().zip(&saved.inputs).zip(self.batches());
         let part = |((dy, x), images): ((&'a Vec<f32>, &'a Vec<f32>), usize)| Part {
             dy,
@@ -192,7 +193,7 @@ impl Layer {
             x,
             from: self.from(images),
         };
-        operands.map(part).collect()
+        Leaves { parts: vec![operands.map(part).collect()], rounding: WireDtype::F32 }
     }
 
     /// The weights with zeros for the channels that fill the last block up.
