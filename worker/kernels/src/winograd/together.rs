@@ -23,7 +23,7 @@ use crate::tile::{Finish, Segment, Start, Tile};
 /// The most rows (tiles times images) that are multiplied with weights just transformed; a single
 /// batch may have more.
 const ROWS: usize = 128;
-/// Blocks of a result that a task computes, and blocks that are added at a time: what belongs to so
+/// Blocks of a result that a task computes, and blocks that are added at a time, at most: what belongs to so
 /// many fits the second cache.
 const BLOCKS: usize = 2;
 
@@ -34,6 +34,16 @@ pub enum Way {
     Forward,
     /// The gradient by its input, from that by its output.
     ByInput,
+}
+
+impl Way {
+    /// As [`BLOCKS`]. By input, two blocks of a result lie side by side in a row of the weights; forward, nothing does.
+    fn blocks(self) -> usize {
+        match self {
+            Self::Forward => 1,
+            Self::ByInput => BLOCKS,
+        }
+    }
 }
 
 /// A batch of images, and its result.
@@ -63,13 +73,13 @@ pub fn convolve(simd: Simd, way: Way, jobs: Vec<Job<'_>>, weights: Natural<'_>, 
     let layer = Layer { simd, way, weights, padding };
     let mut groups: Vec<Group<'_>> = Vec::new();
     // For each task, its blocks of every batch.
-    let mut outs: Vec<Vec<&mut [f32]>> = (0..blocks.1.div_ceil(BLOCKS)).map(|_| Vec::new()).collect();
+    let mut outs: Vec<Vec<&mut [f32]>> = (0..blocks.1.div_ceil(way.blocks())).map(|_| Vec::new()).collect();
     for Job { x, from, after, out, to } in jobs {
         let by_input = way == Way::ByInput;
         assert!(!by_input || !matches!(after, After::Bias(_) | After::BiasRelu(_)), "a gradient has no bias");
         after.check(x, from, if by_input { 2 - padding } else { padding }, out, to);
         assert_eq!((from.blocks, to.blocks), blocks, "as many channels as weights");
-        for (task, out) in out.chunks_mut(BLOCKS * to.block()).enumerate() {
+        for (task, out) in out.chunks_mut(way.blocks() * to.block()).enumerate() {
             outs[task].push(out);
         }
         let source = Source { x, from, after, to, rows: rows(if by_input { from } else { to }) };
@@ -82,8 +92,8 @@ pub fn convolve(simd: Simd, way: Way, jobs: Vec<Job<'_>>, weights: Natural<'_>, 
     let mut tiles: Vec<Scratch> = groups.iter().map(room).collect();
     groups.par_iter().zip(&mut tiles).for_each(|(group, tiles)| layer.transform(group, tiles));
     outs.into_par_iter().enumerate().for_each(|(task, outs)| {
-        let first = task * BLOCKS;
-        layer.results(&groups, &tiles, blocks.0, first..blocks.1.min(first + BLOCKS), outs);
+        let first = task * way.blocks();
+        layer.results(&groups, &tiles, blocks.0, first..blocks.1.min(first + way.blocks()), outs);
     });
 }
 
@@ -164,12 +174,12 @@ impl Layer<'_> {
         for (group, tiles) in groups.iter().zip(tiles) {
             let rows = group.whole();
             let mut products = scratch::take(blocks.len() * rows.floats(1));
-            for first in (0..depth).step_by(BLOCKS) {
-                let added = BLOCKS.min(depth - first);
+            for first in (0..depth).step_by(way.blocks()) {
+                let added = way.blocks().min(depth - first);
                 let squares = weights.chunks_exact_mut(transformed_len(1));
                 for (place, to) in squares.enumerate().take(blocks.len() * added) {
                     let (to_block, from_block) = (blocks.start + place / added, first + place % added);
-                    self.prefetch(to_block, from_block + BLOCKS, depth);
+                    self.prefetch(to_block, from_block + way.blocks(), depth);
                     self.transform_weights(to_block, from_block, to);
                 }
                 simd.run(Multiply {
