@@ -94,9 +94,9 @@ pub fn run_with(
 pub fn train_local(workers: usize, options: &[&str]) -> RunDir {
     let run = RunDir::new();
     let workers = workers.to_string();
-    let cluster =
-        ["--local", "--backend", "cpu", "--threads", "1", "--workers", &workers, "--run-dir", run.arg()];
-    Coordinator::start([&cluster[..], options].concat()).succeed();
+    let cluster = ["--local", "--workers", &workers, "--run-dir", run.arg()];
+    let defaults = [("--backend", "cpu"), ("--threads", "1")];
+    Coordinator::start(with_defaults([&cluster[..], options].concat(), &defaults)).succeed();
     run
 }
 

@@ -42,6 +42,7 @@ impl Interpret for First {
                 assert!(hello.capabilities.iter().any(|c| c == BF16), "today's worker can do more");
                 (hello.build, hello.capabilities) = ("0.0.1".into(), Vec::new());
             }
+            Body::Offer(offer) => offer.kind.clear(),
             Body::Committed(committed) => committed.spans.clear(),
             Body::Answers(answers) => answers.spans.clear(),
             Body::Clock(_) => return self.unknown(),

@@ -93,6 +93,20 @@ fn sum_1_the_reference_network_has_the_same_bits_for_any_workers() {
         [(train_local, 1), (train_apart, 2), (train_local, 3), (train_apart, 4)];
     let options = ["--model", "reference", "--batch-size", "5", "--shards", "4", "--epochs", "1"];
     clusters_agree(&clusters, 20, &[&options[..], &["--train-limit", "100", "--test-limit", "8"]].concat());
+    // Rounded, by an engine that adds a subtree up itself.
+    let rounded = ["--train-limit", "20", "--test-limit", "8", "--wire-dtype", "bf16"];
+    clusters_agree(&clusters, 4, &[&options[..], &rounded].concat());
+}
+
+/// As GPUs do it, whose leaves are added up on the device.
+#[test]
+fn sum_1_workers_that_compute_as_gpus_have_the_same_bits_for_any_number_of_them() {
+    let options = ["--model", "mlp", "--epochs", "1", "--train-limit", "320", "--test-limit", "30"];
+    let clusters: [(Train, usize); 3] = [(train_local, 1), (train_local, 2), (train_local, 3)];
+    for wire in ["f32", "bf16"] {
+        let way = ["--backend", "rehearsal", "--wire-dtype", wire];
+        clusters_agree(&clusters, 5, &[&options[..], &way].concat());
+    }
 }
 
 /// Other seeds give other bits; else the tests above would prove nothing.

@@ -3,7 +3,7 @@
 //!
 //! A contribution is taken as it is, and the step waits with its commit for the second
 //! opinion. Where two differ, a third decides, if there is one; the one that is alone is sent
-//! away. With only two workers the step is computed again, by both: an accident does not
+//! away. With only two the step is computed again, by both: an accident does not
 //! repeat. Only workers of one kind are compared: a GPU's bits are not a CPU's.
 
 use std::time::Duration;
@@ -84,8 +84,14 @@ impl Core {
         if disputed.is_none() && (chance >> 32) as f64 / f64::from(u32::MAX) >= self.shape.audit_rate {
             return;
         }
-        let shares: Vec<(Session, Node)> =
-            dealt.iter().flat_map(|(session, nodes)| nodes.iter().map(|n| (*session, *n))).collect();
+        let ready = self.members.ready();
+        let kind = |session: &Session| self.members.0.get(session).map(|member| &member.device.kind);
+        let has_peer = |owner: &Session| ready.iter().any(|s| s != owner && kind(s) == kind(owner));
+        let shares: Vec<(Session, Node)> = dealt
+            .iter()
+            .filter(|(session, _)| has_peer(session))
+            .flat_map(|(session, nodes)| nodes.iter().map(|n| (*session, *n)))
+            .collect();
         let Some(&any) = shares.get((chance as u32) as usize % shares.len().max(1)) else { return };
         let (owner, node) = shares.iter().copied().find(|(_, n)| Some(*n) == disputed).unwrap_or(any);
         let Some(flight) = &mut self.flight else { return };

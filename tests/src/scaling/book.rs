@@ -158,7 +158,7 @@ fn rack() -> Panel {
                 computing: Computing {
                     sample,
                     subtree: 0.0,
-                    at_once: wire_dtype == WireDtype::F32,
+                    at_once: true,
                     first_chunk: FIRST_CHUNK,
                     uses_core: true,
                     element: 0.0,

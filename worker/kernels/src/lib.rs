@@ -21,7 +21,7 @@
 //! of a weight gradient need no packing.
 //!
 //! # Unsafe code
-//! Stands in three files: [`lanes`] and [`simd`] call what a token proves to be there, and
+//! Stands in three files: [`lanes`] and [`simd`] call what a token proves to be there (and a prefetch, which touches nothing), and
 //! [`tile`] moves pointers through slices that its safe face has checked.
 
 #![deny(unsafe_code)]

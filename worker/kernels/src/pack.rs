@@ -34,6 +34,7 @@ impl<'a> Natural<'a> {
     /// The weights from a block of inputs to output `o` and all that follow; none if there is no such
     /// output.
     fn from(self, o: usize, input: usize) -> &'a [f32] {
+        debug_assert!(input < self.inputs / BLOCK, "there is such a block");
         self.weights.get((o * self.inputs + input * BLOCK) * TAPS..).unwrap_or_default()
     }
 
@@ -76,7 +77,7 @@ impl<'a> Natural<'a> {
         padded
     }
 
-    /// Has the cache fetch a block of weights that will be packed soon. Rows lie far from each other, so
+    /// Has the cache fetch a block of weights that will be read soon. Rows lie far from each other, so
     /// that the processor does not foresee them.
     pub(crate) fn prefetch(self, output: usize, input: usize) {
         for o in 0..BLOCK {

@@ -9,7 +9,7 @@
 //! | --- | --- | --- | --- | --- |
 //! | forward | (pixel, image) | activations, a row each | valid taps × channels | packed weights |
 //! | data gradient | the same with the output's gradient and flipped, transposed weights | | | |
-//! | weight gradient | output channels | output's gradient, a column each | runs of pixels | activations |
+//! | weight gradient | input channels | activations, a column each | runs of pixels | output's gradient |
 //!
 //! Row `r`, step `k` of a segment is `a[start + r·A_ROW + k·A_STEP]`.
 

@@ -452,6 +452,36 @@ fn show(errors: &[f64]) -> String {
 
 /// How far the kernels stray from double for the reference network's deep layers, relative to
 /// the results' root mean square: Winograd's at most five times as far as the direct ones.
+/// A layer of many pixels, whose gradient by the weights goes leaf by leaf over all blocks of inputs.
+#[test]
+fn sum_1_a_layer_that_is_not_deep_is_its_definition_and_has_the_bits_of_its_leaves() {
+    let cases = [1, 2, 3].map(|seed| Case::new(2 * BLOCK, 40, 13, 1, 14, seed));
+    let [[_, _, mut exact], rest @ ..] = cases.each_ref().map(Case::naive);
+    for [_, _, dw] in rest {
+        exact.iter_mut().zip(dw).for_each(|(sum, dw)| *sum += dw);
+    }
+    let leaves: Vec<Vec<Part<'_>>> = cases.iter().map(|case| vec![case.part()]).chain([vec![]]).collect();
+    for rounding in [WireDtype::F32, WireDtype::Bf16] {
+        let by_weights = |leaves: &[Vec<Part<'_>>], rounding| {
+            on_every_path(|simd| cases[0].by_weights(Method::Winograd, simd, leaves, rounding))
+        };
+        let at_once = by_weights(&leaves, rounding);
+        let alone = leaves[..3].iter().map(|leaf| {
+            let mut alone = by_weights(std::slice::from_ref(leaf), WireDtype::F32);
+            rounding.round(&mut alone);
+            Some(alone)
+        });
+        let sum = tally_exact::sum::along_tree(alone.chain([None]), |mut left, right| {
+            rounding.add(&mut left, &right);
+            left
+        });
+        assert!(bits(&sum.unwrap()) == bits(&at_once), "{rounding}");
+        if rounding == WireDtype::F32 {
+            assert_close(&at_once, &exact, "by weights");
+        }
+    }
+}
+
 #[test]
 fn winograds_errors_are_of_the_direct_kernels_size() {
     for (inputs, outputs, side, padding) in [

@@ -27,7 +27,7 @@ pub enum BackendChoice {
     Cpu,
     /// An NVIDIA GPU.
     Cuda,
-    /// The way of a GPU with a CPU's arithmetic: slow, to try what is around a GPU where there is none.
+    /// The way of a GPU with a CPU's arithmetic, to try what is around a GPU where there is none.
     #[value(hide = true)]
     Rehearsal,
 }
@@ -148,7 +148,7 @@ fn stock_kernels<N: Network>(
     let place = Place::<Flex> {
         backend: "CPU",
         words: format!("CPU (burn-flex, {words})"),
-        kind: "burn-flex".into(),
+        kind: format!("burn-flex, {}", Simd::widest()),
         device: FlexDevice,
         memory: Memory::Host,
         precision: Precision::F32,
@@ -163,7 +163,7 @@ fn rehearsal(precision: Precision, threads: usize) -> Result<Place<Flex>, Engine
     Ok(Place {
         backend: "CPU",
         words: format!("CPU (as a GPU, {words})"),
-        kind: "rehearsal".into(),
+        kind: format!("rehearsal, {}", Simd::widest()),
         device: FlexDevice,
         memory: Memory::Device,
         precision,

@@ -96,14 +96,14 @@ pub trait Engine: Send {
         ready: &mut dyn FnMut(&[f32]),
     ) -> Result<LossParts, EngineError>;
 
-    /// Whether [`subtree`](Self::subtree) is quicker than leaf by leaf.
-    fn sums_subtrees(&self) -> bool {
+    /// Whether [`subtree`](Self::subtree) with this rounding is quicker than leaf by leaf.
+    fn sums_subtrees(&self, _rounding: WireDtype) -> bool {
         false
     }
 
-    /// The gradient of a subtree: its leaves' gradients, summed along their tree, with the
-    /// bits that [`gradient`](Self::gradient) of each leaf and the additions of `rounding` would give, which
-    /// rounds the leaves' as well. `leaves` are the samples of `2^k` leaves from the left; empty ones are skipped.
+    /// The gradient of a subtree: its leaves' gradients, summed along their tree, each leaf's and each sum
+    /// rounded, with the bits that [`gradient`](Self::gradient), [`WireDtype::round`] and
+    /// [`WireDtype::add`] would give. `leaves` are the samples of `2^k` leaves from the left; empty ones are skipped.
     /// Returns the losses' sums of each leaf. `out`, `scale` and `ready` are as in `gradient`.
     ///
     /// An engine may be quicker here than leaf by leaf: one that computes with small leaves

@@ -152,7 +152,7 @@ impl PlanOptions {
             computing: Computing {
                 sample,
                 subtree: 0.0,
-                at_once: own && wire_dtype == WireDtype::F32,
+                at_once: own,
                 first_chunk: if synthetic { 0.0 } else { FIRST_CHUNK },
                 uses_core: !synthetic,
                 element: 0.0,

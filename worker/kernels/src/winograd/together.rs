@@ -170,7 +170,7 @@ impl Layer<'_> {
     ) {
         let &Self { simd, way, padding, .. } = self;
         let mut outs = outs.into_iter();
-        let mut weights = scratch::take(transformed_len(BLOCKS * BLOCKS));
+        let mut weights = scratch::take(transformed_len(way.blocks() * way.blocks()));
         for (group, tiles) in groups.iter().zip(tiles) {
             let rows = group.whole();
             let mut products = scratch::take(blocks.len() * rows.floats(1));

@@ -28,6 +28,7 @@ pub mod sum;
 mod tests;
 pub mod update;
 
+use std::cell::OnceCell;
 use std::collections::VecDeque;
 
 use burn::tensor::Tensor;
@@ -75,8 +76,8 @@ pub struct BurnEngine<B: BurnBackend, N> {
     replica: Resident<B>,
     /// The committed parameters tensor by tensor; none since they last changed.
     parameters: Option<Parameters<B>>,
-    /// The device rounds as the wire wants it.
-    rounds: bool,
+    /// Whether the device rounds as the wire wants it, once that was asked.
+    rounds: OnceCell<bool>,
     /// Leaves that were uploaded ahead of their step, with their samples' ids.
     ahead: VecDeque<(Vec<u32>, Uploaded<B>)>,
     /// Why the device failed where that could not be said.
@@ -92,12 +93,21 @@ impl<B: BurnBackend, N: Network> BurnEngine<B, N> {
         let manifest = network.manifest();
         let zeros = || vec![0.0; manifest.len()];
         let (replica, _) = place.run(|device| Ok(Resident::load(zeros(), zeros(), device)))?;
-        let rounds = place.memory == Memory::Host || place.run(sum::rounds::<B>)?;
-        if !rounds {
-            tracing::info!("{} does not round to bf16 as the wire wants it: the host does", place.words);
-        }
-        let ahead = VecDeque::new();
+        let (ahead, rounds) = (VecDeque::new(), OnceCell::new());
         Ok(Self { network, loss, manifest, place, replica, parameters: None, rounds, ahead, failed: None })
+    }
+
+    fn rounds(&self) -> bool {
+        *self.rounds.get_or_init(|| {
+            let rounds = self.place.run(sum::rounds::<B>);
+            if !matches!(rounds, Ok(true)) {
+                let words = &self.place.words;
+                tracing::info!(
+                    "{words} does not round to bf16 as the wire wants it: the host does ({rounds:?})"
+                );
+            }
+            rounds.unwrap_or(false)
+        })
     }
 
     fn check(&mut self) -> Result<(), EngineError> {
@@ -282,8 +292,8 @@ impl<B: BurnBackend, N: Network> Engine for BurnEngine<B, N> {
         }
     }
 
-    fn sums_subtrees(&self) -> bool {
-        self.place.memory == Memory::Device
+    fn sums_subtrees(&self, rounding: WireDtype) -> bool {
+        self.place.memory == Memory::Device && (rounding == WireDtype::F32 || self.rounds())
     }
 
     fn subtree(
@@ -295,10 +305,10 @@ impl<B: BurnBackend, N: Network> Engine for BurnEngine<B, N> {
         ready: &mut dyn FnMut(&[f32]),
     ) -> Result<Vec<LossParts>, EngineError> {
         assert_eq!(out.len(), self.manifest.len(), "a gradient has the manifest's length");
-        if self.place.memory == Memory::Host || !(self.rounds || rounding == WireDtype::F32) {
-            return leaf_by_leaf(self, leaves, scale, rounding, out, ready);
+        if self.sums_subtrees(rounding) {
+            return self.on_device(leaves, scale, rounding, out, ready);
         }
-        self.on_device(leaves, scale, rounding, out, ready)
+        leaf_by_leaf(self, leaves, scale, rounding, out, ready)
     }
 
     fn apply(&mut self, update: Update, first: usize, gradient: &[f32]) -> Digest {

@@ -49,12 +49,13 @@ fn is_right<B: Backend>(
     round: impl FnOnce(Tensor<B, 1>) -> Tensor<B, 1>,
     device: &B::Device,
 ) -> Result<bool, String> {
-    let bits = (0..4096u32).map(|i| i.wrapping_mul(2_654_435_761) & 0xBFFF_FFFF);
+    let bits = (0..4096u32).map(|i| i.wrapping_mul(2_654_435_761));
     let bits = bits.flat_map(|bits| {
         let tie = bits & 0xFFFF_0000 | 0x8000;
         [bits, tie, tie - 1, tie + 1]
     });
-    let mut values: Vec<f32> = bits.map(f32::from_bits).collect();
+    let finite = bits.map(f32::from_bits).filter(|value| value.is_finite());
+    let mut values: Vec<f32> = finite.chain([0.0, -0.0, f32::MAX, f32::MIN]).collect();
     let there = Tensor::<B, 1>::from_data(TensorData::new(values.clone(), [values.len()]), device);
     let rounded = round(there).try_into_data().map_err(|error| error.to_string())?;
     let rounded = rounded.as_slice::<f32>().map_err(|error| format!("{error:?}"))?;

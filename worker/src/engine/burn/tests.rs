@@ -242,8 +242,8 @@ fn sum_1_a_subtree_has_the_bits_of_its_leaves() {
     let leaves = [samples(0..8), samples(8..16), samples([]), samples(16..23)];
     let leaves: Vec<&Samples> = leaves.iter().collect();
     let [mut one, mut two] = [(); 2].map(|()| vec![f32::NAN; engine.manifest().len()]);
-    assert!(engine.sums_subtrees());
     for rounding in [WireDtype::F32, WireDtype::Bf16] {
+        assert!(engine.sums_subtrees(rounding));
         let mut prefixes = Vec::new();
         let mut ready = |done: &[f32]| prefixes.push(done.len());
         let parts = engine.subtree(&leaves, 0.04, rounding, &mut one, &mut ready).unwrap();

@@ -148,7 +148,7 @@ impl Engine for CpuEngine {
         Ok(parts.into_iter().next().unwrap_or_default())
     }
 
-    fn sums_subtrees(&self) -> bool {
+    fn sums_subtrees(&self, _: WireDtype) -> bool {
         true
     }
 

@@ -72,7 +72,7 @@ impl Compute {
         self.began_at.get_or_insert(from);
         let leaves = full.len() as u32;
         let work = Work { step, attempt, node, scale: 1.0 / samples as f32, full };
-        let summed = if self.engine.sums_subtrees() {
+        let summed = if self.engine.sums_subtrees(self.travel.dtype) {
             Some(self.at_once(tree, &work, audit)?)
         } else {
             self.leaf_by_leaf(inbox, tree, &work, audit)?
@@ -255,6 +255,7 @@ impl<'a> Stream<'a> {
             }
             let last = &prefix[range.clone()];
             let dtype = self.travel.dtype;
+            // What an engine has summed is rounded already, which rounding again leaves as it is.
             let sum = (!pending.is_empty() || dtype != WireDtype::F32).then(|| {
                 let mut sum = self.copy(last);
                 dtype.round(&mut sum);
