@@ -13,7 +13,7 @@ use tally_exact::{chunks, init};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::access::credentials::Credentials;
 use crate::access::health::Health;
@@ -295,7 +295,8 @@ async fn train(options: &TrainOptions) -> anyhow::Result<ExitCode> {
     tokio::spawn(credentials.keep_up());
     tokio::spawn(health.clone().ready_with(inputs.clone()));
     tokio::spawn(exporter.keep_up(run_dir));
-    let stopper = tokio::spawn(stop_on_signal(signals, inputs.clone(), health.clone()));
+    let asked = Arc::new(Notify::new());
+    tokio::spawn(stop_on_signal(signals, inputs.clone(), health.clone(), asked.clone()));
     tokio::spawn(tick(inputs.clone()));
 
     let mut locals = Vec::new();
@@ -321,8 +322,7 @@ async fn train(options: &TrainOptions) -> anyhow::Result<ExitCode> {
     conclude(&outcome, &summary, &run_path)?;
     if options.linger && outcome == Outcome::Done {
         Console::new().note(&format!("serving http://{web_address} until a signal comes"));
-        stopper.abort();
-        a_signal().await?;
+        asked.notified().await;
     }
     let _ = stop_web.send(());
     Ok(if options.supervised && outcome == Outcome::Stopped {
@@ -330,16 +330,6 @@ async fn train(options: &TrainOptions) -> anyhow::Result<ExitCode> {
     } else {
         ExitCode::SUCCESS
     })
-}
-
-/// Waits until the process is asked to end.
-async fn a_signal() -> std::io::Result<()> {
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-    }
-    Ok(())
 }
 
 /// What pages are shown, with what the journal tells of earlier starts.
@@ -436,26 +426,30 @@ async fn tick(inputs: mpsc::Sender<Input>) {
     }
 }
 
-/// The first interrupt stops the run after the step in flight, the second at once.
+/// The first interrupt stops the run after the step in flight, or the lingering after it, and is told to
+/// `asked`; the second ends the process at once.
 async fn stop_on_signal(
     signals: std::io::Result<(Signal, Signal)>,
     inputs: mpsc::Sender<Input>,
     health: Health,
+    asked: Arc<Notify>,
 ) {
     let Ok((mut interrupt, mut terminate)) = signals else {
         return tracing::warn!("cannot listen for signals; Ctrl-C ends the process at once");
     };
-    let mut asked = false;
+    let mut first = true;
     loop {
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
         }
-        health.stopping().await;
-        if asked || inputs.send(Input::Stop).await.is_err() {
+        if !std::mem::take(&mut first) {
             std::process::exit(130);
         }
-        asked = true;
+        asked.notify_one();
+        health.stopping().await;
+        // A run that is over has nobody left to stop.
+        let _ = inputs.send(Input::Stop).await;
     }
 }
 
