@@ -1,7 +1,7 @@
 //! `G g Gᵀ`: weights into transformed blocks, straight from where the network has them.
 //!
 //! A block goes from 32 channels to 32 channels; transformed, it lies as `[position][32][32]`, with
-//! [`SPACE`](super::tiles::SPACE) between positions.
+//! some space between positions.
 
 use rayon::prelude::*;
 
