@@ -85,8 +85,8 @@ impl Core {
             return;
         }
         let ready = self.members.ready();
-        let kind = |session: &Session| self.members.0.get(session).map(|member| &member.device.kind);
-        let has_peer = |owner: &Session| ready.iter().any(|s| s != owner && kind(s) == kind(owner));
+        let has_peer =
+            |owner: &Session| ready.iter().any(|s| s != owner && self.members.are_alike(*s, *owner));
         let shares: Vec<(Session, Node)> = dealt
             .iter()
             .filter(|(session, _)| has_peer(session))
@@ -110,10 +110,10 @@ impl Core {
         let asked = |session: &Session| {
             *session == audit.owner || audit.checkers.iter().any(|(checker, _)| checker == session)
         };
-        let kind = |session: &Session| self.members.0.get(session).map(|member| &member.device.kind);
-        let can =
-            |session: &Session| kind(session) == kind(&audit.owner) && Some(*session) != self.non_finite;
-        let free = self.members.ready().into_iter().filter(|s| !asked(s) && can(s));
+        let can = |session: Session| {
+            self.members.are_alike(session, audit.owner) && Some(session) != self.non_finite
+        };
+        let free = self.members.ready().into_iter().filter(|s| !asked(s) && can(*s));
         let Some(checker) = free.min_by_key(|s| self.members.0[s].due) else { return false };
         audit.checkers.push((checker, None));
         let node = audit.node;

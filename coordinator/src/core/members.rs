@@ -96,6 +96,13 @@ impl Member {
 pub struct Members(pub BTreeMap<Session, Member>);
 
 impl Members {
+    /// Whether two compute with devices of one kind, so that their bits can be compared.
+    #[must_use]
+    pub fn are_alike(&self, a: Session, b: Session) -> bool {
+        let kind = |session| self.0.get(&session).map(|member| &member.device.kind);
+        kind(a) == kind(b)
+    }
+
     /// The sessions that can be given work.
     #[must_use]
     pub fn ready(&self) -> Vec<Session> {

@@ -240,13 +240,7 @@ pub fn weight_gradient(
     inputs: usize,
     out: &mut [f32],
 ) {
-    assert!(inputs.is_multiple_of(BLOCK) && out.len().is_multiple_of(inputs * TAPS), "whole outputs");
-    for part in leaves.parts.iter().flatten() {
-        part.check();
-        assert_eq!(part.to.side + 2, part.from.side + 2 * padding, "the sides of a 3×3 convolution");
-        assert_eq!(part.from.blocks * BLOCK, inputs, "as many inputs as weights");
-        assert!(out.len() <= part.to.blocks * BLOCK * inputs * TAPS, "no more outputs than there are");
-    }
+    leaves.check(padding, inputs, out);
     let runs = |part: &Part<'_>| from_fn(|tap| Run::new(tap, part, padding));
     let parts: Vec<Vec<(Part<'_>, [Run; TAPS])>> =
         leaves.parts.iter().map(|parts| parts.iter().map(|part| (*part, runs(part))).collect()).collect();

@@ -12,6 +12,7 @@ use crate::lanes::Lanes;
 use crate::planes::Planes;
 use crate::scratch::{self, Scratch};
 use crate::simd::{Kernel, Simd};
+use crate::{BLOCK, TAPS};
 
 /// The most images of a part: what of them a layer touches then fits the second cache. It
 /// decides the order of sums, so it is the same on every machine.
@@ -48,6 +49,22 @@ pub struct Leaves<T> {
     pub parts: Vec<Vec<T>>,
     /// What a node's value, a leaf's or a sum, is rounded to when it is whole.
     pub rounding: WireDtype,
+}
+
+impl Leaves<Part<'_>> {
+    /// Checks what the gradient by a 3×3 convolution's weights is taken from, into `out`.
+    ///
+    /// # Panics
+    /// If a slice has not its shape's length, or the shapes don't follow from each other.
+    pub(crate) fn check(&self, padding: usize, inputs: usize, out: &[f32]) {
+        assert!(inputs.is_multiple_of(BLOCK) && out.len().is_multiple_of(inputs * TAPS), "whole outputs");
+        for part in self.parts.iter().flatten() {
+            part.check();
+            assert_eq!(part.to.side + 2, part.from.side + 2 * padding, "the sides of a 3×3 convolution");
+            assert_eq!(part.from.blocks * BLOCK, inputs, "as many inputs as weights");
+            assert!(out.len() <= part.to.blocks * BLOCK * inputs * TAPS, "no more outputs than there are");
+        }
+    }
 }
 
 /// Adds leaves' values along their tree, as [`tally_exact::sum`] does. `leaf(parts, into)` computes one into

@@ -49,7 +49,7 @@ pub use update::UpdateBackend;
 use self::inputs::Inputs;
 use self::pass::{Pass, outputs, read};
 use self::resident::Resident;
-use self::sum::{RoundingBackend, Sum};
+use self::sum::{RoundingBackend, Sum, rounded};
 use super::{Answers, Engine, EngineError, LabelLoss, leaf_by_leaf, losses};
 
 /// How many samples are answered at once, so that a long list needs no more memory than
@@ -152,9 +152,9 @@ impl<B: BurnBackend, N: Network> BurnEngine<B, N> {
                     let (inputs, targets) = there.unwrap_or_else(|| inputs::with_targets(leaf, device));
                     let (answers, gradient) = pass.by_device(inputs, targets);
                     all.push(answers);
-                    B::rounded(gradient, rounding)
+                    rounded(gradient, rounding)
                 });
-                fold.push(gradient, |left, right| B::rounded(left + right, rounding));
+                fold.push(gradient, |left, right| rounded(left + right, rounding));
             }
             fold.finish().map(|gradient| Sum::read(gradient, all, rounding)).transpose()
         })?;

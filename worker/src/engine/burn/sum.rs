@@ -5,14 +5,19 @@ use burn::tensor::{DataError, FloatDType, Tensor, TensorData};
 use burn_flex::Flex;
 use tally_exact::wire::WireDtype;
 
-/// A backend that can round a node's value as [`WireDtype::round`] does.
+/// A node's value as [`WireDtype::round`] would have it, without leaving the device.
+pub(super) fn rounded<B: RoundingBackend>(values: Tensor<B, 1>, dtype: WireDtype) -> Tensor<B, 1> {
+    match dtype {
+        WireDtype::F32 => values,
+        WireDtype::Bf16 => B::round_to_bf16(values),
+    }
+}
+
+/// A backend that can round to bfloat16's numbers.
 pub trait RoundingBackend: Backend {
     /// The values, rounded, in float32.
-    fn rounded(values: Tensor<Self, 1>, dtype: WireDtype) -> Tensor<Self, 1> {
-        match dtype {
-            WireDtype::F32 => values,
-            WireDtype::Bf16 => by_cast(values),
-        }
+    fn round_to_bf16(values: Tensor<Self, 1>) -> Tensor<Self, 1> {
+        by_cast(values)
     }
 }
 
@@ -22,11 +27,11 @@ fn by_cast<B: Backend>(values: Tensor<B, 1>) -> Tensor<B, 1> {
 
 impl RoundingBackend for Flex {
     // Its cast goes by way of float64 and loses the last bits there, which decide near ties.
-    fn rounded(values: Tensor<Self, 1>, dtype: WireDtype) -> Tensor<Self, 1> {
+    fn round_to_bf16(values: Tensor<Self, 1>) -> Tensor<Self, 1> {
         let (device, shape) = (values.device(), values.shape());
         match values.into_data().into_vec::<f32>() {
             Ok(mut values) => {
-                dtype.round(&mut values);
+                WireDtype::Bf16.round(&mut values);
                 Tensor::from_data(TensorData::new(values, shape), &device)
             }
             Err(_) => unreachable!("a gradient is float32"),
@@ -42,7 +47,7 @@ impl RoundingBackend for super::super::cuda::Gpu {}
 /// # Errors
 /// In words, if the device does not give its answer.
 pub(super) fn rounds<B: RoundingBackend>(device: &B::Device) -> Result<bool, String> {
-    is_right::<B>(|values| B::rounded(values, WireDtype::Bf16), device)
+    is_right(B::round_to_bf16, device)
 }
 
 fn is_right<B: Backend>(
@@ -73,7 +78,7 @@ pub(super) struct Sum {
 }
 
 impl Sum {
-    /// Waits for a [rounded](RoundingBackend::rounded) sum and brings it over: float32 in one transfer with the answers,
+    /// Waits for a [`rounded`] sum and brings it over: float32 in one transfer with the answers,
     /// bfloat16 in half the bytes and the answers, a few kilobytes, after it.
     ///
     /// # Errors
