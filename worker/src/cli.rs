@@ -51,7 +51,7 @@ pub struct DeviceOptions {
     pub device: usize,
 
     /// What a GPU computes the network in; parameters, gradients and their sums are float32 in any case
-    #[arg(long, value_enum, default_value_t = Precision::F32, help_heading = "Device")]
+    #[arg(long, value_enum, default_value_t = Precision::default(), help_heading = "Device")]
     pub precision: Precision,
 
     /// Threads to compute with on a CPU [default: one for each core]

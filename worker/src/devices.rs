@@ -82,9 +82,9 @@ impl Devices {
     fn numbers(&self) -> anyhow::Result<Vec<usize>> {
         match self {
             Self::These(numbers) => Ok(numbers.clone()),
-            #[cfg(feature = "cuda")]
-            Self::All => Ok((0..crate::engine::cuda::count()?).collect()),
-            #[cfg(not(feature = "cuda"))]
+            #[cfg(feature = "cuda-kernels")]
+            Self::All => Ok((0..crate::engine::gpu::look::count()?).collect()),
+            #[cfg(not(feature = "cuda-kernels"))]
             Self::All => anyhow::bail!(
                 "the CUDA backend is not in this binary, so that it can't count devices: build it with \
                  `--features cuda`, or name the devices, as in --devices 0,1"

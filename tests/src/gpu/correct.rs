@@ -11,7 +11,7 @@ use tally_worker::engine::burn::Precision;
 use tally_worker::engine::{Engine, LabelLoss};
 
 use super::golden::{GOLDEN, losses_by_name, numbers, samples, settle, weights};
-use super::{Options, Target};
+use super::Options;
 
 /// How far a device is from PyTorch's double precision, with either label loss.
 #[derive(Clone, Debug, Serialize)]
@@ -31,11 +31,11 @@ pub struct Golden {
 /// What rounding may cost. float32 alone costs some 1e-7 an answer and 1e-6 a norm. TF32 keeps 11
 /// bits of a factor (2⁻¹¹ = 5e-4), bf16 eight (2⁻⁸ = 4e-3); sums of many are nearer, but a
 /// ReLU that opens or shuts by it moves a norm by more.
-fn tolerance(target: Target, precision: Precision) -> [f64; 3] {
-    match (target, precision) {
-        (_, Precision::Bf16) => [2e-2, 2e-2, 1e-1],
-        (Target::Cuda, Precision::F32) => [2e-3, 2e-3, 1e-2],
-        (_, Precision::F32) => [1e-6, 1e-6, 1e-5],
+fn tolerance(precision: Precision) -> [f64; 3] {
+    match precision {
+        Precision::F32 => [1e-6, 1e-6, 1e-5],
+        Precision::Tf32 => [2e-3, 2e-3, 1e-2],
+        Precision::Bf16 => [2e-2, 2e-2, 1e-1],
     }
 }
 
@@ -44,7 +44,7 @@ fn tolerance(target: Target, precision: Precision) -> [f64; 3] {
 /// # Errors
 /// If the device fails, or is farther off than its rounding may cost.
 pub fn golden(options: &Options, precision: Precision) -> anyhow::Result<Golden> {
-    let tolerance = tolerance(options.backend, precision);
+    let tolerance = tolerance(precision);
     let mut worst = [0f64; 3];
     let mut keep = |at: usize, error: f64| {
         worst[at] = if error > worst[at] || error.is_nan() { error } else { worst[at] }

@@ -12,7 +12,6 @@ mod golden;
 pub mod report;
 pub mod speed;
 
-use std::fmt;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -23,27 +22,6 @@ use tally_worker::engine::{Engine, EngineError, LabelLoss, ModelSpec};
 
 use self::report::Report;
 
-/// What is checked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Target {
-    /// An NVIDIA GPU
-    Cuda,
-    /// The CPU, with Tally's kernels
-    Cpu,
-    /// The GPU's way of computing with the CPU's arithmetic, to try this program without a GPU
-    Rehearsal,
-}
-
-impl fmt::Display for Target {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Cuda => "cuda",
-            Self::Cpu => "cpu",
-            Self::Rehearsal => "rehearsal",
-        })
-    }
-}
-
 /// Check and measure a device: golden values, determinism, step times, the all-reduce, memory.
 ///
 /// Prints a table, and as the last line one JSON object. Exits with 0 if all is as it must be, 1 if something
@@ -53,14 +31,14 @@ impl fmt::Display for Target {
 #[command(name = "gpu-check", version, max_term_width = 100)]
 pub struct Options {
     /// What to check
-    #[arg(long, value_enum, default_value_t = Target::Cuda)]
-    pub backend: Target,
+    #[arg(long, value_enum, default_value_t = BackendChoice::Cuda)]
+    pub backend: BackendChoice,
 
     /// Which CUDA device, from 0
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub device: usize,
 
-    /// What to compute in, each in turn [default: f32,bf16 on a GPU, else f32]
+    /// What to compute in, each in turn [default: f32,tf32,bf16 on a GPU, else f32]
     #[arg(long, value_delimiter = ',', value_name = "PRECISIONS")]
     pub precisions: Vec<Precision>,
 
@@ -97,11 +75,33 @@ impl Options {
     /// The precisions that are checked.
     #[must_use]
     pub fn precisions(&self) -> Vec<Precision> {
-        match (self.precisions.is_empty(), self.backend) {
-            (false, _) => self.precisions.clone(),
-            (true, Target::Cuda) => vec![Precision::F32, Precision::Bf16],
-            (true, _) => vec![Precision::F32],
+        match (self.precisions.as_slice(), self.is_gpu()) {
+            ([], true) => Precision::value_variants().to_vec(),
+            ([], false) => vec![Precision::F32],
+            (some, _) => some.to_vec(),
         }
+    }
+
+    /// Whether it is an NVIDIA GPU.
+    #[must_use]
+    pub fn is_gpu(&self) -> bool {
+        matches!(self.backend, BackendChoice::Cuda | BackendChoice::CudaBurn)
+    }
+
+    /// Whose kernels compute.
+    #[must_use]
+    pub fn kernels(&self) -> &'static str {
+        match self.backend {
+            BackendChoice::CudaBurn | BackendChoice::Rehearsal => "burn",
+            _ => "tally",
+        }
+    }
+
+    /// The same with Burn's kernels, if they are in this program and have this precision.
+    #[must_use]
+    pub fn with_burn(&self, precision: Precision) -> Option<Self> {
+        let there = cfg!(feature = "cuda") && self.backend == BackendChoice::Cuda && precision != Precision::F32;
+        there.then(|| Self { backend: BackendChoice::CudaBurn, ..self.clone() })
     }
 
     /// An engine for the reference network on the device.
@@ -109,11 +109,7 @@ impl Options {
     /// # Errors
     /// Why it can't be had.
     pub fn engine(&self, precision: Precision, loss: LabelLoss) -> Result<Box<dyn Engine>, EngineError> {
-        let backend = match self.backend {
-            Target::Cuda => BackendChoice::Cuda,
-            Target::Cpu => BackendChoice::Cpu,
-            Target::Rehearsal => BackendChoice::Rehearsal,
-        };
+        let backend = self.backend;
         backend::build_in(precision, &ModelSpec::Reference, loss, backend, self.device, 0)
     }
 }
@@ -122,7 +118,8 @@ impl Options {
 #[allow(clippy::print_stdout, clippy::print_stderr)]
 #[must_use]
 pub fn run(options: &Options) -> ExitCode {
-    let device = match options.engine(Precision::F32, LabelLoss::default()) {
+    let first = options.precisions()[0];
+    let device = match options.engine(first, LabelLoss::default()) {
         Ok(engine) => engine.device(),
         Err(error) => {
             eprintln!("error: {error}");
@@ -140,8 +137,13 @@ pub fn run(options: &Options) -> ExitCode {
         for &batch in &options.batches {
             eprintln!("{device}, {precision}: steps of {batch}");
             report.note(precision, "step times", speed::steps(options, precision, batch), |r| &mut r.steps);
-            for peer in speed::peers(options, precision) {
-                report.note(precision, "PyTorch", speed::pytorch(options, peer, batch), |r| &mut r.pytorch);
+            if let Some(burn) = options.with_burn(precision) {
+                let steps = speed::steps(&burn, precision, batch);
+                report.note(precision, "step times of Burn's kernels", steps, |r| &mut r.steps);
+            }
+            if let Some(script) = &options.peer {
+                let steps = speed::pytorch(options, script, precision, batch);
+                report.note(precision, "PyTorch", steps, |r| &mut r.pytorch);
             }
         }
         for &workers in &options.workers {

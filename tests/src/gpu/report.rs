@@ -92,7 +92,8 @@ impl fmt::Display for Report {
         }
         writeln!(
             f,
-            "\n{:9} {:>6} {:>9} {:>9} {:>9} {:>9} {:>9} {:>10} {:>8} {:>8} {:>8}   a step of one worker, ms",
+            "\n{:9} {:5} {:>6} {:>9} {:>9} {:>9} {:>9} {:>9} {:>10} {:>8} {:>8} {:>8}   a step of one worker, ms",
+            "",
             "",
             "batch",
             "step",
@@ -110,8 +111,9 @@ impl fmt::Display for Report {
                 .map(|p| self.peer(p, s.batch).map_or("-".into(), |ms| format!("{ms:.2}")));
             writeln!(
                 f,
-                "{:9} {:>6} {:>9.2} {:>9.2} {:>9.2} {:>9.2} {:>9.0} {:>10.0} {:>8} {:>8} {:>8}",
+                "{:9} {:5} {:>6} {:>9.2} {:>9.2} {:>9.2} {:>9.2} {:>9.0} {:>10.0} {:>8} {:>8} {:>8}",
                 s.precision,
+                s.kernels,
                 s.batch,
                 s.step_ms,
                 s.gradient_ms,

@@ -1,5 +1,6 @@
 //! How long a step takes on a device, here and in PyTorch.
 
+use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
@@ -11,7 +12,7 @@ use tally_worker::engine::burn::Precision;
 
 use super::correct::{apply, ready};
 use super::golden::samples;
-use super::{Options, Target};
+use super::Options;
 use crate::statistics::median;
 
 /// Steps before those that are timed: kernels are compiled and chosen in the first.
@@ -20,6 +21,8 @@ const UNTIMED: usize = 5;
 /// A step of one worker, without a network between.
 #[derive(Clone, Debug, Serialize)]
 pub struct Steps {
+    /// With whose kernels: "tally" or "burn".
+    pub kernels: &'static str,
     /// In what it was computed.
     pub precision: String,
     /// Samples, in one leaf.
@@ -63,7 +66,8 @@ pub fn steps(options: &Options, precision: Precision, batch: usize) -> anyhow::R
     let precision = precision.to_string();
     let images_per_second = batch as f64 / step_ms * 1e3;
     let update_ms = step_ms - gradient_ms;
-    Ok(Steps { precision, batch, step_ms, gradient_ms, update_ms, least_ms, first_ms, images_per_second })
+    let kernels = options.kernels();
+    Ok(Steps { kernels, precision, batch, step_ms, gradient_ms, update_ms, least_ms, first_ms, images_per_second })
 }
 
 /// The same in PyTorch.
@@ -77,24 +81,17 @@ pub struct Pytorch {
     pub step_ms: f64,
 }
 
-/// What PyTorch's step is timed in beside this precision.
-#[must_use]
-pub fn peers(options: &Options, precision: Precision) -> Vec<&'static str> {
-    match (&options.peer, options.backend, precision) {
-        (None, _, _) => Vec::new(),
-        (_, Target::Cuda, Precision::F32) => vec!["fp32", "tf32"],
-        (_, _, Precision::Bf16) => vec!["bf16"],
-        _ => vec!["fp32"],
-    }
-}
-
-/// Runs the script.
+/// Runs the script, in the same precision.
 ///
 /// # Errors
 /// If that fails.
-pub fn pytorch(options: &Options, precision: &'static str, batch: usize) -> anyhow::Result<Pytorch> {
-    let script = options.peer.as_ref().context("no script was named")?;
-    let device = if options.backend == Target::Cuda { "cuda" } else { "cpu" };
+pub fn pytorch(options: &Options, script: &Path, precision: Precision, batch: usize) -> anyhow::Result<Pytorch> {
+    let precision = match precision {
+        Precision::F32 => "fp32",
+        Precision::Tf32 => "tf32",
+        Precision::Bf16 => "bf16",
+    };
+    let device = if options.is_gpu() { "cuda" } else { "cpu" };
     let mut command = Command::new(&options.python);
     command.arg(script).args(["step", "--device", device, "--precision", precision]);
     command.args(["--batch", &batch.to_string(), "--steps", &options.steps.to_string()]);

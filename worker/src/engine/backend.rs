@@ -9,10 +9,12 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 use tally_exact::manifest::Manifest;
 
 use super::burn::networks::{Mlp, Reference};
-use super::burn::{BurnEngine, Memory, Network, Place, Precision};
+use super::burn::{BurnBackend, BurnEngine, Memory, Network, Place, Precision};
 use super::cpu::CpuEngine;
 #[cfg(feature = "cuda")]
 use super::cuda;
+#[cfg(feature = "cuda-kernels")]
+use super::gpu;
 use super::synthetic::{self, SyntheticEngine};
 use super::{Engine, EngineError, LabelLoss, ModelSpec};
 use tally_kernels::Simd;
@@ -27,6 +29,9 @@ pub enum BackendChoice {
     Cpu,
     /// An NVIDIA GPU.
     Cuda,
+    /// An NVIDIA GPU with Burn's kernels even where Tally has its own, to compare them.
+    #[value(hide = true)]
+    CudaBurn,
     /// The way of a GPU with a CPU's arithmetic, to try what is around a GPU where there is none.
     #[value(hide = true)]
     Rehearsal,
@@ -38,6 +43,7 @@ impl fmt::Display for BackendChoice {
             Self::Auto => "auto",
             Self::Cpu => "cpu",
             Self::Cuda => "cuda",
+            Self::CudaBurn => "cuda-burn",
             Self::Rehearsal => "rehearsal",
         })
     }
@@ -50,6 +56,7 @@ impl FromStr for BackendChoice {
             "auto" => Ok(Self::Auto),
             "cpu" => Ok(Self::Cpu),
             "cuda" => Ok(Self::Cuda),
+            "cuda-burn" => Ok(Self::CudaBurn),
             "rehearsal" => Ok(Self::Rehearsal),
             _ => Err(format!("{text:?} is no backend; there are auto, cpu and cuda")),
         }
@@ -70,7 +77,7 @@ pub fn manifest(model: &ModelSpec) -> Manifest {
 ///
 /// `device` is the GPU's number, `threads` the CPU's number of threads, where 0 means as
 /// many as there are; each matters to its own backend alone, and neither to the synthetic
-/// model. The precision is float32's; [`build_in`] takes another.
+/// model. The precision is the default one; [`build_in`] takes another.
 ///
 /// # Errors
 /// [`EngineError::Unavailable`] says what the backend asked for lacks, and
@@ -82,7 +89,7 @@ pub fn build(
     device: usize,
     threads: usize,
 ) -> Result<Box<dyn Engine>, EngineError> {
-    build_in(Precision::F32, model, loss, backend, device, threads)
+    build_in(Precision::default(), model, loss, backend, device, threads)
 }
 
 /// The same in another precision, which is a GPU's to have.
@@ -97,38 +104,110 @@ pub fn build_in(
     device: usize,
     threads: usize,
 ) -> Result<Box<dyn Engine>, EngineError> {
-    let at = (backend, device, precision, threads);
-    match model {
-        ModelSpec::Reference => build_network(Reference, loss, at, || own_kernels(loss, threads)),
-        ModelSpec::Mlp => build_network(Mlp, loss, at, || stock_kernels(Mlp, loss, threads)),
-        ModelSpec::Synthetic(spec) => Ok(Box::new(SyntheticEngine::new(*spec))),
+    match backend {
+        BackendChoice::Cpu => on_cpu(precision, model, loss, threads),
+        BackendChoice::Cuda => on_gpu(precision, model, loss, device),
+        BackendChoice::CudaBurn => with_burn_on_gpu(precision, model, loss, device),
+        BackendChoice::Rehearsal => with_burn(model, loss, || rehearsal(precision, threads)),
+        BackendChoice::Auto => match on_gpu(precision, model, loss, device) {
+            Ok(engine) => Ok(engine),
+            Err(reason) => {
+                if cfg!(feature = "cuda") {
+                    tracing::info!("computing on the CPU: {reason}");
+                } else {
+                    tracing::debug!("computing on the CPU: {reason}");
+                }
+                on_cpu(precision, model, loss, threads)
+            }
+        },
     }
 }
 
-/// A network on the GPU where that is wanted and can be had, else what `cpu` makes.
-fn build_network<N: Network>(
-    network: N,
+/// A model on a CPU.
+fn on_cpu(
+    precision: Precision,
+    model: &ModelSpec,
     loss: LabelLoss,
-    (backend, device, precision, threads): (BackendChoice, usize, Precision, usize),
-    cpu: impl FnOnce() -> Result<Box<dyn Engine>, EngineError>,
+    threads: usize,
 ) -> Result<Box<dyn Engine>, EngineError> {
-    if backend == BackendChoice::Rehearsal {
-        return Ok(Box::new(BurnEngine::new(network, loss, rehearsal(precision, threads)?)?));
-    }
-    if backend != BackendChoice::Cpu {
-        match cuda::place(device, precision) {
-            Ok(place) => return Ok(Box::new(BurnEngine::new(network, loss, place)?)),
-            Err(error) if backend == BackendChoice::Cuda => return Err(error),
-            Err(reason) if cfg!(feature = "cuda") => tracing::info!("computing on the CPU: {reason}"),
-            Err(reason) => tracing::debug!("computing on the CPU: {reason}"),
-        }
-    }
-    if precision != Precision::F32 {
+    if precision == Precision::Bf16 && !matches!(model, ModelSpec::Synthetic(_)) {
         return Err(EngineError::Unavailable(format!(
             "a CPU computes in f32: leave --precision {precision} out, or choose the cuda backend"
         )));
     }
-    cpu()
+    match model {
+        ModelSpec::Reference => own_kernels(loss, threads),
+        ModelSpec::Mlp => with_burn(model, loss, || stock(threads)),
+        ModelSpec::Synthetic(spec) => Ok(Box::new(SyntheticEngine::new(*spec))),
+    }
+}
+
+/// A model on an NVIDIA GPU: the reference network with Tally's kernels, unless they do not compute what they must there.
+fn on_gpu(
+    precision: Precision,
+    model: &ModelSpec,
+    loss: LabelLoss,
+    device: usize,
+) -> Result<Box<dyn Engine>, EngineError> {
+    match model {
+        ModelSpec::Reference => match own_gpu_kernels(precision, loss, device) {
+            Err(error @ EngineError::Failed { .. }) if cfg!(feature = "cuda") => {
+                tracing::warn!("computing with Burn's kernels: {error}");
+                with_burn_on_gpu(precision, model, loss, device)
+            }
+            engine => engine,
+        },
+        _ => with_burn_on_gpu(precision, model, loss, device),
+    }
+}
+
+/// A model on an NVIDIA GPU with Burn's kernels.
+fn with_burn_on_gpu(
+    precision: Precision,
+    model: &ModelSpec,
+    loss: LabelLoss,
+    device: usize,
+) -> Result<Box<dyn Engine>, EngineError> {
+    if precision == Precision::F32 && !matches!(model, ModelSpec::Synthetic(_)) {
+        return Err(EngineError::Unavailable(
+            "Burn's kernels round factors to TF32 where they like, and can't be kept from it: leave --precision f32 out".into(),
+        ));
+    }
+    with_burn(model, loss, || cuda::place(device, precision))
+}
+
+/// A model that Burn computes, at a place that is looked for if it is one.
+fn with_burn<B: BurnBackend>(
+    model: &ModelSpec,
+    loss: LabelLoss,
+    place: impl FnOnce() -> Result<Place<B>, EngineError>,
+) -> Result<Box<dyn Engine>, EngineError> {
+    match model {
+        ModelSpec::Reference => Ok(Box::new(BurnEngine::new(Reference, loss, place()?)?)),
+        ModelSpec::Mlp => Ok(Box::new(BurnEngine::new(Mlp, loss, place()?)?)),
+        ModelSpec::Synthetic(spec) => Ok(Box::new(SyntheticEngine::new(*spec))),
+    }
+}
+
+#[cfg(feature = "cuda-kernels")]
+fn own_gpu_kernels(
+    precision: Precision,
+    loss: LabelLoss,
+    device: usize,
+) -> Result<Box<dyn Engine>, EngineError> {
+    Ok(Box::new(gpu::GpuEngine::checked(loss, precision, device)?))
+}
+
+#[cfg(not(feature = "cuda-kernels"))]
+fn own_gpu_kernels(_: Precision, _: LabelLoss, _: usize) -> Result<Box<dyn Engine>, EngineError> {
+    Err(not_built())
+}
+
+#[cfg(not(feature = "cuda"))]
+fn not_built() -> EngineError {
+    EngineError::Unavailable(
+        "the CUDA backend is not in this binary: build it with `--features cuda`, or choose the cpu backend".into(),
+    )
 }
 
 /// The reference network on the CPU, with Tally's kernels.
@@ -138,14 +217,10 @@ fn own_kernels(loss: LabelLoss, threads: usize) -> Result<Box<dyn Engine>, Engin
     Ok(Box::new(CpuEngine::new(loss, pool, simd, format!("CPU ({simd}, {words})"))))
 }
 
-/// Any network on the CPU, with Burn's.
-fn stock_kernels<N: Network>(
-    network: N,
-    loss: LabelLoss,
-    threads: usize,
-) -> Result<Box<dyn Engine>, EngineError> {
+/// A CPU for Burn.
+fn stock(threads: usize) -> Result<Place<Flex>, EngineError> {
     let (pool, words) = pool(threads)?;
-    let place = Place::<Flex> {
+    Ok(Place {
         backend: "CPU",
         words: format!("CPU (burn-flex, {words})"),
         kind: format!("burn-flex, {}", Simd::widest()),
@@ -153,8 +228,7 @@ fn stock_kernels<N: Network>(
         memory: Memory::Host,
         precision: Precision::F32,
         pool: Some(pool),
-    };
-    Ok(Box::new(BurnEngine::new(network, loss, place)?))
+    })
 }
 
 /// A CPU as a GPU.
@@ -176,8 +250,10 @@ fn rehearsal(precision: Precision, threads: usize) -> Result<Place<Flex>, Engine
 #[must_use]
 pub fn devices(backend: BackendChoice) -> usize {
     match backend {
-        #[cfg(feature = "cuda")]
-        BackendChoice::Auto | BackendChoice::Cuda => cuda::count().unwrap_or(1).max(1),
+        #[cfg(feature = "cuda-kernels")]
+        BackendChoice::Auto | BackendChoice::Cuda | BackendChoice::CudaBurn => {
+            gpu::look::count().unwrap_or(1).max(1)
+        }
         _ => 1,
     }
 }
@@ -206,9 +282,7 @@ mod cuda {
 
     /// There is none. (Any backend's type does for one that never comes.)
     pub fn place(_device: usize, _precision: Precision) -> Result<Place<Flex>, EngineError> {
-        Err(EngineError::Unavailable(
-            "the CUDA backend is not in this binary: build it with `--features cuda`, or choose the cpu backend".into(),
-        ))
+        Err(super::not_built())
     }
 }
 

@@ -1,8 +1,4 @@
-//! An NVIDIA GPU as a place to compute: whether it can be had, and what is missing if not.
-//!
-//! The backend loads the driver and the run-time compiler when it is first used, and
-//! panics when one is missing. So everything it needs is asked for first, and each thing
-//! missing has its own words.
+//! An NVIDIA GPU as a place where Burn computes: whether it can, and what is missing if not.
 
 use std::panic::catch_unwind;
 use std::path::PathBuf;
@@ -12,10 +8,10 @@ use burn::tensor::{Tensor, TensorData};
 use burn_cuda::{Cuda, CudaDevice};
 use cubecl::config::cache::CacheConfig;
 use cubecl::config::{CubeClRuntimeConfig, RuntimeConfig as _};
-use cudarc::driver::CudaContext;
 
 use super::EngineError;
 use super::burn::{Memory, Place, Precision, update, words_of};
+use super::gpu::look;
 
 /// The backend, with its fusion of operations.
 pub type Gpu = Cuda<f32, i32>;
@@ -26,15 +22,12 @@ pub type Gpu = Cuda<f32, i32>;
 /// [`EngineError::Unavailable`] says what is missing, [`EngineError::Failed`] that nothing is and
 /// that it does not work all the same.
 pub fn place(device: usize, precision: Precision) -> Result<Place<Gpu>, EngineError> {
-    let name = catch_unwind(|| look_for_everything(device))
-        .unwrap_or_else(|panic| Err(format!("the driver panicked: {}", words_of(&*panic))))
-        .map_err(|missing| {
-            EngineError::Unavailable(format!("the CUDA backend cannot work here: {missing}"))
-        })?;
+    let name = look::name(device)?;
+    look::ask(headers)?;
     remember(&name);
     let place = Place {
         backend: "CUDA",
-        words: format!("{name} (CUDA device {device})"),
+        words: format!("{name} (CUDA device {device}, Burn's kernels)"),
         kind: name,
         device: CudaDevice::new(device),
         memory: Memory::Device,
@@ -44,23 +37,6 @@ pub fn place(device: usize, precision: Precision) -> Result<Place<Gpu>, EngineEr
     place.run(try_out)?;
     place.run(update::check::<Gpu>)?;
     Ok(place)
-}
-
-/// How many GPUs there are.
-///
-/// # Errors
-/// [`EngineError::Unavailable`], if that can't be found out.
-pub fn count() -> Result<usize, EngineError> {
-    let count = catch_unwind(|| {
-        if !libraries::driver() {
-            return Err("there is no NVIDIA driver (libcuda was not found)".into());
-        }
-        CudaContext::device_count().map_err(|error| format!("the NVIDIA driver finds no device: {error}"))
-    });
-    let count = count.unwrap_or_else(|panic| Err(format!("the driver panicked: {}", words_of(&*panic))));
-    count
-        .map(|count| usize::try_from(count).unwrap_or(0))
-        .map_err(|missing| EngineError::Unavailable(format!("the CUDA backend cannot work here: {missing}")))
 }
 
 /// Has cubecl keep what it finds out and compiles from run to run, for each model of GPU by itself.
@@ -107,26 +83,6 @@ fn try_out(device: &CudaDevice) -> Result<(), String> {
     if values == [2.0, 4.0] { Ok(()) } else { Err(format!("it made {values:?} of twice [1, 2]")) }
 }
 
-/// The device's name, or what is missing.
-fn look_for_everything(device: usize) -> Result<String, String> {
-    if !libraries::driver() {
-        return Err("there is no NVIDIA driver (libcuda was not found)".into());
-    }
-    let count =
-        CudaContext::device_count().map_err(|error| format!("the NVIDIA driver finds no device: {error}"))?;
-    if i32::try_from(device).map_or(true, |device| device >= count) {
-        return Err(format!("there is no device {device}: the NVIDIA driver knows {count}, numbered from 0"));
-    }
-    if !libraries::nvrtc() {
-        return Err("the run-time compiler is missing (libnvrtc was not found); \
-                    it comes with the CUDA toolkit, as package cuda-nvrtc"
-            .into());
-    }
-    headers()?;
-    let name = CudaContext::new(device).and_then(|context| context.name());
-    name.map_err(|error| format!("device {device} does not answer: {error}"))
-}
-
 /// Looks for the headers where cubecl-cuda does, which compiles every kernel with them.
 fn headers() -> Result<(), String> {
     let there = |path: &str| PathBuf::from(path).exists();
@@ -151,17 +107,4 @@ fn headers() -> Result<(), String> {
         "the CUDA headers are missing: there is no {}; set CUDA_PATH to the folder whose include/ has them",
         header.display()
     ))
-}
-
-/// Whether the libraries that are loaded at run time can be.
-#[allow(unsafe_code)] // cudarc marks these two so because loading a library runs its initialisers.
-mod libraries {
-    pub fn driver() -> bool {
-        // SAFETY: it only loads libcuda, NVIDIA's own, which the backend would load next.
-        unsafe { cudarc::driver::sys::is_culib_present() }
-    }
-    pub fn nvrtc() -> bool {
-        // SAFETY: it only loads libnvrtc, NVIDIA's own, which the backend would load next.
-        unsafe { cudarc::nvrtc::sys::is_culib_present() }
-    }
 }

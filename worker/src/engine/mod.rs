@@ -1,9 +1,9 @@
 //! What a worker computes with, behind one interface.
 //!
 //! An [`Engine`] holds one replica of the network and computes with it: the gradient of a
-//! leaf, the update, answers. It knows nothing of the cluster. Four stand behind the
-//! interface: the reference network on a CPU with Tally's own kernels ([`cpu`]), any network
-//! with Burn on a CPU and on an NVIDIA GPU ([`burn`]), and a [`synthetic`] one
+//! leaf, the update, answers. It knows nothing of the cluster. Five stand behind the
+//! interface: the reference network with Tally's own kernels on a CPU ([`cpu`]) and on an NVIDIA GPU (`gpu`), any network
+//! with Burn on either ([`burn`]), and a [`synthetic`] one
 //! of any size and speed whose gradients are hashed from sample ids, with which everything
 //! but the arithmetic can be tested and measured quickly.
 
@@ -13,6 +13,8 @@ pub mod burn;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+#[cfg(feature = "cuda-kernels")]
+pub mod gpu;
 pub mod losses;
 pub mod replica;
 pub mod spec;

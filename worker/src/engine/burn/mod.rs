@@ -218,7 +218,7 @@ impl<B: BurnBackend, N: Network> Engine for BurnEngine<B, N> {
 
     fn device(&self) -> String {
         match self.place.precision {
-            Precision::F32 => self.place.words.clone(),
+            Precision::F32 | Precision::Tf32 => self.place.words.clone(),
             Precision::Bf16 => format!("{}, bf16", self.place.words),
         }
     }

@@ -89,7 +89,7 @@ pub(super) fn outputs<B: ConvolutionBackend, N: Network>(
 ) -> Tensor<B, 2> {
     let Inputs { images, numbers } = inputs;
     match precision {
-        Precision::F32 => network.forward(parameters, images, numbers).joined(),
+        Precision::F32 | Precision::Tf32 => network.forward(parameters, images, numbers).joined(),
         Precision::Bf16 => {
             let half = FloatDType::BF16;
             let parameters = parameters.map(|flat| flat.cast(half));

@@ -23,9 +23,11 @@ pub enum Memory {
 /// float32 in any case.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, clap::ValueEnum)]
 pub enum Precision {
-    /// float32; NVIDIA's tensor units round the factors of a product to TF32
-    #[default]
+    /// float32
     F32,
+    /// float32, with leave to round the factors of convolutions to TF32 where there are units for it
+    #[default]
+    Tf32,
     /// bfloat16 for everything between the parameters and the answers
     Bf16,
 }
@@ -34,6 +36,7 @@ impl fmt::Display for Precision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::F32 => "f32",
+            Self::Tf32 => "tf32",
             Self::Bf16 => "bf16",
         })
     }
@@ -44,8 +47,9 @@ impl FromStr for Precision {
     fn from_str(text: &str) -> Result<Self, String> {
         match text {
             "f32" => Ok(Self::F32),
+            "tf32" => Ok(Self::Tf32),
             "bf16" => Ok(Self::Bf16),
-            _ => Err(format!("{text:?} is no precision; there are f32 and bf16")),
+            _ => Err(format!("{text:?} is no precision; there are f32, tf32 and bf16")),
         }
     }
 }

@@ -1,0 +1,114 @@
+// What all kernels share. The host puts before it: PRECISION (0 float32, 1 TF32, 2 bfloat16) and
+// STAGES, the tiles that are under way to a block at once. Written in what C and CUDA C++ have in common, so
+// that a C compiler can build it too, with the few words below defined by whoever runs it.
+
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+#ifndef KERNEL
+#define KERNEL extern "C" __global__ void
+#define DEVICE static __device__ __forceinline__
+#define TABLE static __device__ const
+#define BOUNDS(threads, blocks) __launch_bounds__(threads, blocks)
+#define SHARED(type, name, length) __shared__ type name[length]
+#define ALL_SHARED(name) extern __shared__ __align__(16) float name[]
+#define BARRIER() __syncthreads()
+#define UNROLL _Pragma("unroll")
+#define ADD_TO(place, value) atomicAdd(place, value)
+DEVICE u32 bits_of(float x) { return __float_as_uint(x); }
+DEVICE float of_bits(u32 x) { return __uint_as_float(x); }
+
+// 16 bytes from global to shared memory, zeros where there is nothing to be had.
+#if __CUDA_ARCH__ >= 800
+DEVICE void copy16(float *to, const float *from, int there) {
+    u32 at = (u32)__cvta_generic_to_shared(to);
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(at), "l"(from), "r"(there ? 16 : 0) : "memory");
+}
+DEVICE void copies_end(void) { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
+#define COPIES_WAIT(but) asm volatile("cp.async.wait_group %0;\n" ::"n"(but) : "memory")
+#else
+DEVICE void copy16(float *to, const float *from, int there) {
+    float4 nothing = {0.0f, 0.0f, 0.0f, 0.0f};
+    *(float4 *)to = there ? *(const float4 *)from : nothing;
+}
+DEVICE void copies_end(void) {}
+#define COPIES_WAIT(but)
+#endif
+
+// A warp's product of 16 rows by 8 columns, d += a·b; see the PTX manual for who holds what.
+#if PRECISION == 1
+DEVICE void multiply8(float *d, const float *a, const float *b) {
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};\n"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(bits_of(a[0])), "r"(bits_of(a[1])), "r"(bits_of(a[2])), "r"(bits_of(a[3])),
+                   "r"(bits_of(b[0])), "r"(bits_of(b[1])));
+}
+#endif
+#if PRECISION == 2
+DEVICE void multiply16(float *d, const u32 *a, const u32 *b) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};\n"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+#endif
+#endif
+
+// Every product and sum is spelled out: with this, nothing is left that a compiler may contract.
+DEVICE float fused(float a, float b, float c) { return fmaf(a, b, c); }
+
+// To bfloat16's numbers as the wire rounds: to nearest, ties to even; a NaN stays one.
+DEVICE float to_bf16(float x) {
+    u32 bits = bits_of(x);
+    u32 nearest = bits + (0x7fffu + (bits >> 16 & 1u));
+    return of_bits((x != x ? bits | 0x00400000u : nearest) & 0xffff0000u);
+}
+
+// To TF32's numbers: to nearest, ties away from zero, as cvt.rna does. Infinity and NaN stay.
+DEVICE float to_tf32(float x) {
+    u32 bits = bits_of(x);
+    u32 finite = (bits & 0x7f800000u) != 0x7f800000u;
+    return of_bits((finite ? bits + 0x1000u : bits) & (finite || x == x ? 0xffffe000u : 0xffffffffu));
+}
+
+// A factor of a product in the precision of the run. Whoever stores one rounds it, once; whoever loads it need not.
+DEVICE float factor(float x) {
+#if PRECISION == 1
+    return to_tf32(x);
+#elif PRECISION == 2
+    return to_bf16(x);
+#else
+    return x;
+#endif
+}
+
+// A ReLU, and what it lets through on the way back; both pass a NaN on.
+DEVICE float relu(float x) { return x <= 0.0f ? 0.0f : x; }
+DEVICE float let_through(float result, float x) { return result <= 0.0f ? 0.0f : x; }
+
+// e^x for x <= 0 in double, of products and sums alone, so that it has the same bits everywhere: 2^k times a series
+// for |r| <= ln2/2, to better than 1e-15.
+DEVICE double exponential(double x) {
+    if (!(x > -700.0)) return x == x ? 0.0 : x;
+    double k = rint(x * 1.4426950408889634074);
+    double r = fma(-k, 1.90821492927058770002e-10, fma(-k, 6.93147180369123816490e-01, x));
+    double sum = 1.0;
+    for (int n = 13; n >= 1; n--) sum = fma(sum, r / n, 1.0);
+    union {
+        u64 bits;
+        double value;
+    } power;
+    power.bits = (u64)((long long)k + 1023) << 52;
+    return sum * power.value;
+}
+
+// Four floats at once.
+typedef struct {
+    float x, y, z, w;
+} __attribute__((aligned(16))) quad;
+
+// The samples whose gradients are added up by one block: a stretch of one leaf's.
+typedef struct {
+    int first, count;
+} stretch;

@@ -1,0 +1,117 @@
+// How a block adds the product of a tile of rows and a tile of columns to its sums, in each precision. Both tiles lie in
+// shared memory: row after row, each 32 deep, or across, depth after depth.
+//
+// The kernels name ROWS, COLUMNS, WARPS_N, and PITCH, or ROW_PITCH and COLUMN_PITCH. Depths are taken in one
+// order, so that a sum has the same bits wherever its row and column stand.
+
+#if PRECISION == 0
+// Ordinary cores: each thread has eight rows and eight columns.
+
+#define OWN_SUMS                                                                                                     \
+    float sums[8][8];                                                                                                \
+    (void)warp, (void)lane;                                                                                          \
+    UNROLL for (int i = 0; i < 8; i++) UNROLL for (int j = 0; j < 8; j++) sums[i][j] = 0.0f;
+
+#define ADD_ROWS_BY_COLUMNS(rows, columns)                                                                           \
+    for (int depth = 0; depth < 32; depth += 4) {                                                                    \
+        quad a[8];                                                                                                   \
+        UNROLL for (int i = 0; i < 8; i++) a[i] = *(const quad *)&rows[(ROW_OF(i)) * PITCH + depth];                 \
+        UNROLL for (int j = 0; j < 8; j++) {                                                                         \
+            const quad b = *(const quad *)&columns[(COLUMN_OF(j)) * PITCH + depth];                                  \
+            UNROLL for (int i = 0; i < 8; i++) {                                                                     \
+                float sum = fused(a[i].x, b.x, sums[i][j]);                                                          \
+                sum = fused(a[i].y, b.y, sum);                                                                       \
+                sum = fused(a[i].z, b.z, sum);                                                                       \
+                sums[i][j] = fused(a[i].w, b.w, sum);                                                                \
+            }                                                                                                        \
+        }                                                                                                            \
+    }
+
+#define ADD_ROWS_BY_COLUMNS_ACROSS(rows, columns)                                                                    \
+    UNROLL for (int depth = 0; depth < 32; depth++) {                                                                \
+        quad a[2], b[2];                                                                                             \
+        UNROLL for (int i = 0; i < 2; i++) {                                                                         \
+            a[i] = *(const quad *)&rows[depth * ROW_PITCH + (ROW_OF(4 * i))];                                        \
+            b[i] = *(const quad *)&columns[depth * COLUMN_PITCH + (COLUMN_OF(4 * i))];                               \
+        }                                                                                                            \
+        UNROLL for (int i = 0; i < 8; i++) {                                                                         \
+            UNROLL for (int j = 0; j < 8; j++) {                                                                     \
+                sums[i][j] = fused(((const float *)a)[i], ((const float *)b)[j], sums[i][j]);                        \
+            }                                                                                                        \
+        }                                                                                                            \
+    }
+
+#define FOR_EACH_SUM(row, column, sum, ...)                                                                          \
+    UNROLL for (int i = 0; i < 8; i++) {                                                                             \
+        UNROLL for (int j = 0; j < 8; j++) {                                                                         \
+            const int row = ROW_OF(i), column = COLUMN_OF(j);                                                        \
+            const float sum = sums[i][j];                                                                            \
+            __VA_ARGS__                                                                                              \
+        }                                                                                                            \
+    }
+
+#else
+// Tensor units: each warp has 64 rows and 32 columns, as four by four products of 16 by 8. Which thread holds
+// what of them is fixed by the instruction: thread 4g+t has depths t and t+4 of rows g and g+8 and of column g, and
+// columns 2t and 2t+1 of the sums. A bfloat16 product is 16 deep; what it takes for depths 2t and 2t+1 are here t and
+// t+4, on both sides, so that both precisions read alike.
+
+#define OWN_SUMS                                                                                                     \
+    float sums[4][4][4];                                                                                             \
+    const int own_row = warp / WARPS_N * 64 + lane / 4, own_column = warp % WARPS_N * 32 + lane / 4;                 \
+    UNROLL for (int i = 0; i < 4; i++) UNROLL for (int j = 0; j < 4; j++) UNROLL for (int k = 0; k < 4; k++)         \
+        sums[i][j][k] = 0.0f;
+
+#define ADD_ROWS_BY_COLUMNS(rows, columns)                                                                           \
+    ADD_PRODUCTS(rows[(own_row + (row)) * PITCH + (depth)], columns[(own_column + (column)) * PITCH + (depth)])
+#define ADD_ROWS_BY_COLUMNS_ACROSS(rows, columns)                                                                    \
+    ADD_PRODUCTS(rows[(depth) * ROW_PITCH + own_row + (row)], columns[(depth) * COLUMN_PITCH + own_column + (column)])
+
+#define LOAD_A(a, start, AT_ROW)                                                                                     \
+    UNROLL for (int i = 0; i < 4; i++) UNROLL for (int k = 0; k < 4; k++) {                                          \
+        const int row = 16 * i + k % 2 * 8, depth = (start) + lane % 4 + k / 2 * 4;                                  \
+        a[i][k] = AT_ROW;                                                                                            \
+    }
+#define LOAD_B(b, start, AT_COLUMN)                                                                                  \
+    UNROLL for (int j = 0; j < 4; j++) UNROLL for (int k = 0; k < 2; k++) {                                          \
+        const int column = 8 * j, depth = (start) + lane % 4 + k * 4;                                                \
+        b[j][k] = AT_COLUMN;                                                                                         \
+    }
+
+#if PRECISION == 1
+#define ADD_PRODUCTS(AT_ROW, AT_COLUMN)                                                                              \
+    UNROLL for (int start = 0; start < 32; start += 8) {                                                             \
+        float a[4][4], b[4][2];                                                                                      \
+        LOAD_A(a, start, AT_ROW)                                                                                     \
+        LOAD_B(b, start, AT_COLUMN)                                                                                  \
+        UNROLL for (int i = 0; i < 4; i++) UNROLL for (int j = 0; j < 4; j++) multiply8(sums[i][j], a[i], b[j]);     \
+    }
+#else
+// Two bfloat16 in a word, of floats that are bfloat16's numbers: their upper halves.
+DEVICE u32 both(float low, float high) { return bits_of(low) >> 16 | (bits_of(high) & 0xffff0000u); }
+
+#define ADD_PRODUCTS(AT_ROW, AT_COLUMN)                                                                              \
+    UNROLL for (int start = 0; start < 32; start += 16) {                                                            \
+        u32 a[4][4], b[4][2];                                                                                        \
+        UNROLL for (int half = 0; half < 2; half++) {                                                                \
+            float rows_of[4][4], columns_of[4][2];                                                                   \
+            LOAD_A(rows_of, start + 8 * half, AT_ROW)                                                                \
+            LOAD_B(columns_of, start + 8 * half, AT_COLUMN)                                                          \
+            UNROLL for (int i = 0; i < 4; i++) {                                                                     \
+                a[i][2 * half] = both(rows_of[i][0], rows_of[i][2]);                                                 \
+                a[i][2 * half + 1] = both(rows_of[i][1], rows_of[i][3]);                                             \
+                b[i][half] = both(columns_of[i][0], columns_of[i][1]);                                               \
+            }                                                                                                        \
+        }                                                                                                            \
+        UNROLL for (int i = 0; i < 4; i++) UNROLL for (int j = 0; j < 4; j++) multiply16(sums[i][j], a[i], b[j]);    \
+    }
+#endif
+
+#define FOR_EACH_SUM(row, column, sum, ...)                                                                          \
+    UNROLL for (int i = 0; i < 4; i++) UNROLL for (int j = 0; j < 4; j++) UNROLL for (int k = 0; k < 4; k++) {       \
+        const int row = own_row + 16 * i + k / 2 * 8;                                                                \
+        const int column = own_column - lane / 4 + 8 * j + lane % 4 * 2 + k % 2;                                     \
+        const float sum = sums[i][j][k];                                                                             \
+        __VA_ARGS__                                                                                                  \
+    }
+#endif

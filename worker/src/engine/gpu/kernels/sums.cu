@@ -1,0 +1,59 @@
+// Sums over pixels, over stretches and along the tree.
+
+// The gradient by the biases: a stretch's sum over pixels of NHWC, [stretch][channel]. A thread has a channel and every
+// eighth pixel; the eight are added in their order. A block has 32 channels.
+KERNEL BOUNDS(256, 4) sum_pixels(const float *by_output, const stretch *stretches, float *out, int area, int channels) {
+    SHARED(float, parts, 256);
+    const int thread = threadIdx.x, channel = blockIdx.x * 32 + thread % 32, part = thread / 32;
+    const stretch own = stretches[blockIdx.y];
+    const float *from = by_output + (u64)own.first * area * channels + channel;
+    float sum = 0.0f;
+    for (int pixel = part; pixel < own.count * area; pixel += 8) sum += from[(u64)pixel * channels];
+    parts[thread] = sum;
+    BARRIER();
+    if (thread < 32) {
+        for (int other = 1; other < 8; other++) sum += parts[32 * other + thread];
+        out[(u64)blockIdx.y * channels + channel] = sum;
+    }
+}
+
+// A piece of a leaf: its stretches, the slot of the leaf's gradient, whether earlier pieces are in it, and whether it is the
+// last one and is to be rounded to the wire's type.
+typedef struct {
+    int first, stretches, slot, more, rounding;
+} piece;
+
+// A tensor's gradients from its stretches' sums [stretch][output][tap][input], in the manifest's order
+// [output][input][tap], each piece's added in their order. With one tap, any vector. A thread has an output and an input, a row
+// of blocks a piece. `out` is the tensor's place in slot 0; a slot has `whole` elements, the tensor `length` times `taps`.
+KERNEL BOUNDS(256, 4) gather(const float *parts, const piece *pieces, float *out, u64 whole, int inputs, int taps, int length) {
+    const int at = blockIdx.x * 256 + threadIdx.x;
+    if (at >= length) return;
+    const piece own = pieces[blockIdx.y];
+    const int output = at / inputs, input = at % inputs;
+    const u64 size = (u64)length * taps;
+    for (int tap = 0; tap < taps; tap++) {
+        const float *from = parts + own.first * size + ((u64)output * taps + tap) * inputs + input;
+        float *to = out + own.slot * whole + (u64)at * taps + tap;
+        float sum = from[0];
+        for (int i = 1; i < own.stretches; i++) sum += from[i * size];
+        if (own.more) sum = *to + sum;
+        *to = own.rounding ? to_bf16(sum) : sum;
+    }
+}
+
+// Nodes of the tree that do not depend on each other: left + right in the left one's slot, over a stretch of the manifest.
+// A row of blocks has a pair of slots.
+KERNEL BOUNDS(256, 8) add_nodes(float *slots, const int *pairs, u64 whole, int length, int rounding) {
+    const int at = blockIdx.x * 256 + threadIdx.x;
+    if (at >= length) return;
+    float *left = slots + pairs[2 * blockIdx.y] * whole + at;
+    const float sum = *left + slots[pairs[2 * blockIdx.y + 1] * whole + at];
+    *left = rounding ? to_bf16(sum) : sum;
+}
+
+// Rounded floats as they travel: their upper halves.
+KERNEL BOUNDS(256, 8) upper_halves(const float *values, u16 *out, int length) {
+    const int at = blockIdx.x * 256 + threadIdx.x;
+    if (at < length) out[at] = bits_of(values[at]) >> 16;
+}

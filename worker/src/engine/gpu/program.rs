@@ -1,0 +1,124 @@
+//! The kernels' source, put together for a precision and a GPU.
+//!
+//! What the host knows of the network is written before the kernels as constants, so that it
+//! stands in one place and the compiler can count on it. A convolution's kernels are compiled once for
+//! each layer.
+
+use std::fmt::Write as _;
+
+use tally_exact::manifest::Manifest;
+
+use super::layers::{CONVOLUTIONS, Convolution, Warps, stages};
+use crate::engine::burn::Precision;
+
+/// The tensors whose places among the parameters the kernels know, by their names there.
+const PLACES: [(&str, &str); 9] = [
+    ("SUM3", "sum3.weight"),
+    ("DIFF3", "diff3.weight"),
+    ("SUM2", "sum2.weight"),
+    ("DIFF2", "diff2.weight"),
+    ("SUM1", "sum1.weight"),
+    ("DIFF1", "diff1.weight"),
+    ("DENSE2", "dense2.weight"),
+    ("DENSE1", "dense1.weight"),
+    ("HEADS", "conv7.weight"),
+];
+
+/// What a convolution's sums go through.
+#[derive(Clone, Copy)]
+enum After {
+    Nothing = 0,
+    BiasRelu = 1,
+    ReluBack = 2,
+}
+
+/// The program for a network, in a precision, on processors with so many bytes of shared memory.
+#[must_use]
+pub fn source(manifest: &Manifest, precision: Precision, shared: usize) -> String {
+    let mut text = String::new();
+    let define = |text: &mut String, name: &str, value: usize| {
+        // Writing to a string does not fail.
+        let _ = writeln!(text, "#define {name} {value}");
+    };
+    let precision = match precision {
+        Precision::F32 => 0,
+        Precision::Tf32 => 1,
+        Precision::Bf16 => 2,
+    };
+    define(&mut text, "PRECISION", precision);
+    for (name, tensor) in PLACES {
+        define(&mut text, name, manifest.find(tensor).map_or(0, |index| manifest.range(index).start));
+    }
+    text.push_str(include_str!("kernels/common.cu"));
+    text.push_str(include_str!("kernels/product.cu"));
+    let mut instance = |kernel: &str, name: String, layer: Convolution, warps: Warps, tile: usize, after: After| {
+        let Convolution { inputs, outputs, side_in, padding, .. } = layer;
+        let values = [
+            ("INPUTS", inputs),
+            ("OUTPUTS", outputs),
+            ("SIDE_IN", side_in),
+            ("SIDE_OUT", layer.side_out()),
+            ("PADDING", padding),
+            ("WARPS_M", warps.rows),
+            ("WARPS_N", warps.columns),
+            ("STAGES", stages(tile, shared)),
+            ("AFTER", after as usize),
+        ];
+        let _ = writeln!(text, "#define NAME {name}");
+        values.iter().for_each(|(name, value)| define(&mut text, name, *value));
+        text.push_str(kernel);
+        let names = values.iter().map(|(name, _)| *name).chain(["NAME"]);
+        names.for_each(|name| text.extend(["#undef ", name, "\n"]));
+    };
+    for layer in CONVOLUTIONS {
+        let name = layer.name;
+        let convolution = include_str!("kernels/convolution.cu");
+        instance(convolution, forward(&layer), layer, layer.warps(), layer.tile(), After::BiasRelu);
+        let back = layer.backward();
+        // Before a pool there is a ReLU too, but the pool's way back goes through it.
+        let after = if matches!(name, "conv3" | "conv5") { After::Nothing } else { After::ReluBack };
+        instance(convolution, backward(&layer), back, back.warps(), back.tile(), after);
+        let (warps, tile) = (layer.warps_by_weights(), layer.tile_by_weights());
+        instance(include_str!("kernels/by_weights.cu"), by_weights(&layer), layer, warps, tile, After::Nothing);
+    }
+    for rest in [
+        include_str!("kernels/first.cu"),
+        include_str!("kernels/pool.cu"),
+        include_str!("kernels/heads.cu"),
+        include_str!("kernels/sums.cu"),
+        include_str!("kernels/pack.cu"),
+        include_str!("kernels/update.cu"),
+    ] {
+        text.push_str(rest);
+    }
+    text
+}
+
+/// The kernel of a layer's results.
+#[must_use]
+pub fn forward(layer: &Convolution) -> String {
+    format!("{}_forward", layer.name)
+}
+
+/// The kernel of the gradient by its inputs.
+#[must_use]
+pub fn backward(layer: &Convolution) -> String {
+    format!("{}_backward", layer.name)
+}
+
+/// The kernel of the gradient by its weights.
+#[must_use]
+pub fn by_weights(layer: &Convolution) -> String {
+    format!("{}_by_weights", layer.name)
+}
+
+/// Every kernel that the host starts.
+#[must_use]
+pub fn kernels() -> Vec<String> {
+    let own = ["first_forward", "first_by_weights", "pool_forward", "pool_backward", "logits_forward", "heads"]
+        .into_iter()
+        .chain(["heads_by_weights", "logits_backward", "logits_by_weights", "sum_pixels", "gather", "add_nodes"])
+        .chain(["upper_halves", "pack_both", "pack_exact", "update"])
+        .map(str::to_owned);
+    own.chain(CONVOLUTIONS.iter().flat_map(|layer| [forward(layer), backward(layer), by_weights(layer)])).collect()
+}
