@@ -12,9 +12,9 @@ struct three {
 struct machine {
     struct three thread, block, threads, blocks;
     float *shared;
-    // Waits for the block, or for the warp, in which each lane shows the others eight words.
+    // Waits for the block, or for the warp, in which each lane shows the others something: returned are all lanes'.
     void (*wait_for_block)(void);
-    void (*wait_for_warp)(const unsigned *shown, const unsigned (**of_all)[8]);
+    void *(*wait_for_warp)(const void *shown, unsigned bytes);
     void (*copy)(void *to, const void *from, int there);
     void (*copies_end)(void);
     void (*copies_wait)(int but);
@@ -50,44 +50,72 @@ static inline void copy16(float *to, const float *from, int there) { machine->co
 static inline void copies_end(void) { machine->copies_end(); }
 #define COPIES_WAIT(but) machine->copies_wait(but)
 
+// What a lane holds of a product of 16 rows by 8 columns.
+struct fragment {
+    unsigned a[4], b[2];
+    float d[4];
+};
+
+// d += a·b of a whole warp, with rows of up to 16 depths.
+static inline void multiply_all(struct fragment *lanes, const float (*a)[16], const float (*b)[8], int depths) {
+    float d[16][8];
+    for (int lane = 0; lane < 32; lane++) {
+        for (int which = 0; which < 4; which++) d[lane / 4 + which / 2 * 8][lane % 4 * 2 + which % 2] = lanes[lane].d[which];
+    }
+    for (int row = 0; row < 16; row++) {
+        for (int depth = 0; depth < depths; depth++) {
+            for (int column = 0; column < 8; column++) d[row][column] = fmaf(a[row][depth], b[depth][column], d[row][column]);
+        }
+    }
+    for (int lane = 0; lane < 32; lane++) {
+        for (int which = 0; which < 4; which++) lanes[lane].d[which] = d[lane / 4 + which / 2 * 8][lane % 4 * 2 + which % 2];
+    }
+}
+
+// Shows the warp what this lane holds. The warp's first lane goes on first, and does it for all.
+static inline struct fragment *meet(const void *a, const void *b, const float *d) {
+    struct fragment own;
+    memcpy(own.a, a, sizeof own.a);
+    memcpy(own.b, b, sizeof own.b);
+    memcpy(own.d, d, sizeof own.d);
+    return machine->wait_for_warp(&own, sizeof own);
+}
+
 // mma.sync.m16n8k8 with TF32 factors: lane 4g+t has, of a, rows g and g+8 at depths t and t+4, of b, column g at depths t and
 // t+4, and of d rows g and g+8 in columns 2t and 2t+1. Factors lose the bits that TF32 has not.
 static inline void multiply8(float *d, const float *a, const float *b) {
-    unsigned own[8] = {0};
-    const unsigned(*all)[8];
-    for (int i = 0; i < 4; i++) own[i] = bits_of(a[i]);
-    for (int i = 0; i < 2; i++) own[4 + i] = bits_of(b[i]);
-    machine->wait_for_warp(own, &all);
-    const int lane = machine->thread.x % 32, g = lane / 4, t = lane % 4;
-    for (int which = 0; which < 4; which++) {
-        const int column = 2 * t + which % 2;
-        float sum = d[which];
-        for (int depth = 0; depth < 8; depth++) {
-            const unsigned x = all[4 * g + depth % 4][which / 2 + depth / 4 * 2];
-            const unsigned y = all[4 * column + depth % 4][4 + depth / 4];
-            sum = fmaf(of_bits(x & 0xffffe000u), of_bits(y & 0xffffe000u), sum);
+    struct fragment *lanes = meet(a, b, d);
+    const int own = machine->thread.x % 32;
+    if (own == 0) {
+        float rows[16][16], columns[16][8];
+        for (int lane = 0; lane < 32; lane++) {
+            const int g = lane / 4, t = lane % 4;
+            for (int i = 0; i < 4; i++) rows[g + i % 2 * 8][t + i / 2 * 4] = of_bits(lanes[lane].a[i] & 0xffffe000u);
+            for (int i = 0; i < 2; i++) columns[t + i * 4][g] = of_bits(lanes[lane].b[i] & 0xffffe000u);
         }
-        d[which] = sum;
+        multiply_all(lanes, rows, columns, 8);
     }
+    memcpy(d, lanes[own].d, 16);
 }
 
 // mma.sync.m16n8k16 with bfloat16 factors: the same, but that each word has two depths, 2t and 2t+1, and then 2t+8 and 2t+9.
 static inline void multiply16(float *d, const unsigned *a, const unsigned *b) {
-    unsigned own[8] = {0};
-    const unsigned(*all)[8];
-    memcpy(own, a, 16);
-    memcpy(own + 4, b, 8);
-    machine->wait_for_warp(own, &all);
-    const int lane = machine->thread.x % 32, g = lane / 4, t = lane % 4;
-    for (int which = 0; which < 4; which++) {
-        const int column = 2 * t + which % 2;
-        float sum = d[which];
-        for (int depth = 0; depth < 16; depth++) {
-            const int from = depth % 8 / 2, shift = depth % 2 * 16;
-            const unsigned x = all[4 * g + from][which / 2 + depth / 8 * 2] >> shift << 16;
-            const unsigned y = all[4 * column + from][4 + depth / 8] >> shift << 16;
-            sum = fmaf(of_bits(x), of_bits(y), sum);
+    struct fragment *lanes = meet(a, b, d);
+    const int own = machine->thread.x % 32;
+    if (own == 0) {
+        float rows[16][16], columns[16][8];
+        for (int lane = 0; lane < 32; lane++) {
+            const int g = lane / 4, t = lane % 4;
+            for (int high = 0; high < 2; high++) {
+                const int up = high ? 0 : 16;
+                const int depth = 2 * t + high;
+                for (int i = 0; i < 4; i++) {
+                    rows[g + i % 2 * 8][depth + i / 2 * 8] = of_bits(lanes[lane].a[i] << up & 0xffff0000u);
+                }
+                for (int i = 0; i < 2; i++) columns[depth + i * 8][g] = of_bits(lanes[lane].b[i] << up & 0xffff0000u);
+            }
         }
-        d[which] = sum;
+        multiply_all(lanes, rows, columns, 16);
     }
+    memcpy(d, lanes[own].d, 16);
 }

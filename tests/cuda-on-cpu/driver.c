@@ -27,13 +27,13 @@ struct machine {
     struct three thread, block, threads, blocks;
     float *shared;
     void (*wait_for_block)(void);
-    void (*wait_for_warp)(const unsigned *shown, const unsigned (**of_all)[8]);
+    void *(*wait_for_warp)(const void *shown, unsigned bytes);
     void (*copy)(void *to, const void *from, int there);
     void (*copies_end)(void);
     void (*copies_wait)(int but);
 };
 
-enum { THREADS = 1024, STACK = 64 * 1024, COPIES = 512, SHARED = 232448 };
+enum { THREADS = 1024, STACK = 64 * 1024, COPIES = 512, SHARED = 232448, SHOWN = 64 };
 
 struct copy {
     void *to;
@@ -55,7 +55,7 @@ struct fiber {
 
 static struct machine machine;
 static struct fiber *fibers;
-static unsigned shown[THREADS / 32][2][32][8];
+static _Alignas(64) char shown[THREADS / 32][2][32 * SHOWN];
 static unsigned current;
 static void *scheduler;
 static void (*kernel)(void **);
@@ -107,12 +107,12 @@ static void wait_for_block(void) {
     leave();
 }
 
-// All lanes come here once before any goes on: they run in turn.
-static void wait_for_warp(const unsigned *own, const unsigned (**of_all)[8]) {
-    const unsigned turn = fibers[current].turn++ % 2;
-    memcpy(shown[current / 32][turn][current % 32], own, 32);
-    *of_all = (const unsigned(*)[8])shown[current / 32][turn];
+// All lanes come here once before any goes on: they run in turn, the warp's first one first.
+static void *wait_for_warp(const void *own, unsigned bytes) {
+    char *all = shown[current / 32][fibers[current].turn++ % 2];
+    memcpy(all + current % 32 * bytes, own, bytes);
     leave();
+    return all;
 }
 
 static void copy(void *to, const void *from, int there) {

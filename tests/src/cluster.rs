@@ -200,9 +200,21 @@ impl Worker {
     /// # Panics
     /// If it can't be started.
     pub fn start(port: u16, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Self {
+        Self::start_with(port, &[], args)
+    }
+
+    /// The same with variables in its environment.
+    ///
+    /// # Panics
+    /// If it can't be started.
+    pub fn start_with(
+        port: u16,
+        variables: &[(&str, &str)],
+        args: impl IntoIterator<Item = impl AsRef<OsStr>>,
+    ) -> Self {
         let address = format!("127.0.0.1:{port}");
         let defaults = [("--connect", address.as_str()), ("--backend", "cpu"), ("--threads", "1")];
-        Self(Process::start(&binaries().join("worker"), with_defaults(args, &defaults)))
+        Self(Process::start_with(&binaries().join("worker"), variables, with_defaults(args, &defaults)))
     }
 
     /// Starts one whose synthetic engine departs from the others', such as `slower=3`.
@@ -210,10 +222,7 @@ impl Worker {
     /// # Panics
     /// If it can't be started.
     pub fn start_quirky(port: u16, quirks: &str, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Self {
-        let address = format!("127.0.0.1:{port}");
-        let defaults = [("--connect", address.as_str()), ("--backend", "cpu"), ("--threads", "1")];
-        let quirks = [("TALLY_SYNTHETIC", quirks)];
-        Self(Process::start_with(&binaries().join("worker"), &quirks, with_defaults(args, &defaults)))
+        Self::start_with(port, &[("TALLY_SYNTHETIC", quirks)], args)
     }
 
     /// Starts `n` of them, named `worker-1` and so on. Those with an even number share no

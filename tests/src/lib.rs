@@ -12,6 +12,7 @@
 
 pub mod chaos;
 pub mod cluster;
+pub mod cuda_on_cpu;
 pub mod flood;
 pub mod gpu;
 pub mod hostile;

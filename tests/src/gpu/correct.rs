@@ -10,8 +10,8 @@ use tally_exact::{chunk_range, chunks, init};
 use tally_worker::engine::burn::Precision;
 use tally_worker::engine::{Engine, LabelLoss};
 
-use super::golden::{GOLDEN, losses_by_name, numbers, samples, settle, weights};
 use super::Options;
+use super::golden::{GOLDEN, losses_by_name, numbers, samples, settle, weights};
 
 /// How far a device is from PyTorch's double precision, with either label loss.
 #[derive(Clone, Debug, Serialize)]

@@ -22,6 +22,21 @@ use tally_worker::engine::{Engine, EngineError, LabelLoss, ModelSpec};
 
 use self::report::Report;
 
+/// What there is to find out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Part {
+    /// Answers, losses and gradients beside the golden values
+    Golden,
+    /// Updates beside the host's
+    Update,
+    /// Whether a repeated gradient has the same bits, and a subtree its leaves'
+    Repetition,
+    /// How long a step takes
+    Steps,
+    /// How long it takes in a cluster
+    Cluster,
+}
+
 /// Check and measure a device: golden values, determinism, step times, the all-reduce, memory.
 ///
 /// Prints a table, and as the last line one JSON object. Exits with 0 if all is as it must be, 1 if something
@@ -41,6 +56,10 @@ pub struct Options {
     /// What to compute in, each in turn [default: f32,tf32,bf16 on a GPU, else f32]
     #[arg(long, value_delimiter = ',', value_name = "PRECISIONS")]
     pub precisions: Vec<Precision>,
+
+    /// What to find out
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = Part::value_variants().to_vec(), value_name = "PARTS", hide_default_value = true)]
+    pub only: Vec<Part>,
 
     /// Sizes of the batch for step times
     #[arg(long, value_delimiter = ',', default_values_t = [64, 256, 1024, 4096], value_name = "SIZES")]
@@ -100,7 +119,8 @@ impl Options {
     /// The same with Burn's kernels, if they are in this program and have this precision.
     #[must_use]
     pub fn with_burn(&self, precision: Precision) -> Option<Self> {
-        let there = cfg!(feature = "cuda") && self.backend == BackendChoice::Cuda && precision != Precision::F32;
+        let there =
+            cfg!(feature = "cuda") && self.backend == BackendChoice::Cuda && precision != Precision::F32;
         there.then(|| Self { backend: BackendChoice::CudaBurn, ..self.clone() })
     }
 
@@ -120,7 +140,7 @@ impl Options {
 pub fn run(options: &Options) -> ExitCode {
     let first = options.precisions()[0];
     let device = match options.engine(first, LabelLoss::default()) {
-        Ok(engine) => engine.device(),
+        Ok(engine) => engine.device().replace(&format!(", {first}"), ""),
         Err(error) => {
             eprintln!("error: {error}");
             return ExitCode::from(3);
@@ -128,14 +148,28 @@ pub fn run(options: &Options) -> ExitCode {
     };
     let mut report = Report::new(&device);
     for precision in options.precisions() {
-        eprintln!("{device}, {precision}: golden values");
-        report.note(precision, "golden values", correct::golden(options, precision), |r| &mut r.golden);
-        eprintln!("{device}, {precision}: update");
-        report.note(precision, "update", correct::update(options, precision), |r| &mut r.updates);
-        eprintln!("{device}, {precision}: repetition");
-        report.note(precision, "repetition", correct::repetition(options, precision), |r| &mut r.repetition);
+        let begin = |part: Part, words: &str| {
+            let wanted = options.only.contains(&part);
+            if wanted {
+                eprintln!("{device}, {precision}: {words}");
+            }
+            wanted
+        };
+        if begin(Part::Golden, "golden values") {
+            report.note(precision, "golden values", correct::golden(options, precision), |r| &mut r.golden);
+        }
+        if begin(Part::Update, "update") {
+            report.note(precision, "update", correct::update(options, precision), |r| &mut r.updates);
+        }
+        if begin(Part::Repetition, "repetition") {
+            report.note(precision, "repetition", correct::repetition(options, precision), |r| {
+                &mut r.repetition
+            });
+        }
         for &batch in &options.batches {
-            eprintln!("{device}, {precision}: steps of {batch}");
+            if !begin(Part::Steps, &format!("steps of {batch}")) {
+                continue;
+            }
             report.note(precision, "step times", speed::steps(options, precision, batch), |r| &mut r.steps);
             if let Some(burn) = options.with_burn(precision) {
                 let steps = speed::steps(&burn, precision, batch);
@@ -147,8 +181,11 @@ pub fn run(options: &Options) -> ExitCode {
             }
         }
         for &workers in &options.workers {
-            eprintln!("{device}, {precision}: a cluster of {workers}");
-            report.note(precision, "cluster", cluster::run(options, precision, workers), |r| &mut r.clusters);
+            if begin(Part::Cluster, &format!("a cluster of {workers}")) {
+                report.note(precision, "cluster", cluster::run(options, precision, workers), |r| {
+                    &mut r.clusters
+                });
+            }
         }
     }
     report.gpu = speed::gpu();

@@ -10,9 +10,9 @@ use serde_json::Value;
 use tally_exact::update::Update;
 use tally_worker::engine::burn::Precision;
 
+use super::Options;
 use super::correct::{apply, ready};
 use super::golden::samples;
-use super::Options;
 use crate::statistics::median;
 
 /// Steps before those that are timed: kernels are compiled and chosen in the first.
@@ -67,7 +67,17 @@ pub fn steps(options: &Options, precision: Precision, batch: usize) -> anyhow::R
     let images_per_second = batch as f64 / step_ms * 1e3;
     let update_ms = step_ms - gradient_ms;
     let kernels = options.kernels();
-    Ok(Steps { kernels, precision, batch, step_ms, gradient_ms, update_ms, least_ms, first_ms, images_per_second })
+    Ok(Steps {
+        kernels,
+        precision,
+        batch,
+        step_ms,
+        gradient_ms,
+        update_ms,
+        least_ms,
+        first_ms,
+        images_per_second,
+    })
 }
 
 /// The same in PyTorch.
@@ -85,7 +95,12 @@ pub struct Pytorch {
 ///
 /// # Errors
 /// If that fails.
-pub fn pytorch(options: &Options, script: &Path, precision: Precision, batch: usize) -> anyhow::Result<Pytorch> {
+pub fn pytorch(
+    options: &Options,
+    script: &Path,
+    precision: Precision,
+    batch: usize,
+) -> anyhow::Result<Pytorch> {
     let precision = match precision {
         Precision::F32 => "fp32",
         Precision::Tf32 => "tf32",

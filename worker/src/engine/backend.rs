@@ -206,7 +206,8 @@ fn own_gpu_kernels(_: Precision, _: LabelLoss, _: usize) -> Result<Box<dyn Engin
 #[cfg(not(feature = "cuda"))]
 fn not_built() -> EngineError {
     EngineError::Unavailable(
-        "the CUDA backend is not in this binary: build it with `--features cuda`, or choose the cpu backend".into(),
+        "the CUDA backend is not in this binary: build it with `--features cuda`, or choose the cpu backend"
+            .into(),
     )
 }
 

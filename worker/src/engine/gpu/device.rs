@@ -12,8 +12,8 @@ use std::sync::Arc;
 use bytemuck::AnyBitPattern;
 use cudarc::driver::sys::{CUdevice_attribute, CUfunction_attribute_enum, CUresult};
 use cudarc::driver::{
-    CudaContext, CudaEvent, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr as _, DriverError, LaunchConfig,
-    PinnedHostSlice, PushKernelArg as _, result,
+    CudaContext, CudaEvent, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr as _, DriverError,
+    LaunchConfig, PinnedHostSlice, PushKernelArg as _, result,
 };
 use cudarc::nvrtc::{CompileError, CompileOptions, Ptx, compile_ptx_with_opts};
 

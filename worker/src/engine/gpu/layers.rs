@@ -129,7 +129,10 @@ mod tests {
     fn every_product_is_divided_without_a_rest() {
         for layer in CONVOLUTIONS {
             for way in [layer, layer.backward()] {
-                assert!(way.inputs.is_multiple_of(32) && way.outputs.is_multiple_of(way.warps().width()), "{way:?}");
+                assert!(
+                    way.inputs.is_multiple_of(32) && way.outputs.is_multiple_of(way.warps().width()),
+                    "{way:?}"
+                );
                 // The 16 bytes that a thread copies at a time.
                 assert!((8 * way.warps().height()).is_multiple_of(way.warps().threads()), "{way:?}");
                 assert!((8 * way.warps().width()).is_multiple_of(way.warps().threads()), "{way:?}");

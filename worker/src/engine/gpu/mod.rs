@@ -25,6 +25,7 @@ pub mod state;
 
 use std::ops::Range;
 
+use cudarc::driver::DriverError;
 use rayon::prelude::*;
 use tally_data::Samples;
 use tally_exact::CHUNK;
@@ -75,6 +76,14 @@ fn failed(what: impl std::fmt::Display) -> EngineError {
     EngineError::Failed { backend: "CUDA", what: what.to_string() }
 }
 
+/// What the driver said, in words where it has none.
+fn said(error: DriverError) -> EngineError {
+    match device::is_for_want_of_memory(&error) {
+        true => failed("the device has not enough memory left"),
+        false => failed(error),
+    }
+}
+
 impl GpuEngine {
     /// An engine whose parameters and momentum are zeros until it is given a state, on GPU `number`.
     ///
@@ -84,7 +93,7 @@ impl GpuEngine {
     pub fn new(loss: LabelLoss, precision: Precision, number: usize) -> Result<Self, EngineError> {
         let model = look::name(number)?;
         let manifest = Reference.manifest();
-        let found = Found::new(number).map_err(failed)?;
+        let found = Found::new(number).map_err(said)?;
         let precision = match precision {
             // There are no units for it, and it is a leave, not an order.
             Precision::Tf32 if found.capability < 80 => Precision::F32,
@@ -106,7 +115,7 @@ impl GpuEngine {
                 parts(&manifest).into_iter().map(|part| device.pinned(4 * part.len())).collect();
             Ok((network, state, ways_down?, device.memory::<f32>(0)?, device.pinned(0)?))
         };
-        let (network, state, ways_down, slots, answers) = made().map_err(failed)?;
+        let (network, state, ways_down, slots, answers) = made().map_err(said)?;
         Ok(Self {
             manifest,
             loss,
@@ -148,7 +157,7 @@ impl GpuEngine {
     /// Keeps an error for the next who can be told.
     fn keep(&mut self, outcome: Outcome<()>) {
         if let Err(error) = outcome {
-            self.failed.get_or_insert(failed(error));
+            self.failed.get_or_insert(said(error));
         }
     }
 
@@ -171,9 +180,13 @@ impl GpuEngine {
             match work(self, at_once) {
                 Err(error) if device::is_for_want_of_memory(&error) && at_once > PIECE => {
                     self.at_once = (at_once / 2).next_multiple_of(PIECE);
-                    tracing::info!("{}: computing {} samples at once, for want of memory", self.model, self.at_once);
+                    tracing::info!(
+                        "{}: computing {} samples at once, for want of memory",
+                        self.model,
+                        self.at_once
+                    );
                 }
-                outcome => return outcome.map_err(failed),
+                outcome => return outcome.map_err(said),
             }
         }
     }
@@ -233,7 +246,13 @@ impl GpuEngine {
                     Some(half) => {
                         let half = half.start().after::<u16>(range.start);
                         let blocks = range.len().div_ceil(256);
-                        device.launch("upper_halves", [blocks, 1], 256, 0, &device::values![sum, half, range.len()])?;
+                        device.launch(
+                            "upper_halves",
+                            [blocks, 1],
+                            256,
+                            0,
+                            &device::values![sum, half, range.len()],
+                        )?;
                         half
                     }
                     None => sum,
@@ -284,7 +303,7 @@ impl Engine for GpuEngine {
 
     fn state(&mut self) -> Result<(Vec<f32>, Vec<f32>), EngineError> {
         self.check()?;
-        self.state.read(&self.device).map_err(failed)
+        self.state.read(&self.device).map_err(said)
     }
 
     fn before(&mut self) -> Option<(Vec<f32>, Vec<f32>)> {

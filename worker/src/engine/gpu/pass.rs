@@ -139,7 +139,8 @@ impl Network {
         let tensors = manifest.tensors().iter().enumerate();
         let places = tensors.map(|(index, tensor)| (tensor.name.clone(), manifest.range(index).start));
         let packed = CONVOLUTIONS.iter().map(|layer| {
-            let (forward, backward) = (device.memory::<f32>(layer.weights())?, device.memory::<f32>(layer.weights())?);
+            let (forward, backward) =
+                (device.memory::<f32>(layer.weights())?, device.memory::<f32>(layer.weights())?);
             Ok(Packed { forward, backward })
         });
         let values = device.memory::<f32>(NORMALISED.len())?;
@@ -201,7 +202,8 @@ impl Network {
         back: Option<Back>,
     ) -> Outcome<Place> {
         let room = &self.room;
-        let (weights, bias) = (self.places.weight("conv1", parameters), self.places.bias("conv1", parameters));
+        let (weights, bias) =
+            (self.places.weight("conv1", parameters), self.places.bias("conv1", parameters));
         let values = values![room.inputs.images(), &self.values, weights, bias, &room.conv1];
         device.launch("first_forward", [samples, 1], THREADS, 0, &values)?;
         let pool = |from: &Memory, to: &Memory, places: &Memory, side: usize, channels: usize| {
@@ -212,7 +214,13 @@ impl Network {
         let convolve = |index: usize, from: &Memory, to: &Memory| {
             let layer = &CONVOLUTIONS[index];
             let bias = self.places.bias(layer.name, parameters);
-            self.convolve(device, layer, &forward(layer), (from, &self.packed[index].forward, bias, to), samples)
+            self.convolve(
+                device,
+                layer,
+                &forward(layer),
+                (from, &self.packed[index].forward, bias, to),
+                samples,
+            )
         };
         convolve(0, &room.conv1, &room.wide)?;
         pool(&room.wide, &room.pool1, &room.places1, 14, 64)?;
@@ -426,7 +434,8 @@ impl Backward<'_> {
         channels: usize,
     ) -> Outcome<()> {
         let length = self.samples * side * side * channels;
-        let values = values![by_results, results, places, &self.network.room.wide, side, channels, length as u64];
+        let values =
+            values![by_results, results, places, &self.network.room.wide, side, channels, length as u64];
         self.device.launch("pool_backward", [length.div_ceil(THREADS), 1], THREADS, 0, &values)
     }
 

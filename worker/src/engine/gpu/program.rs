@@ -51,25 +51,26 @@ pub fn source(manifest: &Manifest, precision: Precision, shared: usize) -> Strin
     }
     text.push_str(include_str!("kernels/common.cu"));
     text.push_str(include_str!("kernels/product.cu"));
-    let mut instance = |kernel: &str, name: String, layer: Convolution, warps: Warps, tile: usize, after: After| {
-        let Convolution { inputs, outputs, side_in, padding, .. } = layer;
-        let values = [
-            ("INPUTS", inputs),
-            ("OUTPUTS", outputs),
-            ("SIDE_IN", side_in),
-            ("SIDE_OUT", layer.side_out()),
-            ("PADDING", padding),
-            ("WARPS_M", warps.rows),
-            ("WARPS_N", warps.columns),
-            ("STAGES", stages(tile, shared)),
-            ("AFTER", after as usize),
-        ];
-        let _ = writeln!(text, "#define NAME {name}");
-        values.iter().for_each(|(name, value)| define(&mut text, name, *value));
-        text.push_str(kernel);
-        let names = values.iter().map(|(name, _)| *name).chain(["NAME"]);
-        names.for_each(|name| text.extend(["#undef ", name, "\n"]));
-    };
+    let mut instance =
+        |kernel: &str, name: String, layer: Convolution, warps: Warps, tile: usize, after: After| {
+            let Convolution { inputs, outputs, side_in, padding, .. } = layer;
+            let values = [
+                ("INPUTS", inputs),
+                ("OUTPUTS", outputs),
+                ("SIDE_IN", side_in),
+                ("SIDE_OUT", layer.side_out()),
+                ("PADDING", padding),
+                ("WARPS_M", warps.rows),
+                ("WARPS_N", warps.columns),
+                ("STAGES", stages(tile, shared)),
+                ("AFTER", after as usize),
+            ];
+            let _ = writeln!(text, "#define NAME {name}");
+            values.iter().for_each(|(name, value)| define(&mut text, name, *value));
+            text.push_str(kernel);
+            let names = values.iter().map(|(name, _)| *name).chain(["NAME"]);
+            names.for_each(|name| text.extend(["#undef ", name, "\n"]));
+        };
     for layer in CONVOLUTIONS {
         let name = layer.name;
         let convolution = include_str!("kernels/convolution.cu");
@@ -79,7 +80,14 @@ pub fn source(manifest: &Manifest, precision: Precision, shared: usize) -> Strin
         let after = if matches!(name, "conv3" | "conv5") { After::Nothing } else { After::ReluBack };
         instance(convolution, backward(&layer), back, back.warps(), back.tile(), after);
         let (warps, tile) = (layer.warps_by_weights(), layer.tile_by_weights());
-        instance(include_str!("kernels/by_weights.cu"), by_weights(&layer), layer, warps, tile, After::Nothing);
+        instance(
+            include_str!("kernels/by_weights.cu"),
+            by_weights(&layer),
+            layer,
+            warps,
+            tile,
+            After::Nothing,
+        );
     }
     for rest in [
         include_str!("kernels/first.cu"),
@@ -115,10 +123,19 @@ pub fn by_weights(layer: &Convolution) -> String {
 /// Every kernel that the host starts.
 #[must_use]
 pub fn kernels() -> Vec<String> {
-    let own = ["first_forward", "first_by_weights", "pool_forward", "pool_backward", "logits_forward", "heads"]
-        .into_iter()
-        .chain(["heads_by_weights", "logits_backward", "logits_by_weights", "sum_pixels", "gather", "add_nodes"])
-        .chain(["upper_halves", "pack_both", "pack_exact", "update"])
-        .map(str::to_owned);
-    own.chain(CONVOLUTIONS.iter().flat_map(|layer| [forward(layer), backward(layer), by_weights(layer)])).collect()
+    let own =
+        ["first_forward", "first_by_weights", "pool_forward", "pool_backward", "logits_forward", "heads"]
+            .into_iter()
+            .chain([
+                "heads_by_weights",
+                "logits_backward",
+                "logits_by_weights",
+                "sum_pixels",
+                "gather",
+                "add_nodes",
+            ])
+            .chain(["upper_halves", "pack_both", "pack_exact", "update"])
+            .map(str::to_owned);
+    own.chain(CONVOLUTIONS.iter().flat_map(|layer| [forward(layer), backward(layer), by_weights(layer)]))
+        .collect()
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use rayon::prelude::*;
 use tally_exact::digest::Digest;
 use tally_exact::update::Update;
 
@@ -14,6 +15,9 @@ const BLOCKS: usize = 1024;
 const STRETCHES: usize = 4096;
 /// Stretches on their way up at once.
 const AT_ONCE: usize = 4;
+
+/// Elements that a thread copies at a time.
+const PIECE: usize = 1 << 16;
 
 /// Parameters and momentum in the host's memory.
 pub type Read = (Vec<f32>, Vec<f32>);
@@ -149,7 +153,8 @@ impl State {
             self.ways_up[way] = device.pinned(4 * length)?;
         }
         let up = &mut self.ways_up[way];
-        up.write(length)?.copy_from_slice(gradient);
+        let pieces = up.write::<f32>(length)?.par_chunks_mut(PIECE).zip(gradient.par_chunks(PIECE));
+        pieces.for_each(|(to, from)| to.copy_from_slice(from));
         let sum = self.sum.start().after::<f32>(first);
         device.upload(&device.compute, up, 4 * length, sum)?;
 

@@ -14,6 +14,10 @@
 #define STAGE (DEPTH * (ROW_PITCH + COLUMN_PITCH))
 #define AREA (SIDE_OUT * SIDE_OUT)
 #define WIDTH (9 * INPUTS)
+#define ROW_STEP (THREADS / (ROWS / 4)) // depths that are copied at once
+#define ROW_COPIES ((DEPTH + ROW_STEP - 1) / ROW_STEP)
+#define COLUMN_STEP (THREADS / (COLUMNS / 4))
+#define COLUMN_COPIES (DEPTH / COLUMN_STEP)
 // Without tensor units: a thread's rows and columns are two times four in a row each.
 #define ROW_OF(i) (thread / (COLUMNS / 8) * 4 + ROWS / 2 * ((i) / 4) + (i) % 4)
 #define COLUMN_OF(j) (thread % (COLUMNS / 8) * 4 + COLUMNS / 2 * ((j) / 4) + (j) % 4)
@@ -26,25 +30,31 @@ KERNEL BOUNDS(THREADS, 2) NAME(const float *by_output, const float *input, const
     const int start = own.first * AREA, pixels = own.count * AREA;
     const int tiles = (pixels + DEPTH - 1) / DEPTH;
 
+    // What this thread copies: 16 bytes of some depths' rows and columns; of these always the same tap and channels.
+    const int row_at = thread % (ROWS / 4) * 4, row_depth = thread / (ROWS / 4);
+    const int column_at = thread % (COLUMNS / 4) * 4, column_depth = thread / (COLUMNS / 4);
+    const int tap = (first_column + column_at) / INPUTS;
+    const int down = tap / 3 - PADDING, right = tap % 3 - PADDING;
+    const float *rows_from = by_output + (u64)start * OUTPUTS + first_row + row_at;
+    const float *columns_from = input + (u64)own.first * SIDE_IN * SIDE_IN * INPUTS + (first_column + column_at) % INPUTS;
+
 #define FETCH(tile)                                                                                                  \
     if ((tile) < tiles) {                                                                                            \
         float *to = shared + (tile) % STAGES * STAGE;                                                                \
-        for (int i = thread; i < DEPTH * ROWS / 4; i += THREADS) {                                                   \
-            const int depth = i / (ROWS / 4), at = i % (ROWS / 4) * 4;                                               \
-            const int pixel = (tile) * DEPTH + depth, there = pixel < pixels;                                        \
-            copy16(to + depth * ROW_PITCH + at,                                                                      \
-                   by_output + (there ? (u64)(start + pixel) * OUTPUTS + first_row + at : 0), there);                \
+        UNROLL for (int i = 0; i < ROW_COPIES; i++) {                                                                \
+            const int depth = row_depth + ROW_STEP * i, pixel = (tile) * DEPTH + depth, there = pixel < pixels;      \
+            if (DEPTH % ROW_STEP == 0 || depth < DEPTH) {                                                            \
+                copy16(to + depth * ROW_PITCH + row_at, there ? rows_from + pixel * OUTPUTS : by_output, there);     \
+            }                                                                                                        \
         }                                                                                                            \
         to += DEPTH * ROW_PITCH;                                                                                     \
-        for (int i = thread; i < DEPTH * COLUMNS / 4; i += THREADS) {                                                \
-            const int depth = i / (COLUMNS / 4), at = i % (COLUMNS / 4) * 4;                                         \
-            const int pixel = (tile) * DEPTH + depth;                                                                \
-            const int tap = (first_column + at) / INPUTS, channel = (first_column + at) % INPUTS;                    \
-            const int image = (start + pixel) / AREA, inside = (start + pixel) % AREA;                               \
-            const int y = inside / SIDE_OUT - PADDING + tap / 3, x = inside % SIDE_OUT - PADDING + tap % 3;          \
+        UNROLL for (int i = 0; i < COLUMN_COPIES; i++) {                                                             \
+            const int depth = column_depth + COLUMN_STEP * i, pixel = (tile) * DEPTH + depth;                        \
+            const int image = pixel / AREA, inside = pixel % AREA;                                                   \
+            const int y = inside / SIDE_OUT + down, x = inside % SIDE_OUT + right;                                   \
             const int there = pixel < pixels && (unsigned)y < SIDE_IN && (unsigned)x < SIDE_IN;                      \
-            copy16(to + depth * COLUMN_PITCH + at,                                                                   \
-                   input + (there ? ((u64)(image * SIDE_IN + y) * SIDE_IN + x) * INPUTS + channel : 0), there);      \
+            copy16(to + depth * COLUMN_PITCH + column_at,                                                            \
+                   there ? columns_from + ((image * SIDE_IN + y) * SIDE_IN + x) * INPUTS : input, there);            \
         }                                                                                                            \
     }                                                                                                                \
     copies_end();
@@ -76,5 +86,9 @@ KERNEL BOUNDS(THREADS, 2) NAME(const float *by_output, const float *input, const
 #undef STAGE
 #undef AREA
 #undef WIDTH
+#undef ROW_STEP
+#undef ROW_COPIES
+#undef COLUMN_STEP
+#undef COLUMN_COPIES
 #undef ROW_OF
 #undef COLUMN_OF

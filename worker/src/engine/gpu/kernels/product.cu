@@ -63,18 +63,27 @@
         sums[i][j][k] = 0.0f;
 
 #define ADD_ROWS_BY_COLUMNS(rows, columns)                                                                           \
-    ADD_PRODUCTS(rows[(own_row + (row)) * PITCH + (depth)], columns[(own_column + (column)) * PITCH + (depth)])
+    {                                                                                                                \
+        const float *own_rows = (rows) + own_row * PITCH + lane % 4;                                                 \
+        const float *own_columns = (columns) + own_column * PITCH + lane % 4;                                        \
+        ADD_PRODUCTS(own_rows[(row) * PITCH + (depth)], own_columns[(column) * PITCH + (depth)])                     \
+    }
 #define ADD_ROWS_BY_COLUMNS_ACROSS(rows, columns)                                                                    \
-    ADD_PRODUCTS(rows[(depth) * ROW_PITCH + own_row + (row)], columns[(depth) * COLUMN_PITCH + own_column + (column)])
+    {                                                                                                                \
+        const float *own_rows = (rows) + lane % 4 * ROW_PITCH + own_row;                                             \
+        const float *own_columns = (columns) + lane % 4 * COLUMN_PITCH + own_column;                                 \
+        ADD_PRODUCTS(own_rows[(depth) * ROW_PITCH + (row)], own_columns[(depth) * COLUMN_PITCH + (column)])          \
+    }
 
+// `row`, `depth` and `column` are constants once the loops are unrolled.
 #define LOAD_A(a, start, AT_ROW)                                                                                     \
     UNROLL for (int i = 0; i < 4; i++) UNROLL for (int k = 0; k < 4; k++) {                                          \
-        const int row = 16 * i + k % 2 * 8, depth = (start) + lane % 4 + k / 2 * 4;                                  \
+        const int row = 16 * i + k % 2 * 8, depth = (start) + k / 2 * 4;                                             \
         a[i][k] = AT_ROW;                                                                                            \
     }
 #define LOAD_B(b, start, AT_COLUMN)                                                                                  \
     UNROLL for (int j = 0; j < 4; j++) UNROLL for (int k = 0; k < 2; k++) {                                          \
-        const int column = 8 * j, depth = (start) + lane % 4 + k * 4;                                                \
+        const int column = 8 * j, depth = (start) + k * 4;                                                           \
         b[j][k] = AT_COLUMN;                                                                                         \
     }
 

@@ -1,0 +1,110 @@
+//! The GPU's way, kernels and all, on a CPU in place of a GPU; see `tally_tests::cuda_on_cpu`.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+use tally_tests::cluster::{Coordinator, RunDir, Worker, events};
+use tally_tests::cuda_on_cpu::CudaOnCpu;
+
+fn cuda() -> CudaOnCpu {
+    CudaOnCpu::new(Path::new(env!("CARGO_TARGET_TMPDIR"))).unwrap()
+}
+
+/// `gpu-check` with these variables in its environment, and what it found.
+fn gpu_check(line: &str, variables: &[(&str, &str)]) -> (Output, Value) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_gpu-check"));
+    command.args(line.split(' ')).envs(cuda().environment()).envs(variables.iter().copied());
+    let output = command.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let found = text.lines().last().and_then(|line| serde_json::from_str(line).ok()).unwrap_or(Value::Null);
+    (output, found)
+}
+
+fn is_good(line: &str, variables: &[(&str, &str)]) -> Value {
+    let (output, found) = gpu_check(line, variables);
+    let said = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+    assert!(output.status.success(), "{}{}", said[0], said[1]);
+    assert_eq!(found["failures"], serde_json::json!([]), "{}", said[0]);
+    assert!(found["device"].as_str().unwrap().contains("Tally's kernels"), "{}", said[0]);
+    found
+}
+
+/// SUM-1, REP-1: golden values to float32's last bits, the host's updates, equal gradients again and as a subtree.
+#[test]
+fn sum_1_float32_kernels_compute_what_they_must() {
+    let found = is_good("--precisions f32 --only golden,update,repetition --batches 8 --repeats 1", &[]);
+    assert_eq!(found["updates"][0]["steps"], 3);
+    assert_eq!(found["repetition"][0]["different"], serde_json::json!([[1, 0]]));
+    assert_eq!(found["repetition"][0]["subtree_is_its_leaves"], true);
+}
+
+/// The products of tensor units, each with its rounding, with a block's warps from the last to the first.
+#[test]
+fn tensor_kernels_compute_what_they_must() {
+    for precision in ["tf32", "bf16"] {
+        is_good(&format!("--precisions {precision} --only update"), &[("CUDA_ON_CPU_REVERSE", "1")]);
+    }
+}
+
+#[test]
+fn a_gpu_without_tensor_units_computes_in_float32() {
+    let old = [("CUDA_ON_CPU_CAPABILITY", "75")];
+    // TF32 is a leave. float32's tolerance is a thousandth of TF32's, so that the check at the start shows it.
+    let (output, _) = gpu_check("--precisions tf32 --only update", &old);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let (output, _) = gpu_check("--precisions bf16", &old);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    assert!(said.contains("no units for bfloat16") && said.contains("--precision bf16"), "{said}");
+}
+
+#[test]
+fn a_gpu_without_memory_says_so() {
+    let (output, _) = gpu_check("--precisions f32", &[("CUDA_ON_CPU_MEMORY", "100000000")]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    assert!(said.contains("not enough memory") && said.lines().count() == 1, "{said}");
+}
+
+/// A short run of workers with these options, each on the device.
+fn train(workers: &[&[&str]], options: &[&str]) -> RunDir {
+    let run = RunDir::new();
+    let count = workers.len().to_string();
+    let small = ["--epochs", "1", "--batch-size", "16", "--train-limit", "32", "--test-limit", "10"];
+    let arguments = [&["--workers", &count, "--run-dir", run.arg()], &small[..], options].concat();
+    let coordinator = Coordinator::start(arguments);
+    let environment = cuda().environment();
+    let variables = environment.each_ref().map(|(name, value)| (*name, value.as_str()));
+    let start = |options: &&[&str]| Worker::start_with(coordinator.grpc_port(), &variables, options.iter());
+    let workers: Vec<Worker> = workers.iter().map(start).collect();
+    coordinator.succeed();
+    workers.iter().for_each(|worker| worker.succeed());
+    run
+}
+
+const GPU: [&str; 4] = ["--backend", "cuda", "--precision", "f32"];
+
+/// SUM-1: the same bits with one worker as with two that take the leaves as they come.
+#[test]
+fn sum_1_any_number_of_gpus_has_the_same_bits() {
+    for wire in ["f32", "bf16"] {
+        let options = ["--wire-dtype", wire, "--shards", "4"];
+        let one = train(&[&GPU], &options);
+        let two = train(&[&GPU, &GPU], &options);
+        assert_eq!(one.sha256(), two.sha256(), "{wire}");
+    }
+}
+
+/// REP-1: a GPU beside a CPU.
+#[test]
+fn rep_1_a_gpu_and_a_cpu_train_together() {
+    let run = train(&[&GPU, &["--backend", "cpu"]], &[]);
+    let journal = run.journal();
+    let steps = events(&journal, "step");
+    assert_eq!(steps.len(), 2);
+    assert!(events(&journal, "lost").is_empty(), "{journal:?}");
+    assert!(steps.iter().any(|step| step["workers"] == 2), "{journal:?}");
+}
