@@ -3,7 +3,8 @@
 # On the GPU's machine, which needs neither Rust nor the internet: unpack it and run ./run.sh.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-cargo build --release -p tally-tests --features cuda --bin gpu-check
+# Generic code that compiles to the same instructions is kept once.
+cargo rustc --release -p tally-tests --features cuda --bin gpu-check -- -C link-arg=-Wl,--icf=all
 pack=target/gpu-check
 rm -rf "$pack" && mkdir -p "$pack"
 strip -o "$pack/gpu-check" target/release/gpu-check

@@ -50,15 +50,11 @@ fn tensor_kernels_compute_what_they_must() {
 }
 
 #[test]
-fn a_gpu_without_tensor_units_computes_in_float32() {
-    let old = [("CUDA_ON_CPU_CAPABILITY", "75")];
-    // TF32 is a leave. float32's tolerance is a thousandth of TF32's, so that the check at the start shows it.
-    let (output, _) = gpu_check("--precisions tf32 --only update", &old);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let (output, _) = gpu_check("--precisions bf16", &old);
+fn a_gpu_that_is_too_old_says_so() {
+    let (output, _) = gpu_check("--precisions f32", &[("CUDA_ON_CPU_CAPABILITY", "75")]);
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(3), "{said}");
-    assert!(said.contains("no units for bfloat16") && said.contains("--precision bf16"), "{said}");
+    assert!(said.contains("capability 75: they need 80 or more") && said.lines().count() == 1, "{said}");
 }
 
 #[test]

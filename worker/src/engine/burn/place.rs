@@ -28,7 +28,7 @@ pub enum Precision {
     /// float32, with leave to round the factors of convolutions to TF32 where there are units for it
     #[default]
     Tf32,
-    /// bfloat16 for everything between the parameters and the answers
+    /// bfloat16 for the factors of convolutions, or, with Burn's kernels, for all between parameters and answers
     Bf16,
 }
 

@@ -20,9 +20,9 @@ use cudarc::nvrtc::{CompileError, CompileOptions, Ptx, compile_ptx_with_opts};
 /// What a call to the driver gave.
 pub type Outcome<T> = Result<T, DriverError>;
 
-/// What GPUs kernels are compiled for, by compute capability: the newest of them that the GPU and the run-time compiler know.
-/// From 80 on there are copies that don't pass through registers, and units for TF32 and bfloat16.
-const CAPABILITIES: [usize; 6] = [90, 80, 75, 70, 60, 50];
+/// What GPUs the kernels are compiled for, by compute capability: the newest of them that the GPU and the run-time compiler know.
+/// From 80 on (Ampere) there are copies that don't pass through registers, units for TF32 and bfloat16, and the shared memory.
+const CAPABILITIES: [usize; 2] = [90, 80];
 /// The version of PTX that such kernels need, for a driver that is older than the run-time compiler.
 const PTX_VERSION: &str = "7.8";
 
@@ -142,6 +142,13 @@ impl Pinned {
     }
 }
 
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        // The device may still be at it. An error will be told to whoever uses the device next.
+        let _ = self.copied.synchronize();
+    }
+}
+
 impl Found {
     /// GPU number `ordinal`. The driver is there; that was asked before.
     ///
@@ -185,7 +192,7 @@ impl Found {
 
 /// A program as PTX for a GPU of that capability.
 fn compile(source: &str, capability: usize) -> Result<String, String> {
-    let mut said = String::from("it is older than any that this program is compiled for");
+    let mut said = String::from("they need 80 or more");
     for known in CAPABILITIES.into_iter().filter(|&known| known <= capability) {
         let options = vec![format!("--gpu-architecture=compute_{known}"), "--std=c++17".into()];
         let options = CompileOptions { fmad: Some(false), options, ..CompileOptions::default() };

@@ -68,6 +68,8 @@ pub struct GpuEngine {
     /// Where parts of a sum come down, and answers.
     ways_down: Vec<Pinned>,
     answers: Pinned,
+    /// A sum's upper halves, once they are asked for.
+    halves: Option<Memory>,
     /// Why the device failed where that could not be said.
     failed: Option<EngineError>,
 }
@@ -94,16 +96,6 @@ impl GpuEngine {
         let model = look::name(number)?;
         let manifest = Reference.manifest();
         let found = Found::new(number).map_err(said)?;
-        let precision = match precision {
-            // There are no units for it, and it is a leave, not an order.
-            Precision::Tf32 if found.capability < 80 => Precision::F32,
-            Precision::Bf16 if found.capability < 80 => {
-                return Err(EngineError::Unavailable(format!(
-                    "{model} has no units for bfloat16: leave --precision bf16 out"
-                )));
-            }
-            precision => precision,
-        };
         let shared = found.shared;
         let source = program::source(&manifest, precision, shared);
         let device = found.compile(&source, &program::kernels()).map_err(failed)?;
@@ -132,6 +124,7 @@ impl GpuEngine {
             slot_count: 0,
             ways_down,
             answers,
+            halves: None,
             failed: None,
         })
     }
@@ -206,7 +199,7 @@ impl GpuEngine {
         let Some(result) = plan.result else { return Ok(Vec::new()) };
         let parts = parts(&self.manifest);
         let length = self.manifest.len();
-        let Self { device, network, state, ahead, slots, slot_count, ways_down, answers, .. } = self;
+        let Self { device, network, state, ahead, slots, slot_count, ways_down, answers, halves, .. } = self;
         if *slot_count < plan.slots {
             *slots = device.memory::<f32>(0)?;
             (*slots, *slot_count) = (device.memory::<f32>(plan.slots * length)?, plan.slots);
@@ -219,7 +212,9 @@ impl GpuEngine {
             *answers = device.pinned(most * answer_bytes)?;
         }
         let mut outputs: Vec<f32> = Vec::with_capacity(all * losses::OUTPUTS);
-        let half = if rounded { Some(device.memory::<u16>(length)?) } else { None };
+        if rounded && halves.is_none() {
+            *halves = Some(device.memory::<u16>(length)?);
+        }
         for (index, pass) in plan.passes.iter().enumerate() {
             let samples = pass.samples();
             let inputs = network.inputs(device, most)?;
@@ -242,9 +237,9 @@ impl GpuEngine {
                     return Ok(());
                 }
                 let sum = slots.after::<f32>(result * length + range.start);
-                let from = match &half {
-                    Some(half) => {
-                        let half = half.start().after::<u16>(range.start);
+                let from = match &*halves {
+                    Some(halves) if rounded => {
+                        let half = halves.start().after::<u16>(range.start);
                         let blocks = range.len().div_ceil(256);
                         device.launch(
                             "upper_halves",
@@ -255,7 +250,7 @@ impl GpuEngine {
                         )?;
                         half
                     }
-                    None => sum,
+                    _ => sum,
                 };
                 let done = device.event()?;
                 done.record(&device.compute)?;

@@ -207,9 +207,9 @@ impl Network {
         let values = values![room.inputs.images(), &self.values, weights, bias, &room.conv1];
         device.launch("first_forward", [samples, 1], THREADS, 0, &values)?;
         let pool = |from: &Memory, to: &Memory, places: &Memory, side: usize, channels: usize| {
-            let length = samples * side * side * channels;
-            let values = values![from, to, places, side, channels, length as u64];
-            device.launch("pool_forward", [length.div_ceil(THREADS), 1], THREADS, 0, &values)
+            let fours = samples * side * side * channels / 4;
+            let values = values![from, to, places, side, channels, fours];
+            device.launch("pool_forward", [fours.div_ceil(THREADS), 1], THREADS, 0, &values)
         };
         let convolve = |index: usize, from: &Memory, to: &Memory| {
             let layer = &CONVOLUTIONS[index];
@@ -433,10 +433,9 @@ impl Backward<'_> {
         side: usize,
         channels: usize,
     ) -> Outcome<()> {
-        let length = self.samples * side * side * channels;
-        let values =
-            values![by_results, results, places, &self.network.room.wide, side, channels, length as u64];
-        self.device.launch("pool_backward", [length.div_ceil(THREADS), 1], THREADS, 0, &values)
+        let fours = self.samples * side * side * channels / 4;
+        let values = values![by_results, results, places, &self.network.room.wide, side, channels, fours];
+        self.device.launch("pool_backward", [fours.div_ceil(THREADS), 1], THREADS, 0, &values)
     }
 
     /// A tensor's gradients from its stretches' sums.

@@ -21,21 +21,12 @@ DEVICE u32 bits_of(float x) { return __float_as_uint(x); }
 DEVICE float of_bits(u32 x) { return __uint_as_float(x); }
 
 // 16 bytes from global to shared memory, zeros where there is nothing to be had.
-#if __CUDA_ARCH__ >= 800
 DEVICE void copy16(float *to, const float *from, int there) {
     u32 at = (u32)__cvta_generic_to_shared(to);
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(at), "l"(from), "r"(there ? 16 : 0) : "memory");
 }
 DEVICE void copies_end(void) { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
 #define COPIES_WAIT(but) asm volatile("cp.async.wait_group %0;\n" ::"n"(but) : "memory")
-#else
-DEVICE void copy16(float *to, const float *from, int there) {
-    float4 nothing = {0.0f, 0.0f, 0.0f, 0.0f};
-    *(float4 *)to = there ? *(const float4 *)from : nothing;
-}
-DEVICE void copies_end(void) {}
-#define COPIES_WAIT(but)
-#endif
 
 // A warp's product of 16 rows by 8 columns, d += a·b; see the PTX manual for who holds what.
 #if PRECISION == 1

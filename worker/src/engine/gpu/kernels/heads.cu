@@ -115,7 +115,8 @@ KERNEL BOUNDS(WORKERS, 4) heads(const float *parameters, const u8 *numbers, cons
                                 float *answers, int samples, int loss, float scale, int back) {
     SHARED(float, record, TOGETHER * RECORD);
     SHARED(float, by, TOGETHER * RECORD);
-    const int thread = threadIdx.x, first = blockIdx.x * TOGETHER;
+    // Of the two heads' small layers each half of the threads has one.
+    const int thread = threadIdx.x, other = (thread + WORKERS / 2) % WORKERS, first = blockIdx.x * TOGETHER;
     const int own = samples - first < TOGETHER ? samples - first : TOGETHER;
     for (int i = thread; i < TOGETHER * RECORD; i += WORKERS) by[i] = record[i] = 0.0f;
     BARRIER();
@@ -129,13 +130,13 @@ KERNEL BOUNDS(WORKERS, 4) heads(const float *parameters, const u8 *numbers, cons
     dense(thread, parameters + DENSE2, 16, 32, record + DENSE1_OUT, record + DENSE2_OUT, 1);
     BARRIER();
     dense(thread, parameters + SUM1, 42, 64, record + BOTH, record + SUM1_OUT, 1);
-    dense(thread, parameters + DIFF1, 42, 64, record + BOTH, record + DIFF1_OUT, 1);
+    dense(other, parameters + DIFF1, 42, 64, record + BOTH, record + DIFF1_OUT, 1);
     BARRIER();
     dense(thread, parameters + SUM2, 64, 128, record + SUM1_OUT, record + SUM2_OUT, 1);
-    dense(thread, parameters + DIFF2, 64, 128, record + DIFF1_OUT, record + DIFF2_OUT, 1);
+    dense(other, parameters + DIFF2, 64, 128, record + DIFF1_OUT, record + DIFF2_OUT, 1);
     BARRIER();
     dense(thread, parameters + SUM3, 128, 1, record + SUM2_OUT, record + SUM_OUT, 0);
-    dense(thread, parameters + DIFF3, 128, 1, record + DIFF2_OUT, record + DIFF_OUT, 0);
+    dense(other, parameters + DIFF3, 128, 1, record + DIFF2_OUT, record + DIFF_OUT, 0);
     BARRIER();
     for (int i = thread; i < ANSWERS * own; i += WORKERS) {
         const int sample = i / ANSWERS, at = i % ANSWERS;
@@ -147,10 +148,10 @@ KERNEL BOUNDS(WORKERS, 4) heads(const float *parameters, const u8 *numbers, cons
     }
     BARRIER();
     dense_back(thread, parameters + SUM3, 128, 1, by + SUM_OUT, by + SUM2_OUT, 0, record + SUM2_OUT);
-    dense_back(thread, parameters + DIFF3, 128, 1, by + DIFF_OUT, by + DIFF2_OUT, 0, record + DIFF2_OUT);
+    dense_back(other, parameters + DIFF3, 128, 1, by + DIFF_OUT, by + DIFF2_OUT, 0, record + DIFF2_OUT);
     BARRIER();
     dense_back(thread, parameters + SUM2, 64, 128, by + SUM2_OUT, by + SUM1_OUT, 0, record + SUM1_OUT);
-    dense_back(thread, parameters + DIFF2, 64, 128, by + DIFF2_OUT, by + DIFF1_OUT, 0, record + DIFF1_OUT);
+    dense_back(other, parameters + DIFF2, 64, 128, by + DIFF2_OUT, by + DIFF1_OUT, 0, record + DIFF1_OUT);
     BARRIER();
     dense_back(thread, parameters + SUM1, 42, 64, by + SUM1_OUT, by + BOTH, 1, 0);
     dense_back(thread, parameters + DIFF1, 42, 64, by + DIFF1_OUT, by + BOTH, 1, 0);

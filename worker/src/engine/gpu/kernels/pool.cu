@@ -1,41 +1,63 @@
 // The greatest of each 2×2 window, NHWC, and the way back. A NaN is the greatest; of equals it is the first in
-// row-major order that takes the gradient.
+// row-major order that takes the gradient. A thread has four channels of a window. `side` and `channels` are of the results, of
+// which there are four times `fours`.
 
-// `side` and `channels` are of the results; `places` says where in its window each was.
-KERNEL BOUNDS(256, 8) pool_forward(const float *input, float *output, u8 *places, int side, int channels, u64 length) {
-    const u64 at = (u64)blockIdx.x * 256 + threadIdx.x;
-    if (at >= length) return;
-    const int channel = at % channels;
-    const u64 pixel = at / channels;
-    const int x = pixel % side, y = pixel / side % side;
-    const u64 image = pixel / side / side;
-    const float *corner = input + ((image * 2 * side + 2 * y) * 2 * side + 2 * x) * channels + channel;
-    float most = corner[0];
-    int place = 0;
-    for (int other = 1; other < 4; other++) {
-        const float value = corner[((u64)(other / 2) * 2 * side + other % 2) * channels];
-        if (value > most || (value != value && most == most)) {
-            most = value;
-            place = other;
-        }
+typedef struct {
+    u8 of[4];
+} __attribute__((aligned(4))) window_places;
+
+// Where a window's first value is, and how far on its other ones are.
+typedef struct {
+    u32 first, right, down;
+} window;
+
+DEVICE window window_of(u32 at, int side, int channels) {
+    const u32 per_pixel = channels / 4, pixel = at / per_pixel, x = pixel % side, row = pixel / side;
+    window it;
+    it.right = channels;
+    it.down = 2 * side * channels;
+    // Two rows of the input for each of the results, whichever image they are in.
+    it.first = 2 * row * it.down + 2 * x * channels + at % per_pixel * 4;
+    return it;
+}
+
+DEVICE void take(float value, int place, float *most, u8 *at) {
+    if (value > *most || (value != value && *most == *most)) {
+        *most = value;
+        *at = place;
     }
-    output[at] = most;
-    places[at] = place;
+}
+
+KERNEL BOUNDS(256, 8) pool_forward(const float *input, float *output, u8 *places, int side, int channels, int fours) {
+    const int at = blockIdx.x * 256 + threadIdx.x;
+    if (at >= fours) return;
+    const window it = window_of(at, side, channels);
+    quad most = *(const quad *)&input[it.first];
+    window_places where = {{0, 0, 0, 0}};
+    UNROLL for (int other = 1; other < 4; other++) {
+        const quad value = *(const quad *)&input[it.first + other / 2 * it.down + other % 2 * it.right];
+        take(value.x, other, &most.x, &where.of[0]);
+        take(value.y, other, &most.y, &where.of[1]);
+        take(value.z, other, &most.z, &where.of[2]);
+        take(value.w, other, &most.w, &where.of[3]);
+    }
+    *(quad *)&output[4 * (u64)at] = most;
+    *(window_places *)&places[4 * (u64)at] = where;
 }
 
 // The gradient by the results of the ReLU before the pool, through that ReLU.
 KERNEL BOUNDS(256, 8) pool_backward(const float *by_output, const float *output, const u8 *places, float *by_input, int side, int channels,
-                                    u64 length) {
-    const u64 at = (u64)blockIdx.x * 256 + threadIdx.x;
-    if (at >= length) return;
-    const int channel = at % channels;
-    const u64 pixel = at / channels;
-    const int x = pixel % side, y = pixel / side % side;
-    const u64 image = pixel / side / side;
-    float *corner = by_input + ((image * 2 * side + 2 * y) * 2 * side + 2 * x) * channels + channel;
-    const float gradient = let_through(output[at], by_output[at]);
-    const int place = places[at];
-    for (int other = 0; other < 4; other++) {
-        corner[((u64)(other / 2) * 2 * side + other % 2) * channels] = other == place ? gradient : 0.0f;
+                                    int fours) {
+    const int at = blockIdx.x * 256 + threadIdx.x;
+    if (at >= fours) return;
+    const window it = window_of(at, side, channels);
+    const quad result = *(const quad *)&output[4 * (u64)at], by = *(const quad *)&by_output[4 * (u64)at];
+    const window_places where = *(const window_places *)&places[4 * (u64)at];
+    const float x = let_through(result.x, by.x), y = let_through(result.y, by.y);
+    const float z = let_through(result.z, by.z), w = let_through(result.w, by.w);
+    UNROLL for (int other = 0; other < 4; other++) {
+        const quad share = {where.of[0] == other ? x : 0.0f, where.of[1] == other ? y : 0.0f, where.of[2] == other ? z : 0.0f,
+                            where.of[3] == other ? w : 0.0f};
+        *(quad *)&by_input[it.first + other / 2 * it.down + other % 2 * it.right] = share;
     }
 }
