@@ -12,9 +12,9 @@ struct three {
 struct machine {
     struct three thread, block, threads, blocks;
     float *shared;
-    // Waits for the block, or for the warp, in which each lane shows the others something: returned are all lanes'.
+    // Waits for the block, or for the warp, in which each lane shows the others 64 bytes: returned are all lanes'.
     void (*wait_for_block)(void);
-    void *(*wait_for_warp)(const void *shown, unsigned bytes);
+    void *(*wait_for_warp)(const void *shown);
     void (*copy)(void *to, const void *from, int there);
     void (*copies_end)(void);
     void (*copies_wait)(int but);
@@ -52,8 +52,8 @@ static inline void copies_end(void) { machine->copies_end(); }
 
 // What a lane holds of a product of 16 rows by 8 columns.
 struct fragment {
-    unsigned a[4], b[2];
-    float d[4];
+    unsigned a[4], b[4]; // of b no more than two
+    float d[8];          // of d four
 };
 
 // d += a·b of a whole warp, with rows of up to 16 depths.
@@ -76,9 +76,9 @@ static inline void multiply_all(struct fragment *lanes, const float (*a)[16], co
 static inline struct fragment *meet(const void *a, const void *b, const float *d) {
     struct fragment own;
     memcpy(own.a, a, sizeof own.a);
-    memcpy(own.b, b, sizeof own.b);
-    memcpy(own.d, d, sizeof own.d);
-    return machine->wait_for_warp(&own, sizeof own);
+    memcpy(own.b, b, 8);
+    memcpy(own.d, d, 16);
+    return machine->wait_for_warp(&own);
 }
 
 // mma.sync.m16n8k8 with TF32 factors: lane 4g+t has, of a, rows g and g+8 at depths t and t+4, of b, column g at depths t and

@@ -27,7 +27,7 @@ struct machine {
     struct three thread, block, threads, blocks;
     float *shared;
     void (*wait_for_block)(void);
-    void *(*wait_for_warp)(const void *shown, unsigned bytes);
+    void *(*wait_for_warp)(const void *shown);
     void (*copy)(void *to, const void *from, int there);
     void (*copies_end)(void);
     void (*copies_wait)(int but);
@@ -108,9 +108,9 @@ static void wait_for_block(void) {
 }
 
 // All lanes come here once before any goes on: they run in turn, the warp's first one first.
-static void *wait_for_warp(const void *own, unsigned bytes) {
+static void *wait_for_warp(const void *own) {
     char *all = shown[current / 32][fibers[current].turn++ % 2];
-    memcpy(all + current % 32 * bytes, own, bytes);
+    memcpy(all + current % 32 * SHOWN, own, SHOWN);
     leave();
     return all;
 }

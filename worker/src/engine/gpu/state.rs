@@ -10,7 +10,7 @@ use super::device::{Device, Memory, Outcome, Pinned, Place, Value, values};
 
 /// Threads of a block, and the most blocks of an update.
 const THREADS: usize = 256;
-const BLOCKS: usize = 1024;
+const BLOCKS: usize = 256;
 /// The most stretches of a sum: a digest is kept for each.
 const STRETCHES: usize = 4096;
 /// Stretches on their way up at once.
