@@ -16,6 +16,14 @@ here=$(cd "$(dirname "$0")" && pwd)
 export TALLY_CACHE_DIR="${TALLY_CACHE_DIR:-$here/cache}"
 peer=()
 if python3 -c 'import torch' 2>/dev/null; then peer=(--peer "$here/torch_peer.py"); fi
+# The run-time compiler may be there as part of PyTorch alone.
+for nvrtc in $(python3 -c 'import glob, site, sys
+for place in site.getsitepackages() + [site.getusersitepackages()]:
+    print("\n".join(glob.glob(place + "/nvidia/*/lib")))' 2>/dev/null); do
+    if compgen -G "$nvrtc/libnvrtc.so*" >/dev/null; then
+        export LD_LIBRARY_PATH="${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$nvrtc"
+    fi
+done
 "$here/gpu-check" "${peer[@]}" "$@" | tee "$here/report.txt"
 exit "${PIPESTATUS[0]}"
 RUN

@@ -47,6 +47,7 @@ static inline float of_bits(unsigned bits) {
 }
 
 static inline void copy16(float *to, const float *from, int there) { machine->copy(to, from, there); }
+static inline void copy16_kept(float *to, const float *from, int there) { machine->copy(to, from, there); }
 static inline void copies_end(void) { machine->copies_end(); }
 #define COPIES_WAIT(but) machine->copies_wait(but)
 

@@ -37,7 +37,7 @@ fn is_good(line: &str, variables: &[(&str, &str)]) -> Value {
 fn sum_1_float32_kernels_compute_what_they_must() {
     let found = is_good("--precisions f32 --only golden,update,repetition --batches 8 --repeats 1", &[]);
     assert_eq!(found["updates"][0]["steps"], 3);
-    assert_eq!(found["repetition"][0]["different"], serde_json::json!([[1, 0]]));
+    assert_eq!(found["repetition"][0]["different"], serde_json::json!([[1, 0], [8, 0]]));
     assert_eq!(found["repetition"][0]["subtree_is_its_leaves"], true);
 }
 
@@ -49,20 +49,19 @@ fn tensor_kernels_compute_what_they_must() {
     }
 }
 
+/// Where the kernels can't compute, every part says why, in a line each.
 #[test]
-fn a_gpu_that_is_too_old_says_so() {
-    let (output, _) = gpu_check("--precisions f32", &[("CUDA_ON_CPU_CAPABILITY", "75")]);
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(3), "{said}");
-    assert!(said.contains("capability 75: they need 80 or more") && said.lines().count() == 1, "{said}");
-}
-
-#[test]
-fn a_gpu_without_memory_says_so() {
-    let (output, _) = gpu_check("--precisions f32", &[("CUDA_ON_CPU_MEMORY", "100000000")]);
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(3), "{said}");
-    assert!(said.contains("not enough memory") && said.lines().count() == 1, "{said}");
+fn a_gpu_that_is_too_old_or_too_small_says_so() {
+    for (variable, value, words) in [
+        ("CUDA_ON_CPU_CAPABILITY", "75", "capability 75: they need 80 or more"),
+        ("CUDA_ON_CPU_MEMORY", "100000000", "not enough memory"),
+    ] {
+        let (output, found) = gpu_check("--precisions f32 --only golden,update", &[(variable, value)]);
+        assert_eq!(output.status.code(), Some(1), "{found}");
+        let failures = found["failures"].as_array().unwrap();
+        assert!(failures.iter().all(|failure| failure.as_str().unwrap().contains(words)), "{found}");
+        assert_eq!(failures.len(), 2, "{found}");
+    }
 }
 
 /// A short run of workers with these options, each on the device.

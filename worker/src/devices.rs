@@ -221,8 +221,9 @@ fn start(device: usize, name: &str, threads: Option<usize>) -> anyhow::Result<Ch
     command.spawn().with_context(|| format!("cannot start a worker for device {device}"))
 }
 
-/// CUDA's name for device `device` of those that this process sees.
-fn visible(device: usize, seen: Option<&str>) -> String {
+/// CUDA's name for device `device` of those that this process sees, if it sees some by name.
+#[must_use]
+pub fn visible(device: usize, seen: Option<&str>) -> String {
     let seen = seen.and_then(|seen| seen.split(',').nth(device)).map(str::trim);
     seen.map_or_else(|| device.to_string(), str::to_owned)
 }

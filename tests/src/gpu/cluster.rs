@@ -68,7 +68,7 @@ pub fn run(options: &Options, precision: Precision, workers: usize) -> anyhow::R
 
     let device = options.device.to_string();
     let threads = thread::available_parallelism().map_or(1, |n| (n.get() / workers).max(1)).to_string();
-    let backend = options.backend.to_string();
+    let backend = options.exactly().to_string();
     let mut processes = Vec::new();
     for number in 1..=workers {
         let mut worker = Command::new(&this);

@@ -101,10 +101,19 @@ impl Options {
         }
     }
 
+    /// What is asked for, and nothing in its place.
+    #[must_use]
+    pub fn exactly(&self) -> BackendChoice {
+        match self.backend {
+            BackendChoice::Cuda => BackendChoice::CudaTally,
+            other => other,
+        }
+    }
+
     /// Whether it is an NVIDIA GPU.
     #[must_use]
     pub fn is_gpu(&self) -> bool {
-        matches!(self.backend, BackendChoice::Cuda | BackendChoice::CudaBurn)
+        matches!(self.exactly(), BackendChoice::CudaTally | BackendChoice::CudaBurn)
     }
 
     /// Whose kernels compute.
@@ -119,8 +128,9 @@ impl Options {
     /// The same with Burn's kernels, if they are in this program and have this precision.
     #[must_use]
     pub fn with_burn(&self, precision: Precision) -> Option<Self> {
-        let there =
-            cfg!(feature = "cuda") && self.backend == BackendChoice::Cuda && precision != Precision::F32;
+        let there = cfg!(feature = "cuda")
+            && self.exactly() == BackendChoice::CudaTally
+            && precision != Precision::F32;
         there.then(|| Self { backend: BackendChoice::CudaBurn, ..self.clone() })
     }
 
@@ -129,8 +139,7 @@ impl Options {
     /// # Errors
     /// Why it can't be had.
     pub fn engine(&self, precision: Precision, loss: LabelLoss) -> Result<Box<dyn Engine>, EngineError> {
-        let backend = self.backend;
-        backend::build_in(precision, &ModelSpec::Reference, loss, backend, self.device, 0)
+        backend::build_in(precision, &ModelSpec::Reference, loss, self.exactly(), self.device, 0)
     }
 }
 
@@ -141,10 +150,12 @@ pub fn run(options: &Options) -> ExitCode {
     let first = options.precisions()[0];
     let device = match options.engine(first, LabelLoss::default()) {
         Ok(engine) => engine.device().replace(&format!(", {first}"), ""),
-        Err(error) => {
+        Err(error @ EngineError::Unavailable(_)) => {
             eprintln!("error: {error}");
             return ExitCode::from(3);
         }
+        // It will be said of each part.
+        Err(EngineError::Failed { .. }) => format!("device {}", options.device),
     };
     let mut report = Report::new(&device);
     for precision in options.precisions() {
@@ -172,8 +183,11 @@ pub fn run(options: &Options) -> ExitCode {
             }
             report.note(precision, "step times", speed::steps(options, precision, batch), |r| &mut r.steps);
             if let Some(burn) = options.with_burn(precision) {
-                let steps = speed::steps(&burn, precision, batch);
-                report.note(precision, "step times of Burn's kernels", steps, |r| &mut r.steps);
+                match speed::steps(&burn, precision, batch) {
+                    // It needs more to run, and is there to be compared.
+                    Err(error) => eprintln!("left out: Burn's kernels: {error:#}"),
+                    steps => report.note(precision, "step times", steps, |r| &mut r.steps),
+                }
             }
             if let Some(script) = &options.peer {
                 let steps = speed::pytorch(options, script, precision, batch);

@@ -55,6 +55,15 @@ impl Report {
         }
     }
 
+    /// Makes a failure of bits that differ in the last repetition, where that is promised not to happen.
+    pub fn judge(&mut self, kernels: &str) {
+        let Some(last) = self.repetition.last().filter(|_| kernels == "tally") else { return };
+        let equal = last.different.iter().all(|(_, others)| *others == 0);
+        if !equal || !last.subtree_is_its_leaves {
+            self.failures.push(format!("{}, repetition: bits differ where they must not", last.precision));
+        }
+    }
+
     /// PyTorch's step at a batch.
     fn peer(&self, precision: &str, batch: usize) -> Option<f64> {
         let peer = |p: &&Pytorch| p.precision == precision && p.batch == batch;

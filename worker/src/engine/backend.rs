@@ -29,6 +29,9 @@ pub enum BackendChoice {
     Cpu,
     /// An NVIDIA GPU.
     Cuda,
+    /// An NVIDIA GPU with Tally's kernels or not at all, to check them.
+    #[value(hide = true)]
+    CudaTally,
     /// An NVIDIA GPU with Burn's kernels even where Tally has its own, to compare them.
     #[value(hide = true)]
     CudaBurn,
@@ -43,6 +46,7 @@ impl fmt::Display for BackendChoice {
             Self::Auto => "auto",
             Self::Cpu => "cpu",
             Self::Cuda => "cuda",
+            Self::CudaTally => "cuda-tally",
             Self::CudaBurn => "cuda-burn",
             Self::Rehearsal => "rehearsal",
         })
@@ -56,6 +60,7 @@ impl FromStr for BackendChoice {
             "auto" => Ok(Self::Auto),
             "cpu" => Ok(Self::Cpu),
             "cuda" => Ok(Self::Cuda),
+            "cuda-tally" => Ok(Self::CudaTally),
             "cuda-burn" => Ok(Self::CudaBurn),
             "rehearsal" => Ok(Self::Rehearsal),
             _ => Err(format!("{text:?} is no backend; there are auto, cpu and cuda")),
@@ -107,7 +112,12 @@ pub fn build_in(
     match backend {
         BackendChoice::Cpu => on_cpu(precision, model, loss, threads),
         BackendChoice::Cuda => on_gpu(precision, model, loss, device),
-        BackendChoice::CudaBurn => with_burn_on_gpu(precision, model, loss, device),
+        BackendChoice::CudaTally if *model == ModelSpec::Reference => {
+            own_gpu_kernels(precision, loss, device)
+        }
+        BackendChoice::CudaTally | BackendChoice::CudaBurn => {
+            with_burn_on_gpu(precision, model, loss, device)
+        }
         BackendChoice::Rehearsal => with_burn(model, loss, || rehearsal(precision, threads)),
         BackendChoice::Auto => match on_gpu(precision, model, loss, device) {
             Ok(engine) => Ok(engine),
@@ -151,9 +161,16 @@ fn on_gpu(
 ) -> Result<Box<dyn Engine>, EngineError> {
     match model {
         ModelSpec::Reference => match own_gpu_kernels(precision, loss, device) {
-            Err(error @ EngineError::Failed { .. }) if cfg!(feature = "cuda") => {
-                tracing::warn!("computing with Burn's kernels: {error}");
-                with_burn_on_gpu(precision, model, loss, device)
+            // In float32 alone there is nothing of Burn's in their place.
+            Err(error @ EngineError::Failed { .. })
+                if cfg!(feature = "cuda") && precision != Precision::F32 =>
+            {
+                let burns = with_burn_on_gpu(precision, model, loss, device);
+                match &burns {
+                    Ok(_) => tracing::warn!("computing with Burn's kernels: {error}"),
+                    Err(also) => tracing::warn!("Tally's kernels and Burn's: {error}; {also}"),
+                }
+                burns.or(Err(error))
             }
             engine => engine,
         },
@@ -252,7 +269,7 @@ fn rehearsal(precision: Precision, threads: usize) -> Result<Place<Flex>, Engine
 pub fn devices(backend: BackendChoice) -> usize {
     match backend {
         #[cfg(feature = "cuda-kernels")]
-        BackendChoice::Auto | BackendChoice::Cuda | BackendChoice::CudaBurn => {
+        BackendChoice::Auto | BackendChoice::Cuda | BackendChoice::CudaTally | BackendChoice::CudaBurn => {
             gpu::look::count().unwrap_or(1).max(1)
         }
         _ => 1,

@@ -200,7 +200,9 @@ fn compile(source: &str, capability: usize) -> Result<String, String> {
             Ok(ptx) => return Ok(ptx.to_src()),
             // An old compiler does not know a new GPU.
             Err(CompileError::CompileError { nvrtc, log, .. }) => {
-                said = format!("{nvrtc:?}: {}", log.to_string_lossy().trim());
+                let log = log.to_string_lossy();
+                let line = log.lines().find(|line| line.contains("error")).unwrap_or("it says no more");
+                said = format!("{nvrtc:?}: {}", line.trim());
             }
             Err(error) => said = error.to_string(),
         }

@@ -9,7 +9,7 @@ use super::device::{Device, Memory, Outcome, Pinned, Place};
 /// Bytes of a sample: its pixels, its number, its label.
 const BYTES: usize = PIXELS + 2;
 /// Leaves that wait on the device for their step.
-const MOST_AHEAD: usize = 16;
+const MOST_AHEAD: usize = 64;
 
 /// The samples of a pass.
 #[derive(Debug)]
@@ -23,6 +23,7 @@ pub struct Inputs {
 #[derive(Debug, Default)]
 pub struct Ahead {
     slots: Vec<Slot>,
+    /// The last one that was overwritten.
     next: usize,
 }
 
@@ -72,14 +73,21 @@ impl Inputs {
 }
 
 impl Ahead {
-    /// Starts bringing a leaf up; nothing waits for it.
+    /// Starts bringing a leaf up; nothing waits for it. What was brought up with the same ids is forgotten. Returns where it is kept.
     ///
     /// # Errors
     /// As the driver says.
-    pub fn bring(&mut self, device: &Device, samples: &Samples) -> Outcome<()> {
+    pub fn bring(&mut self, device: &Device, samples: &Samples) -> Outcome<usize> {
         let bytes = samples.len() * BYTES;
-        let index = self.next % MOST_AHEAD;
-        self.next = index + 1;
+        self.slots.iter_mut().filter(|slot| slot.ids == samples.ids()).for_each(|slot| slot.ids.clear());
+        let index = match self.slots.iter().position(|slot| slot.ids.is_empty()) {
+            Some(free) => free,
+            None if self.slots.len() < MOST_AHEAD => self.slots.len(),
+            None => {
+                self.next = (self.next + 1) % MOST_AHEAD;
+                self.next
+            }
+        };
         if self.slots.get(index).is_none_or(|slot| slot.pinned.bytes() < bytes) {
             let slot = Slot::new(device, bytes)?;
             if index < self.slots.len() {
@@ -99,7 +107,7 @@ impl Ahead {
         device.upload(&device.up, pinned, bytes, memory.start())?;
         there.record(&device.up)?;
         ids.extend_from_slice(samples.ids());
-        Ok(())
+        Ok(index)
     }
 
     /// Forgets what was brought up: another run may have other samples of the same ids.
@@ -122,10 +130,7 @@ impl Ahead {
         let there = |slots: &[Slot]| slots.iter().position(|slot| slot.ids == samples.ids());
         let index = match there(&self.slots) {
             Some(index) => index,
-            None => {
-                self.bring(device, samples)?;
-                self.next - 1
-            }
+            None => self.bring(device, samples)?,
         };
         let slot = &mut self.slots[index];
         device.compute.wait(&slot.there)?;

@@ -114,16 +114,18 @@ impl Convolution {
     }
 }
 
-/// How many tiles are under way to a block at once, so that two blocks fit on a processor with so many bytes of shared
-/// memory. No result depends on it.
+/// How many tiles are under way to a block at once, so that as many blocks as have twelve warps, and two at least, fit on a
+/// processor with so many bytes of shared memory, if they can. No result depends on it.
 #[must_use]
-pub fn stages(tile: usize, shared: usize) -> usize {
-    (shared / 2 / tile).clamp(2, 4)
+pub fn stages(warps: Warps, tile: usize, shared: usize) -> usize {
+    let blocks = 12usize.div_ceil(warps.rows * warps.columns).max(2);
+    (shared / blocks / tile).clamp(2, 4)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::gpu::plan::PIECE;
 
     #[test]
     fn every_product_is_divided_without_a_rest() {
@@ -147,9 +149,17 @@ mod tests {
     #[test]
     fn two_tiles_fit_in_the_shared_memory_of_every_gpu_with_tensor_units() {
         for layer in CONVOLUTIONS {
-            for tile in [layer.tile(), layer.backward().tile(), layer.tile_by_weights()] {
+            let (back, by_weights) = (layer.backward(), layer.warps_by_weights());
+            let tiles = [
+                (layer.warps(), layer.tile()),
+                (back.warps(), back.tile()),
+                (by_weights, layer.tile_by_weights()),
+            ];
+            for (warps, tile) in tiles {
+                assert_eq!(stages(warps, tile, 0), 2, "{layer:?}");
                 assert!(2 * tile <= 99 * 1024, "{layer:?}");
-                assert!(stages(tile, 227 * 1024) >= 3, "{layer:?}");
+                assert!(stages(warps, tile, 228 * 1024) * tile <= 227 * 1024, "{layer:?}");
+                assert!(PIECE.is_multiple_of(layer.stretch), "{layer:?}");
             }
         }
     }

@@ -24,6 +24,7 @@ pub mod program;
 pub mod state;
 
 use std::ops::Range;
+use std::panic::catch_unwind;
 
 use cudarc::driver::DriverError;
 use rayon::prelude::*;
@@ -41,7 +42,7 @@ use self::pass::{Back, Network, PARTS};
 use self::plan::{AT_ONCE, PIECE, Plan};
 use self::state::State;
 use super::burn::networks::Reference;
-use super::burn::{Network as _, Precision};
+use super::burn::{Network as _, Precision, words_of};
 use super::{Answers, Engine, EngineError, LabelLoss, losses};
 
 /// Elements that a thread copies at a time.
@@ -97,6 +98,7 @@ impl GpuEngine {
         let manifest = Reference.manifest();
         let found = Found::new(number).map_err(said)?;
         let shared = found.shared;
+        tracing::info!("compiling the kernels for {model}, {precision}");
         let source = program::source(&manifest, precision, shared);
         let device = found.compile(&source, &program::kernels()).map_err(failed)?;
         let length = manifest.len();
@@ -134,7 +136,9 @@ impl GpuEngine {
     /// # Errors
     /// As [`new`](Self::new), and [`EngineError::Failed`] says what it computes wrong.
     pub fn checked(loss: LabelLoss, precision: Precision, number: usize) -> Result<Self, EngineError> {
-        let mut engine = Self::new(loss, precision, number)?;
+        // cudarc panics where a driver lacks a function.
+        let made = catch_unwind(|| Self::new(loss, precision, number));
+        let mut engine = made.unwrap_or_else(|panic| Err(failed(words_of(&*panic))))?;
         let precision = engine.precision;
         check::check(&mut engine, precision, loss).map_err(failed)?;
         let zeros = || vec![0.0; engine.manifest.len()];
@@ -170,17 +174,21 @@ impl GpuEngine {
     ) -> Result<T, EngineError> {
         loop {
             let at_once = self.at_once.min(samples.next_multiple_of(PIECE));
-            match work(self, at_once) {
-                Err(error) if device::is_for_want_of_memory(&error) && at_once > PIECE => {
-                    self.at_once = (at_once / 2).next_multiple_of(PIECE);
-                    tracing::info!(
-                        "{}: computing {} samples at once, for want of memory",
-                        self.model,
-                        self.at_once
-                    );
-                }
-                outcome => return outcome.map_err(said),
+            let error = match work(self, at_once) {
+                Ok(made) => return Ok(made),
+                Err(error) => error,
+            };
+            // Nothing may be on its way to memory that is given back.
+            let _ = self.device.down.synchronize();
+            self.ahead.clear();
+            if !device::is_for_want_of_memory(&error) || at_once <= PIECE {
+                return Err(said(error));
             }
+            self.at_once = (at_once / 2).next_multiple_of(PIECE);
+            self.slot_count = 0;
+            self.slots = self.device.memory::<f32>(0).map_err(said)?;
+            self.network.shrink(&self.device).map_err(said)?;
+            tracing::info!("{}: computing {} samples at once, for want of memory", self.model, self.at_once);
         }
     }
 
@@ -201,6 +209,8 @@ impl GpuEngine {
         let length = self.manifest.len();
         let Self { device, network, state, ahead, slots, slot_count, ways_down, answers, halves, .. } = self;
         if *slot_count < plan.slots {
+            // What there was goes first: there may not be room for both.
+            *slot_count = 0;
             *slots = device.memory::<f32>(0)?;
             (*slots, *slot_count) = (device.memory::<f32>(plan.slots * length)?, plan.slots);
         }
@@ -290,6 +300,8 @@ impl Engine for GpuEngine {
         assert_eq!(parameters.len(), self.manifest.len(), "a state has the manifest's length");
         self.packed = false;
         self.ahead.clear();
+        // What failed before was another session's.
+        self.failed = None;
         let digest = digest::of(0, &parameters, &momentum);
         let loaded = self.state.load(&self.device, &parameters, &momentum);
         self.keep(loaded);
@@ -309,9 +321,14 @@ impl Engine for GpuEngine {
     }
 
     fn prefetch(&mut self, samples: &Samples) {
-        if !samples.is_empty() {
-            let brought = self.ahead.bring(&self.device, samples);
-            self.keep(brought);
+        if samples.is_empty() {
+            return;
+        }
+        match self.ahead.bring(&self.device, samples) {
+            Ok(_) => (),
+            // They come up with their step, when there may be room.
+            Err(error) if device::is_for_want_of_memory(&error) => tracing::debug!("no room ahead: {error}"),
+            Err(error) => self.keep(Err(error)),
         }
     }
 
@@ -401,6 +418,8 @@ impl Engine for GpuEngine {
                 *answers = device.pinned(most * bytes)?;
             }
             let mut outputs: Vec<f32> = Vec::with_capacity(samples.len() * losses::OUTPUTS);
+            // These may be others than those of the same ids that were brought up for training.
+            ahead.bring(device, samples)?;
             for first in (0..samples.len()).step_by(at_once) {
                 let count = at_once.min(samples.len() - first);
                 let inputs = network.inputs(device, most)?;
@@ -412,5 +431,21 @@ impl Engine for GpuEngine {
             Ok(outputs)
         })?;
         Ok(losses::answers(&outputs))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_the_whole_manifest_in_its_order() {
+        let manifest = Reference.manifest();
+        let mut end = 0;
+        for part in parts(&manifest) {
+            assert!(part.start == end && !part.is_empty(), "{part:?}");
+            end = part.end;
+        }
+        assert_eq!(end, manifest.len());
     }
 }

@@ -119,8 +119,8 @@ pub struct Back {
 struct OnDevice {
     stretches: Place,
     count: usize,
-    pieces: Place,
-    pieces_count: usize,
+    leaves: Place,
+    leaf_count: usize,
 }
 
 /// A pass's tables on the device.
@@ -188,6 +188,16 @@ impl Network {
             self.room = Activations::new(device, samples)?;
         }
         Ok(&self.room.inputs)
+    }
+
+    /// Gives back what depends on the number of samples.
+    ///
+    /// # Errors
+    /// As the driver says.
+    pub fn shrink(&mut self, device: &Device) -> Outcome<()> {
+        self.room = Activations::new(device, 0)?;
+        self.parts = [Grown::new(device)?, Grown::new(device)?];
+        Ok(())
     }
 
     /// The answers of the samples that were put into [`inputs`](Self::inputs), 12 each, and how the way back starts, if there is one.
@@ -263,7 +273,7 @@ impl Network {
         let (warps, tile) = (layer.warps(), layer.tile());
         let pixels = samples * layer.side_out() * layer.side_out();
         let grid = [pixels.div_ceil(warps.height()), layer.outputs / warps.width()];
-        let shared = tile * stages(tile, self.shared);
+        let shared = tile * stages(warps, tile, self.shared);
         device.launch(kernel, grid, warps.threads(), shared, &values![from, weights, beside, to, pixels])
     }
 
@@ -286,8 +296,8 @@ impl Network {
             let table = Table::new(pass, longest, rounded);
             let count = table.stretches.len();
             most = [most[0].max(count * weights), most[1].max(count * biases)];
-            let (stretches, pieces) = (add(table.stretches.as_flattened()), add(table.pieces.as_flattened()));
-            at.insert(longest, (stretches, count, pieces, table.pieces.len()));
+            let (stretches, leaves) = (add(table.stretches.as_flattened()), add(table.leaves.as_flattened()));
+            at.insert(longest, (stretches, count, leaves, table.leaves.len()));
         }
         let nodes: Vec<(usize, usize)> = pass
             .nodes
@@ -310,8 +320,8 @@ impl Network {
             parts.hold(device, 4 * most)?;
         }
         let place = |first: usize| start.after::<i32>(first);
-        let by_longest = at.into_iter().map(|(longest, (stretches, count, pieces, pieces_count))| {
-            (longest, OnDevice { stretches: place(stretches), count, pieces: place(pieces), pieces_count })
+        let by_longest = at.into_iter().map(|(longest, (stretches, count, leaves, leaf_count))| {
+            (longest, OnDevice { stretches: place(stretches), count, leaves: place(leaves), leaf_count })
         });
         Ok(Tables {
             by_longest: by_longest.collect(),
@@ -410,7 +420,7 @@ impl Backward<'_> {
         let OnDevice { stretches, count, .. } = tables.by_longest[&layer.stretch];
         let (warps, tile) = (layer.warps_by_weights(), layer.tile_by_weights());
         let blocks = layer.outputs / warps.height() * (9 * layer.inputs / warps.width());
-        let shared = tile * stages(tile, network.shared);
+        let shared = tile * stages(warps, tile, network.shared);
         let values = values![by_results, inputs, stretches, sums];
         device.launch(&by_weights(layer), [blocks, count], warps.threads(), shared, &values)?;
         let (weight, bias) = (format!("{}.weight", layer.name), format!("{}.bias", layer.name));
@@ -448,10 +458,10 @@ impl Backward<'_> {
         taps: usize,
         length: usize,
     ) -> Outcome<()> {
-        let OnDevice { pieces, pieces_count, .. } = self.tables.by_longest[&longest];
+        let OnDevice { leaves, leaf_count, .. } = self.tables.by_longest[&longest];
         let to = self.slots.after::<f32>(self.network.places.0[tensor]);
-        let values = values![sums, pieces, to, self.network.length as u64, inputs, taps, length];
-        self.device.launch("gather", [length.div_ceil(THREADS), pieces_count], THREADS, 0, &values)
+        let values = values![sums, leaves, to, self.network.length as u64, inputs, taps, length];
+        self.device.launch("gather", [length.div_ceil(THREADS), leaf_count], THREADS, 0, &values)
     }
 }
 
@@ -474,7 +484,7 @@ impl Grown {
     fn hold(&mut self, device: &Device, bytes: usize) -> Outcome<Place> {
         if self.bytes < bytes {
             // What there was goes first: there may not be room for both.
-            self.memory = device.memory::<u8>(0)?;
+            *self = Self::new(device)?;
             (self.memory, self.bytes) = (device.memory::<u8>(bytes)?, bytes);
         }
         Ok(self.memory.start())

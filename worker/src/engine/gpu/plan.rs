@@ -133,13 +133,14 @@ impl Slots {
     }
 }
 
-/// How the kernels are told: stretches of at most so many samples, and the pieces that they make up.
+/// How the kernels are told: stretches of at most so many samples, and the leaves that they make up.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Table {
     /// First sample in the pass and count.
     pub stretches: Vec<[i32; 2]>,
-    /// First stretch, their number, slot, whether earlier pieces are in it, whether it is to be rounded.
-    pub pieces: Vec<[i32; 5]>,
+    /// Of each leaf: its first stretch, their number, how many of them a piece has but the last, its slot, whether pieces of earlier
+    /// passes are in it, whether it is to be rounded.
+    pub leaves: Vec<[i32; 6]>,
 }
 
 impl Table {
@@ -148,16 +149,22 @@ impl Table {
     pub fn new(pass: &Pass, longest: usize, rounded: bool) -> Self {
         let mut table = Self::default();
         let mut start = 0;
-        for piece in &pass.pieces {
-            let stretches = piece.count.div_ceil(longest);
-            let flags = [piece.first > 0, piece.last && rounded].map(i32::from);
-            let [first, count, slot] = [table.stretches.len(), stretches, piece.slot].map(small);
-            table.pieces.push([first, count, slot, flags[0], flags[1]]);
-            table.stretches.extend((0..stretches).map(|index| {
-                let first = index * longest;
-                [small(start + first), small(longest.min(piece.count - first))]
-            }));
-            start += piece.count;
+        // Pieces of one leaf follow each other, and no two leaves of a pass have one slot.
+        for pieces in pass.pieces.chunk_by(|a, b| a.leaf == b.leaf) {
+            let (Some(first), Some(last)) = (pieces.first(), pieces.last()) else { continue };
+            let before = table.stretches.len();
+            for piece in pieces {
+                table.stretches.extend((0..piece.count).step_by(longest).map(|at| {
+                    let count = longest.min(piece.count - at);
+                    [small(start + at), small(count)]
+                }));
+                start += piece.count;
+            }
+            let flags = [first.first > 0, last.last && rounded].map(i32::from);
+            let stretches = table.stretches.len() - before;
+            let [before, stretches, per_piece, slot] =
+                [before, stretches, PIECE.div_ceil(longest), first.slot].map(small);
+            table.leaves.push([before, stretches, per_piece, slot, flags[0], flags[1]]);
         }
         table
     }
@@ -240,10 +247,15 @@ mod tests {
     }
 
     #[test]
-    fn a_piece_is_cut_into_stretches() {
+    fn a_leaf_is_cut_into_stretches_piece_by_piece() {
         let plan = Plan::new(&[PIECE + 5, 3], 4 * PIECE);
         let table = Table::new(&plan.passes[0], 512, true);
         assert_eq!(table.stretches, [[0, 512], [512, 512], [1024, 5], [1029, 3]]);
-        assert_eq!(table.pieces, [[0, 2, 0, 0, 0], [2, 1, 0, 1, 1], [3, 1, 1, 0, 1]]);
+        assert_eq!(table.leaves, [[0, 3, 2, 0, 0, 1], [3, 1, 2, 1, 0, 1]]);
+        // The same leaf over two passes.
+        let plan = Plan::new(&[PIECE + 5, 3], PIECE);
+        let tables: Vec<Table> = plan.passes.iter().map(|pass| Table::new(pass, 512, true)).collect();
+        assert_eq!(tables[0].leaves, [[0, 2, 2, 0, 0, 0]]);
+        assert_eq!(tables[1].leaves, [[0, 1, 2, 0, 1, 1], [1, 1, 2, 1, 0, 1]]);
     }
 }

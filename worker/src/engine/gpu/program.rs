@@ -62,7 +62,7 @@ pub fn source(manifest: &Manifest, precision: Precision, shared: usize) -> Strin
                 ("PADDING", padding),
                 ("WARPS_M", warps.rows),
                 ("WARPS_N", warps.columns),
-                ("STAGES", stages(tile, shared)),
+                ("STAGES", stages(warps, tile, shared)),
                 ("AFTER", after as usize),
             ];
             let _ = writeln!(text, "#define NAME {name}");
@@ -138,4 +138,39 @@ pub fn kernels() -> Vec<String> {
             .map(str::to_owned);
     own.chain(CONVOLUTIONS.iter().flat_map(|layer| [forward(layer), backward(layer), by_weights(layer)]))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::burn::Network as _;
+    use crate::engine::burn::networks::Reference;
+
+    #[test]
+    fn the_program_has_every_kernel_that_is_started_and_no_other() {
+        let source = source(&Reference.manifest(), Precision::Tf32, 227 * 1024);
+        let starts: Vec<&str> = source.lines().filter(|line| line.starts_with("KERNEL ")).collect();
+        let instances = source.lines().filter_map(|line| line.strip_prefix("#define NAME "));
+        let named = |line: &&str| {
+            line.split('(').nth(1).and_then(|rest| rest.split_once(") ")).map(|(_, name)| name.to_owned())
+        };
+        let own = starts.iter().filter_map(named).filter(|name| name != "NAME");
+        let mut there: Vec<String> = own.chain(instances.map(str::to_owned)).collect();
+        let mut wanted = kernels();
+        there.sort();
+        wanted.sort();
+        assert_eq!(there, wanted);
+    }
+
+    #[test]
+    fn the_dense_layers_come_first_and_without_a_gap() {
+        let manifest = Reference.manifest();
+        let source = source(&manifest, Precision::F32, 0);
+        let value = |name: &str| {
+            let line = source.lines().find_map(|line| line.strip_prefix(&format!("#define {name} ")));
+            line.and_then(|value| value.parse::<usize>().ok())
+        };
+        assert_eq!((value("SUM3"), value("DIFF3"), value("PRECISION")), (Some(0), Some(129), Some(0)));
+        assert_eq!(value("HEADS"), manifest.find("conv7.weight").map(|index| manifest.range(index).start));
+    }
 }

@@ -146,12 +146,12 @@ impl State {
         device.clear(digest, size_of::<u64>())?;
 
         let way = self.next_way;
-        self.next_way = (way + 1) % AT_ONCE;
         if self.ways_up.len() <= way {
             self.ways_up.push(device.pinned(4 * length)?);
         } else if self.ways_up[way].bytes() < 4 * length {
             self.ways_up[way] = device.pinned(4 * length)?;
         }
+        self.next_way = (way + 1) % AT_ONCE;
         let up = &mut self.ways_up[way];
         let pieces = up.write::<f32>(length)?.par_chunks_mut(PIECE).zip(gradient.par_chunks(PIECE));
         pieces.for_each(|(to, from)| to.copy_from_slice(from));

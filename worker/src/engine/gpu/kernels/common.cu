@@ -25,6 +25,11 @@ DEVICE void copy16(float *to, const float *from, int there) {
     u32 at = (u32)__cvta_generic_to_shared(to);
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(at), "l"(from), "r"(there ? 16 : 0) : "memory");
 }
+// The same through the first cache, for what comes again soon.
+DEVICE void copy16_kept(float *to, const float *from, int there) {
+    u32 at = (u32)__cvta_generic_to_shared(to);
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;\n" ::"r"(at), "l"(from), "r"(there ? 16 : 0) : "memory");
+}
 DEVICE void copies_end(void) { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
 #define COPIES_WAIT(but) asm volatile("cp.async.wait_group %0;\n" ::"n"(but) : "memory")
 

@@ -13,8 +13,7 @@
 #define THREADS (32 * WARPS_M * WARPS_N)
 #define DEPTH 32
 #define PITCH 36 // of a row of 32 floats in shared memory: no two threads meet in a bank
-#define PER_TAP (INPUTS / DEPTH)
-#define TILES (9 * PER_TAP)
+#define TILES (9 * INPUTS / DEPTH) // all taps of some channels, then of the next: pixels come again while they are in the cache
 #define STAGE ((ROWS + COLUMNS) * PITCH)
 #define ROW_COPIES (8 * ROWS / THREADS)
 #define COLUMN_COPIES (8 * COLUMNS / THREADS)
@@ -43,18 +42,17 @@ KERNEL BOUNDS(THREADS, 2) NAME(const float *input, const float *weights, const f
 
 #define FETCH(tile)                                                                                                  \
     if ((tile) < TILES) {                                                                                            \
-        const int tap = (tile) / PER_TAP, channel = (tile) % PER_TAP * DEPTH;                                        \
-        const int down = tap / 3, right = tap % 3;                                                                   \
+        const int channel = (tile) / 9 * DEPTH, tap = (tile) % 9, down = tap / 3, right = tap % 3;                   \
         float *to = shared + (tile) % STAGES * STAGE;                                                                \
         UNROLL for (int i = 0; i < ROW_COPIES; i++) {                                                                \
             int there = (unsigned)(y[i] + down) < SIDE_IN && (unsigned)(x[i] + right) < SIDE_IN;                     \
             int at = from[i] + (down * SIDE_IN + right) * INPUTS + channel;                                          \
-            copy16(to + (copy_row + STEP * i) * PITCH + copy_at, there ? input + at : input, there);                 \
+            copy16_kept(to + (copy_row + STEP * i) * PITCH + copy_at, there ? input + at : input, there);            \
         }                                                                                                            \
         to += ROWS * PITCH;                                                                                          \
         UNROLL for (int i = 0; i < COLUMN_COPIES; i++) {                                                             \
             copy16(to + (copy_row + STEP * i) * PITCH + copy_at,                                                     \
-                   column + (u64)(STEP * i) * (9 * INPUTS) + (tile) * DEPTH, 1);                                     \
+                   column + (u64)(STEP * i) * (9 * INPUTS) + tap * INPUTS + channel, 1);                             \
         }                                                                                                            \
     }                                                                                                                \
     copies_end();
@@ -90,7 +88,6 @@ KERNEL BOUNDS(THREADS, 2) NAME(const float *input, const float *weights, const f
 #undef THREADS
 #undef DEPTH
 #undef PITCH
-#undef PER_TAP
 #undef TILES
 #undef STAGE
 #undef ROW_COPIES

@@ -17,28 +17,33 @@ KERNEL BOUNDS(256, 4) sum_pixels(const float *by_output, const stretch *stretche
     }
 }
 
-// A piece of a leaf: its stretches, the slot of the leaf's gradient, whether earlier pieces are in it, and whether it is the
-// last one and is to be rounded to the wire's type.
+// A leaf in a pass: its stretches, how many of them each of its pieces has but the last, the slot of its gradient, whether pieces
+// of earlier passes are in it, and whether it is whole after this pass and is to be rounded to the wire's type.
 typedef struct {
-    int first, stretches, slot, more, rounding;
-} piece;
+    int first, stretches, per_piece, slot, more, rounding;
+} leaf_part;
 
 // A tensor's gradients from its stretches' sums [stretch][output][tap][input], in the manifest's order
-// [output][input][tap], each piece's added in their order. With one tap, any vector. A thread has an output and an input, a row
-// of blocks a piece. `out` is the tensor's place in slot 0; a slot has `whole` elements, the tensor `length` times `taps`.
-KERNEL BOUNDS(256, 4) gather(const float *parts, const piece *pieces, float *out, u64 whole, int inputs, int taps, int length) {
+// [output][input][tap]: a piece's stretches are added in their order, and so are pieces. With one tap, any vector. A thread has an
+// output and an input, a row of blocks a leaf. `out` is the tensor's place in slot 0; a slot has `whole` elements, the tensor
+// `length` times `taps`.
+KERNEL BOUNDS(256, 4) gather(const float *parts, const leaf_part *leaves, float *out, u64 whole, int inputs, int taps, int length) {
     const int at = blockIdx.x * 256 + threadIdx.x;
     if (at >= length) return;
-    const piece own = pieces[blockIdx.y];
+    const leaf_part own = leaves[blockIdx.y];
     const int output = at / inputs, input = at % inputs;
     const u64 size = (u64)length * taps;
     for (int tap = 0; tap < taps; tap++) {
         const float *from = parts + own.first * size + ((u64)output * taps + tap) * inputs + input;
         float *to = out + own.slot * whole + (u64)at * taps + tap;
-        float sum = from[0];
-        for (int i = 1; i < own.stretches; i++) sum += from[i * size];
-        if (own.more) sum = *to + sum;
-        *to = own.rounding ? to_bf16(sum) : sum;
+        float all = own.more ? *to : 0.0f;
+        for (int start = 0; start < own.stretches; start += own.per_piece) {
+            const int end = start + own.per_piece < own.stretches ? start + own.per_piece : own.stretches;
+            float piece = from[start * size];
+            for (int i = start + 1; i < end; i++) piece += from[i * size];
+            all = start > 0 || own.more ? all + piece : piece;
+        }
+        *to = own.rounding ? to_bf16(all) : all;
     }
 }
 
