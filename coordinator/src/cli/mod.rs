@@ -69,7 +69,7 @@ pub struct TrainOptions {
     pub backend: BackendChoice,
 
     /// What local workers on a GPU compute the network in
-    #[arg(long, value_enum, default_value_t = Precision::F32, requires = "local", help_heading = "Cluster")]
+    #[arg(long, value_enum, default_value_t = Precision::default(), requires = "local", help_heading = "Cluster")]
     pub precision: Precision,
 
     /// Threads of each local worker [default: its share of the cores]

@@ -185,7 +185,8 @@ fn with_burn_on_gpu(
     loss: LabelLoss,
     device: usize,
 ) -> Result<Box<dyn Engine>, EngineError> {
-    if precision == Precision::F32 && !matches!(model, ModelSpec::Synthetic(_)) {
+    let there = cfg!(feature = "cuda");
+    if there && precision == Precision::F32 && !matches!(model, ModelSpec::Synthetic(_)) {
         return Err(EngineError::Unavailable(
             "Burn's kernels round factors to TF32 where they like, and can't be kept from it: leave --precision f32 out".into(),
         ));

@@ -76,7 +76,7 @@ impl WorkerOptions {
             name: format!("{host}-{}", std::process::id()),
             backend: BackendChoice::Auto,
             device: 0,
-            precision: Precision::F32,
+            precision: Precision::default(),
             threads: 1,
             tell: false,
             share_memory: true,
