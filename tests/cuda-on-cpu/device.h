@@ -4,21 +4,8 @@
 #include <math.h>
 #include <string.h>
 
-struct three {
-    unsigned x, y, z;
-};
+#include "machine.h"
 
-// What the driver and a thread tell each other. driver.c has the same.
-struct machine {
-    struct three thread, block, threads, blocks;
-    float *shared;
-    // Waits for the block, or for the warp, in which each lane shows the others 64 bytes: returned are all lanes'.
-    void (*wait_for_block)(void);
-    void *(*wait_for_warp)(const void *shown);
-    void (*copy)(void *to, const void *from, int there);
-    void (*copies_end)(void);
-    void (*copies_wait)(int but);
-};
 static struct machine *machine;
 void bind_machine(struct machine *it) { machine = it; }
 

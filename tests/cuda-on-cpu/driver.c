@@ -16,22 +16,9 @@
 #include <ucontext.h>
 #endif
 
+#include "machine.h"
+
 enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_DEVICE = 101, INVALID_IMAGE = 200, NOT_FOUND = 500, LAUNCH_FAILED = 719 };
-
-struct three {
-    unsigned x, y, z;
-};
-
-// device.h has the same.
-struct machine {
-    struct three thread, block, threads, blocks;
-    float *shared;
-    void (*wait_for_block)(void);
-    void *(*wait_for_warp)(const void *shown);
-    void (*copy)(void *to, const void *from, int there);
-    void (*copies_end)(void);
-    void (*copies_wait)(int but);
-};
 
 enum { THREADS = 1024, STACK = 64 * 1024, COPIES = 512, SHARED = 232448, SHOWN = 64 };
 

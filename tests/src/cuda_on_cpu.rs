@@ -12,6 +12,7 @@ use std::process::Command;
 use anyhow::{Context as _, ensure};
 
 const DEVICE: &str = include_str!("../cuda-on-cpu/device.h");
+const MACHINE: &str = include_str!("../cuda-on-cpu/machine.h");
 const DRIVER: &str = include_str!("../cuda-on-cpu/driver.c");
 const COMPILER: &str = include_str!("../cuda-on-cpu/nvrtc.c");
 
@@ -28,12 +29,14 @@ impl CudaOnCpu {
     /// If there is no C compiler, or it fails.
     pub fn new(directory: &Path) -> anyhow::Result<Self> {
         let mut hash = DefaultHasher::new();
-        (DEVICE, DRIVER, COMPILER).hash(&mut hash);
+        (DEVICE, MACHINE, DRIVER, COMPILER).hash(&mut hash);
         let whole = directory.join(format!("cuda-on-cpu-{:016x}", hash.finish()));
         if !whole.exists() {
             fs::create_dir_all(directory)?;
             let made = tempfile::tempdir_in(directory)?;
-            fs::write(made.path().join("device.h"), DEVICE)?;
+            for (name, text) in [("device.h", DEVICE), ("machine.h", MACHINE)] {
+                fs::write(made.path().join(name), text)?;
+            }
             for (name, source) in [("libcuda.so", DRIVER), ("libnvrtc.so", COMPILER)] {
                 let file = made.path().join("library.c");
                 fs::write(&file, source)?;
@@ -43,9 +46,10 @@ impl CudaOnCpu {
                 let output = cc.arg(&file).args(["-ldl", "-lpthread"]).output().context("cannot run cc")?;
                 ensure!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
             }
-            // Another test may have been faster.
-            if let Err(error) = fs::rename(made.keep(), &whole) {
-                ensure!(whole.exists(), "{}: {error}", whole.display());
+            match fs::rename(made.path(), &whole) {
+                Ok(()) => drop(made.keep()),
+                // Another test may have been faster; what was made here is removed.
+                Err(error) => ensure!(whole.exists(), "{}: {error}", whole.display()),
             }
         }
         Ok(Self { directory: whole })

@@ -4,11 +4,11 @@ use anyhow::ensure;
 use serde::Serialize;
 use tally_data::Samples;
 use tally_exact::digest::Digest;
+use tally_exact::init;
 use tally_exact::update::Update;
 use tally_exact::wire::WireDtype;
-use tally_exact::{chunk_range, chunks, init};
 use tally_worker::engine::burn::Precision;
-use tally_worker::engine::{Engine, LabelLoss};
+use tally_worker::engine::{Engine, LabelLoss, apply_whole};
 
 use super::Options;
 use super::golden::{GOLDEN, losses_by_name, numbers, samples, settle, weights};
@@ -116,11 +116,7 @@ pub fn update(options: &Options, precision: Precision) -> anyhow::Result<Updates
 
 /// Applies a whole gradient, chunk by chunk as it comes, and commits it.
 pub(super) fn apply(engine: &mut dyn Engine, update: Update, gradient: &[f32]) -> anyhow::Result<Digest> {
-    let digest = (0..chunks(gradient.len())).fold(Digest::default(), |digest, index| {
-        let range = chunk_range(gradient.len(), index);
-        digest.and(engine.apply(update, range.start, &gradient[range]))
-    });
-    let digest = digest.and(engine.finish()?);
+    let digest = apply_whole(engine, update, gradient)?;
     engine.commit();
     Ok(digest)
 }

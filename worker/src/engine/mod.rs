@@ -27,6 +27,7 @@ use tally_exact::manifest::Manifest;
 use tally_exact::sum::Fold;
 use tally_exact::update::Update;
 use tally_exact::wire::WireDtype;
+use tally_exact::{chunk_range, chunks};
 use thiserror::Error;
 
 pub use answers::Answers;
@@ -147,6 +148,19 @@ pub trait Engine: Send {
     /// # Errors
     /// [`EngineError::Failed`] if the device does.
     fn predict(&mut self, samples: &Samples) -> Result<Answers, EngineError>;
+}
+
+/// Applies a whole gradient, chunk by chunk as one comes, and finishes; returns the digest of the state that a
+/// [`commit`](Engine::commit) will make the committed one.
+///
+/// # Errors
+/// As [`Engine::finish`].
+pub fn apply_whole(engine: &mut dyn Engine, update: Update, gradient: &[f32]) -> Result<Digest, EngineError> {
+    let digest = (0..chunks(gradient.len())).fold(Digest::default(), |digest, index| {
+        let range = chunk_range(gradient.len(), index);
+        digest.and(engine.apply(update, range.start, &gradient[range]))
+    });
+    Ok(digest.and(engine.finish()?))
 }
 
 /// [`Engine::subtree`] by way of [`Engine::gradient`].

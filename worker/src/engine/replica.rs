@@ -98,6 +98,27 @@ impl Replica {
     }
 }
 
+/// Whether the stretches of a sum, first elements and lengths in order, are the whole of a replica.
+///
+/// # Errors
+/// In words, where one is missing or overlaps.
+pub fn check_stretches(
+    stretches: impl IntoIterator<Item = (usize, usize)>,
+    all: usize,
+) -> Result<(), String> {
+    let mut end = 0;
+    for (first, length) in stretches {
+        if first != end {
+            return Err(format!("the sum has a stretch at {first} where {end} should be next"));
+        }
+        end += length;
+    }
+    if end != all {
+        return Err(format!("the sum has {end} elements, the replica {all}"));
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -12,6 +12,7 @@ use tally_exact::digest::{self, Digest};
 use tally_exact::update::Update;
 
 use super::update::{UpdateBackend, Updated};
+use crate::engine::replica::check_stretches;
 
 /// Parameters and momentum in the host's memory.
 pub type Read = (Vec<f32>, Vec<f32>);
@@ -85,17 +86,8 @@ impl<B: UpdateBackend> Resident<B> {
     /// If stretches are missing or overlap, or what the backend said when it failed.
     pub fn finish(&mut self) -> Result<Digest, String> {
         let Some(update) = self.update.take() else { return Ok(Digest::default()) };
-        let mut end = 0;
-        for (&first, stretch) in &self.stretches {
-            if first != end {
-                return Err(format!("the sum has a stretch at {first} where {end} should be next"));
-            }
-            end += stretch.dims()[0];
-        }
-        let all = self.committed.parameters.dims()[0];
-        if end != all {
-            return Err(format!("the sum has {end} elements, the replica {all}"));
-        }
+        let stretches = self.stretches.iter().map(|(&first, stretch)| (first, stretch.dims()[0]));
+        check_stretches(stretches, self.committed.parameters.dims()[0])?;
         let gradient = Tensor::cat(std::mem::take(&mut self.stretches).into_values().collect(), 0);
         let State { parameters, momentum } = self.committed.clone();
         let updated = B::update(update, gradient, parameters, momentum);

@@ -7,15 +7,15 @@
 use rayon::ThreadPoolBuilder;
 use tally_data::Samples;
 use tally_data::samples::PIXELS;
+use tally_exact::init;
 use tally_exact::random::{Purpose, Stream};
 use tally_exact::update::Update;
 use tally_exact::wire::WireDtype;
-use tally_exact::{chunk_range, chunks, init};
 use tally_kernels::Simd;
 
 use crate::engine::burn::Precision;
 use crate::engine::cpu::CpuEngine;
-use crate::engine::{Engine, LabelLoss};
+use crate::engine::{Engine, EngineError, LabelLoss, apply_whole};
 
 /// Checks an engine; its parameters are others afterwards.
 ///
@@ -33,7 +33,7 @@ pub fn check(engine: &mut dyn Engine, precision: Precision, loss: LabelLoss) -> 
     let leaves = [samples(1, 3)?, samples(2, 2)?];
     let leaves = leaves.each_ref();
     let [mut ours, mut theirs] = [(); 2].map(|()| vec![f32::NAN; manifest.len()]);
-    let failed = |error: crate::engine::EngineError| error.to_string();
+    let failed = |error: EngineError| error.to_string();
     engine.subtree(&leaves, 0.2, WireDtype::F32, &mut ours, &mut |_| ()).map_err(failed)?;
     host.subtree(&leaves, 0.2, WireDtype::F32, &mut theirs, &mut |_| ()).map_err(failed)?;
     for (index, tensor) in manifest.tensors().iter().enumerate() {
@@ -48,12 +48,7 @@ pub fn check(engine: &mut dyn Engine, precision: Precision, loss: LabelLoss) -> 
         }
     }
     let update = Update { learning_rate: 0.0371, momentum: 0.9, clip: 0.7312 };
-    let mut digest = tally_exact::digest::Digest::default();
-    for index in 0..chunks(manifest.len()) {
-        let range = chunk_range(manifest.len(), index);
-        digest = digest.and(engine.apply(update, range.start, &theirs[range]));
-    }
-    let digest = digest.and(engine.finish().map_err(failed)?);
+    let digest = apply_whole(engine, update, &theirs).map_err(failed)?;
     let wanted = update.apply(0, &theirs, &mut parameters, &mut momentum);
     if digest != wanted {
         return Err(format!("an update's digest is {digest} where the host's is {wanted}"));

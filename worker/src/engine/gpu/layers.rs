@@ -41,6 +41,13 @@ pub const FIRST_STRETCH: usize = 4;
 /// See [`FIRST_STRETCH`].
 pub const HEADS_STRETCH: usize = 64;
 
+/// Floats of a sample's record of what its dense layers answered; heads.cu says where each lies.
+pub const RECORD: usize = 448;
+/// Samples of a block in `logits_forward`.
+pub const LOGITS_GROUP: usize = 4;
+/// Samples of a block in `heads` and `logits_backward`.
+pub const HEADS_GROUP: usize = 8;
+
 impl Warps {
     /// Threads of a block.
     #[must_use]

@@ -11,7 +11,9 @@ use tally_exact::manifest::Manifest;
 
 use super::device::{Device, Memory, Outcome, Pinned, Place, values};
 use super::inputs::Inputs;
-use super::layers::{CONVOLUTIONS, Convolution, FIRST_STRETCH, HEADS_STRETCH, stages};
+use super::layers::{
+    CONVOLUTIONS, Convolution, FIRST_STRETCH, HEADS_GROUP, HEADS_STRETCH, LOGITS_GROUP, RECORD, stages,
+};
 use super::plan::{Pass, Table};
 use super::program::{backward, by_weights, forward};
 use crate::engine::LabelLoss;
@@ -20,14 +22,9 @@ use crate::engine::losses::OUTPUTS;
 
 /// Threads of the blocks of most kernels.
 const THREADS: usize = 256;
-/// Floats of a sample's record of what its dense layers answered; see heads.cu.
-const RECORD: usize = 448;
 /// Inputs of the last convolution, and its results.
 const FLAT: usize = 9 * 1024;
 const DIGITS: usize = 10;
-/// Samples of a block in `logits_forward`, and in `heads` and `logits_backward`.
-const LOGITS_GROUP: usize = 4;
-const HEADS_GROUP: usize = 8;
 
 /// Elements of an activation, for each sample.
 const CONV1: usize = 28 * 28 * 32;

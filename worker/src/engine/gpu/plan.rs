@@ -236,6 +236,15 @@ mod tests {
         ) {
             let leaves = &sizes[..1 << power];
             prop_assert_eq!(run(leaves, at_once), wanted(leaves));
+            // A slot has one row of blocks in each pass, or two would add to it in any order.
+            for pass in Plan::new(leaves, at_once).passes {
+                let table = Table::new(&pass, 64, true);
+                let mut slots: Vec<i32> = table.leaves.iter().map(|leaf| leaf[3]).collect();
+                slots.sort_unstable();
+                prop_assert!(slots.windows(2).all(|two| two[0] != two[1]), "{:?}", table.leaves);
+                let samples: i32 = table.stretches.iter().map(|[_, count]| count).sum();
+                prop_assert_eq!(samples as usize, pass.samples());
+            }
         }
     }
 

@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 
 use tally_exact::manifest::Manifest;
 
-use super::layers::{CONVOLUTIONS, Convolution, Warps, stages};
+use super::layers::{CONVOLUTIONS, Convolution, HEADS_GROUP, LOGITS_GROUP, RECORD, Warps, stages};
 use crate::engine::burn::Precision;
 
 /// The tensors whose places among the parameters the kernels know, by their names there.
@@ -48,6 +48,9 @@ pub fn source(manifest: &Manifest, precision: Precision, shared: usize) -> Strin
     define(&mut text, "PRECISION", precision);
     for (name, tensor) in PLACES {
         define(&mut text, name, manifest.find(tensor).map_or(0, |index| manifest.range(index).start));
+    }
+    for (name, value) in [("RECORD", RECORD), ("LOGITS_GROUP", LOGITS_GROUP), ("HEADS_GROUP", HEADS_GROUP)] {
+        define(&mut text, name, value);
     }
     text.push_str(include_str!("kernels/common.cu"));
     text.push_str(include_str!("kernels/product.cu"));

@@ -6,7 +6,9 @@ use rayon::prelude::*;
 use tally_exact::digest::Digest;
 use tally_exact::update::Update;
 
+use super::COPIED;
 use super::device::{Device, Memory, Outcome, Pinned, Place, Value, values};
+use crate::engine::replica::check_stretches;
 
 /// Threads of a block, and the most blocks of an update.
 const THREADS: usize = 256;
@@ -15,9 +17,6 @@ const BLOCKS: usize = 256;
 const STRETCHES: usize = 4096;
 /// Stretches on their way up at once.
 const AT_ONCE: usize = 4;
-
-/// Elements that a thread copies at a time.
-const PIECE: usize = 1 << 16;
 
 /// Parameters and momentum in the host's memory.
 pub type Read = (Vec<f32>, Vec<f32>);
@@ -153,7 +152,7 @@ impl State {
         }
         self.next_way = (way + 1) % AT_ONCE;
         let up = &mut self.ways_up[way];
-        let pieces = up.write::<f32>(length)?.par_chunks_mut(PIECE).zip(gradient.par_chunks(PIECE));
+        let pieces = up.write::<f32>(length)?.par_chunks_mut(COPIED).zip(gradient.par_chunks(COPIED));
         pieces.for_each(|(to, from)| to.copy_from_slice(from));
         let sum = self.sum.start().after::<f32>(first);
         device.upload(&device.compute, up, 4 * length, sum)?;
@@ -176,16 +175,7 @@ impl State {
         if stretches.is_empty() {
             return Ok(Digest::default());
         }
-        let mut end = 0;
-        for (&first, &(length, _)) in &stretches {
-            if first != end {
-                return Err(format!("the sum has a stretch at {first} where {end} should be next"));
-            }
-            end += length;
-        }
-        if end != self.length {
-            return Err(format!("the sum has {end} elements, the replica {}", self.length));
-        }
+        check_stretches(stretches.iter().map(|(&first, &(length, _))| (first, length)), self.length)?;
         let parts = self.digests(device, stretches.len()).map_err(|error| error.to_string())?;
         self.holds_next = true;
         Ok(parts.iter().fold(Digest::default(), |digest, &part| digest.and(Digest(part))))

@@ -59,18 +59,8 @@ KERNEL BOUNDS(THREADS, 2) NAME(const float *by_output, const float *input, const
     }                                                                                                                \
     copies_end();
 
-    for (int tile = 0; tile < STAGES - 1; tile++) {
-        FETCH(tile)
-    }
-
     OWN_SUMS
-    for (int tile = 0; tile < tiles; tile++) {
-        COPIES_WAIT(STAGES - 2);
-        BARRIER();
-        FETCH(tile + STAGES - 1)
-        const float *rows = shared + tile % STAGES * STAGE, *columns = rows + DEPTH * ROW_PITCH;
-        ADD_ROWS_BY_COLUMNS_ACROSS(rows, columns)
-    }
+    FOR_EACH_TILE(tiles, DEPTH * ROW_PITCH, ADD_ROWS_BY_COLUMNS_ACROSS)
 
     float *to = out + (u64)blockIdx.y * OUTPUTS * WIDTH;
     FOR_EACH_SUM(row, column_of, sum, { to[(u64)(first_row + row) * WIDTH + first_column + column_of] = sum; })

@@ -57,18 +57,8 @@ KERNEL BOUNDS(THREADS, 2) NAME(const float *input, const float *weights, const f
     }                                                                                                                \
     copies_end();
 
-    for (int tile = 0; tile < STAGES - 1; tile++) {
-        FETCH(tile)
-    }
-
     OWN_SUMS
-    for (int tile = 0; tile < TILES; tile++) {
-        COPIES_WAIT(STAGES - 2);
-        BARRIER();
-        FETCH(tile + STAGES - 1)
-        const float *rows = shared + tile % STAGES * STAGE, *columns = rows + ROWS * PITCH;
-        ADD_ROWS_BY_COLUMNS(rows, columns)
-    }
+    FOR_EACH_TILE(TILES, ROWS * PITCH, ADD_ROWS_BY_COLUMNS)
 
     FOR_EACH_SUM(row, column_of, sum, {
         const int pixel = first_row + row, channel = first_column + column_of;

@@ -2,7 +2,7 @@
 // layers, and the two heads that see both. All in float32, whatever the convolutions' precision.
 //
 // What a sample's layers answer lies in a record of RECORD floats, its gradients in another, laid out alike. The host
-// puts before it where the tensors lie among the parameters: SUM3, DIFF3, …, DENSE1 (a weight, its bias behind it) and
+// puts before it that, how many samples a block has (LOGITS_GROUP, HEADS_GROUP), and where the tensors lie among the parameters: SUM3, DIFF3, …, DENSE1 (a weight, its bias behind it) and
 // HEADS, how many elements they have together.
 
 #define NUMBER 0
@@ -15,63 +15,60 @@
 #define DIFF2_OUT 315
 #define SUM_OUT 443
 #define DIFF_OUT 444
-#define RECORD 448
 #define FLAT 9216 // the last convolution's input, (y, x, channel)
 #define ANSWERS 12
 
-#define GROUP 4 // samples of a block
 #define PARTS 256
 
 // The last convolution's results, which are the logits: `weights` [10][FLAT].
 KERNEL BOUNDS(PARTS, 2) logits_forward(const float *input, const float *weights, const float *bias, float *records, int samples) {
-    SHARED(float, parts, 10 * GROUP * (PARTS + 1));
-    const int thread = threadIdx.x, first = blockIdx.x * GROUP;
-    float sums[GROUP][10];
-    UNROLL for (int s = 0; s < GROUP; s++) UNROLL for (int o = 0; o < 10; o++) sums[s][o] = 0.0f;
+    SHARED(float, parts, 10 * LOGITS_GROUP * (PARTS + 1));
+    const int thread = threadIdx.x, first = blockIdx.x * LOGITS_GROUP;
+    float sums[LOGITS_GROUP][10];
+    UNROLL for (int s = 0; s < LOGITS_GROUP; s++) UNROLL for (int o = 0; o < 10; o++) sums[s][o] = 0.0f;
     for (int at = thread; at < FLAT; at += PARTS) {
         float weight[10];
         UNROLL for (int o = 0; o < 10; o++) weight[o] = weights[o * FLAT + at];
-        UNROLL for (int s = 0; s < GROUP; s++) {
+        UNROLL for (int s = 0; s < LOGITS_GROUP; s++) {
             const float x = first + s < samples ? input[(u64)(first + s) * FLAT + at] : 0.0f;
             UNROLL for (int o = 0; o < 10; o++) sums[s][o] = fused(weight[o], x, sums[s][o]);
         }
     }
-    UNROLL for (int s = 0; s < GROUP; s++) {
+    UNROLL for (int s = 0; s < LOGITS_GROUP; s++) {
         UNROLL for (int o = 0; o < 10; o++) parts[(s * 10 + o) * (PARTS + 1) + thread] = sums[s][o];
     }
     BARRIER();
     // Four threads for each sum, then one.
     const int which = thread / 4, quarter = thread % 4;
     float sum = 0.0f;
-    if (which < 10 * GROUP) {
+    if (which < 10 * LOGITS_GROUP) {
         const float *from = parts + which * (PARTS + 1) + quarter * (PARTS / 4);
         sum = from[0];
         for (int i = 1; i < PARTS / 4; i++) sum += from[i];
     }
     BARRIER();
-    if (which < 10 * GROUP) parts[thread] = sum;
+    if (which < 10 * LOGITS_GROUP) parts[thread] = sum;
     BARRIER();
-    if (thread < 10 * GROUP && first + thread / 10 < samples) {
+    if (thread < 10 * LOGITS_GROUP && first + thread / 10 < samples) {
         float whole = parts[4 * thread];
         for (int i = 1; i < 4; i++) whole += parts[4 * thread + i];
         records[(u64)(first + thread / 10) * RECORD + BOTH + thread % 10] = whole + bias[thread % 10];
     }
 }
 
-#define TOGETHER 8 // samples of a block
 #define WORKERS 128
 
 // One dense layer of the block's samples, `x·Wᵀ + b`, with a ReLU or without.
 DEVICE void dense(int thread, const float *weight, int inputs, int outputs, const float *in, float *out, int with_relu) {
     for (int o = thread; o < outputs; o += WORKERS) {
-        float sums[TOGETHER];
-        UNROLL for (int s = 0; s < TOGETHER; s++) sums[s] = 0.0f;
+        float sums[HEADS_GROUP];
+        UNROLL for (int s = 0; s < HEADS_GROUP; s++) sums[s] = 0.0f;
         for (int i = 0; i < inputs; i++) {
             const float w = weight[o * inputs + i];
-            UNROLL for (int s = 0; s < TOGETHER; s++) sums[s] = fused(w, in[s * RECORD + i], sums[s]);
+            UNROLL for (int s = 0; s < HEADS_GROUP; s++) sums[s] = fused(w, in[s * RECORD + i], sums[s]);
         }
         const float bias = weight[inputs * outputs + o];
-        UNROLL for (int s = 0; s < TOGETHER; s++) {
+        UNROLL for (int s = 0; s < HEADS_GROUP; s++) {
             const float sum = sums[s] + bias;
             out[s * RECORD + o] = with_relu ? relu(sum) : sum;
         }
@@ -82,13 +79,13 @@ DEVICE void dense(int thread, const float *weight, int inputs, int outputs, cons
 DEVICE void dense_back(int thread, const float *weight, int inputs, int outputs, const float *by_out, float *by_in, int more,
                        const float *results) {
     for (int i = thread; i < inputs; i += WORKERS) {
-        float sums[TOGETHER];
-        UNROLL for (int s = 0; s < TOGETHER; s++) sums[s] = more ? by_in[s * RECORD + i] : 0.0f;
+        float sums[HEADS_GROUP];
+        UNROLL for (int s = 0; s < HEADS_GROUP; s++) sums[s] = more ? by_in[s * RECORD + i] : 0.0f;
         for (int o = 0; o < outputs; o++) {
             const float w = weight[o * inputs + i];
-            UNROLL for (int s = 0; s < TOGETHER; s++) sums[s] = fused(w, by_out[s * RECORD + o], sums[s]);
+            UNROLL for (int s = 0; s < HEADS_GROUP; s++) sums[s] = fused(w, by_out[s * RECORD + o], sums[s]);
         }
-        UNROLL for (int s = 0; s < TOGETHER; s++) {
+        UNROLL for (int s = 0; s < HEADS_GROUP; s++) {
             by_in[s * RECORD + i] = results ? let_through(results[s * RECORD + i], sums[s]) : sums[s];
         }
     }
@@ -113,12 +110,12 @@ DEVICE void by_answers(const float *record, float *by, int number, int label, in
 // in a record, those by the logits included.
 KERNEL BOUNDS(WORKERS, 4) heads(const float *parameters, const u8 *numbers, const u8 *labels, float *records, float *gradients,
                                 float *answers, int samples, int loss, float scale, int back) {
-    SHARED(float, record, TOGETHER * RECORD);
-    SHARED(float, by, TOGETHER * RECORD);
+    SHARED(float, record, HEADS_GROUP * RECORD);
+    SHARED(float, by, HEADS_GROUP * RECORD);
     // Of the two heads' small layers each half of the threads has one.
-    const int thread = threadIdx.x, other = (thread + WORKERS / 2) % WORKERS, first = blockIdx.x * TOGETHER;
-    const int own = samples - first < TOGETHER ? samples - first : TOGETHER;
-    for (int i = thread; i < TOGETHER * RECORD; i += WORKERS) by[i] = record[i] = 0.0f;
+    const int thread = threadIdx.x, other = (thread + WORKERS / 2) % WORKERS, first = blockIdx.x * HEADS_GROUP;
+    const int own = samples - first < HEADS_GROUP ? samples - first : HEADS_GROUP;
+    for (int i = thread; i < HEADS_GROUP * RECORD; i += WORKERS) by[i] = record[i] = 0.0f;
     BARRIER();
     for (int i = thread; i < 10 * own; i += WORKERS) {
         record[i / 10 * RECORD + BOTH + i % 10] = records[(u64)(first + i / 10) * RECORD + BOTH + i % 10];
@@ -156,7 +153,7 @@ KERNEL BOUNDS(WORKERS, 4) heads(const float *parameters, const u8 *numbers, cons
     dense_back(thread, parameters + SUM1, 42, 64, by + SUM1_OUT, by + BOTH, 1, 0);
     dense_back(thread, parameters + DIFF1, 42, 64, by + DIFF1_OUT, by + BOTH, 1, 0);
     BARRIER();
-    for (int i = thread; i < TOGETHER * 32; i += WORKERS) {
+    for (int i = thread; i < HEADS_GROUP * 32; i += WORKERS) {
         const int at = i / 32 * RECORD + DENSE2_OUT + i % 32;
         by[at] = let_through(record[at], by[at]);
     }
@@ -199,9 +196,9 @@ KERNEL BOUNDS(256, 4) heads_by_weights(const float *records, const float *gradie
 
 // The gradient by the last convolution's input, through the ReLU whose results that input is.
 KERNEL BOUNDS(256, 4) logits_backward(const float *gradients, const float *weights, const float *input, float *by_input, int samples) {
-    SHARED(float, by, TOGETHER * 10);
-    const int thread = threadIdx.x, at = blockIdx.x * 256 + thread, first = blockIdx.y * TOGETHER;
-    const int own = samples - first < TOGETHER ? samples - first : TOGETHER;
+    SHARED(float, by, HEADS_GROUP * 10);
+    const int thread = threadIdx.x, at = blockIdx.x * 256 + thread, first = blockIdx.y * HEADS_GROUP;
+    const int own = samples - first < HEADS_GROUP ? samples - first : HEADS_GROUP;
     if (thread < 10 * own) by[thread] = gradients[(u64)(first + thread / 10) * RECORD + BOTH + thread % 10];
     BARRIER();
     float weight[10];

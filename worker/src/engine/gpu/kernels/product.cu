@@ -1,8 +1,22 @@
 // How a block adds the product of a tile of rows and a tile of columns to its sums, in each precision. Both tiles lie in
 // shared memory: row after row, each 32 deep, or across, depth after depth.
 //
-// The kernels name ROWS, COLUMNS, WARPS_N, and PITCH, or ROW_PITCH and COLUMN_PITCH. Depths are taken in one
+// The kernels name FETCH, STAGE, ROWS, COLUMNS, WARPS_N, and PITCH, or ROW_PITCH and COLUMN_PITCH. Depths are taken in one
 // order, so that a sum has the same bits wherever its row and column stand.
+
+// The tiles in their order, each brought to shared memory by the kernel's FETCH while those before it are added. A stage is
+// written again only after all threads have read it.
+#define FOR_EACH_TILE(tiles, columns_at, ADD)                                                                        \
+    for (int tile = 0; tile < STAGES - 1; tile++) {                                                                  \
+        FETCH(tile)                                                                                                  \
+    }                                                                                                                \
+    for (int tile = 0; tile < (tiles); tile++) {                                                                     \
+        COPIES_WAIT(STAGES - 2);                                                                                     \
+        BARRIER();                                                                                                   \
+        FETCH(tile + STAGES - 1)                                                                                     \
+        const float *rows = shared + tile % STAGES * STAGE, *columns = rows + (columns_at);                          \
+        ADD(rows, columns)                                                                                           \
+    }
 
 #if PRECISION == 0
 // Ordinary cores: each thread has eight rows and eight columns.
