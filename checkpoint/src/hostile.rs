@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
-use tally_exact::manifest::{Manifest, TensorSpec, hex};
+use tally_numerics::manifest::{Manifest, TensorSpec, hex};
 
 use crate::meta::{Meta, tests::meta};
 use crate::{CheckpointError, MANIFEST, MODEL, OPTIMIZER, newest_whole, read, read_weights_from, write};
@@ -124,7 +124,7 @@ proptest! {
         let root = tempfile::tempdir().unwrap();
         let (parameters, momentum) = (vec![0.5; 8], vec![0.25; 8]);
         let tensors = network();
-        let digest = tally_exact::digest::of(0, &parameters, &momentum);
+        let digest = tally_numerics::digest::of(0, &parameters, &momentum);
         let parameters_sha256 = tensors.sha256(&parameters);
         let meta = Meta { step: 7, epoch: 1, digest, parameters_sha256, tensors, ..meta() };
         let path = write(root.path(), &meta, &parameters, &momentum).unwrap();

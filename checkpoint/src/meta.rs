@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
-use tally_exact::digest::Digest;
-use tally_exact::manifest::{Manifest, hex};
+use tally_numerics::digest::Digest;
+use tally_numerics::manifest::{Manifest, hex};
 
 /// The format that this crate writes and reads.
 pub const VERSION: u32 = 1;
@@ -113,7 +113,7 @@ pub(crate) fn unseal(bytes: &[u8]) -> Result<(Meta, Files), BadSeal> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 pub(crate) mod tests {
-    use tally_exact::manifest::TensorSpec;
+    use tally_numerics::manifest::TensorSpec;
 
     use super::*;
 

@@ -9,7 +9,7 @@ use std::io::{self, Read, Write};
 
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use sha2::{Digest as _, Sha256};
-use tally_exact::manifest::{Manifest, hex};
+use tally_numerics::manifest::{Manifest, hex};
 
 use crate::meta::FileEntry;
 
@@ -190,7 +190,7 @@ pub(crate) fn read(
 mod tests {
     use proptest::prelude::*;
     use safetensors::SafeTensors;
-    use tally_exact::manifest::TensorSpec;
+    use tally_numerics::manifest::TensorSpec;
 
     use super::*;
 

@@ -10,7 +10,7 @@ use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
 
 use safetensors::tensor::Dtype;
-use tally_exact::manifest::Manifest;
+use tally_numerics::manifest::Manifest;
 
 use crate::error::CheckpointError;
 use crate::tensors::{AT_A_TIME, Fault, decode_header};
@@ -162,7 +162,7 @@ mod tests {
 
     use proptest::prelude::*;
     use safetensors::tensor::TensorView;
-    use tally_exact::manifest::TensorSpec;
+    use tally_numerics::manifest::TensorSpec;
 
     use super::*;
 

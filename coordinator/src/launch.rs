@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use tally_data::{Mnist, Paired, Schedule};
-use tally_exact::tree::Tree;
-use tally_exact::{chunks, init};
+use tally_numerics::tree::Tree;
+use tally_numerics::{chunks, init};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::error::TrySendError;
@@ -130,11 +130,11 @@ fn resumed_run(options: &TrainOptions, path: &std::path::Path) -> anyhow::Result
         config.tally
     );
     ensure!(
-        config.chunk == tally_exact::CHUNK,
+        config.chunk == tally_numerics::CHUNK,
         "{} was trained with chunks of {} elements, this version has {}; use Tally {}",
         path.display(),
         config.chunk,
-        tally_exact::CHUNK,
+        tally_numerics::CHUNK,
         config.tally
     );
     let data = DataOptions::from(&config.data).load()?;

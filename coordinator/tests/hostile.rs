@@ -128,7 +128,7 @@ proptest! {
         if let Ok(record) = Record::read(root.path()) {
             prop_assert!(record.schedule.steps_per_epoch() > 0);
             // What decides the bits can be worked out from it, or is refused, without a panic.
-            let _ = tally_exact::tree::Tree::new(record.config.shards);
+            let _ = tally_numerics::tree::Tree::new(record.config.shards);
             let total = record.schedule.steps_per_epoch() as u64 * u64::from(record.config.epochs);
             for step in [1, 2, total.max(1), u64::MAX] {
                 let _ = record.config.optimizer.rate(step, total);

@@ -6,7 +6,7 @@ use std::io::Cursor;
 use std::path::Path;
 use std::sync::OnceLock;
 
-use tally_exact::manifest::{Manifest, TensorSpec};
+use tally_numerics::manifest::{Manifest, TensorSpec};
 
 static NETWORK: OnceLock<Manifest> = OnceLock::new();
 

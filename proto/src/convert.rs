@@ -1,12 +1,14 @@
 //! Checked conversions between messages and the types of the other crates.
 
-use tally_data::samples::{BadSamples, Samples};
-use tally_exact::loss::LossParts;
-use tally_exact::manifest::{BadManifest, Manifest, TensorSpec};
+use std::borrow::Cow;
+
+use bytes::Bytes;
+use tally_numerics::manifest::{BadManifest, Manifest, TensorSpec};
+use tally_numerics::schema::{Named, Schema, Sums};
 use thiserror::Error;
 
-use crate::floats::{self, BadLength};
-use crate::{MAX_LEAF_SAMPLES, v1};
+use crate::floats::BadLength;
+use crate::{MAX_MICROBATCH, v1};
 
 /// A message that does not say what it must.
 #[derive(Debug, Error, PartialEq)]
@@ -14,50 +16,45 @@ pub enum BadMessage {
     /// A part that every message of its kind has is missing.
     #[error("a {0} is missing from the message")]
     Missing(&'static str),
-    /// A leaf with more samples than one may have.
-    #[error("a leaf of {0} samples; the most is {MAX_LEAF_SAMPLES}")]
-    LeafTooLarge(usize),
-    /// Losses that are NaN, infinite or absurdly large.
-    #[error("a leaf's losses are no sound numbers")]
-    Losses,
-    /// Answers whose parts have different counts.
-    #[error("answers for {got} samples where {wanted} were asked for")]
-    Answers {
+    /// A microbatch with more samples than one may have.
+    #[error("a microbatch of {0} samples; the most is {MAX_MICROBATCH}")]
+    TooManySamples(usize),
+    /// Samples whose parts do not fit together.
+    #[error("{ids} sample ids, {lengths} lengths and {bytes} bytes do not make samples")]
+    Samples {
+        /// How many ids.
+        ids: usize,
+        /// How many lengths.
+        lengths: usize,
+        /// How many bytes.
+        bytes: usize,
+    },
+    /// More or fewer numbers than the program has losses and metrics.
+    #[error("{got} losses and metrics where the program has {wanted}")]
+    Width {
         /// How many came.
         got: usize,
-        /// How many were asked for.
+        /// How many the schema has.
         wanted: usize,
     },
-    /// An answered digit that is none.
-    #[error("an answered digit is {0}")]
-    Digit(u8),
+    /// Losses that are NaN, infinite or absurdly large.
+    #[error("a microbatch's losses are no sound numbers")]
+    Losses,
+    /// Metrics that are NaN, infinite or absurdly large.
+    #[error("a microbatch's metrics are no sound numbers")]
+    Metrics,
     /// Spans that cannot be of one worker's time.
     #[error("its spans are out of order, too many, or of no time")]
     Spans,
     /// What no clock shows.
     #[error("its clock shows no time")]
     Clock,
-    /// Samples that do not fit together.
-    #[error(transparent)]
-    Samples(#[from] BadSamples),
     /// A manifest that cannot be one.
     #[error(transparent)]
     Manifest(#[from] BadManifest),
     /// Floats of the wrong length.
     #[error(transparent)]
     Floats(#[from] BadLength),
-}
-
-impl From<LossParts> for v1::Losses {
-    fn from(l: LossParts) -> Self {
-        Self { label: l.label, sum: l.sum, difference: l.difference }
-    }
-}
-
-impl From<v1::Losses> for LossParts {
-    fn from(l: v1::Losses) -> Self {
-        Self { label: l.label, sum: l.sum, difference: l.difference }
-    }
 }
 
 /// A manifest as an offer.
@@ -81,132 +78,171 @@ pub fn manifest(offer: v1::Offer) -> Result<Manifest, BadMessage> {
     Ok(Manifest::new(tensors.collect())?)
 }
 
-/// Samples as the leaf of a step or of the test pass.
-#[must_use]
-pub fn leaf(leaf: u32, test: bool, samples: &Samples) -> v1::Leaf {
-    v1::Leaf {
-        leaf,
-        test,
-        ids: samples.ids().to_vec(),
-        pixels: samples.pixels().to_vec().into(),
-        numbers: samples.numbers().to_vec().into(),
-        labels: samples.labels().to_vec().into(),
-    }
+/// The samples of one microbatch, opaque to all but the program.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Microbatch {
+    ids: Vec<u32>,
+    items: Bytes,
+    /// Where each sample ends in `items`.
+    ends: Vec<usize>,
 }
 
-/// The samples of a leaf.
-///
-/// # Errors
-/// [`BadMessage`] if they do not fit together or are too many.
-pub fn samples(leaf: v1::Leaf) -> Result<Samples, BadMessage> {
-    if leaf.ids.len() > MAX_LEAF_SAMPLES {
-        return Err(BadMessage::LeafTooLarge(leaf.ids.len()));
-    }
-    Ok(Samples::new(leaf.ids, leaf.pixels.into(), leaf.numbers.into(), leaf.labels.into())?)
-}
-
-/// What the network answered for a leaf of the test pass.
-#[derive(Clone, Debug, PartialEq)]
-pub struct LeafAnswers {
-    /// Sums of the losses over the leaf's samples.
-    pub losses: LossParts,
-    /// The most likely digit of each sample.
-    pub digits: Vec<u8>,
-    /// The answered sum of each sample.
-    pub sums: Vec<f32>,
-    /// The answered difference of each sample.
-    pub differences: Vec<f32>,
-}
-
-impl LeafAnswers {
-    /// As a message.
+impl Microbatch {
+    /// Samples by id, each with its bytes.
     #[must_use]
-    pub fn to_message(&self, leaf: u32) -> v1::Answers {
-        v1::Answers {
-            leaf,
-            losses: Some(self.losses.into()),
-            digits: self.digits.clone().into(),
-            sums: floats::copy(&self.sums),
-            differences: floats::copy(&self.differences),
-            spans: Vec::new(),
+    pub fn new<'a>(samples: impl IntoIterator<Item = (u32, Cow<'a, [u8]>)>) -> Self {
+        let (mut ids, mut items, mut ends) = (Vec::new(), Vec::new(), Vec::new());
+        for (id, item) in samples {
+            ids.push(id);
+            items.extend_from_slice(&item);
+            ends.push(items.len());
         }
+        Self { ids, items: items.into(), ends }
     }
 
-    /// From a message that answers `wanted` samples. Losses may be NaN: a diverged network
-    /// answers too.
+    /// The samples of a message.
     ///
     /// # Errors
-    /// [`BadMessage`] if a part is missing, has another count, or is no digit.
-    pub fn from_message(message: &v1::Answers, wanted: usize) -> Result<Self, BadMessage> {
-        let got = message.digits.len();
-        if got != wanted {
-            return Err(BadMessage::Answers { got, wanted });
+    /// [`BadMessage`] if there are too many, or if ids, lengths and bytes do not fit together.
+    pub fn from_message(message: v1::Leaf) -> Result<Self, BadMessage> {
+        let v1::Leaf { ids, items, lengths, .. } = message;
+        if ids.len() > MAX_MICROBATCH {
+            return Err(BadMessage::TooManySamples(ids.len()));
         }
-        if let Some(&digit) = message.digits.iter().find(|&&d| d > 9) {
-            return Err(BadMessage::Digit(digit));
+        let wrong = BadMessage::Samples { ids: ids.len(), lengths: lengths.len(), bytes: items.len() };
+        let mut end = 0usize;
+        let ends: Vec<usize> = lengths
+            .iter()
+            .map(|&length| {
+                end = end.saturating_add(length as usize);
+                end
+            })
+            .collect();
+        if ids.len() != lengths.len() || end != items.len() {
+            return Err(wrong);
         }
-        Ok(Self {
-            losses: message.losses.ok_or(BadMessage::Missing("loss"))?.into(),
-            digits: message.digits.to_vec(),
-            sums: floats::to_vec(&message.sums, wanted)?,
-            differences: floats::to_vec(&message.differences, wanted)?,
-        })
+        Ok(Self { ids, items, ends })
+    }
+
+    /// As a message: microbatch `leaf` of a step, or of the test pass.
+    #[must_use]
+    pub fn to_message(&self, leaf: u32, test: bool) -> v1::Leaf {
+        let lengths = (0..self.len()).map(|index| self.range(index).len() as u32).collect();
+        v1::Leaf { leaf, test, ids: self.ids.clone(), items: self.items.clone(), lengths }
+    }
+
+    /// How many samples.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.ids.is_empty()
+    }
+
+    /// The samples' ids.
+    #[must_use]
+    pub fn ids(&self) -> &[u32] {
+        &self.ids
+    }
+
+    /// The samples' bytes, in the order of the ids.
+    pub fn items(&self) -> impl ExactSizeIterator<Item = &[u8]> {
+        (0..self.len()).map(|index| &self.items[self.range(index)])
+    }
+
+    fn range(&self, index: usize) -> std::ops::Range<usize> {
+        index.checked_sub(1).map_or(0, |before| self.ends[before])..self.ends[index]
     }
 }
 
-/// A receipt's leaf, samples and losses.
+/// Losses of a microbatch, `wanted` of them.
 ///
 /// # Errors
-/// [`BadMessage`] if the losses are missing or no sound numbers.
-pub fn receipt(receipt: &v1::Receipt) -> Result<(u32, u32, LossParts), BadMessage> {
-    let losses: LossParts = receipt.losses.ok_or(BadMessage::Missing("loss"))?.into();
-    // Far above any loss in single precision, and far below where a sum could overflow.
-    let sound = |part: f64| part.is_finite() && part.abs() < 1e200;
-    if !(sound(losses.label) && sound(losses.sum) && sound(losses.difference)) {
-        return Err(BadMessage::Losses);
+/// [`BadMessage`] if they are more, fewer, or no sound numbers.
+pub fn losses(losses: Vec<f64>, wanted: usize) -> Result<Sums, BadMessage> {
+    if losses.len() != wanted {
+        return Err(BadMessage::Width { got: losses.len(), wanted });
     }
-    Ok((receipt.leaf, receipt.samples, losses))
+    // Far above any loss in single precision, and far below where a sum could overflow.
+    if losses.iter().all(|part| part.is_finite() && part.abs() < 1e200) {
+        Ok(Sums(losses))
+    } else {
+        Err(BadMessage::Losses)
+    }
+}
+
+/// The losses and metrics of a microbatch of the test pass. Losses may be NaN: a diverged model is tested too.
+///
+/// # Errors
+/// [`BadMessage`] if they are more or fewer than the schema's, or a metric is no sound number.
+pub fn evaluated(sums: Vec<f64>, schema: &Schema) -> Result<Sums, BadMessage> {
+    if sums.len() != schema.width() {
+        return Err(BadMessage::Width { got: sums.len(), wanted: schema.width() });
+    }
+    if sums[schema.losses().len()..].iter().all(|sum| sum.is_finite() && sum.abs() < 1e200) {
+        Ok(Sums(sums))
+    } else {
+        Err(BadMessage::Metrics)
+    }
+}
+
+/// Numbers by name, for people and tools.
+#[must_use]
+pub fn named(values: &Named) -> Vec<v1::NamedValue> {
+    values.iter().map(|(name, &value)| v1::NamedValue { name: name.clone(), value }).collect()
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use tally_numerics::schema::{LossSpec, MetricKind, MetricSpec};
+
     use super::*;
 
-    fn two_samples() -> Samples {
-        Samples::new(vec![3, 9], vec![7; 2 * 784], vec![1, 2], vec![5, 0]).unwrap()
+    fn two_samples() -> Microbatch {
+        Microbatch::new([(3, vec![7; 5].into()), (9, vec![1, 2].into())])
     }
 
     #[test]
     fn samples_and_manifests_survive_the_wire() {
-        assert_eq!(samples(leaf(4, false, &two_samples())).unwrap(), two_samples());
+        let message = two_samples().to_message(4, false);
+        assert_eq!((message.leaf, &message.lengths[..]), (4, &[5, 2][..]));
+        let there = Microbatch::from_message(message).unwrap();
+        assert_eq!(there, two_samples());
+        assert_eq!(there.items().collect::<Vec<_>>(), [&[7; 5][..], &[1, 2]]);
         let there = Manifest::new(vec![TensorSpec::with_fan_in("a", &[2, 3], 7)]).unwrap();
         assert_eq!(manifest(offer(&there, String::new(), String::new())).unwrap(), there);
     }
 
     #[test]
-    fn trust_1_what_does_not_fit_is_refused() {
+    fn trust_1_samples_that_do_not_fit_are_refused() {
         let broken = |spoil: fn(&mut v1::Leaf)| {
-            let mut message = leaf(0, false, &two_samples());
+            let mut message = two_samples().to_message(0, false);
             spoil(&mut message);
-            samples(message).unwrap_err()
+            Microbatch::from_message(message).unwrap_err()
         };
-        assert!(matches!(broken(|l| l.pixels = vec![0; 9].into()), BadMessage::Samples(_)));
-        assert!(matches!(broken(|l| l.numbers = vec![1, 10].into()), BadMessage::Samples(_)));
-        assert!(matches!(broken(|l| l.ids = vec![0; 1 << 16]), BadMessage::LeafTooLarge(_)));
+        assert!(matches!(broken(|l| l.items = vec![0; 9].into()), BadMessage::Samples { .. }));
+        assert!(matches!(broken(|l| l.lengths = vec![7]), BadMessage::Samples { .. }));
+        assert!(matches!(broken(|l| l.lengths = vec![u32::MAX, 8]), BadMessage::Samples { .. }));
+        assert!(matches!(broken(|l| l.ids = vec![0; 1 << 16]), BadMessage::TooManySamples(_)));
+    }
 
-        let good = LeafAnswers {
-            losses: LossParts::default(),
-            digits: vec![1, 9],
-            sums: vec![0.5, 1.0],
-            differences: vec![0.0, 2.0],
-        };
-        let message = good.to_message(3);
-        assert_eq!(LeafAnswers::from_message(&message, 2).unwrap(), good);
-        assert!(LeafAnswers::from_message(&message, 3).is_err());
-        let short = v1::Answers { sums: vec![0; 4].into(), ..message.clone() };
-        assert!(LeafAnswers::from_message(&short, 2).is_err());
-        let no_digit = v1::Answers { digits: vec![1, 10].into(), ..message };
-        assert_eq!(LeafAnswers::from_message(&no_digit, 2), Err(BadMessage::Digit(10)));
+    #[test]
+    fn trust_1_losses_and_metrics_are_counted_and_sound() {
+        let loss = LossSpec { name: "a".into(), label: "a".into() };
+        let kind = MetricKind::Ratio { higher_is_better: true };
+        let metric = MetricSpec { name: "right".into(), label: "right".into(), kind };
+        let schema = Schema::new(vec![loss], vec![metric], None).unwrap();
+        assert_eq!(losses(vec![1.0], 1), Ok(Sums(vec![1.0])));
+        assert_eq!(losses(vec![1.0], 2), Err(BadMessage::Width { got: 1, wanted: 2 }));
+        assert_eq!(losses(vec![f64::NAN], 1), Err(BadMessage::Losses));
+        assert_eq!(losses(vec![1e300], 1), Err(BadMessage::Losses));
+        assert!(evaluated(vec![f64::NAN, 1.0, 2.0], &schema).is_ok());
+        assert_eq!(evaluated(vec![0.0, f64::INFINITY, 2.0], &schema), Err(BadMessage::Metrics));
+        assert_eq!(evaluated(vec![0.0; 4], &schema), Err(BadMessage::Width { got: 4, wanted: 3 }));
     }
 }

@@ -1,7 +1,7 @@
 //! Vectors of `f32` as the bytes of a message, without a copy where that can be.
 
 use bytes::Bytes;
-use tally_exact::wire::WireDtype;
+use tally_numerics::wire::WireDtype;
 use thiserror::Error;
 
 use crate::pool::{Chunk, Pool};

@@ -35,10 +35,5 @@ pub const TIMELINE: &str = "timeline";
 pub const MAX_FROM_WORKER: usize = 2 << 20;
 /// The largest message a worker takes from the coordinator, in bytes.
 pub const MAX_FROM_COORDINATOR: usize = 64 << 20;
-/// The most samples of a leaf, so that it fits a message.
-pub const MAX_LEAF_SAMPLES: usize = 1 << 15;
-
-/// How many chunks of one node may be on their way before the first of them is reduced.
-///
-/// It bounds the coordinator's memory to this many chunks for each contributed node.
-pub const WINDOW: usize = 8;
+/// The most samples of a microbatch, so that it fits a message.
+pub const MAX_MICROBATCH: usize = 1 << 15;

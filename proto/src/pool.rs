@@ -3,7 +3,7 @@
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tally_exact::CHUNK;
+use tally_numerics::CHUNK;
 
 /// Free buffers kept for later; more than this are given back to the allocator.
 const KEEP: usize = 256;

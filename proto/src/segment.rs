@@ -14,7 +14,7 @@
 
 use std::io;
 
-use tally_exact::CHUNK;
+use tally_numerics::CHUNK;
 
 /// Bytes of a place.
 pub const PLACE: usize = 4 * CHUNK;

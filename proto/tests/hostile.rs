@@ -157,7 +157,7 @@ proptest! {
     #[test]
     fn trust_1_a_manifest_is_one_or_is_refused(tensors in vec(tensor(), 0..6), device in ".{0,8}") {
         if let Ok(manifest) = convert::manifest(v1::Offer { tensors, kind: device.clone(), device }) {
-            prop_assert!(manifest.len() > 0 && manifest.len() <= tally_exact::manifest::MAX_ELEMENTS);
+            prop_assert!(manifest.len() > 0 && manifest.len() <= tally_numerics::manifest::MAX_ELEMENTS);
             let last = manifest.tensors().len() - 1;
             prop_assert_eq!(manifest.range(last).end, manifest.len());
             prop_assert_eq!(convert::manifest(convert::offer(&manifest, String::new(), String::new())), Ok(manifest));
@@ -195,7 +195,7 @@ fn the_largest_messages_of_an_honest_worker_fit() {
         step: u64::MAX,
         attempt: u32::MAX,
     });
-    let data = vec![1; 4 * tally_exact::CHUNK].into();
+    let data = vec![1; 4 * tally_numerics::CHUNK].into();
     let chunk = v1::gradient_up::Body::Chunk(v1::Chunk {
         node: u32::MAX,
         index: u32::MAX,
@@ -205,7 +205,7 @@ fn the_largest_messages_of_an_honest_worker_fit() {
     assert!(GradientUp { stamp, body: Some(chunk) }.encoded_len() <= MAX_FROM_WORKER);
     let tensor = v1::Tensor { name: "n".repeat(64), shape: vec![1 << 16; 4], bound: 0.1 };
     let offer = v1::Offer {
-        tensors: vec![tensor; tally_exact::manifest::MAX_TENSORS],
+        tensors: vec![tensor; tally_numerics::manifest::MAX_TENSORS],
         device: "d".repeat(256),
         kind: "k".repeat(256),
     };

@@ -14,7 +14,7 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 use rustix::time::{ClockId, clock_gettime};
 use tally_data::Samples;
 use tally_data::samples::PIXELS;
-use tally_exact::init;
+use tally_numerics::init;
 use tally_worker::engine::backend::{BackendChoice, build};
 use tally_worker::engine::burn::convolution::{Activation, ConvolutionBackend, stock};
 use tally_worker::engine::burn::networks::Reference;

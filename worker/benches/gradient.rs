@@ -12,9 +12,9 @@ use std::time::Instant;
 use rustix::time::{ClockId, clock_gettime};
 use tally_data::Samples;
 use tally_data::samples::PIXELS;
-use tally_exact::init;
-use tally_exact::update::Update;
-use tally_exact::wire::WireDtype;
+use tally_numerics::init;
+use tally_numerics::update::Update;
+use tally_numerics::wire::WireDtype;
 use tally_worker::engine::backend::{BackendChoice, build};
 use tally_worker::engine::{Engine, LabelLoss, ModelSpec};
 

@@ -8,7 +8,7 @@ use anyhow::Context;
 use rayon::ThreadPoolBuilder;
 use tally_data::Samples;
 use tally_data::samples::PIXELS;
-use tally_exact::{digest, init};
+use tally_numerics::{digest, init};
 use tally_kernels::Simd;
 use tally_worker::engine::cpu::CpuEngine;
 use tally_worker::engine::{Engine, LabelLoss};

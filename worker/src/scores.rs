@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use tally_data::Paired;
-use tally_exact::loss::LossParts;
+use tally_numerics::loss::LossParts;
 use tally_proto::convert::LeafAnswers;
 
 /// Samples of a leaf of the test pass; fixed, so that its sums are.

@@ -12,10 +12,10 @@ mod golden;
 use std::time::Instant;
 
 use serde_json::Value;
-use tally_exact::loss::LossParts;
-use tally_exact::sum;
-use tally_exact::tree::Tree;
-use tally_exact::update::Update;
+use tally_numerics::loss::LossParts;
+use tally_numerics::sum;
+use tally_numerics::tree::Tree;
+use tally_numerics::update::Update;
 use tally_worker::engine::backend::{BackendChoice, build, manifest};
 use tally_worker::engine::{Engine, LabelLoss, ModelSpec};
 

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use safetensors::SafeTensors;
-use tally_exact::manifest::{Manifest, TensorSpec};
+use tally_numerics::manifest::{Manifest, TensorSpec};
 use tempfile::TempDir;
 
 use super::*;

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
-use tally_exact::manifest::hex;
+use tally_numerics::manifest::hex;
 use thiserror::Error;
 
 use crate::idx::{self, IdxError, MAX_SAMPLES};

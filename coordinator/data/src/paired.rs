@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use tally_exact::random::{Purpose, Stream};
+use tally_numerics::random::{Purpose, Stream};
 use thiserror::Error;
 
 use crate::mnist::Split;

@@ -9,8 +9,8 @@ use std::str::FromStr;
 use anyhow::{Context as _, bail, ensure};
 use clap::{Args, ValueEnum};
 use tally_data::{Mnist, Schedule};
-use tally_exact::tree::Tree;
-use tally_exact::wire::WireDtype;
+use tally_numerics::tree::Tree;
+use tally_numerics::wire::WireDtype;
 use tally_proto::MAX_LEAF_SAMPLES;
 use tally_worker::engine::{LabelLoss, ModelSpec};
 
@@ -242,7 +242,7 @@ impl Training {
             optimizer,
             data: self.data.config(data),
             init: None,
-            chunk: tally_exact::CHUNK,
+            chunk: tally_numerics::CHUNK,
             workers: workers as usize,
             checkpoint_every: None,
             keep_checkpoints: 3,

@@ -8,7 +8,7 @@ use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
 use std::ops::Range;
 
-use tally_exact::tree::{Node, Tree};
+use tally_numerics::tree::{Node, Tree};
 
 /// One worker as the assignment sees it.
 #[derive(Clone, Copy, Debug, PartialEq)]

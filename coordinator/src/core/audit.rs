@@ -8,8 +8,8 @@
 
 use std::time::Duration;
 
-use tally_exact::digest::{Digest, fnv1a};
-use tally_exact::tree::Node;
+use tally_numerics::digest::{Digest, fnv1a};
+use tally_numerics::tree::Node;
 
 use super::Core;
 use super::events::{Action, Finding, Note, Origin};

@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use tally_exact::tree::Node;
+use tally_numerics::tree::Node;
 
 use super::Core;
 use super::assign::Load;

@@ -1,8 +1,8 @@
 //! The samples of each step, in the order of the schedule (**DATA-2**).
 
 use tally_data::Schedule;
-use tally_exact::digest;
-use tally_exact::tree::{Node, Tree};
+use tally_numerics::digest;
+use tally_numerics::tree::{Node, Tree};
 
 /// The schedule with the orders of the epochs in use, drawn once each.
 #[derive(Debug)]

@@ -1,8 +1,8 @@
 //! What goes into the core and what comes out of it.
 
-use tally_exact::digest::Digest;
-use tally_exact::loss::LossParts;
-use tally_exact::tree::Node;
+use tally_numerics::digest::Digest;
+use tally_numerics::loss::LossParts;
+use tally_numerics::tree::Node;
 
 use super::members::Session;
 use super::reduction::Due;

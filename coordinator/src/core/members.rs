@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use tally_exact::digest::Digest;
-use tally_exact::tree::Node;
+use tally_numerics::digest::Digest;
+use tally_numerics::tree::Node;
 
 use super::events::Device;
 

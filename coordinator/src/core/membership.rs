@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use tally_exact::digest::Digest;
-use tally_exact::tree::Node;
+use tally_numerics::digest::Digest;
+use tally_numerics::tree::Node;
 
 use super::Core;
 use super::events::{Action, Note};

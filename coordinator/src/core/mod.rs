@@ -33,8 +33,8 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use tally_data::Schedule;
-use tally_exact::digest::Digest;
-use tally_exact::tree::{Node, Tree};
+use tally_numerics::digest::Digest;
+use tally_numerics::tree::{Node, Tree};
 
 use deck::Deck;
 use events::{Action, Event, Outcome};

@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use tally_exact::digest::Digest;
+use tally_numerics::digest::Digest;
 
 use super::Core;
 use super::events::{Action, Note};

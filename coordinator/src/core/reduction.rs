@@ -3,7 +3,7 @@
 //! It knows no floats. Whoever holds them does the additions it asks for, in any order,
 //! and gets the one sum the tree defines: a (node, chunk) counts once, the first wins.
 
-use tally_exact::tree::{Node, Tree};
+use tally_numerics::tree::{Node, Tree};
 
 /// An addition that is due, or a chunk of the root that is whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,7 +127,7 @@ mod tests {
     use std::collections::HashMap;
 
     use proptest::prelude::*;
-    use tally_exact::sum::along_tree;
+    use tally_numerics::sum::along_tree;
 
     use super::*;
 

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use tally_exact::loss::LossParts;
-use tally_exact::tree::{Node, Tree};
+use tally_numerics::loss::LossParts;
+use tally_numerics::tree::{Node, Tree};
 
 use super::assign::{self, Load};
 use super::audit::Audit;

@@ -4,8 +4,8 @@
 use std::fmt;
 
 use serde::Serialize;
-use tally_exact::tree::Tree;
-use tally_exact::wire::WireDtype;
+use tally_numerics::tree::Tree;
+use tally_numerics::wire::WireDtype;
 
 use super::{Cluster, step_seconds};
 
@@ -98,7 +98,7 @@ pub fn limit(cluster: &Cluster, seconds: f64) -> Limit {
     greatest.map_or(Limit::Computing, |(limit, _)| limit)
 }
 
-fn work(cluster: &Cluster, nodes: &[tally_exact::tree::Node]) -> usize {
+fn work(cluster: &Cluster, nodes: &[tally_numerics::tree::Node]) -> usize {
     nodes.iter().map(|&node| cluster.samples(node)).sum()
 }
 

@@ -1,9 +1,9 @@
 //! What is planned: a cluster, and what it is to compute.
 
 use tally_data::samples::PIXELS;
-use tally_exact::tree::{Node, Tree};
-use tally_exact::wire::WireDtype;
-use tally_exact::{CHUNK, chunks};
+use tally_numerics::tree::{Node, Tree};
+use tally_numerics::wire::WireDtype;
+use tally_numerics::{CHUNK, chunks};
 
 use super::costs::Costs;
 use crate::core::assign::{self, Load};

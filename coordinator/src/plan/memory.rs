@@ -1,7 +1,7 @@
 //! What the coordinator holds in memory.
 
 use serde::Serialize;
-use tally_exact::CHUNK;
+use tally_numerics::CHUNK;
 use tally_proto::WINDOW;
 
 use super::cluster::Cluster;

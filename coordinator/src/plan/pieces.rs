@@ -1,7 +1,7 @@
 //! What a worker's computing consists of: stretches after which a chunk may leave.
 
-use tally_exact::tree::Node;
-use tally_exact::wire::WireDtype;
+use tally_numerics::tree::Node;
+use tally_numerics::wire::WireDtype;
 
 use super::cluster::{Cluster, Computing};
 

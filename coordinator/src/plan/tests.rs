@@ -1,8 +1,8 @@
 //! What a plan must say, where it can be worked out by hand.
 
 use proptest::prelude::*;
-use tally_exact::tree::Tree;
-use tally_exact::wire::WireDtype;
+use tally_numerics::tree::Tree;
+use tally_numerics::wire::WireDtype;
 
 use super::advice::{Limit, changes, limit};
 use super::*;

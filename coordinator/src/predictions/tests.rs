@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::Value;
 use tally_checkpoint::Meta;
 use tally_data::{Mnist, Split};
-use tally_exact::{digest, init};
+use tally_numerics::{digest, init};
 use tally_worker::engine::{ModelSpec, backend};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};

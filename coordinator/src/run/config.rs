@@ -1,8 +1,8 @@
 //! The configuration of a run, whole, as `run.json` keeps it.
 
 use serde::{Deserialize, Serialize};
-use tally_exact::manifest::Manifest;
-use tally_exact::wire::WireDtype;
+use tally_numerics::manifest::Manifest;
+use tally_numerics::wire::WireDtype;
 use tally_worker::engine::{LabelLoss, ModelSpec};
 
 use crate::core::recipe::Recipe;

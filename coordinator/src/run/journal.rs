@@ -12,8 +12,8 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use tally_exact::digest::Digest;
-use tally_exact::loss::LossParts;
+use tally_numerics::digest::Digest;
+use tally_numerics::loss::LossParts;
 use thiserror::Error;
 
 use tally_checkpoint::remedy;

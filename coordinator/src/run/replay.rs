@@ -10,12 +10,12 @@ use std::path::PathBuf;
 use anyhow::{Context as _, ensure};
 use tally_checkpoint as checkpoint;
 use tally_data::{Mnist, Paired};
-use tally_exact::digest::Digest;
-use tally_exact::loss::LossParts;
-use tally_exact::sum::Fold;
-use tally_exact::tree::{Node, Tree};
-use tally_exact::update::Update;
-use tally_exact::{CHUNK, chunk_range, chunks, init, norm};
+use tally_numerics::digest::Digest;
+use tally_numerics::loss::LossParts;
+use tally_numerics::sum::Fold;
+use tally_numerics::tree::{Node, Tree};
+use tally_numerics::update::Update;
+use tally_numerics::{CHUNK, chunk_range, chunks, init, norm};
 use tally_proto::pool::Pool;
 use tally_worker::engine::{Engine, ModelSpec, backend};
 

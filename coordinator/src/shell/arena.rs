@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use tally_exact::norm;
-use tally_exact::tree::Node;
-use tally_exact::wire::WireDtype;
+use tally_numerics::norm;
+use tally_numerics::tree::Node;
+use tally_numerics::wire::WireDtype;
 
 use crate::core::reduction::Due;
 use tally_proto::pool::Chunk;

@@ -6,9 +6,9 @@
 
 use std::sync::Arc;
 
-use tally_exact::digest::{self, Digest};
-use tally_exact::update::Update;
-use tally_exact::{CHUNK, chunk_range, chunks};
+use tally_numerics::digest::{self, Digest};
+use tally_numerics::update::Update;
+use tally_numerics::{CHUNK, chunk_range, chunks};
 
 /// Parameters and momentum of one chunk.
 #[derive(Clone, Debug)]

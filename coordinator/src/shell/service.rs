@@ -14,12 +14,12 @@ use std::time::Duration;
 use std::time::Instant;
 
 use axum::Router;
-use tally_exact::chunk_range;
-use tally_exact::digest::Digest;
-use tally_exact::manifest::Manifest;
-use tally_exact::norm::first_non_finite;
-use tally_exact::tree::Node;
-use tally_exact::wire::WireDtype;
+use tally_numerics::chunk_range;
+use tally_numerics::digest::Digest;
+use tally_numerics::manifest::Manifest;
+use tally_numerics::norm::first_non_finite;
+use tally_numerics::tree::Node;
+use tally_numerics::wire::WireDtype;
 use tally_proto::segment::Segment;
 use tally_proto::span::{self, Span};
 use tally_proto::v1::cluster_server::Cluster;

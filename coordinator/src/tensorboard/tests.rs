@@ -1,7 +1,7 @@
 //! Event files read back by a reader of their own: framing, checksums, what they say.
 
-use tally_exact::digest::Digest;
-use tally_exact::loss::LossParts;
+use tally_numerics::digest::Digest;
+use tally_numerics::loss::LossParts;
 
 use super::*;
 use crate::run::journal::LossLine;

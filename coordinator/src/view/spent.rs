@@ -130,8 +130,8 @@ impl Spent {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use tally_exact::digest::Digest;
-    use tally_exact::loss::LossParts;
+    use tally_numerics::digest::Digest;
+    use tally_numerics::loss::LossParts;
 
     use super::*;
 

@@ -3,10 +3,10 @@
 use anyhow::ensure;
 use serde::Serialize;
 use tally_data::Samples;
-use tally_exact::digest::Digest;
-use tally_exact::init;
-use tally_exact::update::Update;
-use tally_exact::wire::WireDtype;
+use tally_numerics::digest::Digest;
+use tally_numerics::init;
+use tally_numerics::update::Update;
+use tally_numerics::wire::WireDtype;
 use tally_worker::engine::burn::Precision;
 use tally_worker::engine::{Engine, LabelLoss, apply_whole};
 

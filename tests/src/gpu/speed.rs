@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::Context as _;
 use serde::Serialize;
 use serde_json::Value;
-use tally_exact::update::Update;
+use tally_numerics::update::Update;
 use tally_worker::devices::visible;
 use tally_worker::engine::burn::Precision;
 

@@ -32,11 +32,11 @@ use tally_coordinator::view::feed::{Clock, Feed};
 use tally_coordinator::view::state::About;
 use tally_data::mnist::Split;
 use tally_data::{Mnist, Paired, Schedule};
-use tally_exact::digest;
-use tally_exact::init;
-use tally_exact::manifest::Manifest;
-use tally_exact::tree::{Node, Tree};
-use tally_exact::wire::WireDtype;
+use tally_numerics::digest;
+use tally_numerics::init;
+use tally_numerics::manifest::Manifest;
+use tally_numerics::tree::{Node, Tree};
+use tally_numerics::wire::WireDtype;
 use tally_proto::pool::Pool;
 use tally_proto::v1::cluster_server::Cluster as _;
 use tally_proto::v1::{

@@ -96,7 +96,7 @@ fn send(queue: mpsc::UnboundedReceiver<Item>, sends: Sends) {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let (up, mut sent) = mpsc::channel(2);
     runtime.block_on(async {
-        let sender = tokio::spawn(sender::run(OURS, tally_exact::chunks(ELEMENTS), queue, up, None, sends));
+        let sender = tokio::spawn(sender::run(OURS, tally_numerics::chunks(ELEMENTS), queue, up, None, sends));
         while let Some(message) = sent.recv().await {
             assert!(message.encoded_len() <= tally_proto::MAX_FROM_WORKER);
         }
@@ -257,7 +257,7 @@ impl Hostile {
         let clip = script.float(1.0) as f32;
         let gradient = [0.25f32; ELEMENTS];
         let data = tally_proto::floats::copy(&gradient);
-        let update = tally_exact::update::Update {
+        let update = tally_numerics::update::Update {
             learning_rate: begin.learning_rate,
             momentum: begin.momentum,
             clip: if begin.unclipped { 1.0 } else { clip },

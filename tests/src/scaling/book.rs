@@ -8,8 +8,8 @@ use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use tally_coordinator::plan::cluster::{FIRST_CHUNK, SAMPLE};
 use tally_coordinator::plan::{Cluster, Computing, Costs, Network, step_seconds};
-use tally_exact::tree::Tree;
-use tally_exact::wire::WireDtype;
+use tally_numerics::tree::Tree;
+use tally_numerics::wire::WireDtype;
 
 use super::calibrate::{Calibration, LARGE};
 use super::cases::{BATCH, on_the_curve};

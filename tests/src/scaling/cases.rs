@@ -1,6 +1,6 @@
 //! What is measured.
 
-use tally_exact::wire::WireDtype;
+use tally_numerics::wire::WireDtype;
 
 use super::calibrate::LARGE;
 use super::measure::Case;

@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 use tally_coordinator::plan::cluster::SAMPLE;
 use tally_coordinator::plan::{Cluster, Computing, Network, predict};
-use tally_exact::CHUNK;
-use tally_exact::tree::Tree;
+use tally_numerics::CHUNK;
+use tally_numerics::tree::Tree;
 use tally_worker::engine::{ModelSpec, backend};
 
 use super::calibrate::Calibration;

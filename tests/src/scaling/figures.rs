@@ -3,8 +3,8 @@
 use std::time::Instant;
 
 use tally_data::{Mnist, Paired, Samples};
-use tally_exact::CHUNK;
-use tally_exact::wire::WireDtype;
+use tally_numerics::CHUNK;
+use tally_numerics::wire::WireDtype;
 use tally_worker::engine::backend::{self, BackendChoice};
 use tally_worker::engine::{LabelLoss, ModelSpec};
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tally_exact::wire::WireDtype;
+use tally_numerics::wire::WireDtype;
 
 use super::network::Network;
 use crate::cluster::{DEADLINE, Process, RunDir, Signal, binaries};

@@ -9,7 +9,7 @@
 use divan::counter::ItemsCount;
 use divan::{Bencher, black_box};
 use rayon::{ThreadPool, ThreadPoolBuilder};
-use tally_exact::wire::WireDtype;
+use tally_numerics::wire::WireDtype;
 use tally_kernels::direct::{self, After};
 use tally_kernels::lanes::Lanes;
 use tally_kernels::pack::{self, Natural};

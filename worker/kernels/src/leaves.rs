@@ -5,8 +5,8 @@
 //! in a pixel; then leaves are added along the tree (**SUM-1**). So its bits depend on the
 //! leaf, never on what is computed beside it.
 
-use tally_exact::sum::Fold;
-use tally_exact::wire::WireDtype;
+use tally_numerics::sum::Fold;
+use tally_numerics::wire::WireDtype;
 
 use crate::lanes::Lanes;
 use crate::planes::Planes;
@@ -67,7 +67,7 @@ impl Leaves<Part<'_>> {
     }
 }
 
-/// Adds leaves' values along their tree, as [`tally_exact::sum`] does. `leaf(parts, into)` computes one into
+/// Adds leaves' values along their tree, as [`tally_numerics::sum`] does. `leaf(parts, into)` computes one into
 /// `len` floats of any content, and `take` gets the sum; zeros if all are empty.
 pub fn sum<T>(
     simd: Simd,

@@ -4,7 +4,7 @@
 
 use proptest::prelude::*;
 use rayon::ThreadPoolBuilder;
-use tally_exact::wire::WireDtype;
+use tally_numerics::wire::WireDtype;
 use tally_kernels::direct::{self, After};
 use tally_kernels::first::{self, Bordered};
 use tally_kernels::pack::{self, Natural};
@@ -311,7 +311,7 @@ proptest! {
                         alone
                     })
                 });
-                let sum = tally_exact::sum::along_tree(alone, |mut left, right| {
+                let sum = tally_numerics::sum::along_tree(alone, |mut left, right| {
                     rounding.add(&mut left, &right);
                     left
                 });
@@ -471,7 +471,7 @@ fn sum_1_a_layer_that_is_not_deep_is_its_definition_and_has_the_bits_of_its_leav
             rounding.round(&mut alone);
             Some(alone)
         });
-        let sum = tally_exact::sum::along_tree(alone.chain([None]), |mut left, right| {
+        let sum = tally_numerics::sum::along_tree(alone.chain([None]), |mut left, right| {
             rounding.add(&mut left, &right);
             left
         });

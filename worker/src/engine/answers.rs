@@ -6,7 +6,7 @@
 //! test pass both use them. A NaN answer gives a NaN loss.
 
 use tally_data::Samples;
-use tally_exact::loss::LossParts;
+use tally_numerics::loss::LossParts;
 
 use super::spec::LabelLoss;
 

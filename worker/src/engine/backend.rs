@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use burn_flex::{Flex, FlexDevice};
 use rayon::{ThreadPool, ThreadPoolBuilder};
-use tally_exact::manifest::Manifest;
+use tally_numerics::manifest::Manifest;
 
 use super::burn::networks::{Mlp, Reference};
 use super::burn::{BurnBackend, BurnEngine, Memory, Network, Place, Precision};

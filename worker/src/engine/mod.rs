@@ -1,37 +1,23 @@
 //! What a worker computes with, behind one interface.
 //!
-//! An [`Engine`] holds one replica of the network and computes with it: the gradient of a
-//! leaf, the update, answers. It knows nothing of the cluster. Five stand behind the
-//! interface: the reference network with Tally's own kernels on a CPU ([`cpu`]) and on an NVIDIA GPU (`gpu`), any network
-//! with Burn on either ([`burn`]), and a [`synthetic`] one
-//! of any size and speed whose gradients are hashed from sample ids, with which everything
-//! but the arithmetic can be tested and measured quickly.
+//! A [`Replica`] is the parameters and the optimizer's state on one device, and their update. An [`Engine`] computes
+//! with a replica: the gradient of a microbatch and the sums of its losses and metrics. It knows nothing of the
+//! cluster, and the cluster knows nothing of what a sample is. [`synthetic`] is an engine of any size and speed
+//! whose gradients are hashed from sample ids, with which everything but the arithmetic can be tested and measured
+//! quickly.
 
-pub mod answers;
-pub mod backend;
-pub mod burn;
-pub mod cpu;
-#[cfg(feature = "cuda")]
-pub mod cuda;
-#[cfg(feature = "cuda-kernels")]
-pub mod gpu;
-pub mod losses;
-pub mod replica;
-pub mod spec;
+pub mod host_replica;
 pub mod synthetic;
 
-use tally_data::Samples;
-use tally_exact::digest::Digest;
-use tally_exact::loss::LossParts;
-use tally_exact::manifest::Manifest;
-use tally_exact::sum::Fold;
-use tally_exact::update::Update;
-use tally_exact::wire::WireDtype;
-use tally_exact::{chunk_range, chunks};
+use tally_numerics::digest::Digest;
+use tally_numerics::manifest::Manifest;
+use tally_numerics::schema::Sums;
+use tally_numerics::sum::NodeSum;
+use tally_numerics::update::Update;
+use tally_numerics::wire::WireDtype;
+use tally_numerics::{chunk_range, chunks};
+use tally_proto::convert::Microbatch;
 use thiserror::Error;
-
-pub use answers::Answers;
-pub use spec::{LabelLoss, ModelSpec};
 
 /// Why an engine cannot be had, or cannot compute.
 #[derive(Debug, Error)]
@@ -39,6 +25,12 @@ pub enum EngineError {
     /// The backend that was asked for cannot work here; the text says what is missing.
     #[error("{0}")]
     Unavailable(String),
+    /// The program's arguments name something that this build does not have.
+    #[error("{0}")]
+    Arguments(String),
+    /// The bytes of a sample are none that the program wrote.
+    #[error("a sample cannot be read: {0}")]
+    Samples(String),
     /// The device failed.
     #[error("the {backend} backend failed: {what}")]
     Failed {
@@ -49,18 +41,18 @@ pub enum EngineError {
     },
 }
 
-/// One replica of the network on one device, and the computing with it.
+/// Parameters and momentum on one device, and their update (**REP-1**).
 ///
 /// All flat vectors are in the order of [`manifest`](Self::manifest).
-pub trait Engine: Send {
-    /// The network's tensors.
+pub trait Replica: Send {
+    /// The model's tensors.
     fn manifest(&self) -> &Manifest;
 
-    /// The device in words, for logs: `"CPU (burn-flex, 2 threads)"`.
-    fn device(&self) -> String;
+    /// The device, for logs: `"CPU (burn-flex, 2 threads)"`.
+    fn device_name(&self) -> String;
 
-    /// What decides the bits of a gradient: engines of one kind give equal ones (**SUM-1**).
-    fn kind(&self) -> String;
+    /// What decides the bits of a gradient: engines of one class give equal ones (**SUM-1**).
+    fn numerics_class(&self) -> String;
 
     /// Takes over a committed state and returns its digest.
     ///
@@ -77,57 +69,11 @@ pub trait Engine: Send {
     /// The state of the step before the committed one, while nothing has been written over it:
     /// from a commit to the first [`apply`](Self::apply) after it. None, too, if the device
     /// does not give it back.
-    fn before(&mut self) -> Option<(Vec<f32>, Vec<f32>)>;
-
-    /// Brings samples of a later step to the device, where that takes time; it changes nothing else.
-    fn prefetch(&mut self, _samples: &Samples) {}
-
-    /// Computes the gradient of `scale` times the sum of the samples' losses at the
-    /// committed parameters into `out`, and returns the losses' sums (not scaled).
-    ///
-    /// `ready` is called with a growing, final prefix of `out` whenever more of it is
-    /// done, and with all of it at the end: it can leave while the rest is computed.
-    /// Equal samples and parameters give equal bits on devices of one kind (**SUM-1**).
-    ///
-    /// # Errors
-    /// [`EngineError::Failed`] if the device does.
-    fn gradient(
-        &mut self,
-        samples: &Samples,
-        scale: f32,
-        out: &mut [f32],
-        ready: &mut dyn FnMut(&[f32]),
-    ) -> Result<LossParts, EngineError>;
-
-    /// Whether [`subtree`](Self::subtree) with this rounding is quicker than leaf by leaf.
-    fn sums_subtrees(&self, _rounding: WireDtype) -> bool {
-        false
-    }
-
-    /// The gradient of a subtree: its leaves' gradients, summed along their tree, each leaf's and each sum
-    /// rounded, with the bits that [`gradient`](Self::gradient), [`WireDtype::round`] and
-    /// [`WireDtype::add`] would give. `leaves` are the samples of `2^k` leaves from the left; empty ones are skipped.
-    /// Returns the losses' sums of each leaf. `out`, `scale` and `ready` are as in `gradient`.
-    ///
-    /// An engine may be quicker here than leaf by leaf: one that computes with small leaves
-    /// at once reads its weights once, and adds up before it stores.
-    ///
-    /// # Errors
-    /// [`EngineError::Failed`] if the device does.
-    fn subtree(
-        &mut self,
-        leaves: &[&Samples],
-        scale: f32,
-        rounding: WireDtype,
-        out: &mut [f32],
-        ready: &mut dyn FnMut(&[f32]),
-    ) -> Result<Vec<LossParts>, EngineError> {
-        leaf_by_leaf(self, leaves, scale, rounding, out, ready)
-    }
+    fn previous_state(&mut self) -> Option<(Vec<f32>, Vec<f32>)>;
 
     /// Applies the update to the stretch of the replica that starts at element `first`,
     /// into the second buffer, and returns the stretch's digest, or, where the device is still
-    /// at it, zero: [`finish`](Self::finish) has the rest. The committed state stays
+    /// at it, zero: [`finish_update`](Self::finish_update) has the rest. The committed state stays
     /// as it is; stretches come in any order, each once a step, and all anew in another attempt.
     fn apply(&mut self, update: Update, first: usize, gradient: &[f32]) -> Digest;
 
@@ -136,63 +82,107 @@ pub trait Engine: Send {
     ///
     /// # Errors
     /// [`EngineError::Failed`] if the device did, here or in `apply`.
-    fn finish(&mut self) -> Result<Digest, EngineError> {
+    fn finish_update(&mut self) -> Result<Digest, EngineError> {
         Ok(Digest::default())
     }
 
     /// Makes the second buffer, once it is finished, the committed state.
     fn commit(&mut self);
+}
 
-    /// The network's answers at the committed parameters.
+/// A replica, and the computing with it.
+pub trait Engine: Replica {
+    /// Whether the program can read these samples.
+    ///
+    /// # Errors
+    /// [`EngineError::Samples`] says what is wrong with them.
+    fn check(&self, samples: &Microbatch) -> Result<(), EngineError>;
+
+    /// Copies the samples of a later step to the device, where that takes time; it changes nothing else.
+    fn prefetch(&mut self, _samples: &Microbatch) {}
+
+    /// Computes the gradient of `scale` times the sum of the samples' losses at the
+    /// committed parameters into `out`, and returns the losses' sums (not scaled).
+    ///
+    /// `ready` is called with a growing, final prefix of `out` whenever more of it is
+    /// done, and with all of it at the end: it can leave while the rest is computed.
+    /// Equal samples and parameters give equal bits on devices of one class (**SUM-1**).
     ///
     /// # Errors
     /// [`EngineError::Failed`] if the device does.
-    fn predict(&mut self, samples: &Samples) -> Result<Answers, EngineError>;
+    fn gradient(
+        &mut self,
+        samples: &Microbatch,
+        scale: f32,
+        out: &mut [f32],
+        ready: &mut dyn FnMut(&[f32]),
+    ) -> Result<Sums, EngineError>;
+
+    /// Whether [`node_gradient`](Self::node_gradient) with this rounding is quicker than one microbatch after the
+    /// other.
+    fn fuses_nodes(&self, _rounding: WireDtype) -> bool {
+        false
+    }
+
+    /// The gradient of a node of the tree: its microbatches' gradients, summed along their subtree, each
+    /// microbatch's and each sum rounded, with the bits that [`gradient`](Self::gradient), [`WireDtype::round`] and
+    /// [`WireDtype::add`] would give. `microbatches` are `2^k` from the left; empty ones are skipped.
+    /// Returns the losses' sums of each. `out`, `scale` and `ready` are as in `gradient`.
+    ///
+    /// An engine may be quicker here than one after the other: one that computes with small microbatches
+    /// at once reads its weights once, and adds up before it stores.
+    ///
+    /// # Errors
+    /// [`EngineError::Failed`] if the device does.
+    fn node_gradient(
+        &mut self,
+        microbatches: &[&Microbatch],
+        scale: f32,
+        rounding: WireDtype,
+        out: &mut [f32],
+        ready: &mut dyn FnMut(&[f32]),
+    ) -> Result<Vec<Sums>, EngineError> {
+        let mut losses = Vec::with_capacity(microbatches.len());
+        let mut sum = NodeSum::new(rounding);
+        for microbatch in microbatches {
+            if microbatch.is_empty() {
+                losses.push(Sums::default());
+                sum.push_empty();
+                continue;
+            }
+            let mut gradient = sum.buffer(out.len());
+            losses.push(self.gradient(microbatch, scale, &mut gradient, &mut |_| ())?);
+            sum.push(gradient);
+        }
+        match sum.finish() {
+            Some(gradient) => out.copy_from_slice(&gradient),
+            None => out.fill(0.0),
+        }
+        ready(out);
+        Ok(losses)
+    }
+
+    /// The sums of the losses and metrics over a microbatch of the test pass at the committed parameters, in the
+    /// order of the program's schema.
+    ///
+    /// # Errors
+    /// [`EngineError::Failed`] if the device does.
+    fn evaluate(&mut self, samples: &Microbatch) -> Result<Sums, EngineError>;
 }
 
 /// Applies a whole gradient, chunk by chunk as one comes, and finishes; returns the digest of the state that a
-/// [`commit`](Engine::commit) will make the committed one.
+/// [`commit`](Replica::commit) will make the committed one.
 ///
 /// # Errors
-/// As [`Engine::finish`].
-pub fn apply_whole(engine: &mut dyn Engine, update: Update, gradient: &[f32]) -> Result<Digest, EngineError> {
+/// As [`Replica::finish_update`].
+pub fn apply_whole(
+    replica: &mut (impl Replica + ?Sized),
+    update: Update,
+    gradient: &[f32],
+) -> Result<Digest, EngineError> {
     let digest = (0..chunks(gradient.len())).fold(Digest::default(), |digest, index| {
         let range = chunk_range(gradient.len(), index);
-        digest.and(engine.apply(update, range.start, &gradient[range]))
+        digest.and(replica.apply(update, range.start, &gradient[range]))
     });
-    Ok(digest.and(engine.finish()?))
-}
-
-/// [`Engine::subtree`] by way of [`Engine::gradient`].
-fn leaf_by_leaf<E: Engine + ?Sized>(
-    engine: &mut E,
-    leaves: &[&Samples],
-    scale: f32,
-    rounding: WireDtype,
-    out: &mut [f32],
-    ready: &mut dyn FnMut(&[f32]),
-) -> Result<Vec<LossParts>, EngineError> {
-    let mut parts = Vec::with_capacity(leaves.len());
-    let mut fold = Fold::default();
-    for leaf in leaves {
-        let value = if leaf.is_empty() {
-            parts.push(LossParts::default());
-            None
-        } else {
-            let mut gradient = vec![0.0; out.len()];
-            parts.push(engine.gradient(leaf, scale, &mut gradient, &mut |_| ())?);
-            rounding.round(&mut gradient);
-            Some(gradient)
-        };
-        fold.push(value, |mut left: Vec<f32>, right| {
-            rounding.add(&mut left, &right);
-            left
-        });
-    }
-    match fold.finish() {
-        Some(gradient) => out.copy_from_slice(&gradient),
-        None => out.fill(0.0),
-    }
-    ready(out);
-    Ok(parts)
+    Ok(digest.and(replica.finish_update()?))
 }

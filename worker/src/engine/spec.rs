@@ -118,7 +118,7 @@ fn synthetic(settings: &str) -> Result<SyntheticSpec, String> {
         let bad = || format!("{setting:?} is no setting of the synthetic model");
         match key {
             "parameters" => {
-                let most = tally_exact::manifest::MAX_ELEMENTS;
+                let most = tally_numerics::manifest::MAX_ELEMENTS;
                 spec.parameters = value.parse().ok().filter(|n| (1..=most).contains(n)).ok_or_else(bad)?;
             }
             "us-per-sample" => spec.per_sample = Duration::from_micros(value.parse().map_err(|_| bad())?),

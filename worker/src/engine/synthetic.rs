@@ -13,11 +13,11 @@
 use std::time::{Duration, Instant};
 
 use tally_data::Samples;
-use tally_exact::CHUNK;
-use tally_exact::digest::{Digest, of_samples};
-use tally_exact::loss::LossParts;
-use tally_exact::manifest::{MAX_ELEMENTS, Manifest, TensorSpec};
-use tally_exact::update::Update;
+use tally_numerics::CHUNK;
+use tally_numerics::digest::{Digest, of_samples};
+use tally_numerics::loss::LossParts;
+use tally_numerics::manifest::{MAX_ELEMENTS, Manifest, TensorSpec};
+use tally_numerics::update::Update;
 
 use super::replica::Replica;
 use super::spec::SyntheticSpec;
@@ -220,7 +220,7 @@ mod tests {
     fn engine(text: &str) -> SyntheticEngine {
         let super::super::ModelSpec::Synthetic(spec) = text.parse().unwrap() else { unreachable!() };
         let mut engine = SyntheticEngine::new(spec);
-        let parameters = tally_exact::init::parameters(&engine.manifest, 1);
+        let parameters = tally_numerics::init::parameters(&engine.manifest, 1);
         engine.load(parameters, vec![0.0; engine.manifest.len()]);
         engine
     }

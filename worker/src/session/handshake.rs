@@ -1,6 +1,6 @@
 //! The beginning of a session: hello, welcome, an engine for what is trained.
 
-use tally_exact::wire::WireDtype;
+use tally_numerics::wire::WireDtype;
 use tally_proto::segment::Segment;
 use tally_proto::v1::{self, CoordinatorMessage, Stamp, WorkerMessage, coordinator_message, worker_message};
 use tally_proto::version::{self, Speaker};
@@ -139,7 +139,7 @@ pub async fn admit(
 /// is read of it is used up (**TRUST-1**).
 fn memory(welcome: &v1::Welcome, elements: usize) -> Option<Memory> {
     let (up, down) = (welcome.up.as_ref()?, welcome.down.as_ref()?);
-    let most = 2 * tally_exact::chunks(elements) as u64;
+    let most = 2 * tally_numerics::chunks(elements) as u64;
     if up.places > MOST_PLACES || u64::from(down.places) > most {
         tracing::warn!("the coordinator's memory is not shared: it offers more than it needs");
         return None;
@@ -173,7 +173,7 @@ async fn build_engine(options: &WorkerOptions, kept: &mut Kept, welcome: &v1::We
 #[cfg(all(test, target_os = "linux"))]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use tally_exact::CHUNK;
+    use tally_numerics::CHUNK;
 
     use super::*;
 

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
-use tally_exact::digest::Digest;
+use tally_numerics::digest::Digest;
 
 use crate::access::client::ClientAccess;
 use crate::engine::Engine;

@@ -88,7 +88,7 @@ async fn take_part(
         control.send(WorkerMessage { stamp: Some(stamp), body: Some(worker_message::Body::Offer(offer)) });
 
     let (items, queue) = mpsc::unbounded_channel();
-    let (chunks, elements) = (tally_exact::chunks(engine.manifest().len()), engine.manifest().len());
+    let (chunks, elements) = (tally_numerics::chunks(engine.manifest().len()), engine.manifest().len());
     tracing::debug!(elements, chunks, "session {}", stamp.session);
     let (sums, places) = memory.map(|memory| (memory.down, Arc::new(Places::new(memory.up)))).unzip();
     let clock = Clock::start();

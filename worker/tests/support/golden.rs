@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 use serde_json::Value;
 use tally_data::samples::PIXELS;
 use tally_data::{Mnist, Samples};
-use tally_exact::manifest::Manifest;
+use tally_numerics::manifest::Manifest;
 use tally_worker::engine::LabelLoss;
 
 /// The golden values.

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::ensure;
 use serde::Serialize;
-use tally_exact::wire::WireDtype;
+use tally_numerics::wire::WireDtype;
 use tally_worker::engine::ModelSpec;
 
 use crate::core::assign::{self, Load};

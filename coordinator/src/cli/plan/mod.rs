@@ -10,8 +10,8 @@ use std::path::PathBuf;
 use anyhow::{Context as _, ensure};
 use clap::{ArgGroup, Args};
 use tally_data::samples::PIXELS;
-use tally_exact::tree::Tree;
-use tally_exact::wire::WireDtype;
+use tally_numerics::tree::Tree;
+use tally_numerics::wire::WireDtype;
 use tally_proto::MAX_LEAF_SAMPLES;
 use tally_worker::engine::{ModelSpec, backend};
 

@@ -82,7 +82,7 @@ impl FromStr for Count {
             };
             Some(number * scale)
         });
-        let most = tally_exact::manifest::MAX_ELEMENTS;
+        let most = tally_numerics::manifest::MAX_ELEMENTS;
         let sound = count.map(|count| count.round() as usize).filter(|count| (1..=most).contains(count));
         sound.map(Self).ok_or_else(|| format!("it is a number from 1 to {most}, such as 6402764 or 6.4M"))
     }

@@ -13,9 +13,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
 use tally_data::Schedule;
-use tally_exact::digest::Digest;
-use tally_exact::random::{Purpose, Stream};
-use tally_exact::tree::{Node, Tree};
+use tally_numerics::digest::Digest;
+use tally_numerics::random::{Purpose, Stream};
+use tally_numerics::tree::{Node, Tree};
 
 use super::deck::Deck;
 use super::events::{Action, Device, Event, Finding, Note, Origin, Outcome};

@@ -3,10 +3,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use tally_exact::digest::{Digest, fnv1a};
-use tally_exact::loss::LossParts;
-use tally_exact::sum::along_tree;
-use tally_exact::tree::{Node, Tree};
+use tally_numerics::digest::{Digest, fnv1a};
+use tally_numerics::loss::LossParts;
+use tally_numerics::sum::along_tree;
+use tally_numerics::tree::{Node, Tree};
 use tally_proto::WINDOW;
 
 use super::super::deck::Deck;

@@ -9,8 +9,8 @@
 mod travel;
 mod worker;
 
-use tally_exact::tree::Node;
-use tally_exact::wire::WireDtype;
+use tally_numerics::tree::Node;
+use tally_numerics::wire::WireDtype;
 
 use super::clockwork::{Clockwork, LaneId, PoolId};
 use super::cluster::Cluster;

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use tally_exact::tree::Node;
+use tally_numerics::tree::Node;
 use tally_proto::WINDOW;
 
 use super::{Down, Event, Player, Up};

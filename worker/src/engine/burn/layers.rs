@@ -4,7 +4,7 @@
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use burn::tensor::module;
-use tally_exact::manifest::TensorSpec;
+use tally_numerics::manifest::TensorSpec;
 
 use super::convolution::{Activation, ConvolutionBackend};
 use super::network::Parameters;

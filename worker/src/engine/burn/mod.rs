@@ -33,13 +33,13 @@ use std::collections::VecDeque;
 
 use burn::tensor::Tensor;
 use tally_data::Samples;
-use tally_exact::CHUNK;
-use tally_exact::digest::Digest;
-use tally_exact::loss::LossParts;
-use tally_exact::manifest::Manifest;
-use tally_exact::sum::Fold;
-use tally_exact::update::Update;
-use tally_exact::wire::WireDtype;
+use tally_numerics::CHUNK;
+use tally_numerics::digest::Digest;
+use tally_numerics::loss::LossParts;
+use tally_numerics::manifest::Manifest;
+use tally_numerics::sum::Fold;
+use tally_numerics::update::Update;
+use tally_numerics::wire::WireDtype;
 
 pub use convolution::ConvolutionBackend;
 pub use network::{Network, Outputs, Parameters};

@@ -7,7 +7,7 @@
 
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
-use tally_exact::manifest::{Manifest, TensorSpec};
+use tally_numerics::manifest::{Manifest, TensorSpec};
 
 use super::convolution::ConvolutionBackend;
 

@@ -11,7 +11,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{DType, FloatDType, Tensor, TensorData};
 use burn_autodiff::Autodiff;
 use tally_data::Samples;
-use tally_exact::loss::LossParts;
+use tally_numerics::loss::LossParts;
 
 use super::inputs::Inputs;
 use super::network::{Network, Parameters};

@@ -8,8 +8,8 @@
 use std::collections::BTreeMap;
 
 use burn::tensor::{Tensor, TensorData};
-use tally_exact::digest::{self, Digest};
-use tally_exact::update::Update;
+use tally_numerics::digest::{self, Digest};
+use tally_numerics::update::Update;
 
 use super::update::{UpdateBackend, Updated};
 use crate::engine::replica::check_stretches;

@@ -3,7 +3,7 @@
 use burn::tensor::backend::Backend;
 use burn::tensor::{DataError, FloatDType, Tensor, TensorData};
 use burn_flex::Flex;
-use tally_exact::wire::WireDtype;
+use tally_numerics::wire::WireDtype;
 
 /// A node's value as [`WireDtype::round`] would have it, without leaving the device.
 pub(super) fn rounded<B: RoundingBackend>(values: Tensor<B, 1>, dtype: WireDtype) -> Tensor<B, 1> {

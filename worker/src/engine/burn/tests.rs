@@ -27,7 +27,7 @@ fn samples(ids: impl IntoIterator<Item = u32>) -> Samples {
 
 fn engine(model: ModelSpec, loss: LabelLoss, threads: usize) -> Box<dyn Engine> {
     let mut engine = build(&model, loss, BackendChoice::Cpu, 0, threads).unwrap();
-    let parameters = tally_exact::init::parameters(engine.manifest(), 5);
+    let parameters = tally_numerics::init::parameters(engine.manifest(), 5);
     let momentum = vec![0.0; parameters.len()];
     engine.load(parameters, momentum);
     engine
@@ -42,7 +42,7 @@ fn place(memory: Memory, precision: Precision) -> Place<Flex> {
 /// A network as it is computed across a bus, which here is none.
 fn remote<N: Network>(network: N, loss: LabelLoss, precision: Precision) -> BurnEngine<Flex, N> {
     let mut engine = BurnEngine::new(network, loss, place(Memory::Device, precision)).unwrap();
-    let parameters = tally_exact::init::parameters(engine.manifest(), 5);
+    let parameters = tally_numerics::init::parameters(engine.manifest(), 5);
     let momentum = vec![0.0; parameters.len()];
     engine.load(parameters, momentum);
     engine

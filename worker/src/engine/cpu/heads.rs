@@ -1,7 +1,7 @@
 //! The linear layers: the number's two, and the two heads' three each. They hold a
 //! thousandth of a step's work.
 
-use tally_exact::sum;
+use tally_numerics::sum;
 use tally_kernels::{Simd, dense};
 
 use super::weights::{DenseWeights, Weights};

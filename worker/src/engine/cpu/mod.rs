@@ -16,11 +16,11 @@ mod weights;
 
 use rayon::ThreadPool;
 use tally_data::Samples;
-use tally_exact::digest::Digest;
-use tally_exact::loss::LossParts;
-use tally_exact::manifest::Manifest;
-use tally_exact::update::Update;
-use tally_exact::wire::WireDtype;
+use tally_numerics::digest::Digest;
+use tally_numerics::loss::LossParts;
+use tally_numerics::manifest::Manifest;
+use tally_numerics::update::Update;
+use tally_numerics::wire::WireDtype;
 
 use super::burn::Network;
 use super::burn::networks::Reference;

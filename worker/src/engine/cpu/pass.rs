@@ -12,7 +12,7 @@ use rayon::ThreadPool;
 use rayon::prelude::*;
 use tally_data::Samples;
 use tally_data::samples::PIXELS;
-use tally_exact::wire::WireDtype;
+use tally_numerics::wire::WireDtype;
 use tally_kernels::direct::After;
 use tally_kernels::first::{self, Bordered, FirstPart};
 use tally_kernels::leaves::{self, IMAGES};

@@ -4,8 +4,8 @@
 
 use rayon::ThreadPoolBuilder;
 use tally_data::samples::PIXELS;
-use tally_exact::digest::{self, Digest};
-use tally_exact::init;
+use tally_numerics::digest::{self, Digest};
+use tally_numerics::init;
 
 use super::*;
 
@@ -100,7 +100,7 @@ fn sum_1_a_subtree_has_the_bits_of_its_leaves() {
         assert_eq!(parts, alone.iter().map(|(losses, _)| *losses).collect::<Vec<_>>(), "{sizes:?}");
         let gradients =
             alone.into_iter().zip(&leaves).map(|((_, out), leaf)| (!leaf.is_empty()).then_some(out));
-        let sum = tally_exact::sum::along_tree(gradients, |mut left, right| {
+        let sum = tally_numerics::sum::along_tree(gradients, |mut left, right| {
             rounding.add(&mut left, &right);
             left
         });

@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use tally_exact::manifest::Manifest;
+use tally_numerics::manifest::Manifest;
 
 use super::layers::{CONVOLUTIONS, Convolution, Method};
 use tally_kernels::direct::WEIGHT_BLOCK;

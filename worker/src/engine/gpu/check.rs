@@ -7,10 +7,10 @@
 use rayon::ThreadPoolBuilder;
 use tally_data::Samples;
 use tally_data::samples::PIXELS;
-use tally_exact::init;
-use tally_exact::random::{Purpose, Stream};
-use tally_exact::update::Update;
-use tally_exact::wire::WireDtype;
+use tally_numerics::init;
+use tally_numerics::random::{Purpose, Stream};
+use tally_numerics::update::Update;
+use tally_numerics::wire::WireDtype;
 use tally_kernels::Simd;
 
 use crate::engine::burn::Precision;

@@ -29,12 +29,12 @@ use std::panic::catch_unwind;
 use cudarc::driver::DriverError;
 use rayon::prelude::*;
 use tally_data::Samples;
-use tally_exact::CHUNK;
-use tally_exact::digest::{self, Digest};
-use tally_exact::loss::LossParts;
-use tally_exact::manifest::Manifest;
-use tally_exact::update::Update;
-use tally_exact::wire::WireDtype;
+use tally_numerics::CHUNK;
+use tally_numerics::digest::{self, Digest};
+use tally_numerics::loss::LossParts;
+use tally_numerics::manifest::Manifest;
+use tally_numerics::update::Update;
+use tally_numerics::wire::WireDtype;
 
 use self::device::{Device, Found, Memory, Outcome, Pinned};
 use self::inputs::Ahead;

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use tally_exact::manifest::Manifest;
+use tally_numerics::manifest::Manifest;
 
 use super::device::{Device, Memory, Outcome, Pinned, Place, values};
 use super::inputs::Inputs;

@@ -6,7 +6,7 @@
 //! alone, so that its bits do (**SUM-1**). Pieces of several leaves are computed at once, in passes.
 //! Gradients of leaves lie in slots; a node of the tree takes its left child's, and the right one's is free again.
 
-use tally_exact::sum::Fold;
+use tally_numerics::sum::Fold;
 
 /// The most samples of a piece. Another number is another sum.
 pub const PIECE: usize = 1024;
@@ -223,7 +223,7 @@ mod tests {
             })
         };
         let leaves = leaves.iter().enumerate().map(leaf);
-        tally_exact::sum::along_tree(leaves, |left, right| format!("({left} {right})"))
+        tally_numerics::sum::along_tree(leaves, |left, right| format!("({left} {right})"))
     }
 
     proptest! {

@@ -6,7 +6,7 @@
 
 use std::fmt::Write as _;
 
-use tally_exact::manifest::Manifest;
+use tally_numerics::manifest::Manifest;
 
 use super::layers::{CONVOLUTIONS, Convolution, HEADS_GROUP, LOGITS_GROUP, RECORD, Warps, stages};
 use crate::engine::burn::Precision;

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use rayon::prelude::*;
-use tally_exact::digest::Digest;
-use tally_exact::update::Update;
+use tally_numerics::digest::Digest;
+use tally_numerics::update::Update;
 
 use super::COPIED;
 use super::device::{Device, Memory, Outcome, Pinned, Place, Value, values};

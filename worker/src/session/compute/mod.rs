@@ -14,11 +14,11 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::Instant;
 
 use tally_data::Samples;
-use tally_exact::digest::Digest;
-use tally_exact::tree::{Node, Tree};
-use tally_exact::update::Update;
-use tally_exact::wire::WireDtype;
-use tally_exact::{chunk_range, chunks};
+use tally_numerics::digest::Digest;
+use tally_numerics::tree::{Node, Tree};
+use tally_numerics::update::Update;
+use tally_numerics::wire::WireDtype;
+use tally_numerics::{chunk_range, chunks};
 use tally_proto::pool::{Chunk, Pool};
 use tally_proto::segment::Segment;
 use tally_proto::span::SpanKind;

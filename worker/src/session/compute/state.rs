@@ -1,8 +1,8 @@
 //! Whole states: sent by the coordinator to a newcomer, and back to a coordinator that has
 //! crashed (**RESUME-1**).
 
-use tally_exact::digest::Digest;
-use tally_exact::{chunk_range, chunks};
+use tally_numerics::digest::Digest;
+use tally_numerics::{chunk_range, chunks};
 use tally_proto::floats;
 use tally_proto::v1::{self, worker_message};
 

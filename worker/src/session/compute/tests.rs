@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 
-use tally_exact::{chunk_range, chunks, init, sum};
+use tally_numerics::{chunk_range, chunks, init, sum};
 use tokio::sync::Semaphore;
 
 use super::*;
@@ -206,7 +206,7 @@ fn sum_1_a_subtree_is_the_sum_of_its_leaves_and_nodes_go_out_in_order() {
     let Some(worker_message::Body::Audited(audited)) = bench.heard.blocking_recv().unwrap().body else {
         panic!("no answer")
     };
-    assert_eq!(audited.digest, tally_exact::digest::of(0, &right, &right).0);
+    assert_eq!(audited.digest, tally_numerics::digest::of(0, &right, &right).0);
     assert!(bench.items.try_recv().is_err());
     assert_eq!(bench.end(), None);
 }
@@ -237,7 +237,7 @@ fn resume_1_the_state_that_is_held_is_offered_uploaded_and_kept() {
             let range = chunk_range(1000, chunk.index as usize);
             floats::read(&chunk.data, &mut state[usize::from(chunk.momentum)][range]).unwrap();
         }
-        assert_eq!(tally_exact::digest::of(0, &state[0], &state[1]), digest);
+        assert_eq!(tally_numerics::digest::of(0, &state[0], &state[1]), digest);
     }
     bench.control(1, 0, coordinator_message::Body::Keep(v1::Keep { digest: first }));
     let Some(worker_message::Body::Loaded(loaded)) = bench.heard.blocking_recv().unwrap().body else {

@@ -7,7 +7,7 @@
 use std::borrow::Cow;
 
 use rayon::prelude::*;
-use tally_exact::wire::WireDtype;
+use tally_numerics::wire::WireDtype;
 use tally_kernels::direct::{self, After, WEIGHT_BLOCK};
 use tally_kernels::leaves::IMAGES;
 use tally_kernels::pack::{self, Natural};

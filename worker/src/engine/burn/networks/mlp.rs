@@ -3,7 +3,7 @@
 
 use burn::tensor::Tensor;
 use tally_data::samples::PIXELS;
-use tally_exact::manifest::TensorSpec;
+use tally_numerics::manifest::TensorSpec;
 
 use crate::engine::burn::convolution::ConvolutionBackend;
 use crate::engine::burn::layers::{linear, linear_tensors, relu};

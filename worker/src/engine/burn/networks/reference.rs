@@ -3,7 +3,7 @@
 //! names of the original's state dictionary.
 
 use burn::tensor::Tensor;
-use tally_exact::manifest::TensorSpec;
+use tally_numerics::manifest::TensorSpec;
 
 use crate::engine::burn::convolution::ConvolutionBackend;
 use crate::engine::burn::layers::{

@@ -8,7 +8,7 @@ use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, IntElement};
 use burn_fusion::stream::{Operation, OperationStreams};
 use burn_fusion::{Fusion, FusionBackend, FusionHandle};
 use burn_ir::{CustomOpIr, HandleContainer, OperationIr, TensorIr};
-use tally_exact::update::Update;
+use tally_numerics::update::Update;
 
 use super::kernel;
 use super::{UpdateBackend, Updated};

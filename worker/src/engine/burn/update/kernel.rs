@@ -8,14 +8,14 @@ use burn::tensor::{DType, Shape};
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
-use tally_exact::update::Update;
+use tally_numerics::update::Update;
 
 /// Threads of a block.
 const UNITS: u32 = 256;
 /// Blocks at most. Each leaves eight bytes of the digest for the host to add up.
 const MOST_CUBES: usize = 1024;
 
-/// The low words of SplitMix64's constants, see `tally_exact::digest::mix`.
+/// The low words of SplitMix64's constants, see `tally_numerics::digest::mix`.
 const INDEX: (u32, u32) = (0x7F4A_7C15, 0x9E37_79B9);
 const FIRST: (u32, u32) = (0x1CE4_E5B9, 0xBF58_476D);
 const SECOND: (u32, u32) = (0x1331_11EB, 0x94D0_49BB);
@@ -32,7 +32,7 @@ fn fold(low: u32, high: u32, #[comptime] shift: u32) -> (u32, u32) {
     (low ^ ((low >> shift) | (high << (32 - shift))), high ^ (high >> shift))
 }
 
-/// `tally_exact::digest::mix`.
+/// `tally_numerics::digest::mix`.
 #[cube]
 fn mix(index: u32, parameter: f32, momentum: f32) -> (u32, u32) {
     let by_index = times(index, 0u32, INDEX.0, INDEX.1);

@@ -13,8 +13,8 @@ mod kernel;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor, TensorData};
 use burn_flex::Flex;
-use tally_exact::digest::Digest;
-use tally_exact::update::Update;
+use tally_numerics::digest::Digest;
+use tally_numerics::update::Update;
 
 /// A state that an update made.
 #[derive(Debug)]

@@ -1,8 +1,8 @@
 //! A replica in the host's memory: the committed state and the second buffer (**REP-1**).
 
 use rayon::prelude::*;
-use tally_exact::digest::{self, Digest};
-use tally_exact::update::Update;
+use tally_numerics::digest::{self, Digest};
+use tally_numerics::update::Update;
 
 /// Elements that a thread updates at a time.
 const PIECE: usize = 1 << 15;

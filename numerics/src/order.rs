@@ -9,7 +9,7 @@
 
 use std::ops::Range;
 
-use tally_exact::random::{Purpose, Stream};
+use crate::random::{Purpose, Stream};
 use thiserror::Error;
 
 /// A schedule that cannot be one.

@@ -1,12 +1,12 @@
 //! The passes over a gradient that a step makes, on one thread, for the reference network's
-//! 6 402 764 elements: `cargo bench -p tally-exact`. Bytes are those read and written.
+//! 6 402 764 elements: `cargo bench -p tally-numerics`. Bytes are those read and written.
 
 #![forbid(unsafe_code)]
 
 use divan::counter::BytesCount;
 use divan::{Bencher, black_box};
-use tally_exact::update::Update;
-use tally_exact::{CHUNK, digest, norm, sum};
+use tally_numerics::update::Update;
+use tally_numerics::{CHUNK, digest, norm, sum};
 
 const ELEMENTS: usize = 6_402_764;
 

@@ -15,10 +15,11 @@
 
 pub mod digest;
 pub mod init;
-pub mod loss;
 pub mod manifest;
 pub mod norm;
+pub mod order;
 pub mod random;
+pub mod schema;
 mod simd;
 pub mod sum;
 pub mod tree;
@@ -29,6 +30,14 @@ pub mod wire;
 ///
 /// A run's chunks never change size, since [`norm`] adds up chunk by chunk.
 pub const CHUNK: usize = 1 << 18;
+
+/// How many chunks of one node may be on their way before the first of them is reduced.
+///
+/// It bounds the coordinator's memory to this many chunks for each contributed node.
+pub const CREDIT_WINDOW: usize = 8;
+
+/// Samples of a microbatch of the test pass; fixed, so that its sums are.
+pub const TEST_MICROBATCH: usize = 100;
 
 /// How many chunks a vector of `len` elements has; the last may be short.
 #[must_use]
