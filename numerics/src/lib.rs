@@ -16,6 +16,7 @@
 pub mod digest;
 pub mod init;
 pub mod manifest;
+pub mod node_sum;
 pub mod norm;
 pub mod order;
 pub mod random;

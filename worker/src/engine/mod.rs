@@ -11,8 +11,8 @@ pub mod synthetic;
 
 use tally_numerics::digest::Digest;
 use tally_numerics::manifest::Manifest;
+use tally_numerics::node_sum::NodeSum;
 use tally_numerics::schema::Sums;
-use tally_numerics::sum::NodeSum;
 use tally_numerics::update::Update;
 use tally_numerics::wire::WireDtype;
 use tally_numerics::{chunk_range, chunks};
