@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::core::Core;
-use crate::core::events::Committed;
+use tally_core::Core;
+use tally_core::events::Committed;
 use tally_worker::scores::{Scores, test_line};
 
 /// How often a plain line is printed while training.
@@ -59,7 +59,7 @@ impl Console {
     pub fn joined(&self, name: &str, device: &str, core: &Core) {
         let (step, _) = core.committed();
         let ready = core.members().ready().len();
-        let wanted = core.shape().workers;
+        let wanted = core.spec().workers;
         let of = if step == 0 && ready <= wanted {
             format!("{ready} of {wanted}")
         } else {
@@ -76,7 +76,7 @@ impl Console {
 
     /// A step counts.
     pub fn step(&mut self, step: &Committed, core: &Core, seconds_left: f64) {
-        let shape = core.shape();
+        let shape = core.spec();
         let per_epoch = shape.schedule.steps_per_epoch() as u64;
         let now = step.samples as f64 / step.seconds.max(1e-9);
         let new_epoch = self.epoch != step.epoch;

@@ -22,14 +22,14 @@ use crate::access::serve::{Port, Protocol, room};
 use crate::cli::TrainOptions;
 use crate::cli::options::DataOptions;
 use crate::console::{Console, human_seconds};
-use crate::core::events::{Event, Outcome};
-use crate::core::recovery::Recorded;
-use crate::core::{Core, Shape};
+use tally_core::events::{Event, RunOutcome};
+use tally_core::recovery::Recorded;
+use tally_core::{Core, RunSpec};
 use crate::predictions::Predictions;
-use crate::run::config::{InitConfig, RunConfig};
-use crate::run::directory::RunDirectory;
-use crate::run::journal::{self, History, Journal};
-use crate::run::summary::Summary;
+use tally_run::config::{InitConfig, RunConfig};
+use tally_run::directory::RunDirectory;
+use tally_run::journal::{self, History, Journal};
+use tally_run::summary::Summary;
 use crate::shell::driver::{Driver, Parts};
 use crate::shell::referee::Referee;
 use crate::shell::service::{Input, Local, Service};
@@ -215,7 +215,7 @@ async fn train(options: &TrainOptions) -> anyhow::Result<ExitCode> {
     let Prepared { config, directory, mut journal, history, data, step, referee } = prepared;
     let incarnation = directory.next_incarnation()?;
     let schedule = Schedule::new(config.seed, data.train.len(), config.batch_size)?;
-    let shape = Shape {
+    let shape = RunSpec {
         tree: Tree::new(config.shards)?,
         chunks: chunks(config.tensors.len()) as u32,
         schedule,
@@ -320,12 +320,12 @@ async fn train(options: &TrainOptions) -> anyhow::Result<ExitCode> {
     let _ = tokio::time::timeout(LAST_LOOK, web).await;
     let (outcome, summary) = result?;
     conclude(&outcome, &summary, &run_path)?;
-    if options.linger && outcome == Outcome::Done {
+    if options.linger && outcome == RunOutcome::Done {
         Console::new().note(&format!("serving http://{web_address} until a signal comes"));
         asked.notified().await;
     }
     let _ = stop_web.send(());
-    Ok(if options.supervised && outcome == Outcome::Stopped {
+    Ok(if options.supervised && outcome == RunOutcome::Stopped {
         ExitCode::from(STOPPED_EARLY)
     } else {
         ExitCode::SUCCESS
@@ -479,8 +479,8 @@ async fn failed_local(
 }
 
 #[allow(clippy::print_stdout)]
-fn conclude(outcome: &Outcome, summary: &Summary, run_path: &str) -> anyhow::Result<()> {
-    if let Outcome::Diverged { step, tensor } = outcome {
+fn conclude(outcome: &RunOutcome, summary: &Summary, run_path: &str) -> anyhow::Result<()> {
+    if let RunOutcome::Diverged { step, tensor } = outcome {
         let kept = if summary.steps > 0 {
             format!("the last good state, step {}, is in {run_path}/checkpoints/last", summary.steps)
         } else {
@@ -507,7 +507,7 @@ fn conclude(outcome: &Outcome, summary: &Summary, run_path: &str) -> anyhow::Res
         );
     }
     println!("parameters SHA-256 {}", summary.parameters_sha256);
-    if *outcome == Outcome::Stopped {
+    if *outcome == RunOutcome::Stopped {
         println!("stopped; go on with: coordinator --resume {run_path}");
     } else {
         println!("the model is in {run_path}/checkpoints/last, the best one in {run_path}/checkpoints/best");

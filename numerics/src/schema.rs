@@ -224,7 +224,8 @@ impl Schema {
     /// A test pass in one line: `loss 0.0454, digit 98.74%, sum 96.72%`.
     #[must_use]
     pub fn summary(&self, evaluation: &Evaluation) -> String {
-        let ratios = self.ratios().map(|(m, _)| format!(", {} {:.2}%", m.label, 100.0 * evaluation.ratio(&m.name)));
+        let ratios =
+            self.ratios().map(|(m, _)| format!(", {} {:.2}%", m.label, 100.0 * evaluation.ratio(&m.name)));
         format!("loss {:.4}{}", evaluation.total_loss(), ratios.collect::<String>())
     }
 }
@@ -232,7 +233,8 @@ impl Schema {
 fn check_names<'a>(names: impl Iterator<Item = &'a String>) -> Result<(), BadSchema> {
     let mut seen = std::collections::BTreeSet::from(["total".to_owned()]);
     for name in names {
-        let sound = |(at, c): (usize, char)| c.is_ascii_lowercase() || at > 0 && (c.is_ascii_digit() || c == '_');
+        let sound =
+            |(at, c): (usize, char)| c.is_ascii_lowercase() || at > 0 && (c.is_ascii_digit() || c == '_');
         if name.is_empty() || name.len() > 64 || !name.chars().enumerate().all(sound) {
             return Err(BadSchema::Name(name.clone()));
         }

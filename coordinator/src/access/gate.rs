@@ -6,7 +6,7 @@
 //! where there is one.
 //!
 //! Browsers are a way in for pages from elsewhere. A request that changes or costs something must not come from
-//! another site's page (its `Origin` is compared with its `Host`), and where the loopback address is all that
+//! another site's page (its `AttemptId` is compared with its `Host`), and where the loopback address is all that
 //! protects the dashboard, only its own names are answered to, so that no page can give itself
 //! one (DNS rebinding).
 
@@ -44,7 +44,7 @@ pub enum Denied {
     /// It calls the coordinator by a name that is not its own.
     Host,
     /// A page from elsewhere has sent it.
-    Origin,
+    AttemptId,
 }
 
 impl Denied {
@@ -57,7 +57,7 @@ impl Denied {
             Self::WrongToken => "the token is not this coordinator's; look at --token-file and TALLY_TOKEN",
             Self::OnlyLooks => "this token is for looking, not for training; give the other one",
             Self::Host => "call this by localhost or its address, or turn a token on",
-            Self::Origin => "another site's page may not do that",
+            Self::AttemptId => "another site's page may not do that",
         }
     }
 }
@@ -137,7 +137,7 @@ pub fn check_site<B>(request: &Request<B>, loaded: &Arc<Loaded>, loopback: bool)
     let elsewhere =
         header(ORIGIN).is_some_and(|origin| origin.split_once("://").is_none_or(|(_, from)| from != host));
     let told = request.headers().get("sec-fetch-site").is_some_and(|site| site == "cross-site");
-    if elsewhere || told { Err(Denied::Origin) } else { Ok(()) }
+    if elsewhere || told { Err(Denied::AttemptId) } else { Ok(()) }
 }
 
 /// Whether a host's name, with or without a port, is the loopback's.
@@ -251,7 +251,7 @@ mod tests {
         assert_eq!(post("http://localhost:9000"), Ok(()));
         assert_eq!(post(""), Ok(()));
         for origin in ["http://evil.example", "null", "http://localhost:9001", "http://evil.example:9000"] {
-            assert_eq!(post(origin), Err(Denied::Origin), "{origin}");
+            assert_eq!(post(origin), Err(Denied::AttemptId), "{origin}");
         }
     }
 }

@@ -14,8 +14,8 @@ use tally_numerics::wire::WireDtype;
 use tally_proto::MAX_LEAF_SAMPLES;
 use tally_worker::engine::{LabelLoss, ModelSpec};
 
-use crate::core::recipe::{LrSchedule, Recipe};
-use crate::run::config::{DataConfig, RunConfig};
+use tally_core::optimizer::{LrSchedule, OptimizerConfig};
+use tally_run::config::{DataConfig, RunConfig};
 
 /// A named set of training options.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -189,7 +189,7 @@ impl Training {
         let base = self.recipe.unwrap_or(RecipeName::Default);
         let (recipe, label_loss) = match base {
             RecipeName::Default => (
-                Recipe {
+                OptimizerConfig {
                     learning_rate: 0.1,
                     momentum: 0.9,
                     clip_norm: Some(2.0),
@@ -199,7 +199,7 @@ impl Training {
                 LabelLoss::CrossEntropy,
             ),
             RecipeName::Seed => (
-                Recipe {
+                OptimizerConfig {
                     learning_rate: 0.01,
                     momentum: 0.9,
                     clip_norm: None,
@@ -209,7 +209,7 @@ impl Training {
                 LabelLoss::SoftmaxNll,
             ),
         };
-        let optimizer = Recipe {
+        let optimizer = OptimizerConfig {
             learning_rate: self.learning_rate.unwrap_or(recipe.learning_rate),
             momentum: self.momentum.unwrap_or(recipe.momentum),
             clip_norm: self.clip_norm.map_or(recipe.clip_norm, |clip| clip.0),
@@ -228,7 +228,7 @@ impl Training {
         };
         let model = self.model.clone().unwrap_or(ModelSpec::Reference);
         Ok(RunConfig {
-            version: crate::run::config::RUN_VERSION,
+            version: tally_run::config::RUN_VERSION,
             tally: env!("CARGO_PKG_VERSION").into(),
             run: format!("{run:016x}"),
             tensors: tally_worker::engine::backend::manifest(&model),

@@ -15,8 +15,8 @@ use tally_worker::logging::LogOptions;
 
 use super::options::DataOptions;
 use crate::console::human_seconds;
-use crate::run::record::Record;
-use crate::run::replay::{Recomputed, Replay, Start, milestones};
+use tally_run::record::Record;
+use crate::replay::{Recomputed, Replay, Start, milestones};
 
 /// How often a line is printed where there is no terminal for a bar.
 const PLAIN_EVERY: Duration = Duration::from_secs(10);
@@ -92,7 +92,7 @@ impl StepRange {
 
 /// What a comparison found.
 #[derive(Debug, Serialize)]
-struct Verdict {
+struct Contribution {
     run: String,
     run_dir: String,
     first: u64,
@@ -120,7 +120,7 @@ struct Difference {
     meaning: String,
 }
 
-impl Verdict {
+impl Contribution {
     fn line(&self) -> String {
         let Self { first, last, computed, equal, states_equal, .. } = self;
         let of = if last - first + 1 == *computed {
@@ -166,7 +166,7 @@ pub fn run(options: &VerifyOptions, out: &mut impl Write) -> anyhow::Result<()> 
         step => format!("checkpoint {step}"),
     };
     progress.note(&format!("verifying from {from} on {}", replay.device()));
-    let mut verdict = Verdict {
+    let mut verdict = Contribution {
         run: record.config.run.clone(),
         run_dir: options.run.display().to_string(),
         first,
@@ -207,7 +207,7 @@ pub fn run(options: &VerifyOptions, out: &mut impl Write) -> anyhow::Result<()> 
 fn compare(
     record: &Record,
     replay: &mut Replay,
-    verdict: &mut Verdict,
+    verdict: &mut Contribution,
     progress: &mut Progress,
 ) -> anyhow::Result<()> {
     let mut others = 0;
@@ -254,7 +254,7 @@ fn states(
     record: &Record,
     replay: &Replay,
     again: &Recomputed,
-    verdict: &mut Verdict,
+    verdict: &mut Contribution,
     progress: &mut Progress,
 ) {
     for milestone in milestones(record, again.step) {
@@ -336,7 +336,7 @@ impl Progress {
         }
     }
 
-    fn warn(&self, verdict: &mut Verdict, text: String) {
+    fn warn(&self, verdict: &mut Contribution, text: String) {
         self.note(&format!("warning: {text}"));
         verdict.warnings.push(text);
     }

@@ -10,10 +10,10 @@ use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogra
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 use metrics_process::Collector;
 
-use crate::core::Core;
-use crate::core::events::Committed;
-use crate::core::members::State;
-use crate::run::config::RunConfig;
+use tally_core::Core;
+use tally_core::events::Committed;
+use tally_core::cluster::State;
+use tally_run::config::RunConfig;
 use crate::view::spent::Seconds;
 use tally_worker::scores::Scores;
 use workers::WorkerSeries;
@@ -207,7 +207,7 @@ pub fn start(config: &RunConfig, incarnation: u64) {
 /// A step counts.
 pub fn step(step: &Committed, gradient_norm: f64, core: &Core) {
     gauge!("tally_step").set(step.step as f64);
-    gauge!("tally_steps").set(core.shape().steps() as f64);
+    gauge!("tally_steps").set(core.spec().steps() as f64);
     gauge!("tally_epoch").set(f64::from(step.epoch));
     counter!("tally_steps_total").increment(1);
     counter!("tally_samples_total").increment(step.samples as u64);

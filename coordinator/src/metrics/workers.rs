@@ -9,7 +9,7 @@ use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::core::members::Session;
+use tally_core::cluster::Session;
 use crate::timeline::clock::Offset;
 use crate::timeline::{Lane, SpanKind};
 

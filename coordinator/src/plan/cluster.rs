@@ -6,7 +6,7 @@ use tally_numerics::wire::WireDtype;
 use tally_numerics::{CHUNK, chunks};
 
 use super::costs::Costs;
-use crate::core::assign::{self, Load};
+use tally_core::assign::{self, Load};
 
 /// Bytes of a sample on the wire: its pixels, its number, its label and its id.
 pub const SAMPLE: f64 = (PIXELS + 2 + 3) as f64;

@@ -17,7 +17,7 @@ use tally_worker::predict::Predictor;
 use super::story::Story;
 use crate::cli::options::DataOptions;
 use crate::pictures::{self, Tile};
-use crate::run::record::Record;
+use tally_run::record::Record;
 
 /// Test samples that are answered in search of mistakes.
 const SEARCHED: usize = 1000;

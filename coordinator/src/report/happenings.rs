@@ -4,7 +4,7 @@ use maud::{Markup, html};
 
 use super::page::letter;
 use super::story::{Member, Story};
-use crate::run::journal::Line;
+use tally_run::journal::Line;
 
 /// Rows of a table, at most.
 const ROWS: usize = 200;

@@ -7,7 +7,7 @@ use super::series::Series;
 use super::story::{State, Story};
 use super::{gallery, happenings, results, tests_section};
 use crate::console::human_seconds;
-use crate::run::journal::StepLine;
+use tally_run::journal::StepLine;
 
 const STYLE: &str = include_str!("style.css");
 

@@ -111,7 +111,7 @@ fn rows(runs: &[Story]) -> Vec<Row> {
     let share = &|x: f64| percent(x);
     let count = &|x: f64| x.to_string();
     let seconds = &|x: f64| human_seconds(x);
-    let summary = |run: &Story, value: fn(&crate::run::summary::Summary) -> u64| {
+    let summary = |run: &Story, value: fn(&tally_run::summary::Summary) -> u64| {
         run.record.summary.as_ref().map(|summary| value(summary) as f64)
     };
     let mut rows = vec![

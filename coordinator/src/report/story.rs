@@ -7,8 +7,8 @@ use anyhow::Context as _;
 use tally_worker::scores::Scores;
 
 use super::gallery::Gallery;
-use crate::run::journal::Line;
-use crate::run::record::Record;
+use tally_run::journal::Line;
+use tally_run::record::Record;
 
 /// How a run stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -243,7 +243,7 @@ fn of(members: &mut [Member], session: u64) -> Option<&mut Member> {
 
 /// Steps' seconds by part, test passes, and what is left of the wall time.
 fn spent(record: &Record, tested: f64, wall: Option<f64>) -> Spent {
-    let sum = |part: fn(&crate::run::journal::StepLine) -> f64| record.steps.iter().map(part).sum::<f64>();
+    let sum = |part: fn(&tally_run::journal::StepLine) -> f64| record.steps.iter().map(part).sum::<f64>();
     let steps = sum(|s| s.seconds);
     // The slowest worker's computing is what a step waits for. The mean worker computes for less
     // and waits for the rest of it.

@@ -7,7 +7,7 @@ use tally_numerics::norm;
 use tally_numerics::tree::Node;
 use tally_numerics::wire::WireDtype;
 
-use crate::core::reduction::Due;
+use tally_core::reduction::ReductionStep;
 use tally_proto::pool::Chunk;
 
 /// Shares a chunk between the receivers' messages and the referee.
@@ -49,9 +49,9 @@ impl Arena {
     }
 
     /// Does what is due; a chunk of the root that becomes whole is returned.
-    pub fn perform(&mut self, due: Due) -> Option<(u32, Shared)> {
+    pub fn perform(&mut self, due: ReductionStep) -> Option<(u32, Shared)> {
         match due {
-            Due::Add { parent, chunk } => {
+            ReductionStep::Add { parent, chunk } => {
                 let [left, right] = parent.children().map(|child| self.waiting.remove(&(child, chunk)));
                 let (Some(mut left), Some(right)) = (left, right) else {
                     debug_assert!(false, "the core asks for additions of chunks that are there");
@@ -61,12 +61,12 @@ impl Arena {
                 self.waiting.insert((parent, chunk), left);
                 None
             }
-            Due::Rise { child, chunk } => {
+            ReductionStep::Promote { child, chunk } => {
                 let value = self.waiting.remove(&(child, chunk))?;
                 self.waiting.insert((child.parent()?, chunk), value);
                 None
             }
-            Due::Emit { chunk } => {
+            ReductionStep::RootReady { chunk } => {
                 let value = self.waiting.remove(&(Node::ROOT, chunk))?;
                 let squares = norm::sum_of_squares(&value);
                 let shared = Shared(Arc::new(value));

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use tally_proto::segment::Segment;
 use tally_proto::v1;
 
-use crate::core::members::Session;
+use tally_core::cluster::Session;
 
 /// The sums of the attempt in flight, and of one before.
 #[derive(Debug)]

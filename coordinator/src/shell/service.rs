@@ -39,8 +39,8 @@ use super::versions::Versions;
 use crate::access::guard::Connection;
 use crate::access::joins::Joins;
 use crate::access::serve::serve_within;
-use crate::core::events::{Device, Event, Origin, Receipt};
-use crate::core::members::Session;
+use tally_core::events::{DeviceInfo, Event, AttemptId, Receipt};
+use tally_core::cluster::Session;
 use tally_proto::pool::{Chunk, Pool};
 
 /// How long a stream may be without its first message.
@@ -89,7 +89,7 @@ pub enum Input {
         /// The manifest, or what is wrong with it.
         manifest: Result<Manifest, String>,
         /// What it computes with.
-        device: Device,
+        device: DeviceInfo,
     },
     /// It has opened its gradient stream.
     Attach {
@@ -107,7 +107,7 @@ pub enum Input {
     /// A chunk with its floats.
     Chunk {
         /// From whom.
-        from: Origin,
+        from: AttemptId,
         /// The node.
         node: Node,
         /// The chunk.
@@ -220,7 +220,7 @@ impl Service {
         self.inputs.send(input).await.map_err(|_| Status::unavailable("the run is over"))
     }
 
-    fn check(&self, stamp: Option<v1::Stamp>, session: Session) -> Result<Origin, String> {
+    fn check(&self, stamp: Option<v1::Stamp>, session: Session) -> Result<AttemptId, String> {
         let stamp = stamp.ok_or("a message without a stamp")?;
         if (stamp.run, stamp.incarnation) != (self.run, self.incarnation) {
             return Err("a message of another run or incarnation".into());
@@ -228,7 +228,7 @@ impl Service {
         if stamp.session != session {
             return Err("a message of another session".into());
         }
-        Ok(Origin { session, step: stamp.step, attempt: stamp.attempt })
+        Ok(AttemptId { session, step: stamp.step, attempt: stamp.attempt })
     }
 
     /// What a message tells, and before it what the worker did when.
@@ -250,15 +250,15 @@ impl Service {
         Ok((spans, self.control_input(from, message)?))
     }
 
-    fn control_input(&self, from: Origin, message: WorkerMessage) -> Result<Input, String> {
+    fn control_input(&self, from: AttemptId, message: WorkerMessage) -> Result<Input, String> {
         use worker_message::Body;
-        let Origin { session, step, .. } = from;
+        let AttemptId { session, step, .. } = from;
         Ok(match message.body.ok_or("an empty message")? {
             Body::Hello(_) => return Err("a second hello".into()),
             Body::Offer(mut offer) => {
                 let [words, kind] =
                     [&mut offer.device, &mut offer.kind].map(|text| printable(&std::mem::take(text), 256));
-                let device = Device { words, kind };
+                let device = DeviceInfo { words, kind };
                 let manifest = convert::manifest(offer).map_err(|e| e.to_string());
                 Input::Offer { session, manifest, device }
             }

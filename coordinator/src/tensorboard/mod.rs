@@ -17,7 +17,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use event::{Event, SessionLog, Summary, Value, What};
 
-use crate::run::journal::{Follower, Line, StepLine};
+use tally_run::journal::{Follower, Line, StepLine};
 
 /// How long an event may stay in memory.
 const FLUSH_AFTER: Duration = Duration::from_secs(2);

@@ -4,7 +4,7 @@ use tally_numerics::digest::Digest;
 use tally_numerics::loss::LossParts;
 
 use super::*;
-use crate::run::journal::LossLine;
+use tally_run::journal::LossLine;
 
 fn step(step: u64) -> Line {
     let loss = LossLine::from(LossParts { label: 0.0, sum: step as f64, difference: 0.5 });

@@ -9,7 +9,7 @@ pub mod trace;
 
 pub use tally_proto::span::{Span, SpanKind};
 
-use crate::core::members::Session;
+use tally_core::cluster::Session;
 use crate::view::lanes as view;
 use clock::{Offset, WorkerClock};
 

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::{Lane, Span, SpanKind};
-use crate::core::members::Session;
+use tally_core::cluster::Session;
 
 /// Events that may wait for the disk.
 const WAITING: usize = 1 << 14;

@@ -15,9 +15,9 @@ pub mod workers;
 
 use std::collections::BTreeMap;
 
-use crate::core::events::Committed;
-use crate::core::members::Session;
-use crate::run::journal::StepLine;
+use tally_core::events::Committed;
+use tally_core::cluster::Session;
+use tally_run::journal::StepLine;
 use lanes::{Lane, Lanes};
 use log::{Entry, Kind, Log};
 use series::{Series, Values};

@@ -4,7 +4,7 @@
 use super::View;
 use super::log::Kind;
 use super::state::{CheckpointAt, Test};
-use crate::run::journal::Line;
+use tally_run::journal::Line;
 
 /// What kind of thing a line tells, of which worker, and in words; `None` for steps.
 #[must_use]

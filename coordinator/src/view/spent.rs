@@ -3,7 +3,7 @@
 
 use serde::Serialize;
 
-use crate::core::events::Committed;
+use tally_core::events::Committed;
 
 /// What a second was spent on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

@@ -8,8 +8,8 @@ use super::lanes::Lane;
 use super::log::Entry;
 use super::series::Columns;
 use super::spent::Seconds;
-use crate::run::config::RunConfig;
-use crate::run::journal::LossLine;
+use tally_run::config::RunConfig;
+use tally_run::journal::LossLine;
 
 /// What does not change while the coordinator runs.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -118,7 +118,7 @@ pub struct Test {
     pub epoch: u32,
     /// Mean loss, and shares of right answers from 0 to 1.
     #[serde(flatten)]
-    pub scores: crate::run::summary::TestSummary,
+    pub scores: tally_run::summary::TestSummary,
 }
 
 /// A worker, present or gone.

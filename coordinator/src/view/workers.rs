@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, VecDeque};
 
 use super::lanes::Lane;
 use super::state::Worker;
-use crate::core::Core;
-use crate::core::members::{Member, Session, State};
+use tally_core::Core;
+use tally_core::cluster::{Member, Session, State};
 
 /// Workers that are gone and still told of.
 const MOST_GONE: usize = 256;

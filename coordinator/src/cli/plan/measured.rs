@@ -7,8 +7,8 @@ use serde::Serialize;
 use tally_numerics::wire::WireDtype;
 use tally_worker::engine::ModelSpec;
 
-use crate::core::assign::{self, Load};
-use crate::run::record::Record;
+use tally_core::assign::{self, Load};
+use tally_run::record::Record;
 
 /// A run that a plan starts from.
 #[derive(Clone, Debug, Serialize)]

@@ -14,7 +14,7 @@ use tally_numerics::wire::WireDtype;
 
 use super::clockwork::{Clockwork, LaneId, PoolId};
 use super::cluster::Cluster;
-use crate::core::reduction::{Due, Reduction, Verdict};
+use tally_core::reduction::{ReductionStep, Reduction, Contribution};
 use worker::Worker;
 
 /// Steps that are played. The last is looked at: it begins as the one before it did.
@@ -84,7 +84,7 @@ enum Event {
     /// A worker has begun a step; its core has worked; a piece's time has come; it has updated.
     Begun(usize),
     Computed(usize),
-    Due(usize),
+    ReductionStep(usize),
     Updated(usize),
     /// Something that nothing waits for.
     Done,
@@ -198,14 +198,14 @@ impl<'a> Player<'a> {
         let rounding = if self.rounds() { costs.round_element } else { 0.0 };
         let mut seconds = costs.driver_message * self.around(chunk);
         let mut emitted = None;
-        if let Verdict::Take(dues) = self.reduction.contribute(node, chunk as u32) {
+        if let Contribution::Take(dues) = self.reduction.contribute(node, chunk as u32) {
             for due in dues {
                 match due {
-                    Due::Add { .. } => {
+                    ReductionStep::Add { .. } => {
                         seconds += (costs.add_element + rounding) * elements;
                     }
-                    Due::Rise { .. } => {}
-                    Due::Emit { .. } => {
+                    ReductionStep::Promote { .. } => {}
+                    ReductionStep::RootReady { .. } => {
                         seconds += (costs.norm_element + rounding) * elements;
                         seconds += costs.driver_message * self.workers.len() as f64;
                         emitted = Some(chunk);
@@ -257,7 +257,7 @@ impl<'a> Player<'a> {
             Event::Planned => self.planned(),
             Event::Begun(at) => self.piece(at),
             Event::Computed(at) => self.slice(at),
-            Event::Due(at) => self.due(at),
+            Event::ReductionStep(at) => self.due(at),
             Event::Updated(at) => {
                 self.workers[at].updates += 1;
                 self.commit(at);

@@ -20,7 +20,7 @@ impl Driver {
             }
             Action::Upload { session, step } => {
                 let elements = self.parts.config.tensors.len();
-                let chunks = self.parts.core.shape().chunks;
+                let chunks = self.parts.core.spec().chunks;
                 self.upload = Some(Upload {
                     session,
                     step,
@@ -53,7 +53,7 @@ impl Driver {
             }
             Action::Begin { step, attempt, learning_rate } => {
                 self.parts.started.store(true, Ordering::Relaxed);
-                self.arena.reset(self.parts.core.shape().chunks as usize);
+                self.arena.reset(self.parts.core.spec().chunks as usize);
                 self.board.begin();
                 self.time_begin();
                 self.show_begin();
@@ -115,7 +115,7 @@ impl Driver {
                 self.parts.console.test_begins(epoch);
             }
             Action::TestDone { step, epoch } => self.tested(step, epoch)?,
-            Action::Note(note) => self.note(note)?,
+            Action::Report(note) => self.note(note)?,
             Action::Finish(outcome) => self.outcome = Some(outcome),
         }
         Ok(())
@@ -201,7 +201,7 @@ impl Driver {
             model: config.model.to_string(),
             label_loss: config.label_loss.to_string(),
             step,
-            epoch: self.parts.core.shape().schedule.position(step.max(1)).0,
+            epoch: self.parts.core.spec().schedule.position(step.max(1)).0,
             digest: self.parts.core.committed().1,
             // Computed by the thread that writes.
             parameters_sha256: String::new(),
@@ -259,12 +259,12 @@ impl Driver {
         Ok(())
     }
 
-    pub(super) fn note(&mut self, note: Note) -> anyhow::Result<()> {
+    pub(super) fn note(&mut self, note: ClusterEvent) -> anyhow::Result<()> {
         self.show_note(&note);
         self.time_note(&note);
         let step = self.parts.core.committed().0;
         match note {
-            Note::Ready { session } => {
+            ClusterEvent::Ready { session } => {
                 self.joined += 1;
                 if let Some(member) = self.parts.core.members().0.get(&session) {
                     let (worker, device) = (member.name.clone(), member.device.words.clone());
@@ -273,8 +273,8 @@ impl Driver {
                 }
                 metrics::joined();
             }
-            Note::Lost { session, met: false, .. } => self.forget(session),
-            Note::Lost { session, name, reason, polite, .. } => {
+            ClusterEvent::Lost { session, met: false, .. } => self.forget(session),
+            ClusterEvent::Lost { session, name, reason, polite, .. } => {
                 self.forget(session);
                 self.told_late.remove(&session);
                 self.lost += u64::from(!polite);
@@ -282,12 +282,12 @@ impl Driver {
                 self.parts.console.lost(&name, &reason, &self.parts.core);
                 self.record(&Line::Lost { step, session, worker: name, reason, polite })?;
             }
-            Note::Adopted { session, step } => {
+            ClusterEvent::Adopted { session, step } => {
                 let worker = self.name_of(session);
                 self.parts.console.note(&format!("going on from step {step}, which worker {worker} held"));
                 self.record(&Line::Adopt { step, session, worker })?;
             }
-            Note::Late { session, step, leaves } => {
+            ClusterEvent::Late { session, step, leaves } => {
                 let worker = self.name_of(session);
                 let due = self.parts.core.deadline().unwrap_or_default().as_secs_f64();
                 metrics::late(leaves);
@@ -303,11 +303,11 @@ impl Driver {
                 }
                 self.record(&Line::Hedge { step, session, worker, leaves })?;
             }
-            Note::Audited { step, node, owner, checker, alone, finding } => {
+            ClusterEvent::Audited { step, node, owner, checker, alone, finding } => {
                 let line = Line::Audit { step, node: node.0, owner, checker, alone };
-                self.audited(line, finding == Finding::Equal)?;
+                self.audited(line, finding == AuditResult::Equal)?;
             }
-            Note::TakenOver { step, leaves, by } => {
+            ClusterEvent::TakenOver { step, leaves, by } => {
                 let workers = by.len();
                 metrics::taken_over(leaves);
                 tracing::info!(step, leaves, workers, "a worker's micro-shards are computed by others");

@@ -127,7 +127,7 @@ impl Driver {
         self.events.push_back(Event::Lost { session, reason, polite: false });
     }
 
-    pub(super) fn offer(&mut self, session: Session, manifest: Result<Manifest, String>, device: Device) {
+    pub(super) fn offer(&mut self, session: Session, manifest: Result<Manifest, String>, device: DeviceInfo) {
         let Some(guest) = self.guests.get_mut(&session) else { return };
         let problem = match manifest {
             Ok(manifest) if manifest == self.parts.config.tensors => None,

@@ -36,15 +36,15 @@ use super::outbox::{Bulk, Control};
 use super::referee::Referee;
 use super::service::{Hello, Input};
 use crate::console::Console;
-use crate::core::events::{Action, Committed, Device, Event, Finding, Note, Outcome};
-use crate::core::members::{Member, Session};
-use crate::core::{Core, Phase};
+use tally_core::events::{Action, Committed, DeviceInfo, Event, AuditResult, ClusterEvent, RunOutcome};
+use tally_core::cluster::{Member, Session};
+use tally_core::{Core, Phase};
 use crate::metrics::{self, workers::WorkerSeries};
-use crate::run::checkpointer::Checkpointer;
-use crate::run::config::RunConfig;
-use crate::run::directory::RunDirectory;
-use crate::run::journal::{History, JOURNAL_VERSION, Journal, JournalError, Line, StepLine};
-use crate::run::summary::{Summary, TestSummary, Times};
+use crate::shell::checkpointer::Checkpointer;
+use tally_run::config::RunConfig;
+use tally_run::directory::RunDirectory;
+use tally_run::journal::{History, JOURNAL_VERSION, Journal, JournalError, Line, StepLine};
+use tally_run::summary::{Summary, TestSummary, Times};
 use crate::timeline::trace::Trace;
 use crate::timeline::{Lane, WorkerTime};
 use crate::view::feed::Feed;
@@ -68,7 +68,7 @@ struct Guest {
     hello: Hello,
     control: Control,
     bulk: Option<(Bulk, bool)>,
-    device: Option<Device>,
+    device: Option<DeviceInfo>,
 }
 
 /// A worker that takes part.
@@ -173,7 +173,7 @@ pub struct Driver {
     stopping: bool,
     /// The last checkpoint that could not be written, and why.
     unsaved: Option<(u64, String)>,
-    outcome: Option<Outcome>,
+    outcome: Option<RunOutcome>,
 }
 
 impl Driver {
@@ -199,7 +199,7 @@ impl Driver {
             events: VecDeque::new(),
             arena: Arena::new(parts.config.wire_dtype),
             pool: Pool::default(),
-            board: Board::new(parts.core.shape().chunks),
+            board: Board::new(parts.core.spec().chunks),
             held: None,
             upload: None,
             squared_norm: 0.0,
@@ -231,7 +231,7 @@ impl Driver {
     /// # Errors
     /// If the journal can't be written, or a step that was recomputed has other bits than
     /// the journal recorded. What is on disk is intact then.
-    pub fn run(mut self, mut inputs: mpsc::Receiver<Input>) -> anyhow::Result<(Outcome, Summary)> {
+    pub fn run(mut self, mut inputs: mpsc::Receiver<Input>) -> anyhow::Result<(RunOutcome, Summary)> {
         let result = self.main_loop(&mut inputs).and_then(|()| self.conclude());
         if let Err(error) = &result {
             self.after_checkpoints(true);
@@ -244,9 +244,9 @@ impl Driver {
     }
 
     /// The last checkpoint, the journal's last line, the summary, and a word to the workers.
-    fn conclude(&mut self) -> anyhow::Result<(Outcome, Summary)> {
+    fn conclude(&mut self) -> anyhow::Result<(RunOutcome, Summary)> {
         self.after_checkpoints(true);
-        let outcome = self.outcome.clone().unwrap_or(Outcome::Stopped);
+        let outcome = self.outcome.clone().unwrap_or(RunOutcome::Stopped);
         let summary = self.summary(&outcome);
         let (step, word) = (summary.steps, summary.outcome.clone());
         self.record(&Line::End { step, outcome: word })?;
@@ -260,11 +260,11 @@ impl Driver {
             );
         }
         let reason = match &outcome {
-            Outcome::Done => "the run is done".to_string(),
-            Outcome::Stopped => "the run was stopped".to_string(),
-            Outcome::Diverged { step, .. } => format!("the run diverged at step {step}"),
+            RunOutcome::Done => "the run is done".to_string(),
+            RunOutcome::Stopped => "the run was stopped".to_string(),
+            RunOutcome::Diverged { step, .. } => format!("the run diverged at step {step}"),
         };
-        self.farewell(&reason, outcome != Outcome::Done);
+        self.farewell(&reason, outcome != RunOutcome::Done);
         Ok((outcome, summary))
     }
 

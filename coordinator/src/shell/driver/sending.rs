@@ -117,7 +117,7 @@ impl Driver {
         let (Some((step, attempt)), Some(peer)) = (during, self.peers.get(&session)) else { return };
         let stamp = self.stamp(session, step, attempt);
         let send = |body| peer.bulk.send(GradientDown { stamp, body: Some(body) });
-        let rate = self.parts.core.shape().recipe.rate(step, self.parts.core.shape().steps());
+        let rate = self.parts.core.spec().recipe.rate(step, self.parts.core.spec().steps());
         send(gradient_down::Body::Begin(self.begin(rate)));
         for (index, chunk) in self.arena.emitted() {
             let data = floats::encode_shared(self.parts.config.wire_dtype, chunk, &self.pool);

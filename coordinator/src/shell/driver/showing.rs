@@ -60,7 +60,7 @@ impl Driver {
         let (phase, core) = (self.phase(), &self.parts.core);
         let samples = core.samples_committed();
         let (step, _) = core.committed();
-        let epoch = core.shape().schedule.position((step + 1).min(core.shape().steps())).0;
+        let epoch = core.spec().schedule.position((step + 1).min(core.spec().steps())).0;
         self.parts.feed.change(|view| {
             if let Some(part) = idle {
                 view.spent().until(now, part);
@@ -126,21 +126,21 @@ impl Driver {
     }
 
     /// The cluster has changed: what the table of workers keeps of it.
-    pub(super) fn show_note(&mut self, note: &Note) {
+    pub(super) fn show_note(&mut self, note: &ClusterEvent) {
         // First all of it, in which a newcomer is to be found.
         self.show_members();
         let unix = self.parts.feed.clock().unix();
         self.parts.feed.change(|view| match note {
-            Note::Ready { session } => view.workers().joined(*session, unix),
-            Note::Lost { session, name, reason, met: true, .. } => {
+            ClusterEvent::Ready { session } => view.workers().joined(*session, unix),
+            ClusterEvent::Lost { session, name, reason, met: true, .. } => {
                 view.workers().lost(*session, name, reason, unix);
             }
-            Note::Late { session, .. } => view.workers().late(*session),
-            Note::TakenOver { by, .. } => {
+            ClusterEvent::Late { session, .. } => view.workers().late(*session),
+            ClusterEvent::TakenOver { by, .. } => {
                 view.spent().disturbed();
                 by.iter().for_each(|&(session, leaves)| view.workers().takes_over(session, leaves.into()));
             }
-            Note::Lost { .. } | Note::Adopted { .. } | Note::Audited { .. } => {}
+            ClusterEvent::Lost { .. } | ClusterEvent::Adopted { .. } | ClusterEvent::Audited { .. } => {}
         });
     }
 

@@ -2,7 +2,7 @@
 //! and the trace.
 
 use super::*;
-use crate::run::checkpointer::Done;
+use crate::shell::checkpointer::Done;
 use crate::timeline::Span;
 use crate::timeline::trace::{Args, Track};
 
@@ -78,21 +78,21 @@ impl Driver {
     }
 
     /// The cluster has changed.
-    pub(super) fn time_note(&mut self, note: &Note) {
+    pub(super) fn time_note(&mut self, note: &ClusterEvent) {
         let (session, name, what) = match note {
-            Note::Lost { session, reason, .. } => {
+            ClusterEvent::Lost { session, reason, .. } => {
                 self.parts.series.gone(*session, Instant::now());
                 (Some(*session), "gone", reason.clone())
             }
-            Note::Late { session, leaves, .. } => {
+            ClusterEvent::Late { session, leaves, .. } => {
                 self.parts.series.late(*session);
                 (Some(*session), "late", format!("{leaves} micro-shards are given to others too"))
             }
-            Note::TakenOver { leaves, by, .. } => {
+            ClusterEvent::TakenOver { leaves, by, .. } => {
                 by.iter().for_each(|&(session, leaves)| self.parts.series.takes_over(session, leaves));
                 (None, "takeover", format!("{leaves} micro-shards, by {} workers", by.len()))
             }
-            Note::Ready { .. } | Note::Adopted { .. } | Note::Audited { .. } => return,
+            ClusterEvent::Ready { .. } | ClusterEvent::Adopted { .. } | ClusterEvent::Audited { .. } => return,
         };
         let (now, step) = (self.now(), self.parts.core.committed().0);
         if let Some(trace) = &mut self.parts.trace {

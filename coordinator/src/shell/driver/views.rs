@@ -5,19 +5,19 @@ use super::*;
 impl Driver {
     pub(super) fn seconds_left(&self) -> f64 {
         let (step, _) = self.parts.core.committed();
-        (self.parts.core.shape().steps().saturating_sub(step)) as f64 * self.step_seconds
+        (self.parts.core.spec().steps().saturating_sub(step)) as f64 * self.step_seconds
     }
 
-    pub(super) fn summary(&self, outcome: &Outcome) -> Summary {
+    pub(super) fn summary(&self, outcome: &RunOutcome) -> Summary {
         let (steps, digest): (u64, Digest) = self.parts.core.committed();
-        let per_epoch = self.parts.core.shape().schedule.steps_per_epoch() as u64;
+        let per_epoch = self.parts.core.spec().schedule.steps_per_epoch() as u64;
         let ledger = self.parts.core.ledger();
         let before = &self.parts.history;
         Summary {
             outcome: match outcome {
-                Outcome::Done => "done",
-                Outcome::Stopped => "stopped",
-                Outcome::Diverged { .. } => "diverged",
+                RunOutcome::Done => "done",
+                RunOutcome::Stopped => "stopped",
+                RunOutcome::Diverged { .. } => "diverged",
             }
             .into(),
             steps,
@@ -60,8 +60,8 @@ impl Driver {
             model: config.model.to_string(),
             phase: self.phase().into(),
             step,
-            steps: core.shape().steps(),
-            epoch: core.shape().schedule.position((step + 1).min(core.shape().steps())).0,
+            steps: core.spec().steps(),
+            epoch: core.spec().schedule.position((step + 1).min(core.spec().steps())).0,
             epochs: config.epochs,
             loss: last.map(|l| l.loss.into()),
             learning_rate: last.map_or(0.0, |l| f64::from(l.learning_rate)),
@@ -69,7 +69,7 @@ impl Driver {
             seconds_left: self.seconds_left(),
             run_dir: self.parts.directory.path().display().to_string(),
             workers: workers.collect(),
-            workers_wanted: core.shape().workers as u32,
+            workers_wanted: core.spec().workers as u32,
             test: self.last_test.as_ref().map(|t| v1::TestStatus {
                 loss: t.loss,
                 digit_accuracy: t.digit_accuracy,

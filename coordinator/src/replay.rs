@@ -22,8 +22,8 @@ use tally_worker::engine::{Engine, ModelSpec, backend};
 use super::config::RunConfig;
 use super::journal::{LossLine, StepLine};
 use super::record::Record;
-use crate::core::deck::Deck;
-use crate::core::reduction::Due;
+use tally_core::sampler::EpochSampler;
+use tally_core::reduction::ReductionStep;
 use crate::shell::arena::Arena;
 use crate::shell::referee::Referee;
 
@@ -140,7 +140,7 @@ pub struct Replay {
     tree: Tree,
     steps: u64,
     train: Paired,
-    deck: Deck,
+    sampler: EpochSampler,
     engine: Box<dyn Engine>,
     referee: Referee,
     arena: Arena,
@@ -192,7 +192,7 @@ impl Replay {
             tree,
             steps: record.schedule.steps_per_epoch() as u64 * u64::from(config.epochs),
             train: Paired::train(data.train, config.seed),
-            deck: Deck::new(record.schedule),
+            sampler: EpochSampler::new(record.schedule),
             engine,
             referee,
             arena: Arena::default(),
@@ -227,7 +227,7 @@ impl Replay {
     /// If the device fails, or its update has other bits than the host's.
     pub fn advance(&mut self) -> anyhow::Result<Recomputed> {
         let step = self.step + 1;
-        let samples = self.deck.batch_len(step);
+        let samples = self.sampler.batch_len(step);
         let (gradient, loss) = self.gradient(step, samples)?;
         let elements = gradient.len();
         self.arena.reset(chunks(elements));
@@ -236,7 +236,7 @@ impl Replay {
             let mut chunk = self.pool.take(range.len());
             chunk.copy_from_slice(&gradient[range]);
             self.arena.put(Node::ROOT, index as u32, chunk);
-            self.arena.perform(Due::Emit { chunk: index as u32 });
+            self.arena.perform(ReductionStep::RootReady { chunk: index as u32 });
         }
         let recipe = self.config.optimizer;
         let squared = self.arena.squared_norm();
@@ -275,7 +275,7 @@ impl Replay {
         let mut fold: Fold<Vec<f32>> = Fold::default();
         let mut losses = Vec::with_capacity(self.tree.shards() as usize);
         for leaf in 0..self.tree.shards() {
-            let ids = self.deck.leaf_ids(self.tree, step, leaf);
+            let ids = self.sampler.leaf_ids(self.tree, step, leaf);
             let value = if ids.is_empty() {
                 losses.push(None);
                 None

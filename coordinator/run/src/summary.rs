@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use tally_worker::scores::Scores;
 
-use crate::core::events::Committed;
+use tally_core::events::Committed;
 
 /// Written when a run ends, and when a stretch of it is stopped.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -7,7 +7,7 @@ use tally_numerics::tree::{Node, Tree};
 
 /// An addition that is due, or a chunk of the root that is whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Due {
+pub enum ReductionStep {
     /// `parent = left + right` for this chunk.
     Add {
         /// The node that becomes whole.
@@ -16,14 +16,14 @@ pub enum Due {
         chunk: u32,
     },
     /// The parent's other child is empty: its value is this child's.
-    Rise {
+    Promote {
         /// The child whose value it is.
         child: Node,
         /// The chunk.
         chunk: u32,
     },
     /// The root's chunk is whole.
-    Emit {
+    RootReady {
         /// The chunk.
         chunk: u32,
     },
@@ -31,9 +31,9 @@ pub enum Due {
 
 /// What becomes of a contributed chunk.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum Contribution {
     /// It is the first: keep it and do what is due.
-    Take(Vec<Due>),
+    Take(Vec<ReductionStep>),
     /// Its sum is known already: drop it.
     Duplicate,
 }
@@ -97,27 +97,27 @@ impl Reduction {
     }
 
     /// A chunk of a node's sum has come. `node` and `chunk` are in range.
-    pub fn contribute(&mut self, node: Node, chunk: u32) -> Verdict {
+    pub fn contribute(&mut self, node: Node, chunk: u32) -> Contribution {
         if self.is_covered(node, chunk) {
-            return Verdict::Duplicate;
+            return Contribution::Duplicate;
         }
         let mut due = Vec::new();
         let mut node = node;
         self.set_whole(node, chunk);
         while let (Some(parent), Some(sibling)) = (node.parent(), node.sibling()) {
             if self.tree.is_empty(sibling, self.samples) {
-                due.push(Due::Rise { child: node, chunk });
+                due.push(ReductionStep::Promote { child: node, chunk });
             } else if self.is_whole(sibling, chunk) {
-                due.push(Due::Add { parent, chunk });
+                due.push(ReductionStep::Add { parent, chunk });
             } else {
-                return Verdict::Take(due);
+                return Contribution::Take(due);
             }
             node = parent;
             self.set_whole(node, chunk);
         }
         self.emitted += 1;
-        due.push(Due::Emit { chunk });
-        Verdict::Take(due)
+        due.push(ReductionStep::RootReady { chunk });
+        Contribution::Take(due)
     }
 }
 
@@ -131,10 +131,10 @@ mod tests {
 
     use super::*;
 
-    fn take(r: &mut Reduction, node: u32) -> Vec<Due> {
+    fn take(r: &mut Reduction, node: u32) -> Vec<ReductionStep> {
         match r.contribute(Node(node), 0) {
-            Verdict::Take(due) => due,
-            Verdict::Duplicate => panic!("node {node} is no duplicate"),
+            Contribution::Take(due) => due,
+            Contribution::Duplicate => panic!("node {node} is no duplicate"),
         }
     }
 
@@ -143,8 +143,8 @@ mod tests {
         let mut r = Reduction::new(Tree::new(4).unwrap(), 1, 64);
         assert_eq!(take(&mut r, 4), []);
         assert_eq!(take(&mut r, 3), []);
-        let add = |parent| Due::Add { parent: Node(parent), chunk: 0 };
-        assert_eq!(take(&mut r, 5), [add(2), add(1), Due::Emit { chunk: 0 }]);
+        let add = |parent| ReductionStep::Add { parent: Node(parent), chunk: 0 };
+        assert_eq!(take(&mut r, 5), [add(2), add(1), ReductionStep::RootReady { chunk: 0 }]);
         assert!(r.is_complete());
     }
 
@@ -152,7 +152,7 @@ mod tests {
     fn an_empty_sibling_is_skipped() {
         // Three samples in eight leaves: only leaves 2, 5 and 7 hold one.
         let mut r = Reduction::new(Tree::new(8).unwrap(), 1, 3);
-        let rise = |child| Due::Rise { child: Node(child), chunk: 0 };
+        let rise = |child| ReductionStep::Promote { child: Node(child), chunk: 0 };
         assert_eq!(take(&mut r, 10), [rise(10), rise(5)]);
         assert_eq!(take(&mut r, 15), [rise(15)]);
     }
@@ -163,11 +163,11 @@ mod tests {
         take(&mut r, 4);
         // Node 2 comes whole although its left child had come: the bits are the same.
         assert_eq!(take(&mut r, 2), []);
-        assert_eq!(r.contribute(Node(5), 0), Verdict::Duplicate);
-        assert_eq!(r.contribute(Node(2), 0), Verdict::Duplicate);
+        assert_eq!(r.contribute(Node(5), 0), Contribution::Duplicate);
+        assert_eq!(r.contribute(Node(2), 0), Contribution::Duplicate);
         take(&mut r, 6);
         take(&mut r, 7);
-        assert_eq!(r.contribute(Node(1), 0), Verdict::Duplicate);
+        assert_eq!(r.contribute(Node(1), 0), Contribution::Duplicate);
         assert!(r.is_complete());
     }
 
@@ -188,19 +188,19 @@ mod tests {
             let random = order.iter().map(|x| Node(1 + x % (2 * tree.shards() - 1)));
             for node in random.chain((0..tree.shards()).map(|k| tree.leaf(k))) {
                 let Some(value) = of(node) else { continue };
-                let Verdict::Take(due) = r.contribute(node, 0) else { continue };
+                let Contribution::Take(due) = r.contribute(node, 0) else { continue };
                 held.insert(node, value);
                 for due in due {
                     match due {
-                        Due::Add { parent, .. } => {
+                        ReductionStep::Add { parent, .. } => {
                             let [l, r] = parent.children().map(|c| held.remove(&c).unwrap());
                             held.insert(parent, format!("({l}+{r})"));
                         }
-                        Due::Rise { child, .. } => {
+                        ReductionStep::Promote { child, .. } => {
                             let value = held.remove(&child).unwrap();
                             held.insert(child.parent().unwrap(), value);
                         }
-                        Due::Emit { .. } => root = held.remove(&Node::ROOT),
+                        ReductionStep::RootReady { .. } => root = held.remove(&Node::ROOT),
                     }
                 }
             }

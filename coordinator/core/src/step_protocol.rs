@@ -8,9 +8,10 @@ use tally_numerics::tree::Node;
 use super::Core;
 use super::RECENT;
 use super::assign::{self, Load};
-use super::events::{Action, Committed, Origin, Outcome, Receipt};
-use super::members::{Member, Session};
-use super::reduction::Verdict;
+use super::cluster::{Member, Session};
+use super::events::{Action, AttemptId, Committed, Receipt, RunOutcome};
+use super::fault_injection::FaultInjection;
+use super::reduction::Contribution;
 use super::step::StepInFlight;
 
 impl Core {
@@ -35,7 +36,7 @@ impl Core {
         if let Some(member) = self.members.0.get_mut(&session) {
             member.open.extend(nodes.iter().copied());
         }
-        let leaves = nodes.iter().map(|n| self.shape.tree.leaves(*n).len() as u32).sum::<u32>();
+        let leaves = nodes.iter().map(|n| self.spec.tree.leaves(*n).len() as u32).sum::<u32>();
         self.extend_deadline(now, session, leaves, samples);
         if let Some(member) = self.members.0.get_mut(&session) {
             member.leaves += leaves;
@@ -46,8 +47,8 @@ impl Core {
     /// Sends the samples of a node's leaves that the worker has not been sent.
     pub(super) fn deal(&mut self, session: Session, step: u64, node: Node) {
         let Some(member) = self.members.0.get_mut(&session) else { return };
-        for leaf in self.shape.tree.leaves(node) {
-            let ids = self.deck.leaf_ids(self.shape.tree, step, leaf);
+        for leaf in self.spec.tree.leaves(node) {
+            let ids = self.sampler.leaf_ids(self.spec.tree, step, leaf);
             if !ids.is_empty() && member.dealt.insert((step, leaf)) {
                 self.actions.push(Action::SendLeaf { session, step, leaf, ids });
             }
@@ -57,7 +58,7 @@ impl Core {
     /// The quotas of the next step: the last ones while they serve within a tenth, so that
     /// noise in the measurements moves nothing.
     fn quotas(&mut self, ready: &[Session], loads: &[Load]) -> Vec<u32> {
-        let tree = self.shape.tree;
+        let tree = self.spec.tree;
         // What nodes take to come was measured with as many as the last step had. The sum's way
         // down is in it, so it is rather too much.
         let nodes = self
@@ -79,9 +80,9 @@ impl Core {
     }
 
     pub(super) fn start_step(&mut self, now: Duration) {
-        self.members.part_from_laggards(self.committed);
+        self.members.demote_lagging(self.committed);
         let mut ready = self.members.ready();
-        let wanted = if self.started { 1 } else { self.shape.workers };
+        let wanted = if self.started { 1 } else { self.spec.workers };
         if ready.len() < wanted.max(1) {
             return;
         }
@@ -93,16 +94,16 @@ impl Core {
         let step = self.committed + 1;
         self.attempt += 1;
         let attempt = self.attempt;
-        let samples = self.deck.batch_len(step);
-        let tree = self.shape.tree;
+        let samples = self.sampler.batch_len(step);
+        let tree = self.spec.tree;
         let mean_leaf = samples as f64 / f64::from(tree.shards());
         let load =
             |session: &Session| Load { busy: 0.0, per_leaf: self.members.per_sample(*session) * mean_leaf };
         let loads: Vec<Load> = ready.iter().map(load).collect();
         let quotas = self.quotas(&ready, &loads);
         let nodes = assign::runs(tree, 0..tree.shards(), &quotas);
-        self.flight = Some(StepInFlight::new(tree, self.shape.chunks, step, attempt, samples, now));
-        let learning_rate = self.shape.recipe.rate(step, self.shape.steps());
+        self.flight = Some(StepInFlight::new(tree, self.spec.chunks, step, attempt, samples, now));
+        let learning_rate = self.spec.optimizer.rate(step, self.spec.steps());
         self.actions.push(Action::Begin { step, attempt, learning_rate });
         for member in self.members.0.values_mut() {
             member.open.clear();
@@ -118,7 +119,7 @@ impl Core {
         }
         self.begin_audit(now, &plans);
         // The next step's samples travel while this one is computed.
-        if step < self.shape.steps() {
+        if step < self.spec.steps() {
             for (session, nodes) in ready.drain(..).zip(nodes) {
                 for node in nodes {
                     self.deal(session, step + 1, node);
@@ -129,26 +130,33 @@ impl Core {
 
     /// The member and the flight, if the message belongs to the attempt in flight. One
     /// that belongs to an earlier attempt is late, and no fault.
-    pub(super) fn current(&mut self, from: Origin) -> Option<(&mut Member, &mut StepInFlight)> {
-        let any = self.breaks("old-attempts");
+    pub(super) fn current(&mut self, from: AttemptId) -> Option<(&mut Member, &mut StepInFlight)> {
+        let any = self.injects(FaultInjection::AcceptOldAttempts);
         let flight = self.flight.as_mut()?;
         let member = self.members.0.get_mut(&from.session)?;
         let current = (from.step, from.attempt) == (flight.step, flight.attempt) || any;
         (current && !flight.closing).then_some((member, flight))
     }
 
-    pub(super) fn header(&mut self, now: Duration, from: Origin, node: Node, digest: Digest, samples: u64) {
-        let (tree, wanted) = (self.shape.tree, self.digest);
+    pub(super) fn header(
+        &mut self,
+        now: Duration,
+        from: AttemptId,
+        node: Node,
+        digest: Digest,
+        samples: u64,
+    ) {
+        let (tree, wanted) = (self.spec.tree, self.digest);
         let Some((member, flight)) = self.current(from) else { return };
         let (step, session) = (flight.step, from.session);
         if !tree.contains(node) || !member.open.contains(&node) || !flight.opened.insert((session, node)) {
             return self.evict(now, session, format!("it opened {node}, which it was not given"), false);
         }
-        if digest != wanted && !self.breaks("any-replica") {
+        if digest != wanted && !self.injects(FaultInjection::AcceptAnyReplica) {
             let reason = format!("it computed with digest {digest}, not {wanted}");
             return self.evict(now, session, reason, true);
         }
-        if samples != self.deck.node_digest(tree, step, node) {
+        if samples != self.sampler.node_digest(tree, step, node) {
             self.evict(now, session, format!("it computed {node} on other samples than it was given"), false);
         }
     }
@@ -156,17 +164,17 @@ impl Core {
     pub(super) fn chunk(
         &mut self,
         now: Duration,
-        from: Origin,
+        from: AttemptId,
         node: Node,
         index: u32,
         digest: Option<Digest>,
         fault: Option<String>,
     ) {
-        let chunks = self.shape.chunks;
+        let chunks = self.spec.chunks;
         let Some((_, flight)) = self.current(from) else { return };
         let open =
             flight.opened.contains(&(from.session, node)) && !flight.closed.contains(&(from.session, node));
-        let window = flight.reduction.emitted() as usize + tally_proto::WINDOW;
+        let window = flight.reduction.emitted() as usize + tally_numerics::CREDIT_WINDOW;
         let fault = if !open {
             Some(format!("it sent a chunk of {node}, which is not open"))
         } else if index >= chunks {
@@ -184,7 +192,7 @@ impl Core {
             flight.reduced.get_or_insert(now);
         }
         self.audit_chunk(from, node, digest);
-        let Verdict::Take(due) = verdict else { return };
+        let Contribution::Take(due) = verdict else { return };
         self.actions.push(Action::Take { node, index });
         self.actions.extend(due.into_iter().map(Action::Reduce));
         self.close_if_complete();
@@ -193,12 +201,12 @@ impl Core {
     pub(super) fn trailer(
         &mut self,
         now: Duration,
-        from: Origin,
+        from: AttemptId,
         node: Node,
         receipts: Vec<Receipt>,
         computed: f64,
     ) {
-        let half = self.breaks("half-closed");
+        let half = self.injects(FaultInjection::CloseHalfContribution);
         let Some((member, flight)) = self.current(from) else { return };
         let key = (from.session, node);
         let fault = if !flight.opened.contains(&key) || !flight.closed.insert(key) {
@@ -231,7 +239,7 @@ impl Core {
         }
         flight.closing = true;
         let (step, attempt) = (flight.step, flight.attempt);
-        let learning_rate = self.shape.recipe.rate(step, self.shape.steps());
+        let learning_rate = self.spec.optimizer.rate(step, self.spec.steps());
         self.actions.push(Action::Close { step, attempt, learning_rate });
     }
 
@@ -249,7 +257,7 @@ impl Core {
         let reduced = flight.reduced.unwrap_or(now).saturating_sub(flight.started).as_secs_f64();
         let transfer = (reduced - slowest).max(0.0);
         self.transfer += 0.25 * (transfer - self.transfer);
-        let epoch = self.shape.schedule.position(step).0;
+        let epoch = self.spec.schedule.position(step).0;
         self.actions.push(Action::Commit(Box::new(Committed {
             step,
             epoch,
@@ -262,17 +270,17 @@ impl Core {
             transfer_seconds: transfer,
             waiting_seconds: waiting,
             slowest: last.map(|(session, _)| *session),
-            learning_rate: self.shape.recipe.rate(step, self.shape.steps()),
+            learning_rate: self.spec.optimizer.rate(step, self.spec.steps()),
             digest,
         })));
         // What the receipts say was used, leaf by leaf.
         for &leaf in flight.receipts.keys() {
-            let ids = self.deck.leaf_ids(self.shape.tree, step, leaf);
+            let ids = self.sampler.leaf_ids(self.spec.tree, step, leaf);
             self.ledger.commit(&ids);
         }
         for (session, node) in &flight.closed {
             let samples: usize =
-                self.shape.tree.leaves(*node).map(|l| self.shape.tree.samples(l, flight.samples).len()).sum();
+                self.spec.tree.leaves(*node).map(|l| self.spec.tree.samples(l, flight.samples).len()).sum();
             if let Some(member) = self.members.0.get_mut(session) {
                 member.samples += samples as u64;
             }
@@ -289,7 +297,7 @@ impl Core {
         {
             self.evict(now, session, "it found NaN in a gradient where others found none".into(), false);
         }
-        if step.is_multiple_of(self.shape.schedule.steps_per_epoch() as u64) {
+        if step.is_multiple_of(self.spec.schedule.steps_per_epoch() as u64) {
             self.ledger.end_epoch();
         }
         self.boundary(now);
@@ -298,7 +306,7 @@ impl Core {
     /// A worker broke the rules after a header that was right. What was reduced may rest
     /// on it, so the attempt is void.
     pub(super) fn violated(&mut self, now: Duration, session: Session, fault: String) {
-        if self.breaks("violation-forgiven") {
+        if self.injects(FaultInjection::ForgiveViolation) {
             return self.evict(now, session, fault, false);
         }
         self.abort(&fault);
@@ -313,7 +321,7 @@ impl Core {
         }
     }
 
-    pub(super) fn non_finite(&mut self, now: Duration, from: Origin, node: Node, tensor: String) {
+    pub(super) fn non_finite(&mut self, now: Duration, from: AttemptId, node: Node, tensor: String) {
         let Some((member, _)) = self.current(from) else { return };
         if !member.open.contains(&node) {
             return self.evict(
@@ -339,6 +347,6 @@ impl Core {
         if self.committed > 0 {
             self.checkpoint();
         }
-        self.finish(Outcome::Diverged { step, tensor });
+        self.finish(RunOutcome::Diverged { step, tensor });
     }
 }

@@ -1,26 +1,26 @@
 //! What goes into the core and what comes out of it.
 
 use tally_numerics::digest::Digest;
-use tally_numerics::loss::LossParts;
+use tally_numerics::schema::Sums;
 use tally_numerics::tree::Node;
 
-use super::members::Session;
-use super::reduction::Due;
+use super::cluster::Session;
+use super::reduction::ReductionStep;
 
 /// What was computed for one leaf.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Receipt {
     /// The leaf.
     pub leaf: u32,
     /// How many samples it has.
     pub samples: u32,
     /// The sums of its samples' losses.
-    pub losses: LossParts,
+    pub losses: Sums,
 }
 
 /// How an audit ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Finding {
+pub enum AuditResult {
     /// The same bits.
     Equal,
     /// This worker's bits were its own.
@@ -31,11 +31,11 @@ pub enum Finding {
 
 /// What a worker computes with.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Device {
-    /// For people.
-    pub words: String,
-    /// What decides the bits of its gradients: workers of one kind compute equal ones (**SUM-1**).
-    pub kind: String,
+pub struct DeviceInfo {
+    /// For people: `CPU (2 threads)`.
+    pub name: String,
+    /// What decides the bits of its gradients: workers of one class compute equal ones (**SUM-1**).
+    pub numerics_class: String,
 }
 
 /// What has happened.
@@ -48,7 +48,7 @@ pub enum Event {
         /// For people.
         name: String,
         /// What it computes with.
-        device: Device,
+        device: DeviceInfo,
         /// Threads it computes with.
         threads: u32,
         /// Steps of this run whose state it holds, with their digests.
@@ -76,7 +76,7 @@ pub enum Event {
     /// A contribution is opened.
     Header {
         /// From whom.
-        from: Origin,
+        from: AttemptId,
         /// The node.
         node: Node,
         /// Digest of the replica it was computed with.
@@ -87,7 +87,7 @@ pub enum Event {
     /// A chunk of a contribution has come. The shell has looked at its floats.
     Chunk {
         /// From whom.
-        from: Origin,
+        from: AttemptId,
         /// The node.
         node: Node,
         /// The chunk.
@@ -100,7 +100,7 @@ pub enum Event {
     /// A contribution is closed.
     Trailer {
         /// From whom.
-        from: Origin,
+        from: AttemptId,
         /// The node.
         node: Node,
         /// What was computed.
@@ -111,7 +111,7 @@ pub enum Event {
     /// A worker's gradient has NaN or infinity in it.
     NonFinite {
         /// From whom.
-        from: Origin,
+        from: AttemptId,
         /// The node.
         node: Node,
         /// The tensor.
@@ -150,7 +150,7 @@ pub enum Event {
     /// A worker has computed a node that another contributes.
     Audited {
         /// From whom.
-        from: Origin,
+        from: AttemptId,
         /// The node.
         node: Node,
         /// The digest of the sum it got.
@@ -175,7 +175,7 @@ pub enum Event {
 
 /// Which attempt a worker's message belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Origin {
+pub struct AttemptId {
     /// The sender.
     pub session: Session,
     /// The step it means.
@@ -280,7 +280,7 @@ pub enum Action {
         index: u32,
     },
     /// Do an addition of the tree.
-    Reduce(Due),
+    Reduce(ReductionStep),
     /// The root is whole: send the clip factor, apply the update to the referee's copy,
     /// then say so with [`Event::Applied`] or [`Event::Diverged`].
     Close {
@@ -331,9 +331,9 @@ pub enum Action {
         epoch: u32,
     },
     /// Something worth a line in the journal and the log.
-    Note(Note),
+    Report(ClusterEvent),
     /// The run is over.
-    Finish(Outcome),
+    Finish(RunOutcome),
 }
 
 /// A committed step, as the journal tells it.
@@ -346,7 +346,7 @@ pub struct Committed {
     /// The attempt that counted.
     pub attempt: u32,
     /// Means over the batch.
-    pub loss: LossParts,
+    pub loss: Sums,
     /// Samples of the batch.
     pub samples: usize,
     /// Workers that contributed.
@@ -369,7 +369,7 @@ pub struct Committed {
 
 /// Something that happened to the cluster.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Note {
+pub enum ClusterEvent {
     /// A worker is ready for work.
     Ready {
         /// Who.
@@ -386,7 +386,7 @@ pub enum Note {
         /// It left by its own will.
         polite: bool,
         /// It has been ready for work before.
-        met: bool,
+        was_ready: bool,
     },
     /// A restarted coordinator goes on from the state that a worker held.
     Adopted {
@@ -417,7 +417,7 @@ pub enum Note {
         /// Whose bits were its own, by name.
         alone: Option<String>,
         /// How it ended.
-        finding: Finding,
+        finding: AuditResult,
     },
     /// Leaves of a lost or late worker were dealt to others in the same step.
     TakenOver {
@@ -432,7 +432,7 @@ pub enum Note {
 
 /// How a run ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum RunOutcome {
     /// All epochs are done.
     Done,
     /// It was asked to stop.

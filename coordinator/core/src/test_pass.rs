@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use tally_worker::scores::TEST_LEAF;
+use tally_numerics::TEST_MICROBATCH;
 
 use super::Core;
+use super::cluster::{Session, State};
 use super::events::Action;
-use super::members::{Session, State};
 
 /// Leaves a worker may have at once: one to compute and one on its way.
 pub const OUTSTANDING: usize = 2;
@@ -76,7 +76,7 @@ impl TestPass {
 /// How many leaves a test set of `samples` samples has.
 #[must_use]
 pub fn leaves(samples: usize) -> u32 {
-    samples.div_ceil(TEST_LEAF) as u32
+    samples.div_ceil(TEST_MICROBATCH) as u32
 }
 
 impl Core {
@@ -85,7 +85,7 @@ impl Core {
         let measured = self.members.0.values().filter_map(|m| m.per_sample);
         let slowest = measured.max_by(f64::total_cmp)?;
         // A day is longer than any leaf takes, and no overflow.
-        Some(Duration::from_secs_f64((slowest * TEST_LEAF as f64).min(86_400.0)))
+        Some(Duration::from_secs_f64((slowest * TEST_MICROBATCH as f64).min(86_400.0)))
     }
 
     pub(super) fn deal_test_leaves(&mut self, now: Duration) {
@@ -127,7 +127,7 @@ impl Core {
         for member in self.members.0.values_mut() {
             member.testing.clear();
         }
-        self.tested = (self.committed / self.shape.schedule.steps_per_epoch() as u64) as u32;
+        self.tested = (self.committed / self.spec.schedule.steps_per_epoch() as u64) as u32;
         self.actions.push(Action::TestDone { step: self.committed, epoch: self.tested });
         self.boundary(now);
     }

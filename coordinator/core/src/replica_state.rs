@@ -6,8 +6,9 @@ use tally_numerics::digest::Digest;
 use tally_numerics::tree::Node;
 
 use super::Core;
-use super::events::{Action, Note};
-use super::members::{Member, Session, State};
+use super::cluster::{Member, Session, State};
+use super::events::{Action, ClusterEvent};
+use super::fault_injection::FaultInjection;
 
 impl Core {
     pub(super) fn joined(&mut self, now: Duration, session: Session, member: Member) {
@@ -30,7 +31,7 @@ impl Core {
             flight => flight.as_ref().map(|f| (f.step, f.attempt)),
         };
         let (step, digest) = (self.committed, self.digest);
-        let any = self.breaks("any-held-is-kept");
+        let any = self.injects(FaultInjection::KeepAnyRetainedState);
         for (&session, member) in &mut self.members.0 {
             if member.state == State::Joining {
                 member.state = State::Loading;
@@ -59,7 +60,7 @@ impl Core {
         }
         let recent = self.recent.iter().find(|(of, _)| *of == step).map(|(_, digest)| *digest);
         match recent {
-            Some(wanted) if wanted == digest || self.breaks("drift-unseen") => {}
+            Some(wanted) if wanted == digest || self.injects(FaultInjection::IgnoreDrift) => {}
             Some(wanted) => {
                 let reason = format!("its replica drifted: digest {digest} at step {step}, not {wanted}");
                 return self.evict(now, session, reason, true);
@@ -70,8 +71,8 @@ impl Core {
         member.confirmed = Some(step);
         if member.state == State::Loading && step + 1 >= self.committed {
             member.state = State::Ready;
-            if !std::mem::replace(&mut member.met, true) {
-                self.actions.push(Action::Note(Note::Ready { session }));
+            if !std::mem::replace(&mut member.was_ready, true) {
+                self.actions.push(Action::Report(ClusterEvent::Ready { session }));
             }
             if self.flight.is_none() {
                 self.boundary(now);
@@ -90,13 +91,13 @@ impl Core {
 
     pub(super) fn lost(&mut self, now: Duration, session: Session, reason: String, polite: bool) {
         let Some(member) = self.members.0.remove(&session) else { return };
-        let (name, met) = (member.name, member.met);
-        self.actions.push(Action::Note(Note::Lost { session, name, reason, polite, met }));
+        let (name, was_ready) = (member.name, member.was_ready);
+        self.actions.push(Action::Report(ClusterEvent::Lost { session, name, reason, polite, was_ready }));
         if self.recovery.is_some() {
             self.offer_gone(session);
             return self.boundary(now);
         }
-        if !self.breaks("test-leaf-forgotten")
+        if !self.injects(FaultInjection::ForgetTestMicrobatch)
             && let Some(test) = &mut self.test
         {
             test.give_back(member.testing);
@@ -115,7 +116,7 @@ impl Core {
         }
         // Who was waited for before it was given these may be waited for again.
         let open: Vec<Node> = member.open.into_iter().collect();
-        flight.hedged.retain(|(_, late)| !open.iter().any(|node| late.covers(*node)));
+        flight.speculative.retain(|(_, late)| !open.iter().any(|node| late.covers(*node)));
         self.take_over(now, &open);
         self.close_if_complete();
     }

@@ -12,18 +12,19 @@ mod worker;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
-use tally_data::Schedule;
 use tally_numerics::digest::Digest;
+use tally_numerics::order::Schedule;
 use tally_numerics::random::{Purpose, Stream};
 use tally_numerics::tree::{Node, Tree};
 
-use super::deck::Deck;
-use super::events::{Action, Device, Event, Finding, Note, Origin, Outcome};
-use super::members::{Session, State};
-use super::recipe::{LrSchedule, Recipe};
+use super::cluster::{Session, State};
+use super::events::{Action, AttemptId, AuditResult, ClusterEvent, DeviceInfo, Event, RunOutcome};
+use super::fault_injection::FaultInjection;
+use super::optimizer::{LrSchedule, OptimizerConfig};
 use super::recovery::Recorded;
-use super::reduction::Due;
-use super::{Core, Phase, Shape};
+use super::reduction::ReductionStep;
+use super::sampler::EpochSampler;
+use super::{Core, Phase, RunSpec};
 use worker::{Bulk, Control, Worker, digest_of, next_digest, sum_of};
 
 const CHUNKS: u32 = 12;
@@ -34,15 +35,15 @@ fn tree() -> Tree {
     Tree::new(8).unwrap()
 }
 
-fn shape(workers: usize) -> Shape {
-    Shape {
+fn spec(workers: usize) -> RunSpec {
+    RunSpec {
         tree: tree(),
         chunks: CHUNKS,
         // 29 samples in batches of 12: the last batch, of 5, leaves leaves empty.
         schedule: Schedule::new(3, 29, 12).unwrap(),
         epochs: 3,
         test_samples: 450,
-        recipe: Recipe {
+        optimizer: OptimizerConfig {
             learning_rate: 0.1,
             momentum: 0.9,
             clip_norm: None,
@@ -72,12 +73,12 @@ struct Counts {
     recomputed: u32,
     late: u32,
     drifted: u32,
-    audits: Vec<Finding>,
+    audits: Vec<AuditResult>,
 }
 
 struct World {
     core: Core,
-    deck: Deck,
+    sampler: EpochSampler,
     rng: Stream,
     now: Duration,
     next_session: Session,
@@ -95,29 +96,29 @@ struct World {
     /// The coordinator dies at its next commit, between the journal and the workers.
     crash_in_commit: bool,
     crashed: bool,
-    broken: Option<&'static str>,
+    fault: Option<FaultInjection>,
     /// Print what happens.
     talks: bool,
     counts: Counts,
-    outcome: Option<Outcome>,
+    outcome: Option<RunOutcome>,
 }
 
 impl World {
     fn new(seed: u64, workers: usize) -> Self {
-        Self::with(seed, shape(workers))
+        Self::with(seed, spec(workers))
     }
 
-    fn with(seed: u64, shape: Shape) -> Self {
-        let alike = vec![""; shape.workers];
-        Self::of_kinds(seed, shape, alike)
+    fn with(seed: u64, spec: RunSpec) -> Self {
+        let alike = vec![""; spec.workers];
+        Self::of_kinds(seed, spec, alike)
     }
 
     /// A world of workers of these kinds; later ones are as the first.
-    fn of_kinds(seed: u64, shape: Shape, kinds: Vec<&'static str>) -> Self {
+    fn of_kinds(seed: u64, spec: RunSpec, kinds: Vec<&'static str>) -> Self {
         let workers = kinds.len();
         let mut world = Self {
-            deck: Deck::new(shape.schedule),
-            core: Core::new(shape, 0, START, Recorded::default()),
+            sampler: EpochSampler::new(spec.schedule),
+            core: Core::new(spec, 0, START, Recorded::default()),
             rng: Stream::new(seed, Purpose::TrainNumbers),
             now: Duration::ZERO,
             next_session: 1,
@@ -131,7 +132,7 @@ impl World {
             offered: BTreeMap::new(),
             crash_in_commit: false,
             crashed: false,
-            broken: None,
+            fault: None,
             talks: false,
             counts: Counts::default(),
             outcome: None,
@@ -162,8 +163,8 @@ impl World {
             }
         }
         let name = format!("w{at}");
-        let kind = self.kinds.get(at).unwrap_or(&self.kinds[0]).to_string();
-        let device = Device { words: String::new(), kind };
+        let numerics_class = self.kinds.get(at).unwrap_or(&self.kinds[0]).to_string();
+        let device = DeviceInfo { name: String::new(), numerics_class };
         self.feed(Event::Joined { session, name, device, threads: 1, held });
     }
 
@@ -208,8 +209,8 @@ impl World {
         let recorded =
             Recorded { digests: self.disk.journal.clone(), tests: self.disk.tests.clone(), grace: GRACE };
         self.referee = (step, digest);
-        self.core = Core::new(self.core.shape.clone(), step, digest, recorded);
-        self.core.broken = self.broken;
+        self.core = Core::new(self.core.spec.clone(), step, digest, recorded);
+        self.core.fault = self.fault;
         self.crash_in_commit = false;
         self.crashed = false;
         self.feed(Event::Wake);
@@ -311,17 +312,17 @@ impl World {
                 self.waiting.retain(|(other, chunk), _| *chunk != index || !node.covers(*other));
                 self.waiting.insert((node, index), text);
             }
-            Action::Reduce(Due::Add { parent, chunk }) => {
+            Action::Reduce(ReductionStep::Add { parent, chunk }) => {
                 let [l, r] = parent
                     .children()
                     .map(|c| self.waiting.remove(&(c, chunk)).expect("SUM-1: both children are there"));
                 self.waiting.insert((parent, chunk), format!("({l}+{r})"));
             }
-            Action::Reduce(Due::Rise { child, chunk }) => {
+            Action::Reduce(ReductionStep::Promote { child, chunk }) => {
                 let text = self.waiting.remove(&(child, chunk)).expect("SUM-1: the child is there");
                 self.waiting.insert((child.parent().unwrap(), chunk), text);
             }
-            Action::Reduce(Due::Emit { chunk }) => {
+            Action::Reduce(ReductionStep::RootReady { chunk }) => {
                 let text = self.waiting.remove(&(Node::ROOT, chunk)).expect("SUM-1: the root is there");
                 let (step, attempt) = self.core.flight().map(|f| (f.step, f.attempt)).unwrap();
                 self.broadcast(&Bulk::Reduced { step, attempt, index: chunk, text: text.clone() });
@@ -329,7 +330,7 @@ impl World {
             }
             Action::Close { step, .. } => {
                 // Whatever happened on the way, this is the tree's sum.
-                let samples = self.deck.batch_len(step);
+                let samples = self.sampler.batch_len(step);
                 for chunk in 0..CHUNKS {
                     let expect = sum_of(tree(), step, samples, Node::ROOT, chunk);
                     assert_eq!(self.root.get(&chunk), expect.as_ref(), "SUM-1 at step {step}");
@@ -339,7 +340,7 @@ impl World {
             }
             Action::Commit(c) => {
                 assert_eq!((c.step, c.digest), self.referee, "REP-1: the commit is the referee's state");
-                assert_eq!(c.samples, self.deck.batch_len(c.step), "LIVE-1: no batch shrinks");
+                assert_eq!(c.samples, self.sampler.batch_len(c.step), "LIVE-1: no batch shrinks");
                 match self.disk.journal.get(&c.step) {
                     Some(recorded) => {
                         self.counts.recomputed += 1;
@@ -379,11 +380,11 @@ impl World {
                 assert_eq!(step, self.referee.0, "CKPT-1: a checkpoint is of a committed step");
                 self.disk.checkpoints.insert(step, self.referee.1);
             }
-            Action::Note(Note::Adopted { .. }) => self.counts.adopted += 1,
-            Action::Note(Note::Late { .. }) => self.counts.late += 1,
-            Action::Note(Note::Audited { finding, .. }) => self.counts.audits.push(finding),
+            Action::Report(ClusterEvent::Adopted { .. }) => self.counts.adopted += 1,
+            Action::Report(ClusterEvent::Late { .. }) => self.counts.late += 1,
+            Action::Report(ClusterEvent::Audited { finding, .. }) => self.counts.audits.push(finding),
             Action::Finish(outcome) => self.outcome = Some(outcome),
-            Action::SendLeaf { .. } | Action::TestBegin { .. } | Action::Note(_) => {}
+            Action::SendLeaf { .. } | Action::TestBegin { .. } | Action::Report(_) => {}
         }
     }
 
@@ -430,7 +431,7 @@ impl World {
     /// A worker takes a message or does something.
     fn act(&mut self, at: usize) {
         let turn = self.rng.below(3);
-        let (deck, worker) = (&mut self.deck, &mut self.workers[at]);
+        let (sampler, worker) = (&mut self.sampler, &mut self.workers[at]);
         if worker.asleep > 0 {
             worker.asleep -= 1;
             return;
@@ -443,7 +444,7 @@ impl World {
             }
             1 => worker.receive(),
             _ => {
-                worker.advance(deck, tree());
+                worker.advance(sampler, tree());
             }
         }
     }
@@ -510,7 +511,7 @@ impl World {
 
     /// Nothing of a whole run is lost, and its bits are those of the undisturbed one.
     fn check_whole(&self, undisturbed: Digest) {
-        assert_eq!(self.outcome, Some(Outcome::Done));
+        assert_eq!(self.outcome, Some(RunOutcome::Done));
         assert!(self.disk.journal.keys().copied().eq(1..=9), "LIVE-1: each step once");
         assert!(self.disk.tests.iter().copied().eq([3, 6, 9]));
         assert_eq!(self.referee, (9, undisturbed), "SUM-1 and RESUME-1: the same bits");

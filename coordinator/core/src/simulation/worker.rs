@@ -3,15 +3,15 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use tally_numerics::CREDIT_WINDOW;
 use tally_numerics::digest::{Digest, fnv1a};
-use tally_numerics::loss::LossParts;
+use tally_numerics::schema::Sums;
 use tally_numerics::sum::along_tree;
 use tally_numerics::tree::{Node, Tree};
-use tally_proto::WINDOW;
 
-use super::super::deck::Deck;
-use super::super::events::{Event, Origin, Receipt};
-use super::super::members::Session;
+use super::super::cluster::Session;
+use super::super::events::{AttemptId, Event, Receipt};
+use super::super::sampler::EpochSampler;
 use super::CHUNKS;
 
 /// From the control stream.
@@ -168,7 +168,7 @@ impl Worker {
 
     /// The next part of a contribution that may leave; nodes do not wait for each other.
     pub fn send(&mut self) -> Option<Event> {
-        let credits = self.leaving.1.len() + WINDOW;
+        let credits = self.leaving.1.len() + CREDIT_WINDOW;
         let summed = |e: &Event| matches!(e, Event::Chunk { index, .. } if self.leaving.1.contains(index));
         self.sent.retain(|event| !summed(event));
         let mut blocked = BTreeSet::new();
@@ -218,7 +218,7 @@ impl Worker {
     }
 
     /// Does one thing whose turn has come; false if there is none.
-    pub fn advance(&mut self, deck: &mut Deck, tree: Tree) -> bool {
+    pub fn advance(&mut self, sampler: &mut EpochSampler, tree: Tree) -> bool {
         if self.can_take() {
             self.take();
             return true;
@@ -255,9 +255,14 @@ impl Worker {
             }
             if step == at + 1 {
                 match nodes.pop_front() {
-                    Some(node) => {
-                        self.contribute(deck, tree, Origin { session, step, attempt }, samples, node, audit)
-                    }
+                    Some(node) => self.contribute(
+                        sampler,
+                        tree,
+                        AttemptId { session, step, attempt },
+                        samples,
+                        node,
+                        audit,
+                    ),
                     None => drop(self.plans.pop_front()),
                 }
                 return true;
@@ -277,9 +282,9 @@ impl Worker {
 
     fn contribute(
         &mut self,
-        deck: &mut Deck,
+        sampler: &mut EpochSampler,
         tree: Tree,
-        from: Origin,
+        from: AttemptId,
         samples: usize,
         node: Node,
         audit: bool,
@@ -299,7 +304,7 @@ impl Worker {
         }
         self.turn(from.attempt);
         let digest = self.committed.expect("work is given to replicas").1;
-        let samples_digest = deck.node_digest(tree, from.step, node);
+        let samples_digest = sampler.node_digest(tree, from.step, node);
         self.sent.push_back(Event::Header { from, node, digest, samples: samples_digest });
         // The text travels in the place of the fault; the world takes it out.
         for (index, text) in (0..CHUNKS).zip(texts) {
@@ -307,14 +312,14 @@ impl Worker {
         }
         let receipts = tree.leaves(node).filter_map(|leaf| {
             let samples = tree.samples(leaf, samples).len() as u32;
-            let losses = LossParts { label: f64::from(leaf), sum: 1.0, difference: 0.5 };
+            let losses = Sums(vec![f64::from(leaf), 1.0, 0.5]);
             (samples > 0).then_some(Receipt { leaf, samples, losses })
         });
         self.sent.push_back(Event::Trailer { from, node, receipts: receipts.collect(), computed: 0.002 });
     }
 }
 
-fn origin(event: &Event) -> Option<Origin> {
+fn origin(event: &Event) -> Option<AttemptId> {
     match event {
         Event::Header { from, .. } | Event::Chunk { from, .. } | Event::Trailer { from, .. } => Some(*from),
         _ => None,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tally_numerics::digest::Digest;
 use tally_numerics::tree::Node;
 
-use super::events::Device;
+use super::events::DeviceInfo;
 
 /// One stay of one worker; never used again.
 pub type Session = u64;
@@ -29,7 +29,7 @@ pub struct Member {
     /// For people.
     pub name: String,
     /// What it computes with.
-    pub device: Device,
+    pub device: DeviceInfo,
     /// Threads it computes with.
     pub threads: u32,
     /// How far its replica is.
@@ -55,13 +55,13 @@ pub struct Member {
     /// Steps whose state it held when it came, with their digests.
     pub held: Vec<(u64, Digest)>,
     /// It has been ready before.
-    pub met: bool,
+    pub was_ready: bool,
 }
 
 impl Member {
     /// A member that has just joined.
     #[must_use]
-    pub fn new(name: String, device: Device, threads: u32, held: Vec<(u64, Digest)>) -> Self {
+    pub fn new(name: String, device: DeviceInfo, threads: u32, held: Vec<(u64, Digest)>) -> Self {
         Self {
             name,
             device,
@@ -77,7 +77,7 @@ impl Member {
             samples: 0,
             due: Duration::ZERO,
             held,
-            met: false,
+            was_ready: false,
         }
     }
 
@@ -99,8 +99,8 @@ impl Members {
     /// Whether two compute with devices of one kind, so that their bits can be compared.
     #[must_use]
     pub fn are_alike(&self, a: Session, b: Session) -> bool {
-        let kind = |session| self.0.get(&session).map(|member| &member.device.kind);
-        kind(a) == kind(b)
+        let class = |session| self.0.get(&session).map(|member| &member.device.numerics_class);
+        class(a) == class(b)
     }
 
     /// The sessions that can be given work.
@@ -130,7 +130,7 @@ impl Members {
 
     /// Brings the estimates of idle workers that are thought slow a little nearer to the
     /// others': who is given nothing is measured no more, and may be slow no longer.
-    pub fn forgive(&mut self) {
+    pub fn decay_idle_estimates(&mut self) {
         let working = self.0.values().filter(|m| m.leaves > 0).filter_map(|m| m.per_sample);
         let (sum, count) = working.fold((0.0, 0), |(sum, count), next| (sum + next, count + 1));
         if count == 0 {
@@ -145,7 +145,7 @@ impl Members {
     }
 
     /// Workers that have not confirmed the last two commits have no part in the next step.
-    pub fn part_from_laggards(&mut self, committed: u64) {
+    pub fn demote_lagging(&mut self, committed: u64) {
         for member in self.0.values_mut().filter(|m| m.state == State::Ready) {
             if member.confirmed.is_none_or(|step| step + 1 < committed) {
                 member.state = State::Loading;
@@ -162,7 +162,7 @@ mod tests {
     fn a_newcomer_counts_as_average_and_one_slow_leaf_moves_little() {
         let mut members = Members::default();
         for session in 1..=3 {
-            members.0.insert(session, Member::new(String::new(), Device::default(), 1, Vec::new()));
+            members.0.insert(session, Member::new(String::new(), DeviceInfo::default(), 1, Vec::new()));
         }
         let mut measure = |session, seconds| {
             if let Some(member) = members.0.get_mut(&session) {

@@ -18,7 +18,7 @@ impl World {
     /// A worker says that its gradient has NaN in it. Only one worker ever does in a
     /// step: a second would mean that the model has diverged.
     fn report_nan(&mut self, session: Session) {
-        let from = self.core.flight().map(|f| Origin { session, step: f.step, attempt: f.attempt });
+        let from = self.core.flight().map(|f| AttemptId { session, step: f.step, attempt: f.attempt });
         let node = self.core.members().0.get(&session).and_then(|m| m.open.first().copied());
         let others = self.core.members().ready().len() > 1;
         let allowed = self.core.non_finite.is_none_or(|before| before == session && others);
@@ -46,8 +46,8 @@ impl World {
             6 => self.now += Duration::from_millis(u64::from(self.rng.below(500))),
             // A chunk that breaks the rules, after one that was wrong and could not be told.
             7 => {
-                let hedged = self.core.flight().is_some_and(|f| !f.hedged.is_empty());
-                let next = if hedged { None } else { self.workers[at].send() };
+                let speculative = self.core.flight().is_some_and(|f| !f.speculative.is_empty());
+                let next = if speculative { None } else { self.workers[at].send() };
                 if let Some(Event::Chunk { from, node, index, fault, .. }) = next {
                     self.held = fault.map(|text| text + "!");
                     self.feed(Event::Chunk { from, node, index, digest: None, fault: None });
@@ -86,7 +86,7 @@ impl World {
             turns += 1;
             assert!(turns < 300_000, "LIVE-1: the run comes to its end; it stands at {:?}", self.core);
             // A new run waits until it has as many workers as it was told.
-            let started = self.core.started || self.connected().len() >= self.core.shape().workers;
+            let started = self.core.started || self.connected().len() >= self.core.spec().workers;
             if started && faults > 0 && self.chance(40) {
                 faults -= 1;
                 let at = self.rng.below(self.workers.len() as u32) as usize;
@@ -99,11 +99,11 @@ impl World {
     }
 }
 
-fn schedule(seed: u64, broken: Option<&'static str>, talks: bool) -> Counts {
+fn schedule(seed: u64, fault: Option<FaultInjection>, talks: bool) -> Counts {
     let mut world = World::new(seed, 1 + (seed % 5) as usize);
     world.talks = talks;
-    world.broken = broken;
-    world.core.broken = broken;
+    world.fault = fault;
+    world.core.fault = fault;
     let world = world.run(FAULTS);
     world.check_whole(wanted());
     world.counts
@@ -152,7 +152,7 @@ fn all_promises_hold_under_random_schedules() {
 }
 
 /// Breaks a rule and says which promise the schedules found broken.
-fn caught(rule: &'static str) -> String {
+fn caught(rule: FaultInjection) -> String {
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| {}));
     let found = (0..SCHEDULES).find_map(|seed| {
@@ -168,20 +168,20 @@ fn caught(rule: &'static str) -> String {
 #[test]
 fn a_broken_rule_is_noticed_by_the_schedules() {
     let rules = [
-        ("takeover-forgotten", "LIVE-1"),
-        ("test-leaf-forgotten", "LIVE-1"),
-        ("half-closed", "LIVE-1"),
-        ("ledger-kept", "DATA-1"),
-        ("old-attempts", "LIVE-1"),
-        ("violation-forgiven", "SUM-1"),
-        ("any-replica", "SUM-1"),
-        ("drift-unseen", "REP-1"),
-        ("any-offer", "REP-1"),
-        ("any-held-is-kept", "RESUME-1"),
+        (FaultInjection::ForgetTakeover, "LIVE-1"),
+        (FaultInjection::ForgetTestMicrobatch, "LIVE-1"),
+        (FaultInjection::CloseHalfContribution, "LIVE-1"),
+        (FaultInjection::KeepLedger, "DATA-1"),
+        (FaultInjection::AcceptOldAttempts, "LIVE-1"),
+        (FaultInjection::ForgiveViolation, "SUM-1"),
+        (FaultInjection::AcceptAnyReplica, "SUM-1"),
+        (FaultInjection::IgnoreDrift, "REP-1"),
+        (FaultInjection::AdoptAnyState, "REP-1"),
+        (FaultInjection::KeepAnyRetainedState, "RESUME-1"),
     ];
     for (rule, promise) in rules {
         let found = caught(rule);
-        println!("{rule}: {found:.90}");
-        assert!(found.contains(promise), "{rule} is noticed as {found:.300}");
+        println!("{rule:?}: {found:.90}");
+        assert!(found.contains(promise), "{rule:?} is noticed as {found:.300}");
     }
 }

@@ -13,8 +13,9 @@ use tally_numerics::tree::Node;
 
 use super::Core;
 use super::assign::Load;
-use super::events::{Action, Note};
-use super::members::{Session, State};
+use super::cluster::{Session, State};
+use super::events::{Action, ClusterEvent};
+use super::fault_injection::FaultInjection;
 
 /// A share may take so many times what it should …
 const SLACK: f64 = 2.0;
@@ -32,7 +33,7 @@ impl Core {
 
     /// A worker has been given `leaves` more leaves.
     pub(super) fn extend_deadline(&mut self, now: Duration, session: Session, leaves: u32, samples: usize) {
-        let mean_leaf = samples as f64 / f64::from(self.shape.tree.shards());
+        let mean_leaf = samples as f64 / f64::from(self.spec.tree.shards());
         let seconds = self.members.per_sample(session) * mean_leaf * f64::from(leaves) + self.transfer;
         if let Some(member) = self.members.0.get_mut(&session) {
             // A day is longer than any share takes, and no overflow.
@@ -46,7 +47,7 @@ impl Core {
         if self.recovery.is_some() {
             return self.boundary(now);
         }
-        if !self.breaks("test-leaf-forgotten") {
+        if !self.injects(FaultInjection::ForgetTestMicrobatch) {
             self.test_overdue(now);
         }
         let Some(flight) = &self.flight else { return };
@@ -56,7 +57,7 @@ impl Core {
         let mut late: Vec<(Session, Vec<Node>)> = Vec::new();
         for (&session, member) in self.members.0.iter().filter(|(_, m)| now >= m.due) {
             let waited_for =
-                |node: &&Node| flight.awaits(**node) && !flight.hedged.contains(&(session, **node));
+                |node: &&Node| flight.awaits(**node) && !flight.speculative.contains(&(session, **node));
             let nodes: Vec<Node> = member.open.iter().filter(waited_for).copied().collect();
             if !nodes.is_empty() {
                 late.push((session, nodes));
@@ -67,9 +68,9 @@ impl Core {
             let leaves = self.take_over(now, &nodes);
             if leaves > 0 {
                 if let Some(flight) = &mut self.flight {
-                    flight.hedged.extend(nodes.into_iter().map(|node| (session, node)));
+                    flight.speculative.extend(nodes.into_iter().map(|node| (session, node)));
                 }
-                self.actions.push(Action::Note(Note::Late { session, step, leaves }));
+                self.actions.push(Action::Report(ClusterEvent::Late { session, step, leaves }));
             }
         }
         self.audit_overdue(now);
@@ -78,10 +79,10 @@ impl Core {
     /// Deals nodes that a worker has not closed to others, and returns how many leaves.
     pub(super) fn take_over(&mut self, now: Duration, nodes: &[Node]) -> u32 {
         let Some(flight) = &self.flight else { return 0 };
-        if self.breaks("takeover-forgotten") {
+        if self.injects(FaultInjection::ForgetTakeover) {
             return 0;
         }
-        let mean_leaf = flight.samples as f64 / f64::from(self.shape.tree.shards());
+        let mean_leaf = flight.samples as f64 / f64::from(self.spec.tree.shards());
         let (step, attempt) = (flight.step, flight.attempt);
         let is_late = |session: &Session| {
             let member = &self.members.0[session];
@@ -125,7 +126,7 @@ impl Core {
         }
         let full = |nodes: &[Node]| nodes.iter().map(|&node| flight.full_leaves(node)).sum();
         let by = dealt.iter().map(|(&session, nodes)| (session, full(nodes))).collect();
-        self.actions.push(Action::Note(Note::TakenOver { step, leaves, by }));
+        self.actions.push(Action::Report(ClusterEvent::TakenOver { step, leaves, by }));
         for (session, nodes) in dealt {
             self.plan(now, session, step, attempt, nodes, true);
         }
@@ -135,7 +136,7 @@ impl Core {
     /// A step is over; whoever still had work in it is slower than it was thought to be,
     /// and gets more when it has confirmed the step.
     pub(super) fn measure_the_late(&mut self, now: Duration, started: Duration, samples: usize) {
-        let mean_leaf = samples as f64 / f64::from(self.shape.tree.shards());
+        let mean_leaf = samples as f64 / f64::from(self.spec.tree.shards());
         let elapsed = now.saturating_sub(started).as_secs_f64();
         for member in self.members.0.values_mut().filter(|m| m.state == State::Ready && !m.open.is_empty()) {
             member.state = State::Loading;
@@ -144,6 +145,6 @@ impl Core {
                 member.per_sample = Some(at_least);
             }
         }
-        self.members.forgive();
+        self.members.decay_idle_estimates();
     }
 }

@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use tally_numerics::loss::LossParts;
+use tally_numerics::schema::Sums;
 use tally_numerics::tree::{Node, Tree};
 
 use super::assign::{self, Load};
 use super::audit::Audit;
+use super::cluster::Session;
 use super::events::Receipt;
-use super::members::Session;
 use super::reduction::Reduction;
 
 /// A step in flight.
@@ -34,7 +34,7 @@ pub struct StepInFlight {
     /// Trailers that have come: a second is a violation.
     pub closed: BTreeSet<(Session, Node)>,
     /// Nodes that were dealt again because this worker was late with them.
-    pub hedged: BTreeSet<(Session, Node)>,
+    pub speculative: BTreeSet<(Session, Node)>,
     /// The audit that the commit waits for.
     pub audit: Option<Audit>,
     /// Who was asked to audit what, and has not answered.
@@ -58,7 +58,7 @@ impl StepInFlight {
             receipts: BTreeMap::new(),
             opened: BTreeSet::new(),
             closed: BTreeSet::new(),
-            hedged: BTreeSet::new(),
+            speculative: BTreeSet::new(),
             audit: None,
             audits: BTreeSet::new(),
             closing: false,
@@ -75,9 +75,9 @@ impl StepInFlight {
 
     /// The losses' means over the batch, summed along the tree.
     #[must_use]
-    pub fn loss(&self) -> LossParts {
-        let leaves = (0..self.tree.shards()).map(|leaf| self.receipts.get(&leaf).map(|r| r.losses));
-        LossParts::along_tree(leaves).scaled(1.0 / self.samples as f64)
+    pub fn loss(&self) -> Sums {
+        let leaves = (0..self.tree.shards()).map(|leaf| self.receipts.get(&leaf).map(|r| r.losses.clone()));
+        Sums::along_tree(leaves, 0).scaled(1.0 / self.samples as f64)
     }
 
     /// Checks a trailer's receipts against the leaves of its node: each non-empty leaf
@@ -119,7 +119,7 @@ impl StepInFlight {
     #[must_use]
     pub fn awaits(&self, node: Node) -> bool {
         let chunks = self.reduction.chunks();
-        let allowed = chunks.min(self.reduction.emitted() + tally_proto::WINDOW as u32);
+        let allowed = chunks.min(self.reduction.emitted() + tally_numerics::CREDIT_WINDOW as u32);
         let all_here = (0..allowed).all(|chunk| self.reduction.is_covered(node, chunk));
         !self.is_done(node) && (!all_here || allowed == chunks)
     }

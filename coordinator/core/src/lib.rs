@@ -2,27 +2,28 @@
 //!
 //! Events go in, actions come out ([`Core::handle`]). There is no socket, clock, thread,
 //! file or random source in here, so nothing in here can fail or wait, and any schedule of
-//! events replays exactly. The shell around it ([`crate::shell`]) holds the floats and the
+//! events replays exactly. The server around it (tally-coordinator) holds the floats and the
 //! sockets and performs the actions in their order.
 //!
 //! Promises kept here: **DATA-1** ([`ledger`]), **SUM-1** ([`reduction`], [`assign`]),
-//! **REP-1** (`membership`: every digest a worker sends is compared with the referee's),
-//! **LIVE-1** (`stepping` is a step's life, `deadlines` deals a lost or late worker's leaves
+//! **REP-1** (`replica_state`: every digest a worker sends is compared with the referee's),
+//! **LIVE-1** (`step_protocol` is a step's life, `deadlines` deals a lost or late worker's leaves
 //! again within it), **RESUME-1** ([`recovery`]).
 
 pub mod assign;
 pub mod audit;
+pub mod cluster;
 mod deadlines;
-pub mod deck;
 pub mod events;
+mod fault_injection;
 pub mod ledger;
-pub mod members;
-mod membership;
-pub mod recipe;
+pub mod optimizer;
 pub mod recovery;
 pub mod reduction;
+mod replica_state;
+pub mod sampler;
 pub mod step;
-mod stepping;
+mod step_protocol;
 pub mod test_pass;
 
 #[cfg(test)]
@@ -32,16 +33,17 @@ mod simulation;
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use tally_data::Schedule;
 use tally_numerics::digest::Digest;
+use tally_numerics::order::Schedule;
 use tally_numerics::tree::{Node, Tree};
 
-use deck::Deck;
-use events::{Action, Event, Outcome};
+use cluster::{Member, Members, Session};
+use events::{Action, Event, RunOutcome};
+use fault_injection::FaultInjection;
 use ledger::Ledger;
-use members::{Member, Members, Session};
-use recipe::Recipe;
+use optimizer::OptimizerConfig;
 use recovery::{Recorded, Recovery};
+use sampler::EpochSampler;
 use step::StepInFlight;
 use test_pass::TestPass;
 
@@ -50,7 +52,7 @@ const RECENT: usize = 1024;
 
 /// What a run is, as far as decisions go. Fixed for the run.
 #[derive(Clone, Debug)]
-pub struct Shape {
+pub struct RunSpec {
     /// The reduction tree.
     pub tree: Tree,
     /// Chunks of a gradient.
@@ -62,7 +64,7 @@ pub struct Shape {
     /// Samples of the test set.
     pub test_samples: usize,
     /// The optimizer's settings.
-    pub recipe: Recipe,
+    pub optimizer: OptimizerConfig,
     /// A checkpoint after every so many steps, beside those at the ends of epochs.
     pub checkpoint_every: Option<u64>,
     /// Workers to wait for before a new run starts.
@@ -71,7 +73,7 @@ pub struct Shape {
     pub audit_rate: f64,
 }
 
-impl Shape {
+impl RunSpec {
     /// Steps of the whole run.
     #[must_use]
     pub fn steps(&self) -> u64 {
@@ -97,8 +99,8 @@ pub enum Phase {
 /// The coordinator's state, except floats and sockets.
 #[derive(Debug)]
 pub struct Core {
-    shape: Shape,
-    deck: Deck,
+    spec: RunSpec,
+    sampler: EpochSampler,
     members: Members,
     ledger: Ledger,
     /// Samples of the epochs that were whole before this start.
@@ -134,19 +136,19 @@ pub struct Core {
     actions: Vec<Action>,
     /// A rule that is broken on purpose, to see which promise notices.
     #[cfg(test)]
-    broken: Option<&'static str>,
+    fault: Option<FaultInjection>,
 }
 
 impl Core {
     /// A run whose referee is at `committed` steps with this `digest`. A new run is at 0; a
     /// resumed one, of which something is `recorded`, waits for no more than one worker.
     #[must_use]
-    pub fn new(shape: Shape, committed: u64, digest: Digest, recorded: Recorded) -> Self {
-        let deck = Deck::new(shape.schedule);
+    pub fn new(spec: RunSpec, committed: u64, digest: Digest, recorded: Recorded) -> Self {
+        let sampler = EpochSampler::new(spec.schedule);
         let mut core = Self {
-            deck,
+            sampler,
             members: Members::default(),
-            ledger: Ledger::new(shape.schedule.samples()),
+            ledger: Ledger::new(spec.schedule.samples()),
             samples_before: 0,
             committed,
             digest,
@@ -168,8 +170,8 @@ impl Core {
             disputed: None,
             actions: Vec::new(),
             #[cfg(test)]
-            broken: None,
-            shape,
+            fault: None,
+            spec,
         };
         core.go_to(committed, digest);
         core
@@ -177,32 +179,32 @@ impl Core {
 
     /// The referee is at another step; only between steps.
     fn go_to(&mut self, committed: u64, digest: Digest) {
-        let per_epoch = self.shape.schedule.steps_per_epoch() as u64;
-        let samples = self.shape.schedule.samples();
+        let per_epoch = self.spec.schedule.steps_per_epoch() as u64;
+        let samples = self.spec.schedule.samples();
         self.samples_before = committed / per_epoch * samples as u64;
         self.committed = committed;
         self.digest = digest;
         self.recent = VecDeque::from([(committed, digest)]);
         self.tested = self.recorded.tested(committed);
         // What this epoch has used before the stop is used.
-        if !self.breaks("ledger-kept") {
+        if !self.injects(FaultInjection::KeepLedger) {
             self.ledger = Ledger::new(samples);
         }
         for step in committed - committed % per_epoch + 1..=committed {
-            self.ledger.commit(&self.deck.ids(step));
+            self.ledger.commit(&self.sampler.ids(step));
         }
     }
 
     /// Whether this rule is broken on purpose; only ever in tests.
-    #[cfg(test)]
-    fn breaks(&self, rule: &str) -> bool {
-        self.broken == Some(rule)
-    }
-
-    #[cfg(not(test))]
     #[allow(clippy::unused_self)]
-    fn breaks(&self, _: &str) -> bool {
-        false
+    fn injects(&self, fault: FaultInjection) -> bool {
+        #[cfg(test)]
+        return self.fault == Some(fault);
+        #[cfg(not(test))]
+        {
+            let _ = fault;
+            false
+        }
     }
 
     /// Takes an event that happened at `now` (on any steady clock) and says what to do.
@@ -249,10 +251,10 @@ impl Core {
 
     // ---- What the shell and its views may look at ----
 
-    /// The run's shape.
+    /// The run's spec.
     #[must_use]
-    pub fn shape(&self) -> &Shape {
-        &self.shape
+    pub fn spec(&self) -> &RunSpec {
+        &self.spec
     }
 
     /// Who is in the cluster.
@@ -316,23 +318,23 @@ impl Core {
             self.deal_test_leaves(now);
             return;
         }
-        let per_epoch = self.shape.schedule.steps_per_epoch() as u64;
+        let per_epoch = self.spec.schedule.steps_per_epoch() as u64;
         let epochs_done = (self.committed / per_epoch) as u32;
-        let due = self.shape.checkpoint_every.is_some_and(|every| self.committed.is_multiple_of(every));
+        let due = self.spec.checkpoint_every.is_some_and(|every| self.committed.is_multiple_of(every));
         let at_end = self.committed.is_multiple_of(per_epoch);
         if self.committed > 0 && (due || at_end || self.stopping) {
             self.checkpoint();
         }
         if self.stopping {
-            return self.finish(Outcome::Stopped);
+            return self.finish(RunOutcome::Stopped);
         }
         if epochs_done > self.tested {
-            let leaves = test_pass::leaves(self.shape.test_samples);
+            let leaves = test_pass::leaves(self.spec.test_samples);
             self.test = Some(TestPass::new(leaves, self.expected_answer()));
             self.actions.push(Action::TestBegin { step: self.committed, epoch: epochs_done });
             self.deal_test_leaves(now);
-        } else if self.committed >= self.shape.steps() {
-            self.finish(Outcome::Done);
+        } else if self.committed >= self.spec.steps() {
+            self.finish(RunOutcome::Done);
         } else {
             self.start_step(now);
         }
@@ -345,7 +347,7 @@ impl Core {
         }
     }
 
-    fn finish(&mut self, outcome: Outcome) {
+    fn finish(&mut self, outcome: RunOutcome) {
         self.finished = true;
         self.flight = None;
         self.actions.push(Action::Finish(outcome));

@@ -12,8 +12,8 @@ use tally_numerics::digest::{Digest, fnv1a};
 use tally_numerics::tree::Node;
 
 use super::Core;
-use super::events::{Action, Finding, Note, Origin};
-use super::members::Session;
+use super::cluster::Session;
+use super::events::{Action, AttemptId, AuditResult, ClusterEvent};
 
 /// Audits since the start, by how they ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -41,14 +41,14 @@ impl Audit {
         self.owner
     }
 
-    fn settled(&self) -> Option<Finding> {
+    fn settled(&self) -> Option<AuditResult> {
         let (own, _, true) = self.own else { return None };
         let answers: Option<Vec<Digest>> = self.checkers.iter().map(|(_, digest)| *digest).collect();
         match answers?[..] {
-            [first] if first == own => Some(Finding::Equal),
-            [first, third] if first == third => Some(Finding::Alone(self.owner)),
-            [_, third] if third == own => Some(Finding::Alone(self.checkers[0].0)),
-            [_, _] => Some(Finding::Undecided),
+            [first] if first == own => Some(AuditResult::Equal),
+            [first, third] if first == third => Some(AuditResult::Alone(self.owner)),
+            [_, third] if third == own => Some(AuditResult::Alone(self.checkers[0].0)),
+            [_, _] => Some(AuditResult::Undecided),
             _ => None,
         }
     }
@@ -68,7 +68,7 @@ impl Core {
 
     /// Whether the digest of this contribution's chunks is wanted.
     #[must_use]
-    pub fn is_audited(&self, from: Origin, node: Node) -> bool {
+    pub fn is_audited(&self, from: AttemptId, node: Node) -> bool {
         let Some(flight) = &self.flight else { return false };
         (flight.step, flight.attempt) == (from.step, from.attempt)
             && flight.audit.as_ref().is_some_and(|a| (a.owner, a.node) == (from.session, node))
@@ -78,10 +78,10 @@ impl Core {
     pub(super) fn begin_audit(&mut self, now: Duration, dealt: &[(Session, Vec<Node>)]) {
         let Some(flight) = &self.flight else { return };
         let disputed = self.disputed.filter(|(step, _)| *step == flight.step).map(|(_, node)| node);
-        let seed = self.shape.schedule.seed().to_le_bytes();
+        let seed = self.spec.schedule.seed().to_le_bytes();
         let chance = fnv1a(flight.step.to_le_bytes().into_iter().chain(seed));
         // The upper half decides whether, the lower half whose.
-        if disputed.is_none() && (chance >> 32) as f64 / f64::from(u32::MAX) >= self.shape.audit_rate {
+        if disputed.is_none() && (chance >> 32) as f64 / f64::from(u32::MAX) >= self.spec.audit_rate {
             return;
         }
         let ready = self.members.ready();
@@ -119,14 +119,14 @@ impl Core {
         let node = audit.node;
         flight.audits.insert((checker, node));
         self.deal(checker, step, node);
-        let leaves = self.shape.tree.leaves(node).len() as u32;
+        let leaves = self.spec.tree.leaves(node).len() as u32;
         self.extend_deadline(now, checker, leaves, samples);
         self.actions.push(Action::Audit { session: checker, step, attempt, samples, node });
         true
     }
 
     /// A chunk of a contribution came, of which the digest was wanted.
-    pub(super) fn audit_chunk(&mut self, from: Origin, node: Node, digest: Option<Digest>) {
+    pub(super) fn audit_chunk(&mut self, from: AttemptId, node: Node, digest: Option<Digest>) {
         let audited = self.is_audited(from, node);
         let audit = self.flight.as_mut().and_then(|f| f.audit.as_mut());
         if let (true, Some(audit), Some(digest)) = (audited, audit, digest) {
@@ -135,11 +135,11 @@ impl Core {
     }
 
     /// A contribution is closed.
-    pub(super) fn audit_closed(&mut self, now: Duration, from: Origin, node: Node) {
+    pub(super) fn audit_closed(&mut self, now: Duration, from: AttemptId, node: Node) {
         if !self.is_audited(from, node) {
             return;
         }
-        let chunks = self.shape.chunks;
+        let chunks = self.spec.chunks;
         let Some(audit) = self.flight.as_mut().and_then(|f| f.audit.as_mut()) else { return };
         if audit.own.1 == chunks {
             audit.own.2 = true;
@@ -151,7 +151,7 @@ impl Core {
     }
 
     /// A second opinion has come.
-    pub(super) fn audited(&mut self, now: Duration, from: Origin, node: Node, digest: Digest) {
+    pub(super) fn audited(&mut self, now: Duration, from: AttemptId, node: Node, digest: Digest) {
         let Some((_, flight)) = self.current(from) else { return };
         if !flight.audits.remove(&(from.session, node)) {
             let reason = format!("it audited {node}, which it was not asked to");
@@ -169,7 +169,7 @@ impl Core {
         let Some(audit) = self.flight.as_ref().and_then(|f| f.audit.as_ref()) else { return };
         let mut finding = audit.settled();
         if audit.needs_a_third() && !self.ask_checker(now) {
-            finding = Some(Finding::Undecided);
+            finding = Some(AuditResult::Undecided);
         }
         let Some(finding) = finding else { return };
         let Some(flight) = &mut self.flight else { return };
@@ -178,27 +178,29 @@ impl Core {
         let name =
             |session: Session| self.members.0.get(&session).map_or_else(String::new, |m| m.name.clone());
         let alone = match finding {
-            Finding::Alone(session) => Some(name(session)),
+            AuditResult::Alone(session) => Some(name(session)),
             _ => None,
         };
         let checker = name(audit.checkers[0].0);
-        let note = Note::Audited { step, node, owner: name(owner), checker, alone, finding };
-        if finding == Finding::Equal {
+        let note = ClusterEvent::Audited { step, node, owner: name(owner), checker, alone, finding };
+        if finding == AuditResult::Equal {
             self.audits.equal += 1;
         } else {
             self.audits.differed += 1;
         }
-        self.actions.push(Action::Note(note));
+        self.actions.push(Action::Report(note));
         let fault = format!("its bits for {node} of step {step} are not those that two others got");
         match finding {
-            Finding::Equal => self.close_if_complete(),
-            Finding::Alone(session) if session == owner => self.violated(now, session, fault),
-            Finding::Alone(session) => {
+            AuditResult::Equal => self.close_if_complete(),
+            AuditResult::Alone(session) if session == owner => self.violated(now, session, fault),
+            AuditResult::Alone(session) => {
                 self.evict(now, session, fault, true);
                 self.close_if_complete();
             }
-            Finding::Undecided if self.disputed.is_some_and(|(of, _)| of == step) => self.close_if_complete(),
-            Finding::Undecided => {
+            AuditResult::Undecided if self.disputed.is_some_and(|(of, _)| of == step) => {
+                self.close_if_complete()
+            }
+            AuditResult::Undecided => {
                 self.disputed = Some((step, node));
                 self.abort("an audit found different bits, and nobody to decide");
                 self.boundary(now);
@@ -221,8 +223,8 @@ impl Core {
         let late = |session: &Session| self.members.0.get(session).is_none_or(|m| now >= m.due);
         let checkers =
             audit.checkers.iter().filter(|(_, answer)| answer.is_none()).map(|(session, _)| session);
-        let hedged = flight.hedged.contains(&(audit.owner, audit.node));
-        if hedged || checkers.into_iter().any(late) {
+        let speculative = flight.speculative.contains(&(audit.owner, audit.node));
+        if speculative || checkers.into_iter().any(late) {
             self.drop_audit();
             self.close_if_complete();
         }

@@ -24,12 +24,12 @@ impl World {
 }
 
 /// Checkpoints after steps 3, 6 and 9.
-fn rarely_saved() -> Shape {
-    Shape { checkpoint_every: None, ..shape(3) }
+fn rarely_saved() -> RunSpec {
+    RunSpec { checkpoint_every: None, ..spec(3) }
 }
 
-fn quiet(workers: usize) -> Shape {
-    Shape { audit_rate: 0.0, ..shape(workers) }
+fn quiet(workers: usize) -> RunSpec {
+    RunSpec { audit_rate: 0.0, ..spec(workers) }
 }
 
 // ---- RESUME-1 ----
@@ -114,7 +114,7 @@ fn resume_1_a_stop_does_not_wait_for_the_grace() {
     let mut world = World::crash_at(6, 5);
     world.crash(false);
     world.feed(Event::Stop);
-    assert_eq!(world.outcome, Some(Outcome::Stopped));
+    assert_eq!(world.outcome, Some(RunOutcome::Stopped));
 }
 
 // ---- Deadlines ----
@@ -176,8 +176,8 @@ fn a_worker_that_waits_for_credits_is_not_late() {
     world.workers[1].asleep = u32::MAX;
     world.until(|w| w.counts.late >= 1);
     let session = world.workers[0].session.unwrap();
-    let hedged = &world.core.flight().unwrap().hedged;
-    assert!(hedged.iter().all(|(late, _)| *late != session), "{hedged:?}");
+    let speculative = &world.core.flight().unwrap().speculative;
+    assert!(speculative.iter().all(|(late, _)| *late != session), "{speculative:?}");
 }
 
 #[test]
@@ -198,7 +198,7 @@ fn live_1_a_spare_takes_over() {
 // ---- Audits ----
 
 fn flipped(seed: u64, workers: usize, flips: u32) -> Counts {
-    let mut world = World::with(seed, Shape { audit_rate: 1.0, ..shape(workers) });
+    let mut world = World::with(seed, RunSpec { audit_rate: 1.0, ..spec(workers) });
     world.run_to(4);
     // Not the last of the run's steps to be audited; bad memory makes one chunk wrong.
     for _ in 0..flips {
@@ -214,8 +214,9 @@ fn flipped(seed: u64, workers: usize, flips: u32) -> Counts {
 fn sum_1_an_audit_finds_who_was_wrong_where_there_is_a_third() {
     for seed in 0..20 {
         let counts = flipped(seed, 3, 1);
-        let differed: Vec<&Finding> = counts.audits.iter().filter(|f| **f != Finding::Equal).collect();
-        assert!(matches!(differed[..], [Finding::Alone(_)]), "seed {seed}: {differed:?}");
+        let differed: Vec<&AuditResult> =
+            counts.audits.iter().filter(|f| **f != AuditResult::Equal).collect();
+        assert!(matches!(differed[..], [AuditResult::Alone(_)]), "seed {seed}: {differed:?}");
     }
 }
 
@@ -223,27 +224,28 @@ fn sum_1_an_audit_finds_who_was_wrong_where_there_is_a_third() {
 fn sum_1_with_two_workers_the_step_is_computed_again() {
     for seed in 0..20 {
         let counts = flipped(seed, 2, 1);
-        let differed: Vec<&Finding> = counts.audits.iter().filter(|f| **f != Finding::Equal).collect();
-        assert!(matches!(differed[..], [Finding::Undecided]), "seed {seed}: {differed:?}");
+        let differed: Vec<&AuditResult> =
+            counts.audits.iter().filter(|f| **f != AuditResult::Equal).collect();
+        assert!(matches!(differed[..], [AuditResult::Undecided]), "seed {seed}: {differed:?}");
     }
 }
 
 #[test]
 fn an_audit_of_honest_workers_finds_nothing() {
-    let counts = World::with(1, Shape { audit_rate: 1.0, ..shape(4) }).ends_well();
-    assert!(counts.audits.len() >= 7 && counts.audits.iter().all(|f| *f == Finding::Equal), "{counts:?}");
+    let counts = World::with(1, RunSpec { audit_rate: 1.0, ..spec(4) }).ends_well();
+    assert!(counts.audits.len() >= 7 && counts.audits.iter().all(|f| *f == AuditResult::Equal), "{counts:?}");
 }
 
 #[test]
 fn an_audit_compares_workers_of_one_kind() {
     let audits = |kinds: &[&'static str]| {
-        let shape = Shape { audit_rate: 1.0, ..shape(kinds.len()) };
-        World::of_kinds(1, shape, kinds.to_vec()).ends_well().audits
+        let spec = RunSpec { audit_rate: 1.0, ..spec(kinds.len()) };
+        World::of_kinds(1, spec, kinds.to_vec()).ends_well().audits
     };
     assert!(audits(&["CPU", "GPU"]).is_empty(), "nobody can say who is right");
     let some = audits(&["CPU", "GPU", "CPU"]);
     let all = audits(&["CPU", "CPU", "CPU"]);
-    assert!(!some.is_empty() && some.iter().all(|finding| *finding == Finding::Equal), "{some:?}");
+    assert!(!some.is_empty() && some.iter().all(|finding| *finding == AuditResult::Equal), "{some:?}");
     assert_eq!(some.len(), all.len(), "as often as where all are of one kind");
     // Workers of old builds say nothing of it.
     assert!(!audits(&["", "CPU", ""]).is_empty());
@@ -271,7 +273,7 @@ fn with_nan_from(who: &[usize]) -> World {
             working && w.core.flight().is_some_and(|f| f.step == 4 && !f.closing)
         });
         let flight = world.core.flight().unwrap();
-        let from = Origin { session, step: flight.step, attempt: flight.attempt };
+        let from = AttemptId { session, step: flight.step, attempt: flight.attempt };
         let node = *world.core.members().0[&session].open.first().unwrap();
         world.feed(Event::NonFinite { from, node, tensor: "conv6.weight".into() });
     }
@@ -281,7 +283,7 @@ fn with_nan_from(who: &[usize]) -> World {
 #[test]
 fn nan_that_two_workers_find_is_the_models() {
     let world = with_nan_from(&[0, 1]);
-    assert_eq!(world.outcome, Some(Outcome::Diverged { step: 4, tensor: "conv6.weight".into() }));
+    assert_eq!(world.outcome, Some(RunOutcome::Diverged { step: 4, tensor: "conv6.weight".into() }));
     assert_eq!(world.core.committed().0, 3);
     assert!(world.disk.checkpoints.contains_key(&3), "the last good state is kept");
 }
@@ -300,7 +302,7 @@ fn a_stop_lets_the_step_in_flight_finish() {
     world.run_to(2);
     world.feed(Event::Stop);
     let world = world.finish();
-    assert_eq!((world.outcome, world.core.committed().0), (Some(Outcome::Stopped), 2));
+    assert_eq!((world.outcome, world.core.committed().0), (Some(RunOutcome::Stopped), 2));
 }
 
 #[test]
@@ -312,13 +314,13 @@ fn a_stop_ends_even_if_every_worker_goes() {
         for at in 0..3 {
             world.kill(at, false);
         }
-        assert_eq!(world.outcome, Some(Outcome::Stopped), "seed {seed}");
+        assert_eq!(world.outcome, Some(RunOutcome::Stopped), "seed {seed}");
     }
 }
 
 #[test]
 fn a_run_that_was_done_before_it_could_say_so_ends_at_once() {
     let recorded = Recorded { tests: [3, 6, 9].into(), ..Recorded::default() };
-    let mut core = Core::new(shape(2), 9, Digest(1), recorded);
-    assert_eq!(core.handle(Duration::ZERO, Event::Wake), [Action::Finish(Outcome::Done)]);
+    let mut core = Core::new(spec(2), 9, Digest(1), recorded);
+    assert_eq!(core.handle(Duration::ZERO, Event::Wake), [Action::Finish(RunOutcome::Done)]);
 }

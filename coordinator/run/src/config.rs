@@ -5,7 +5,7 @@ use tally_numerics::manifest::Manifest;
 use tally_numerics::wire::WireDtype;
 use tally_worker::engine::{LabelLoss, ModelSpec};
 
-use crate::core::recipe::Recipe;
+use tally_core::optimizer::OptimizerConfig;
 
 /// The version of a run directory's layout. Raised whenever an older Tally could not go on with it in the same
 /// bits (`docs/compatibility.md`); what is new and only for people does not raise it.
@@ -35,7 +35,7 @@ pub struct RunConfig {
     /// `default` or `seed`, or `custom` if an option departs from both.
     pub recipe: String,
     /// The optimizer's settings.
-    pub optimizer: Recipe,
+    pub optimizer: OptimizerConfig,
     /// The data.
     pub data: DataConfig,
     /// Weights the run started from, if they were not drawn from the seed.

@@ -12,8 +12,9 @@ use std::time::Duration;
 use tally_numerics::digest::Digest;
 
 use super::Core;
-use super::events::{Action, Note};
-use super::members::Session;
+use super::cluster::Session;
+use super::events::{Action, ClusterEvent};
+use super::fault_injection::FaultInjection;
 
 /// How long a worker may take to send the state it was asked for.
 const UPLOAD: Duration = Duration::from_secs(30);
@@ -86,7 +87,8 @@ impl Core {
         let Some(member) = self.members.0.get(&session) else { return };
         let confirmed = |(step, digest): &&(u64, Digest)| {
             *step > self.committed
-                && (self.recorded.digests.get(step) == Some(digest) || self.breaks("any-offer"))
+                && (self.recorded.digests.get(step) == Some(digest)
+                    || self.injects(FaultInjection::AdoptAnyState))
         };
         let newest = member.held.iter().filter(confirmed).map(|(step, _)| *step).max();
         if let (Some(recovery), Some(step)) = (&mut self.recovery, newest) {
@@ -108,7 +110,7 @@ impl Core {
         if asked.is_none_or(|(who, what, _)| (who, what) != (session, step)) {
             return self.evict(now, session, format!("it sent the state of step {step} unasked"), false);
         }
-        if self.recorded.digests.get(&step) != Some(&digest) && !self.breaks("any-offer") {
+        if self.recorded.digests.get(&step) != Some(&digest) && !self.injects(FaultInjection::AdoptAnyState) {
             let reason =
                 format!("the state of step {step} that it sent has digest {digest}, not the journal's");
             return self.evict(now, session, reason, true);
@@ -116,7 +118,7 @@ impl Core {
         self.recovery = None;
         self.go_to(step, digest);
         self.actions.push(Action::Adopt { step });
-        self.actions.push(Action::Note(Note::Adopted { session, step }));
+        self.actions.push(Action::Report(ClusterEvent::Adopted { session, step }));
         self.boundary(now);
     }
 }

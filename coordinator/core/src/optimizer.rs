@@ -41,7 +41,7 @@ impl FromStr for LrSchedule {
 
 /// SGD's settings for a whole run.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Recipe {
+pub struct OptimizerConfig {
     /// The learning rate at its peak.
     pub learning_rate: f32,
     /// Momentum, as PyTorch defines it (no dampening).
@@ -54,7 +54,7 @@ pub struct Recipe {
     pub lr_schedule: LrSchedule,
 }
 
-impl Recipe {
+impl OptimizerConfig {
     /// The learning rate of `step` (from 1) in a run of `total` steps.
     ///
     /// Step `s ≤ w` of the warm-up has `peak·s/w`. A later step is `d = (s − w − 1)/(total − w)`
@@ -84,7 +84,7 @@ mod tests {
 
     #[test]
     fn the_rate_rises_and_falls() {
-        let recipe = Recipe {
+        let recipe = OptimizerConfig {
             learning_rate: 0.1,
             momentum: 0.9,
             clip_norm: None,
@@ -96,11 +96,11 @@ mod tests {
         assert!((rate(61) - 0.05).abs() < 1e-6);
         assert!(rate(110) > 0.0 && rate(110) < 1e-4);
         assert!((11..110).all(|s| rate(s + 1) < rate(s)));
-        let linear = Recipe { lr_schedule: LrSchedule::Linear, ..recipe };
+        let linear = OptimizerConfig { lr_schedule: LrSchedule::Linear, ..recipe };
         let rate = |step| linear.rate(step, 110);
         assert_eq!((rate(5), rate(10), rate(11), rate(61)), (0.05, 0.1, 0.1, 0.05));
         assert!((rate(110) - 0.001).abs() < 1e-8 && rate(111) == 0.0);
-        let constant = Recipe { warmup_steps: 0, lr_schedule: LrSchedule::Constant, ..recipe };
+        let constant = OptimizerConfig { warmup_steps: 0, lr_schedule: LrSchedule::Constant, ..recipe };
         assert!([1, 7, 1000].iter().all(|&s| constant.rate(s, 10) == 0.1));
     }
 }

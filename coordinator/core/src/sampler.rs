@@ -1,18 +1,18 @@
 //! The samples of each step, in the order of the schedule (**DATA-2**).
 
-use tally_data::Schedule;
 use tally_numerics::digest;
+use tally_numerics::order::Schedule;
 use tally_numerics::tree::{Node, Tree};
 
 /// The schedule with the orders of the epochs in use, drawn once each.
 #[derive(Debug)]
-pub struct Deck {
+pub struct EpochSampler {
     schedule: Schedule,
     /// This epoch's order and the next one's; a step's samples travel ahead.
     orders: Vec<(u32, Vec<u32>)>,
 }
 
-impl Deck {
+impl EpochSampler {
     /// A deck of which nothing is drawn yet.
     #[must_use]
     pub fn new(schedule: Schedule) -> Self {
