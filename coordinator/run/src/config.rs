@@ -1,12 +1,11 @@
 //! The configuration of a run, whole, as `run.json` keeps it.
 
 use serde::{Deserialize, Serialize};
-use tally_numerics::manifest::Manifest;
-use tally_numerics::wire::WireDtype;
-use tally_worker::engine::{LabelLoss, ModelSpec};
-
+use tally_checkpoint::ProgramConfig;
 use tally_core::optimizer::OptimizerConfig;
-
+use tally_numerics::manifest::Manifest;
+use tally_numerics::schema::Schema;
+use tally_numerics::wire::WireDtype;
 /// The version of a run directory's layout. Raised whenever an older Tally could not go on with it in the same
 /// bits (`docs/compatibility.md`); what is new and only for people does not raise it.
 pub const RUN_VERSION: u32 = 1;
@@ -21,17 +20,17 @@ pub struct RunConfig {
     /// The run's random identity, 16 hex digits.
     pub run: String,
     /// What is trained.
-    pub model: ModelSpec,
-    /// The loss of the digit's answer.
-    pub label_loss: LabelLoss,
+    pub program: ProgramConfig,
+    /// The losses and metrics that it measures.
+    pub schema: Schema,
     /// The seed of order, numbers and initial parameters.
     pub seed: u64,
     /// Epochs of the run.
     pub epochs: u32,
     /// Samples of a step, over all workers.
     pub batch_size: usize,
-    /// Micro-shards of a step.
-    pub shards: u32,
+    /// Microbatches that a step is cut into.
+    pub microbatches: u32,
     /// `default` or `seed`, or `custom` if an option departs from both.
     pub recipe: String,
     /// The optimizer's settings.

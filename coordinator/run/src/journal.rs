@@ -13,11 +13,10 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use tally_numerics::digest::Digest;
-use tally_numerics::loss::LossParts;
+use tally_numerics::schema::{Evaluation, Named};
 use thiserror::Error;
 
 use tally_checkpoint::remedy;
-use tally_worker::scores::Scores;
 
 /// One line.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -50,7 +49,7 @@ pub enum Line {
         seconds: f64,
         /// What it found.
         #[serde(flatten)]
-        scores: Scores,
+        evaluation: Evaluation,
     },
     /// A worker is ready for work.
     Join {
@@ -162,8 +161,8 @@ pub struct StepLine {
     pub step: u64,
     /// Its epoch, from 1.
     pub epoch: u32,
-    /// Means over the batch.
-    pub loss: LossLine,
+    /// Means over the batch: `total`, then each part.
+    pub loss: Named,
     /// Samples of the batch.
     pub samples: usize,
     /// Workers that contributed.
@@ -184,25 +183,6 @@ pub struct StepLine {
     pub gradient_norm: f64,
     /// Digest of parameters and momentum after the step.
     pub digest: Digest,
-}
-
-/// A loss by part, with its total.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct LossLine {
-    /// All parts together.
-    pub total: f64,
-    /// The digit's.
-    pub label: f64,
-    /// The sum's.
-    pub sum: f64,
-    /// The difference's.
-    pub difference: f64,
-}
-
-impl From<LossParts> for LossLine {
-    fn from(l: LossParts) -> Self {
-        Self { total: l.total(), label: l.label, sum: l.sum, difference: l.difference }
-    }
 }
 
 /// Why a journal cannot be used.
@@ -260,8 +240,8 @@ pub enum JournalError {
 pub struct History {
     /// The digest of every step.
     pub digests: BTreeMap<u64, Digest>,
-    /// The scores of every test pass, by step.
-    pub tests: BTreeMap<u64, Scores>,
+    /// What every test pass found, by step.
+    pub tests: BTreeMap<u64, Evaluation>,
     /// Wall seconds of the steps and test passes.
     pub seconds: f64,
     /// Wall seconds of the steps.
@@ -284,8 +264,8 @@ impl History {
                 self.seconds += step.seconds;
                 self.step_seconds += step.seconds;
             }
-            Line::Test { step, seconds, scores, .. } => {
-                self.tests.insert(step, scores);
+            Line::Test { step, seconds, evaluation, .. } => {
+                self.tests.insert(step, evaluation);
                 self.seconds += seconds;
             }
             Line::Join { .. } => self.joined += 1,
@@ -420,7 +400,9 @@ mod tests {
         Line::Step(StepLine {
             step,
             epoch: 1,
-            loss: LossParts { label: 1.0, sum: 2.0, difference: 3.0 }.into(),
+            loss: [("total", 6.0), ("label", 1.0), ("sum", 2.0), ("difference", 3.0)]
+                .map(|(name, mean)| (name.to_owned(), mean))
+                .into(),
             samples: 64,
             workers: 2,
             seconds: 0.5,

@@ -1,9 +1,9 @@
-//! A run on disk: its configuration, its journal, its checkpoints, its summary.
+//! A run on disk: its configuration, its journal, its summary. Checkpoints are tally-checkpoint's.
 
-pub mod checkpointer;
+#![forbid(unsafe_code)]
+
 pub mod config;
 pub mod directory;
 pub mod journal;
 pub mod record;
-pub mod replay;
 pub mod summary;

@@ -5,8 +5,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use tally_data::Schedule;
-use tally_data::schedule::BadSchedule;
+use tally_numerics::order::{BadSchedule, Schedule};
 use thiserror::Error;
 
 use super::config::RunConfig;

@@ -4,9 +4,8 @@ use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
 
-use tally_worker::scores::Scores;
-
 use tally_core::events::Committed;
+use tally_numerics::schema::Named;
 
 /// Written when a run ends, and when a stretch of it is stopped.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -17,8 +16,8 @@ pub struct Summary {
     pub steps: u64,
     /// Whole epochs.
     pub epochs: u32,
-    /// The last test pass, if there was one.
-    pub test: Option<TestSummary>,
+    /// The last test pass, if there was one: `loss`, then each metric that is one number.
+    pub test: Option<Named>,
     /// SHA-256 over the model's tensors in the order of their names, little-endian `f32`.
     pub parameters_sha256: String,
     /// Digest of parameters and momentum, as in the journal.
@@ -26,7 +25,7 @@ pub struct Summary {
     /// Wall time of all stretches.
     pub wall_seconds: f64,
     /// Training samples a second, over the time spent in steps.
-    pub images_per_second: f64,
+    pub samples_per_second: f64,
     /// Where the time of a step went.
     pub median_seconds: MedianSeconds,
     /// Training samples committed.
@@ -45,33 +44,6 @@ pub struct Summary {
     /// Those whose bits differed.
     #[serde(default)]
     pub audits_differed: u64,
-}
-
-/// A test pass in five numbers; the journal has the rest.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct TestSummary {
-    /// Mean loss over the test set.
-    pub loss: f64,
-    /// Share of digits that are right, from 0 to 1.
-    pub digit_accuracy: f64,
-    /// Share of sums that are right.
-    pub sum_accuracy: f64,
-    /// Share of differences that are right.
-    pub difference_accuracy: f64,
-    /// Share of samples with all three right.
-    pub all_correct: f64,
-}
-
-impl From<&Scores> for TestSummary {
-    fn from(s: &Scores) -> Self {
-        Self {
-            loss: s.loss,
-            digit_accuracy: s.digit_accuracy,
-            sum_accuracy: s.sum_accuracy,
-            difference_accuracy: s.difference_accuracy,
-            all_correct: s.all_correct,
-        }
-    }
 }
 
 /// Medians over the last steps (at most [`REMEMBERED`]) of this start, in seconds.
