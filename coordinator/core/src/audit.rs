@@ -167,30 +167,30 @@ impl Core {
 
     fn settle_audit(&mut self, now: Duration) {
         let Some(audit) = self.flight.as_ref().and_then(|f| f.audit.as_ref()) else { return };
-        let mut finding = audit.settled();
+        let mut result = audit.settled();
         if audit.needs_a_third() && !self.ask_checker(now) {
-            finding = Some(AuditResult::Undecided);
+            result = Some(AuditResult::Undecided);
         }
-        let Some(finding) = finding else { return };
+        let Some(result) = result else { return };
         let Some(flight) = &mut self.flight else { return };
         let Some(audit) = flight.audit.take() else { return };
         let (step, node, owner) = (flight.step, audit.node, audit.owner);
         let name =
             |session: Session| self.members.0.get(&session).map_or_else(String::new, |m| m.name.clone());
-        let alone = match finding {
+        let alone = match result {
             AuditResult::Alone(session) => Some(name(session)),
             _ => None,
         };
         let checker = name(audit.checkers[0].0);
-        let note = ClusterEvent::Audited { step, node, owner: name(owner), checker, alone, finding };
-        if finding == AuditResult::Equal {
+        let note = ClusterEvent::Audited { step, node, owner: name(owner), checker, alone, result };
+        if result == AuditResult::Equal {
             self.audits.equal += 1;
         } else {
             self.audits.differed += 1;
         }
         self.actions.push(Action::Report(note));
         let fault = format!("its bits for {node} of step {step} are not those that two others got");
-        match finding {
+        match result {
             AuditResult::Equal => self.close_if_complete(),
             AuditResult::Alone(session) if session == owner => self.violated(now, session, fault),
             AuditResult::Alone(session) => {

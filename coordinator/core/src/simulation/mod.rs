@@ -382,7 +382,7 @@ impl World {
             }
             Action::Report(ClusterEvent::Adopted { .. }) => self.counts.adopted += 1,
             Action::Report(ClusterEvent::Late { .. }) => self.counts.late += 1,
-            Action::Report(ClusterEvent::Audited { finding, .. }) => self.counts.audits.push(finding),
+            Action::Report(ClusterEvent::Audited { result, .. }) => self.counts.audits.push(result),
             Action::Finish(outcome) => self.outcome = Some(outcome),
             Action::SendLeaf { .. } | Action::TestBegin { .. } | Action::Report(_) => {}
         }
