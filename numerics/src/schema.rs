@@ -164,6 +164,13 @@ impl Schema {
         })
     }
 
+    /// The metric that picks the best checkpoint; `None` where the loss does.
+    #[must_use]
+    pub fn best(&self) -> Option<&MetricSpec> {
+        let best = self.best.as_ref()?;
+        self.metrics.iter().find(|metric| metric.name == *best)
+    }
+
     /// How many numbers the sums of a test microbatch have: the losses', then the metrics'.
     #[must_use]
     pub fn width(&self) -> usize {
@@ -322,13 +329,18 @@ impl Evaluation {
         }
     }
 
+    /// The metrics that are one number.
+    pub fn ratios(&self) -> impl Iterator<Item = (&str, f64)> {
+        self.metrics.iter().filter_map(|(name, value)| match value {
+            MetricValue::Ratio(ratio) => Some((name.as_str(), *ratio)),
+            _ => None,
+        })
+    }
+
     /// The mean loss as `loss`, and every metric that is one number.
     #[must_use]
     pub fn numbers(&self) -> Named {
-        let ratios = self.metrics.iter().filter_map(|(name, value)| match value {
-            MetricValue::Ratio(ratio) => Some((name.clone(), *ratio)),
-            _ => None,
-        });
+        let ratios = self.ratios().map(|(name, ratio)| (name.to_owned(), ratio));
         std::iter::once(("loss".to_owned(), self.total_loss())).chain(ratios).collect()
     }
 }

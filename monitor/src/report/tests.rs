@@ -1,0 +1,1 @@
+//! A report of run directories as a coordinator writes them.
