@@ -135,8 +135,11 @@ pub(crate) mod tests {
         Meta {
             version: VERSION,
             run: "a \"run\"\nof two lines".into(),
-            model: "number-sum-difference".into(),
-            label_loss: "cross-entropy".into(),
+            program: ProgramConfig {
+                name: "mnist".into(),
+                variant: "a \"model\"".into(),
+                arguments: serde_json::json!({ "third": 1.0 / 3.0 }),
+            },
             step: u64::MAX - 1,
             epoch: 3,
             digest: Digest(0xfedc_ba98_7654_3210),

@@ -86,7 +86,10 @@ pub enum Idle {
 #[derive(Clone, Copy, Debug)]
 pub enum RunEvent<'a> {
     /// The driver has started.
-    Started,
+    Started {
+        /// How often this run's coordinator has been started.
+        incarnation: u64,
+    },
     /// A line is about to be written to the journal; a step's is told as [`Committed`](Self::Committed).
     Journal(&'a Line),
     /// A worker takes part: its replica may not be ready yet.
@@ -193,15 +196,12 @@ pub enum RunEvent<'a> {
         /// Its replica's digest was wrong (**REP-1**).
         drifted: bool,
     },
-    /// Two workers computed the same node; a [`ClusterEvent`] follows if the bits differ.
-    Audited {
-        /// Whether the bits were equal.
-        equal: bool,
-    },
     /// A word for the person who started the run.
     Note(&'a str),
     /// A warning for that person.
     Warning(&'a str),
+    /// The coordinator itself has failed; its run can be resumed.
+    Failed(&'a str),
     /// Time has passed, or the driver is between two inputs; told at least once a second.
     Tick,
     /// The run, or this stretch of it, is over: `done`, `stopped`, `diverged` or `failed`.

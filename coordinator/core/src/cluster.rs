@@ -81,6 +81,18 @@ impl Member {
         }
     }
 
+    /// What it is doing, in a word; `in_flight` says whether a step is.
+    #[must_use]
+    pub fn activity(&self, in_flight: bool) -> &'static str {
+        match self.state {
+            State::Joining => "joining",
+            State::Loading => "loading",
+            State::Ready if self.leaves > 0 || !self.testing.is_empty() => "working",
+            State::Ready if in_flight => "spare",
+            State::Ready => "ready",
+        }
+    }
+
     /// Takes a measurement of its speed: one in four counts fully, so that a single slow
     /// leaf does not move its share.
     pub fn measure(&mut self, seconds: f64, samples: usize) {

@@ -417,7 +417,7 @@ pub enum ClusterEvent {
         /// Whose bits were its own, by name.
         alone: Option<String>,
         /// How it ended.
-        finding: AuditResult,
+        result: AuditResult,
     },
     /// Leaves of a lost or late worker were dealt to others in the same step.
     TakenOver {

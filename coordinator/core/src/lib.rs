@@ -329,7 +329,7 @@ impl Core {
             return self.finish(RunOutcome::Stopped);
         }
         if epochs_done > self.tested {
-            let leaves = test_pass::leaves(self.spec.test_samples);
+            let leaves = test_pass::microbatches(self.spec.test_samples);
             self.test = Some(TestPass::new(leaves, self.expected_answer()));
             self.actions.push(Action::TestBegin { step: self.committed, epoch: epochs_done });
             self.deal_test_leaves(now);

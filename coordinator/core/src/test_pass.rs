@@ -73,9 +73,9 @@ impl TestPass {
     }
 }
 
-/// How many leaves a test set of `samples` samples has.
+/// How many microbatches a test set of `samples` samples has.
 #[must_use]
-pub fn leaves(samples: usize) -> u32 {
+pub fn microbatches(samples: usize) -> u32 {
     samples.div_ceil(TEST_MICROBATCH) as u32
 }
 
@@ -178,6 +178,6 @@ mod tests {
 
     #[test]
     fn the_last_leaf_may_be_short() {
-        assert_eq!((leaves(10_000), leaves(101), leaves(100), leaves(1)), (100, 2, 1, 1));
+        assert_eq!((microbatches(10_000), microbatches(101), microbatches(100), microbatches(1)), (100, 2, 1, 1));
     }
 }

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use tally_checkpoint::{self as checkpoint, Meta};
 
-use crate::shell::referee::Snapshot;
+use crate::server::master::Snapshot;
 
 /// What became of a job.
 #[derive(Debug)]

@@ -1,15 +1,18 @@
-//! The thin shell around the core: sockets, floats, files, threads.
+//! Around the core: sockets, floats, files, threads.
 //!
 //! [`service`] turns what workers send into inputs; one thread, the [`driver`], feeds them
-//! to the core and performs its actions; [`outbox`] holds what waits to be sent, [`board`] what
+//! to the core and performs its actions; [`outbox`] holds what waits to be sent, [`shared_sums`] what
 //! workers of this machine read without its being sent. Tokio's
 //! threads only move bytes, and nothing they do can block the driver.
 
-pub mod arena;
-pub mod board;
+mod checkpointer;
 pub mod driver;
-mod lookers;
+pub mod health;
+pub mod input;
+pub mod master_state;
 pub mod outbox;
-pub mod referee;
+pub mod reduction_buffers;
 pub mod service;
+pub mod shared_sums;
+mod status_cache;
 mod versions;

@@ -14,18 +14,17 @@ use std::time::Duration;
 use std::time::Instant;
 
 use axum::Router;
-use tally_numerics::chunk_range;
+use tally_numerics::{CREDIT_WINDOW, chunk_range};
 use tally_numerics::digest::Digest;
-use tally_numerics::manifest::Manifest;
 use tally_numerics::norm::first_non_finite;
 use tally_numerics::tree::Node;
 use tally_numerics::wire::WireDtype;
 use tally_proto::segment::Segment;
-use tally_proto::span::{self, Span};
+use tally_proto::span;
 use tally_proto::v1::cluster_server::Cluster;
 use tally_proto::v1::{self, GradientUp, WorkerMessage, gradient_up, worker_message};
-use tally_proto::{MAX_FROM_WORKER, WINDOW, convert, floats};
-use tally_worker::session::link::{Down, Link};
+use tally_proto::{MAX_FROM_WORKER, convert, floats};
+use tally_transport::local::{Down, LocalTransport};
 use tokio::io::DuplexStream;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
@@ -33,11 +32,12 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::lookers::Lookers;
+use super::input::{Hello, Input};
+use super::status_cache::StatusCache;
 use super::outbox::{Bulk, Control, OutboxStream, outbox};
 use super::versions::Versions;
-use crate::access::guard::Connection;
-use crate::access::joins::Joins;
+use crate::access::connection::Connection;
+use crate::access::join_rate_limiter::JoinRateLimiter;
 use crate::access::serve::serve_within;
 use tally_core::events::{DeviceInfo, Event, AttemptId, Receipt};
 use tally_core::cluster::Session;
@@ -53,119 +53,7 @@ const MOST_HELD: usize = 2;
 
 /// Chunks that a worker on this machine may have in the memory it shares with us: what credits
 /// allow of a node, and as many that wait for them.
-const PLACES: u32 = 2 * WINDOW as u32;
-
-/// What a worker says of itself.
-#[derive(Clone, Debug)]
-pub struct Hello {
-    /// For people.
-    pub name: String,
-    /// Threads it computes with.
-    pub threads: u32,
-    /// What it can do beyond the protocol's version.
-    pub capabilities: Vec<String>,
-    /// Steps of this run whose state it holds, newest first, with their digests.
-    pub held: Vec<(u64, Digest)>,
-}
-
-/// What reaches the driver.
-#[derive(Debug)]
-pub enum Input {
-    /// A worker said hello and may come in.
-    Hello {
-        /// Its new session.
-        session: Session,
-        /// What it said.
-        hello: Hello,
-        /// Where to send to.
-        control: Control,
-        /// Memory that it may put its chunks into, if it is on this machine.
-        memory: Option<v1::Segment>,
-    },
-    /// It has shown its manifest.
-    Offer {
-        /// Its session.
-        session: Session,
-        /// The manifest, or what is wrong with it.
-        manifest: Result<Manifest, String>,
-        /// What it computes with.
-        device: DeviceInfo,
-    },
-    /// It has opened its gradient stream.
-    Attach {
-        /// Its session.
-        session: Session,
-        /// Where to send to.
-        bulk: Bulk,
-        /// It reads sums from the board.
-        reads_board: bool,
-        /// Told whether the session is one.
-        known: oneshot::Sender<bool>,
-    },
-    /// A message that is an event as it stands.
-    Event(Event),
-    /// A chunk with its floats.
-    Chunk {
-        /// From whom.
-        from: AttemptId,
-        /// The node.
-        node: Node,
-        /// The chunk.
-        index: u32,
-        /// The floats, or what is wrong with them.
-        data: Result<Chunk, String>,
-    },
-    /// A chunk of the state that a worker was asked for.
-    State {
-        /// From whom.
-        session: Session,
-        /// The state's step.
-        step: u64,
-        /// Of the momentum, not of the parameters.
-        momentum: bool,
-        /// The chunk.
-        index: u32,
-        /// The floats, or what is wrong with them.
-        data: Result<Chunk, String>,
-    },
-    /// Answers of the test pass, to be checked against what was asked.
-    Answers {
-        /// From whom.
-        session: Session,
-        /// The state's step.
-        step: u64,
-        /// What it answered.
-        answers: v1::Answers,
-    },
-    /// What a worker did when, by its clock.
-    Spans {
-        /// From whom.
-        session: Session,
-        /// The step that it has committed.
-        step: u64,
-        /// What it did.
-        spans: Vec<Span>,
-        /// When this came.
-        arrived: Instant,
-    },
-    /// What a worker's clock showed when it was asked.
-    Clock {
-        /// From whom.
-        session: Session,
-        /// The question.
-        number: u64,
-        /// When the question came, by the worker's clock.
-        received: f64,
-        /// When the answer left, by the worker's clock.
-        sent: f64,
-        /// When the answer came.
-        arrived: Instant,
-    },
-    /// Someone asks how it goes.
-    Status(oneshot::Sender<v1::StatusReply>),
-    /// The user asks to stop.
-    Stop,
-}
+const SLOTS: u32 = 2 * CREDIT_WINDOW as u32;
 
 /// What every handler needs.
 #[derive(Clone, Debug)]
@@ -173,23 +61,26 @@ pub struct Service {
     run: u64,
     incarnation: u64,
     elements: usize,
+    losses: usize,
     dtype: WireDtype,
     inputs: mpsc::Sender<Input>,
     pool: Pool,
     sessions: Arc<AtomicU64>,
-    joins: Arc<Joins>,
+    joins: Arc<JoinRateLimiter>,
     versions: Versions,
-    lookers: Arc<Lookers>,
+    status_cache: Arc<StatusCache>,
     /// What was offered to workers of this machine that have not opened their gradient stream.
     memory: Arc<Mutex<HashMap<Session, Segment>>>,
 }
 
 impl Service {
-    /// A service that feeds `inputs`; gradients have `elements` elements and travel as `dtype`.
+    /// A service that feeds `inputs`; gradients have `elements` elements and travel as `dtype`, and there are
+    /// `losses` parts of the loss.
     #[must_use]
     pub fn new(
         (run, incarnation): (u64, u64),
         elements: usize,
+        losses: usize,
         dtype: WireDtype,
         inputs: mpsc::Sender<Input>,
         pool: Pool,
@@ -199,13 +90,14 @@ impl Service {
             run,
             incarnation,
             elements,
+            losses,
             dtype,
             inputs,
             pool,
             sessions,
             joins: Arc::default(),
             versions: Versions::default(),
-            lookers: Arc::default(),
+            status_cache: Arc::default(),
             memory: Arc::default(),
         }
     }
@@ -241,7 +133,7 @@ impl Service {
         let from = self.check(message.stamp, session)?;
         let told = match &mut message.body {
             Some(Body::Committed(m)) => std::mem::take(&mut m.spans),
-            Some(Body::Answers(m)) => std::mem::take(&mut m.spans),
+            Some(Body::Evaluated(m)) => std::mem::take(&mut m.spans),
             _ => Vec::new(),
         };
         let spans = span::spans(&told).map_err(|e| e.to_string())?;
@@ -256,13 +148,13 @@ impl Service {
         Ok(match message.body.ok_or("an empty message")? {
             Body::Hello(_) => return Err("a second hello".into()),
             Body::Offer(mut offer) => {
-                let [words, kind] =
+                let [name, numerics_class] =
                     [&mut offer.device, &mut offer.kind].map(|text| printable(&std::mem::take(text), 256));
-                let device = DeviceInfo { words, kind };
+                let device = DeviceInfo { name, numerics_class };
                 let manifest = convert::manifest(offer).map_err(|e| e.to_string());
                 Input::Offer { session, manifest, device }
             }
-            Body::Loaded(m) => Input::Event(Event::Loaded { session, step, digest: Digest(m.digest) }),
+            Body::LoadedCredentials(m) => Input::Event(Event::LoadedCredentials { session, step, digest: Digest(m.digest) }),
             Body::Committed(m) => Input::Event(Event::Committed {
                 session,
                 step,
@@ -273,7 +165,7 @@ impl Service {
             Body::NonFinite(m) => {
                 Input::Event(Event::NonFinite { from, node: Node(m.node), tensor: printable(&m.tensor, 256) })
             }
-            Body::Answers(answers) => Input::Answers { session, step, answers },
+            Body::Evaluated(evaluated) => Input::Evaluated { session, step, evaluated },
             Body::Audited(m) => {
                 Input::Event(Event::Audited { from, node: Node(m.node), digest: Digest(m.digest) })
             }
@@ -291,7 +183,7 @@ impl Service {
 
     /// Memory to share with a worker on this machine.
     fn share_memory(&self, session: Session) -> Option<v1::Segment> {
-        let segment = Segment::create(PLACES).ok()?;
+        let segment = Segment::create(SLOTS).ok()?;
         let offer = segment.offer();
         self.memory().insert(session, segment);
         Some(offer)
@@ -329,8 +221,8 @@ impl Service {
                 Input::State { session, step: from.step, momentum: m.momentum, index: m.index, data }
             }
             Body::Trailer(m) => {
-                let receipts = m.receipts.iter().map(|r| {
-                    convert::receipt(r).map(|(leaf, samples, losses)| Receipt { leaf, samples, losses })
+                let receipts = m.receipts.into_iter().map(|v1::Receipt { leaf, samples, losses }| {
+                    convert::losses(losses, self.losses).map(|losses| Receipt { leaf, samples, losses })
                 });
                 let receipts: Vec<Receipt> = receipts.collect::<Result<_, _>>().map_err(|e| e.to_string())?;
                 Input::Event(Event::Trailer {
@@ -382,8 +274,8 @@ impl Service {
         }
         let (bulk, receiver) = outbox();
         let (known, answer) = oneshot::channel();
-        let reads_board = memory.is_some();
-        self.input(Input::Attach { session, bulk, reads_board, known }).await?;
+        let reads_shared_sums = memory.is_some();
+        self.input(Input::Attach { session, bulk, reads_shared_sums, known }).await?;
         if !answer.await.unwrap_or(false) {
             return Err(Status::not_found("there is no such session, or it has its gradient stream"));
         }
@@ -432,12 +324,12 @@ fn finite(index: u32, chunk: Chunk) -> Result<Chunk, String> {
     }
 }
 
-/// A peer's words, fit for a terminal and a journal.
+/// A worker's words, fit for a terminal and a journal.
 fn printable(text: &str, most: usize) -> String {
     text.chars().filter(|c| !c.is_control()).take(most).collect()
 }
 
-/// A peer's measurement: NaN or infinity would make the journal unreadable.
+/// A worker's measurement: NaN or infinity would make the journal unreadable.
 fn seconds(value: f64) -> Result<f64, String> {
     (0.0..=1e9).contains(&value).then_some(value).ok_or_else(|| format!("it measured {value} seconds"))
 }
@@ -468,7 +360,7 @@ impl Local {
 }
 
 #[tonic::async_trait]
-impl Link for Local {
+impl LocalTransport for Local {
     fn dial(&self) -> io::Result<DuplexStream> {
         let (ours, theirs) = tokio::io::duplex(PIPE);
         let router = self.router.clone();
@@ -508,7 +400,7 @@ impl Cluster for Service {
             }
             connection.expect(MAX_FROM_WORKER);
         }
-        let near = connection.is_some_and(|connection| connection.is_near());
+        let near = connection.is_some_and(|connection| connection.is_same_host());
         let ours = hello.held.iter().filter(|held| held.run == self.run).take(MOST_HELD);
         let hello = Hello {
             name: printable(&hello.name, 128),
@@ -548,6 +440,6 @@ impl Cluster for Service {
     }
 
     async fn status(&self, _: Request<v1::StatusRequest>) -> Result<Response<v1::StatusReply>, Status> {
-        self.lookers.answer(&self.inputs).await.map(Response::new)
+        self.status_cache.answer(&self.inputs).await.map(Response::new)
     }
 }

@@ -3,7 +3,8 @@
 use super::*;
 
 impl Driver {
-    pub(super) fn perform(&mut self, action: Action) -> anyhow::Result<()> {
+    /// Performs an action of the core. `chunk` has come with the event that the action answers.
+    pub(super) fn perform(&mut self, action: Action, chunk: &mut Option<Chunk>) -> anyhow::Result<()> {
         use coordinator_message::Body as Tell;
         match action {
             Action::SendState { session, during } => {
@@ -11,16 +12,16 @@ impl Driver {
                 self.catch_up(session, during);
             }
             Action::Keep { session, during } => {
-                let (step, digest) = self.parts.core.committed();
-                if let Some(peer) = self.peers.get_mut(&session) {
-                    peer.replica = true;
+                let (step, digest) = self.core.committed();
+                if let Some(worker) = self.workers.get_mut(&session) {
+                    worker.replica = true;
                 }
                 self.tell(session, step, 0, Tell::Keep(v1::Keep { digest: digest.0 }));
                 self.catch_up(session, during);
             }
             Action::Upload { session, step } => {
-                let elements = self.parts.config.tensors.len();
-                let chunks = self.parts.core.spec().chunks;
+                let elements = self.config.tensors.len();
+                let chunks = self.core.spec().chunks;
                 self.upload = Some(Upload {
                     session,
                     step,
@@ -35,33 +36,32 @@ impl Driver {
             }
             Action::Adopt { step } => {
                 if let Some(upload) = self.upload.take() {
-                    self.parts.referee = Referee::new(&upload.parameters, &upload.momentum);
+                    self.master = MasterState::new(&upload.parameters, &upload.momentum);
                 }
-                let tests = self.parts.history.tests.range(..=step);
-                self.last_test = tests.last().map(|(_, scores)| scores.clone());
+                let tests = self.history.tests.range(..=step);
+                self.last_test = tests.last().map(|(_, evaluation)| evaluation.clone());
             }
             Action::SendLeaf { session, step, leaf, ids } => {
-                let samples = self.parts.train.samples(&ids)?;
-                self.tell(session, step, 0, Tell::Leaf(convert::leaf(leaf, false, &samples)));
+                let microbatch = microbatch(&*self.train, &ids)?;
+                self.tell(session, step, 0, Tell::Leaf(microbatch.to_message(leaf, false)));
             }
             Action::SendTestLeaf { session, step, leaf } => {
-                let first = leaf as usize * TEST_LEAF;
-                let last = (first + TEST_LEAF).min(self.parts.test.len());
+                let first = leaf as usize * TEST_MICROBATCH;
+                let last = (first + TEST_MICROBATCH).min(self.test.len());
                 let ids: Vec<u32> = (first as u32..last as u32).collect();
-                let samples = self.parts.test.samples(&ids)?;
-                self.tell(session, step, 0, Tell::Leaf(convert::leaf(leaf, true, &samples)));
+                let microbatch = microbatch(&*self.test, &ids)?;
+                self.tell(session, step, 0, Tell::Leaf(microbatch.to_message(leaf, true)));
             }
             Action::Begin { step, attempt, learning_rate } => {
-                self.parts.started.store(true, Ordering::Relaxed);
-                self.arena.reset(self.parts.core.spec().chunks as usize);
-                self.board.begin();
-                self.time_begin();
-                self.show_begin();
+                self.has_begun.store(true, Ordering::Relaxed);
+                self.buffers.reset(self.core.spec().chunks as usize);
+                self.sums.begin();
+                self.observe(RunEvent::AttemptBegun);
                 let begin = gradient_down::Body::Begin(self.begin(learning_rate));
                 self.broadcast(step, attempt, &begin);
             }
             Action::Plan { session, step, attempt, samples, nodes, takeover } => {
-                let digest = self.parts.core.committed().1.0;
+                let digest = self.core.committed().1.0;
                 let nodes = nodes.iter().map(|n| n.0).collect();
                 self.tell(
                     session,
@@ -71,111 +71,106 @@ impl Driver {
                 );
             }
             Action::Audit { session, step, attempt, samples, node } => {
-                let (digest, nodes) = (self.parts.core.committed().1.0, vec![node.0]);
+                let (digest, nodes) = (self.core.committed().1.0, vec![node.0]);
                 let plan = v1::Plan { samples: samples as u32, nodes, digest, audit: true, takeover: false };
                 self.tell(session, step, attempt, Tell::Plan(plan));
             }
             Action::Take { node, index } => {
-                if let Some(values) = self.held.take() {
-                    metrics::received(self.parts.config.wire_dtype.bytes() * values.len());
-                    self.arena.put(node, index, values);
+                if let Some(values) = chunk.take() {
+                    let bytes = self.config.wire_dtype.bytes() * values.len();
+                    self.observe(RunEvent::Received { bytes });
+                    self.buffers.insert(node, index, values);
                 }
             }
-            Action::Reduce(due) => {
-                if let Some((index, chunk)) = self.arena.perform(due)
-                    && let Some(flight) = self.parts.core.flight()
+            Action::Reduce(step) => {
+                if let Some((index, chunk)) = self.buffers.apply(step)
+                    && let Some(flight) = self.core.flight()
                 {
                     let (step, attempt) = (flight.step, flight.attempt);
                     self.broadcast_sum(step, attempt, index, &chunk);
                 }
             }
             Action::Close { step, attempt, learning_rate } => {
-                metrics::deadline(self.parts.core.deadline());
+                self.observe(RunEvent::Deadline(self.core.deadline()));
                 self.close(step, attempt, learning_rate);
             }
             Action::Commit(committed) => self.commit(*committed)?,
             Action::Abort { step, attempt, reason } => {
                 tracing::warn!(step, attempt, "an attempt at the step is void: {reason}");
-                metrics::aborted();
-                self.time_abort(step, attempt, &reason);
-                self.show_abort();
+                self.observe(RunEvent::AttemptVoid { step, attempt, reason: &reason });
                 self.record(&Line::Abort { step, attempt, reason: reason.clone() })?;
-                self.arena.reset(0);
+                self.buffers.reset(0);
                 self.tell_replicas(step, attempt, &Tell::Abort(v1::Abort { reason }));
             }
             Action::Evict { session, reason, drifted } => {
-                metrics::evicted(drifted);
-                self.send_away(session, &reason);
+                self.observe(RunEvent::Evicted { drifted });
+                self.send_evicted(session, &reason);
             }
             Action::Checkpoint { step } => self.checkpoint(step)?,
             Action::TestBegin { epoch, .. } => {
-                self.answers.clear();
-                self.show_time(Part::Committing);
+                self.evaluated.clear();
                 self.test_started = self.started.elapsed();
-                self.parts.console.test_begins(epoch);
+                self.observe(RunEvent::TestBegun { epoch });
             }
             Action::TestDone { step, epoch } => self.tested(step, epoch)?,
-            Action::Report(note) => self.note(note)?,
+            Action::Report(event) => self.report(event)?,
             Action::Finish(outcome) => self.outcome = Some(outcome),
         }
         Ok(())
     }
 
-    pub(super) fn close(&mut self, step: u64, attempt: u32, learning_rate: f32) {
-        let recipe = self.parts.config.optimizer;
-        self.time_whole();
-        self.squared_norm = self.arena.squared_norm();
+    /// The root is whole: the clip factor goes out, and the master copy is updated.
+    fn close(&mut self, step: u64, attempt: u32, learning_rate: f32) {
+        let optimizer = self.config.optimizer;
+        self.observe(RunEvent::SumWhole);
+        self.squared_norm = self.buffers.squared_norm();
         if !self.squared_norm.is_finite() {
-            return self.events.push_back(Event::Diverged);
+            return self.push(Event::Diverged);
         }
-        let clip = norm::clip_factor(self.squared_norm, recipe.clip_norm);
+        let clip = norm::clip_factor(self.squared_norm, optimizer.clip_norm);
         self.broadcast(step, attempt, &gradient_down::Body::Close(v1::Close { clip }));
-        let update = Update { learning_rate, momentum: recipe.momentum, clip };
+        let update = Update { learning_rate, momentum: optimizer.momentum, clip };
         let started = Instant::now();
-        let digest = self.parts.referee.apply(update, self.arena.root());
-        self.updating = started.elapsed().as_secs_f64();
-        self.arena.reset(0);
-        self.time_applied();
-        self.events.push_back(Event::Applied { digest });
+        let digest = self.master.apply(update, self.buffers.root());
+        let seconds = started.elapsed().as_secs_f64();
+        self.buffers.reset(0);
+        self.observe(RunEvent::Updated { seconds });
+        self.push(Event::Applied { digest });
     }
 
-    pub(super) fn commit(&mut self, committed: Committed) -> anyhow::Result<()> {
+    /// A step counts: its line is written before any worker hears of it (**RESUME-1**).
+    fn commit(&mut self, committed: Committed) -> anyhow::Result<()> {
         let step = committed.step;
         let line = self.step_line(&committed);
-        match self.parts.history.digests.get(&step) {
+        let recorded = self.history.digests.get(&step);
+        match recorded {
             // Computed before, and lost with its checkpoint: it must have come out the same.
             Some(recorded) if *recorded != committed.digest => bail!(
                 "step {step} was recomputed and has digest {} where the journal has {recorded}: this machine does \
-                 not compute the bits of the one that ran before; resume on workers of the same kind",
+                 not compute the bits of the one that ran before; resume on workers of the same class",
                 committed.digest
             ),
-            Some(_) => metrics::recomputed(),
-            None => self.parts.journal.append(&Line::Step(line.clone()))?,
+            Some(_) => {}
+            None => self.journal.append(&Line::Step(line.clone()))?,
         }
+        let recomputed = self.history.digests.contains_key(&step);
         let body = coordinator_message::Body::Commit(v1::Commit { digest: committed.digest.0 });
         self.tell_replicas(step, committed.attempt, &body);
-        self.time_commit(step, committed.attempt);
         let smooth = if self.step_seconds == 0.0 { 1.0 } else { 0.1 };
         self.step_seconds += smooth * (committed.seconds - self.step_seconds);
-        self.trained_seconds += committed.seconds;
-        self.trained_samples += committed.samples as u64;
+        self.totals.trained_seconds += committed.seconds;
+        self.totals.trained_samples += committed.samples as u64;
         self.times.step(&committed);
-        metrics::step(&committed, line.gradient_norm, &self.parts.core);
-        if let Some(slowest) = committed.slowest {
-            self.parts.series.waited_for(slowest, committed.waiting_seconds);
-        }
-        let left = self.seconds_left();
-        self.parts.console.step(&committed, &self.parts.core, left);
-        self.show_step(&committed, &line);
+        self.observe(RunEvent::Committed { step: &committed, line: &line, recomputed });
         self.last_step = Some(committed);
         Ok(())
     }
 
-    pub(super) fn step_line(&self, c: &Committed) -> StepLine {
+    fn step_line(&self, c: &Committed) -> StepLine {
         StepLine {
             step: c.step,
             epoch: c.epoch,
-            loss: c.loss.into(),
+            loss: self.config.schema.named_losses(&c.loss),
             samples: c.samples,
             workers: c.workers,
             seconds: c.seconds,
@@ -189,27 +184,26 @@ impl Driver {
         }
     }
 
-    pub(super) fn checkpoint(&mut self, step: u64) -> anyhow::Result<()> {
-        self.show_time(Part::Committing);
+    /// Hands a snapshot to the thread that writes checkpoints (**CKPT-1**).
+    fn checkpoint(&mut self, step: u64) -> anyhow::Result<()> {
         // The journal is made to last first, so that it never ends before its checkpoints.
-        self.parts.journal.sync()?;
-        let snapshot = self.parts.referee.snapshot();
-        let config = &self.parts.config;
+        self.journal.sync()?;
+        let snapshot = self.master.snapshot();
+        let config = &self.config;
         let meta = Meta {
             version: tally_checkpoint::VERSION,
             run: config.run.clone(),
-            model: config.model.to_string(),
-            label_loss: config.label_loss.to_string(),
+            program: config.program.clone(),
             step,
-            epoch: self.parts.core.spec().schedule.position(step.max(1)).0,
-            digest: self.parts.core.committed().1,
+            epoch: self.core.spec().schedule.position(step.max(1)).0,
+            digest: self.core.committed().1,
             // Computed by the thread that writes.
             parameters_sha256: String::new(),
             tensors: config.tensors.clone(),
             config: serde_json::to_value(config).context("cannot describe the run")?,
         };
         self.checkpointer.write(meta, snapshot);
-        self.show_time(Part::Checkpointing);
+        self.observe(RunEvent::CheckpointBegun);
         Ok(())
     }
 
@@ -217,129 +211,87 @@ impl Driver {
     pub(super) fn after_checkpoints(&mut self, last: bool) {
         let done = if last { self.checkpointer.finish() } else { self.checkpointer.poll() };
         for done in done {
-            self.time_checkpoint(&done);
+            let (step, from, to) = (done.step, done.from, done.to);
+            let result = done.result.as_deref().map_err(String::as_str);
+            self.observe(RunEvent::Checkpoint { step, from, to, result });
             match done.result {
                 Ok(path) => {
-                    metrics::checkpoint(true, done.step);
-                    self.show_checkpoint(done.step);
                     let path = path.display().to_string();
-                    tracing::info!(step = done.step, path, "checkpoint");
-                    if let Err(error) = self.record(&Line::Checkpoint { step: done.step, path }) {
+                    tracing::info!(step, path, "checkpoint");
+                    if let Err(error) = self.record(&Line::Checkpoint { step, path }) {
                         tracing::warn!("{error}");
                     }
                 }
+                // Training goes on: the older checkpoints are intact, and so is the run.
                 Err(error) => {
-                    // Training goes on: the older checkpoints are intact, and so is the run.
-                    metrics::checkpoint(false, done.step);
-                    let told = format!("no checkpoint at step {}: {error}", done.step);
-                    self.parts.console.warn(&told);
-                    self.show_warning(told);
-                    self.unsaved = Some((done.step, error));
+                    self.observe(RunEvent::Warning(&format!("no checkpoint at step {step}: {error}")));
+                    self.unsaved = Some((step, error));
                 }
             }
         }
     }
 
-    pub(super) fn tested(&mut self, step: u64, epoch: u32) -> anyhow::Result<()> {
-        let scores = scores::score(&self.parts.test, &self.answers);
-        self.answers.clear();
+    fn tested(&mut self, step: u64, epoch: u32) -> anyhow::Result<()> {
+        let mut evaluated = std::mem::take(&mut self.evaluated);
+        let microbatches = tally_core::test_pass::microbatches(self.test.len());
+        let sums = (0..microbatches).map(|leaf| evaluated.remove(&leaf));
+        let evaluation = self.config.schema.evaluation(self.test.len(), sums);
         let seconds = (self.started.elapsed() - self.test_started).as_secs_f64();
-        metrics::test(&scores, seconds);
-        self.time_tested(step, seconds);
-        self.parts.console.tested(epoch, &scores, seconds);
-        self.show_test(step, epoch, &scores);
-        if self.best.is_none_or(|(best, _)| scores.all_correct > best) {
-            self.best = Some((scores.all_correct, step));
+        self.observe(RunEvent::Tested { step, epoch, seconds, evaluation: &evaluation });
+        let score = self.config.schema.score(&evaluation);
+        if self.best.is_none_or(|(best, _)| score > best) {
+            self.best = Some((score, step));
             self.checkpointer.best(step);
         }
-        if !self.parts.history.tests.contains_key(&step) {
-            self.record(&Line::Test { step, epoch, seconds, scores: scores.clone() })?;
+        if !self.history.tests.contains_key(&step) {
+            self.record(&Line::Test { step, epoch, seconds, evaluation: evaluation.clone() })?;
         }
-        self.last_test = Some(scores);
+        self.last_test = Some(evaluation);
         Ok(())
     }
 
-    pub(super) fn note(&mut self, note: ClusterEvent) -> anyhow::Result<()> {
-        self.show_note(&note);
-        self.time_note(&note);
-        let step = self.parts.core.committed().0;
-        match note {
+    /// The cluster has changed: a line for the journal, and a word to the observers.
+    fn report(&mut self, event: ClusterEvent) -> anyhow::Result<()> {
+        self.observe(RunEvent::Cluster(&event));
+        let step = self.core.committed().0;
+        match event {
             ClusterEvent::Ready { session } => {
-                self.joined += 1;
-                if let Some(member) = self.parts.core.members().0.get(&session) {
-                    let (worker, device) = (member.name.clone(), member.device.words.clone());
-                    self.parts.console.joined(&worker, &device, &self.parts.core);
+                self.totals.joined += 1;
+                if let Some(member) = self.core.members().0.get(&session) {
+                    let (worker, device) = (member.name.clone(), member.device.name.clone());
                     self.record(&Line::Join { step, session, worker, device })?;
                 }
-                metrics::joined();
             }
-            ClusterEvent::Lost { session, met: false, .. } => self.forget(session),
+            ClusterEvent::Lost { session, was_ready: false, .. } => self.forget(session),
             ClusterEvent::Lost { session, name, reason, polite, .. } => {
                 self.forget(session);
-                self.told_late.remove(&session);
-                self.lost += u64::from(!polite);
-                metrics::lost(polite);
-                self.parts.console.lost(&name, &reason, &self.parts.core);
+                self.totals.lost += u64::from(!polite);
                 self.record(&Line::Lost { step, session, worker: name, reason, polite })?;
             }
             ClusterEvent::Adopted { session, step } => {
-                let worker = self.name_of(session);
-                self.parts.console.note(&format!("going on from step {step}, which worker {worker} held"));
+                let worker = self.context().worker_name(session);
                 self.record(&Line::Adopt { step, session, worker })?;
             }
             ClusterEvent::Late { session, step, leaves } => {
-                let worker = self.name_of(session);
-                let due = self.parts.core.deadline().unwrap_or_default().as_secs_f64();
-                metrics::late(leaves);
-                let told = format!(
-                    "worker {worker} is late at step {step}: all was due {due:.2} s after its beginning; others compute \
-                     its {leaves} micro-shards too"
-                );
-                // A worker that is late again and again is told of once.
-                if self.told_late.insert(session) {
-                    self.parts.console.note(&told);
-                } else {
-                    tracing::info!("{told}");
-                }
+                let worker = self.context().worker_name(session);
                 self.record(&Line::Hedge { step, session, worker, leaves })?;
             }
-            ClusterEvent::Audited { step, node, owner, checker, alone, finding } => {
-                let line = Line::Audit { step, node: node.0, owner, checker, alone };
-                self.audited(line, finding == AuditResult::Equal)?;
+            ClusterEvent::Audited { step, node, owner, checker, alone, result } => {
+                if result != AuditResult::Equal {
+                    self.record(&Line::Audit { step, node: node.0, owner, checker, alone })?;
+                }
             }
             ClusterEvent::TakenOver { step, leaves, by } => {
                 let workers = by.len();
-                metrics::taken_over(leaves);
-                tracing::info!(step, leaves, workers, "a worker's micro-shards are computed by others");
+                tracing::info!(step, leaves, workers, "a worker's microbatches are computed by others");
                 self.record(&Line::Takeover { step, leaves, workers })?;
             }
         }
-        metrics::workers(&self.parts.core);
         Ok(())
     }
 
     fn forget(&mut self, session: Session) {
-        self.peers.remove(&session);
-        self.board.gone(session);
-    }
-
-    pub(super) fn name_of(&self, session: Session) -> String {
-        self.parts.core.members().0.get(&session).map_or_else(|| format!("{session:x}"), |m| m.name.clone())
-    }
-
-    pub(super) fn audited(&mut self, line: Line, equal: bool) -> anyhow::Result<()> {
-        metrics::audited(equal);
-        let Line::Audit { step, node, owner, checker, alone } = &line else { return Ok(()) };
-        if equal {
-            return Ok(());
-        }
-        let verdict = alone.as_ref().map_or_else(
-            || "nobody could decide".to_string(),
-            |name| format!("a third worker decided: {name} is sent away"),
-        );
-        self.parts.console.warn(&format!(
-            "audit of step {step}: workers {owner} and {checker} got different bits for node {node}; {verdict}"
-        ));
-        Ok(self.record(&line)?)
+        self.workers.remove(&session);
+        self.sums.remove_reader(session);
     }
 }
