@@ -2,20 +2,19 @@
 
 import { showCharts, startCharts } from "./charts.js";
 import { byId } from "./dom.js";
-import { showCheckpoint, startDrawing } from "./draw.js";
 import { follow } from "./feed.js";
 import { showConfiguration, showConnection, showHead } from "./head.js";
 import { showLanes, startLanes } from "./lanes.js";
 import { showLog, startLog } from "./log.js";
 import { paced } from "./pace.js";
-import { showSamples, startSamples } from "./samples.js";
+import { showPanels } from "./panels.js";
 import { showSeconds } from "./seconds.js";
 import { merge, whole } from "./state.js";
 import { showWorkers, startWorkers } from "./workers.js";
 
 let state = null;
 
-for (const start of [startCharts, startLanes, startWorkers, startLog, startDrawing, startSamples]) start();
+for (const start of [startLanes, startWorkers, startLog]) start();
 
 const charts = paced(showCharts, 500, byId("curves"));
 const lanes = paced(showLanes, 500, byId("lanes"));
@@ -29,6 +28,7 @@ follow({
     const restarted = before && before.run === state.run && before.incarnation !== state.incarnation;
     showConnection("live", restarted ? `The coordinator was started again and went on from step ${state.step}: this is start ${state.incarnation} of the run.` : "");
     showConfiguration(state);
+    startCharts(state.schema);
     show();
   },
   onUpdate(update) {
@@ -53,8 +53,5 @@ function show(changed = null) {
   if (any("lanes", "workers")) lanes(state);
   if (any("workers")) workers(state);
   if (any("log")) showLog(state);
-  if (any("checkpoint")) {
-    showCheckpoint(state);
-    showSamples(state);
-  }
+  showPanels(state, changed);
 }

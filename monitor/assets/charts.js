@@ -1,42 +1,22 @@
 // The curves: uPlot, with legends of our own that show values where the cursor is, by mouse or by arrow keys.
 
+import { chartsOf } from "./charts-model.js";
 import { byId, glyph, make, text } from "./dom.js";
 import { count, number, percent } from "./format.js";
 import { colour } from "./palette.js";
 
-const value = (places) => (v) => number(v, places);
-
-/** Each chart: its element's prefix, and its lines; a dash tells lines apart where colours do not. */
-const CHARTS = [
-  {
-    id: "loss", log: "loss-log", title: "Loss by part", value: value(3),
-    lines: [
-      { key: "total", label: "Total", colour: "--ink", width: 2.2, dash: [] },
-      { key: "label", label: "Digit", colour: "--compute", width: 1.6, dash: [] },
-      { key: "sum", label: "Sum", colour: "--send", width: 1.6, dash: [7, 3] },
-      { key: "difference", label: "Difference", colour: "--apply", width: 1.6, dash: [2, 3] },
-    ],
-  },
-  {
-    id: "tests", title: "Right on the test set", value: (v) => percent(v, 2), fractions: true, points: true,
-    lines: [
-      { key: "all_correct", label: "All three", colour: "--ink", width: 2.2, dash: [] },
-      { key: "digit_accuracy", label: "Digit", colour: "--compute", width: 1.6, dash: [] },
-      { key: "sum_accuracy", label: "Sum", colour: "--send", width: 1.6, dash: [7, 3] },
-      { key: "difference_accuracy", label: "Difference", colour: "--apply", width: 1.6, dash: [2, 3] },
-    ],
-  },
-  { id: "rate", title: "Images a second", value: value(4), zero: true, lines: [{ key: "images_per_second", label: "Images a second", colour: "--compute", width: 1.6, dash: [] }] },
-  { id: "norm", title: "Gradient norm", value: value(3), lines: [{ key: "gradient_norm", label: "Norm", colour: "--audit", width: 1.6, dash: [] }] },
-  { id: "lr", title: "Learning rate", value: value(3), zero: true, lines: [{ key: "learning_rate", label: "Rate", colour: "--apply", width: 1.6, dash: [] }] },
-];
-
 const built = new Map();
 let latest = null;
+let drawn = null; // the schema that the charts are of
 
-/** Makes the charts; they fill with `showCharts`. */
-export function startCharts() {
-  for (const chart of CHARTS) {
+/** Makes the charts of a run that measures this, if they are not there yet; they fill with `showCharts`. */
+export function startCharts(schema) {
+  if (drawn === JSON.stringify(schema)) return;
+  // Another run at this address may measure something else, and a chart is made for its lines.
+  if (drawn !== null) return location.reload();
+  drawn = JSON.stringify(schema);
+  for (const chart of chartsOf(schema)) {
+    text(byId(`${chart.id}-title`), chart.title);
     const box = byId(`${chart.id}-chart`);
     const entry = { chart, box, plot: null, legend: makeLegend(chart) };
     built.set(chart.id, entry);
@@ -82,11 +62,11 @@ function rebuild(entry) {
 
 function dataOf({ chart }) {
   if (!latest) return [[]];
-  if (chart.points) return [latest.tests.map((test) => test.step), ...chart.lines.map((line) => latest.tests.map((test) => test[line.key] ?? null))];
+  if (chart.points) return [latest.tests.map((test) => test.step), ...chart.lines.map(({ key }) => latest.tests.map((test) => chart.of(test, key) ?? null))];
   const logarithmic = isLog(chart);
   // Copies: the state's columns grow between two drawings, and a chart's must not.
-  return [latest.series.step.slice(), ...chart.lines.map((line) => {
-    const column = latest.series[line.key];
+  return [latest.series.step.slice(), ...chart.lines.map(({ key }) => {
+    const column = latest.series[key] ?? latest.series.step.map(() => null);
     // A logarithm has no place for zero, or for what is not a number.
     return logarithmic ? column.map((v) => (v > 0 ? v : null)) : column.slice();
   })];
@@ -126,8 +106,8 @@ function rangeOf(chart) {
   if (isLog(chart)) return undefined;
   return (_, low, high) => {
     if (low === null || high === null) return [0, 1];
-    // Accuracies get close to 1 and must not lose their differences there.
-    if (chart.fractions) return [Math.max(0, low - Math.max(0.004, (1 - low) * 0.12)), Math.min(1, high + 0.004) || 1];
+    // Shares of right answers get close to 1 and must not lose their differences there.
+    if (chart.ratios && low >= 0 && high <= 1) return [Math.max(0, low - Math.max(0.004, (1 - low) * 0.12)), Math.min(1, high + 0.004) || 1];
     const room = (high - low || Math.abs(high) || 1) * 0.08;
     return [chart.zero ? 0 : Math.max(0, low - room), high + room];
   };
@@ -135,7 +115,7 @@ function rangeOf(chart) {
 
 function tick(chart, v) {
   if (v === null || v === undefined) return "";
-  if (chart.fractions) return percent(v, v > 0.9 && v < 1 && v * 100 % 1 > 1e-6 ? 1 : 0);
+  if (chart.ratios && v >= 0 && v <= 1) return percent(v, v > 0.9 && v < 1 && v * 100 % 1 > 1e-6 ? 1 : 0);
   if (isLog(chart) && !/^1/.test(v.toExponential())) return "";
   return Math.abs(v) >= 10000 ? `${number(v / 1000, 3)}k` : number(v, 2).replace(/(\.\d*?)0+$/, "$1").replace(/\.$/, "");
 }

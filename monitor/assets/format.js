@@ -25,6 +25,11 @@ export function percent(fraction, places = 1) {
   return known(fraction) ? `${(fraction * 100).toFixed(places)}\u202f%` : NONE;
 }
 
+/** A metric that is one number: a share as per cent. */
+export function ratio(v) {
+  return v >= 0 && v <= 1 ? percent(v, 2) : number(v, 4);
+}
+
 /** Seconds as a length of time, in the two units that matter: `3 min 20 s`. */
 export function duration(seconds) {
   if (!known(seconds)) return NONE;

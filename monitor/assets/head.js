@@ -1,7 +1,7 @@
 // The head of the page: which run, how far, how fast, how good.
 
 import { byId, make, text } from "./dom.js";
-import { count, duration, number, percent } from "./format.js";
+import { count, duration, number, percent, ratio } from "./format.js";
 
 const PHASES = {
   waiting: "Waiting for workers",
@@ -14,7 +14,7 @@ const OUTCOMES = { done: "Done", stopped: "Stopped", diverged: "Diverged" };
 
 export function showHead(state) {
   const share = state.steps > 0 ? Math.min(1, state.step / state.steps) : 0;
-  text(byId("run"), [name(state), state.model].filter(Boolean).join(" · "));
+  text(byId("run"), [name(state), state.program, state.model].filter(Boolean).join(" · "));
 
   const phase = byId("phase");
   const now = state.outcome ? (OUTCOMES[state.outcome] ?? state.outcome) : (PHASES[state.phase] ?? state.phase ?? "");
@@ -36,7 +36,7 @@ export function showHead(state) {
   text(byId("foot"), [
     `Tally ${state.version ?? ""}`,
     state.parameters ? `${count(state.parameters)} parameters` : null,
-    state.shards ? `${state.shards} micro-shards` : null,
+    state.microbatches ? `${state.microbatches} microbatches` : null,
     state.batch_size ? `batches of ${state.batch_size}` : null,
     state.run_dir,
     state.incarnation > 1 ? `start ${state.incarnation} of this run` : null,
@@ -61,11 +61,14 @@ function present(state) {
 
 function showTiles(state) {
   const idle = state.phase === "finished";
-  tile("tile-rate", state.images_per_second ? number(state.images_per_second, 4) : "–");
+  tile("tile-rate", state.samples_per_second ? number(state.samples_per_second, 4) : "–");
   tile("tile-left", idle ? "–" : duration(state.seconds_left));
   tile("tile-loss", number(state.loss?.total, 3));
   const test = state.tests.at(-1);
-  tile("tile-accuracy", percent(test?.all_correct), test ? `epoch ${test.epoch}` : "no test yet");
+  // The metric that picks the best checkpoint; without one the loss does.
+  const best = state.schema.metrics.find((metric) => metric.name === state.schema.best);
+  text(byId("tile-metric-label"), best ? `Test: ${best.label}` : "Test loss");
+  tile("tile-metric", best ? ratio(test?.metrics[best.name]) : number(test?.loss, 3), test ? `epoch ${test.epoch}` : "no test yet");
   const gone = state.workers.length - present(state);
   tile("tile-workers", count(present(state)), gone ? `${count(gone)} lost` : `of ${count(state.workers_wanted)}`);
   const saved = state.checkpoint;
@@ -88,7 +91,7 @@ export function showConfiguration(state) {
 function* flatten(value, prefix = "") {
   for (const [key, inner] of Object.entries(value)) {
     const name = prefix ? `${prefix} · ${key}` : key;
-    if (key === "tensors" && Array.isArray(inner)) yield [name, `${inner.length}, ${count(size(inner))} numbers`];
+    if (name === "tensors" && Array.isArray(inner)) yield [name, `${inner.length}, ${count(size(inner))} numbers`];
     else if (inner && typeof inner === "object" && !Array.isArray(inner)) yield* flatten(inner, name);
     else yield [name.replaceAll("_", " "), inner === null ? "–" : typeof inner === "object" ? JSON.stringify(inner) : shortest(inner)];
   }

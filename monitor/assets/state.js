@@ -7,7 +7,6 @@ export const LANE_STEPS = 64;
 /** The server re-buckets at 1000 points; this holds for one that never does. */
 const SERIES_LIMIT = 4000;
 
-const COLUMNS = ["step", "total", "label", "sum", "difference", "images_per_second", "learning_rate", "gradient_norm"];
 const LISTS = new Set(["series", "points", "lanes", "log", "tests"]);
 
 /** A State as the server sent it, with every list present. */
@@ -52,24 +51,21 @@ function prune(lanes, now) {
 }
 
 function columns(sent) {
-  const series = {};
-  const length = sent?.step?.length ?? 0;
-  for (const name of COLUMNS) {
-    series[name] = sent?.[name]?.slice() ?? new Array(length).fill(null);
-  }
-  return series;
+  return Object.fromEntries(Object.entries({ step: [], ...sent }).map(([name, column]) => [name, column.slice()]));
 }
 
 /** Appends points; one whose step is already there takes its place, since a bucket grows until it is full. */
 function append(series, points) {
+  for (const name of Object.keys(points)) series[name] ??= new Array(series.step.length).fill(null);
+  const names = Object.keys(series);
   points.step.forEach((step, i) => {
     while (series.step.length && series.step.at(-1) >= step) {
-      for (const name of COLUMNS) series[name].pop();
+      for (const name of names) series[name].pop();
     }
-    for (const name of COLUMNS) series[name].push(points[name][i] ?? null);
+    for (const name of names) series[name].push(points[name]?.[i] ?? null);
   });
   const excess = series.step.length - SERIES_LIMIT;
-  if (excess > 0) for (const name of COLUMNS) series[name].splice(0, excess);
+  if (excess > 0) for (const name of names) series[name].splice(0, excess);
 }
 
 function list(value) {

@@ -15,7 +15,7 @@ const COLUMNS = [
   { head: "State", left: true, by: (worker) => worker.state },
   { head: "A step", left: true, by: busy },
   ...PARTS.map((part) => ({ head: part[0].toUpperCase() + part.slice(1), by: seconds(part), show: brief })),
-  { head: "Leaves", by: (worker) => worker.leaves, show: count },
+  { head: "Microbatches", by: (worker) => worker.microbatches, show: count },
   { head: "Samples", by: (worker) => worker.samples, show: count },
   { head: "A sample", by: (worker) => worker.seconds_per_sample, show: brief },
   { head: "Took over", by: (worker) => worker.takeovers, show: count },

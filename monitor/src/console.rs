@@ -12,7 +12,7 @@ use tally_core::cluster::Session;
 use tally_core::events::{AuditResult, ClusterEvent, Committed};
 use tally_numerics::schema::{Evaluation, Schema, Sums};
 
-/// How often a plain line is printed while training.
+/// The time between two plain lines while training.
 const PLAIN_EVERY: Duration = Duration::from_secs(10);
 
 /// Standard error, with a bar where it is a terminal.
@@ -87,7 +87,7 @@ impl Console {
         self.samples_per_second += if first { 1.0 } else { 0.1 } * (now - self.samples_per_second);
         let index = (step.step - 1) % per_epoch + 1;
         let left = human_seconds(seconds_left);
-        // What matters most comes first: a narrow terminal cuts the line off at its end.
+        // The total loss comes first: a narrow terminal cuts the line off at its end.
         let message = format!(
             "loss {:.3}  {:.0} samples/s  {left} left{}",
             step.loss.total(),
@@ -212,8 +212,8 @@ impl ConsoleObserver {
                     tracing::info!("{text}");
                 }
             }
-            ClusterEvent::Audited { step, node, owner, checker, alone, finding } => {
-                if *finding == AuditResult::Equal {
+            ClusterEvent::Audited { step, node, owner, checker, alone, result } => {
+                if *result == AuditResult::Equal {
                     return;
                 }
                 let verdict = alone.as_ref().map_or_else(
@@ -243,9 +243,6 @@ impl Observer for ConsoleObserver {
             }
             RunEvent::TestBegun { epoch } => self.console.test_begins(epoch),
             RunEvent::Tested { epoch, evaluation, seconds, .. } => self.tested(epoch, evaluation, seconds),
-            RunEvent::Checkpoint { step, result: Err(error), .. } => {
-                self.console.warn(&crate::no_checkpoint(step, error));
-            }
             RunEvent::Note(text) => self.console.note(text),
             RunEvent::Warning(text) => self.console.warn(text),
             RunEvent::Ended { .. } => self.console.end(),

@@ -43,7 +43,7 @@ pub enum Track {
     Checkpoints = 2,
 }
 
-/// What is said of an event.
+/// Details of an event.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Args {
     /// A track's or process's name.
@@ -134,7 +134,12 @@ impl Trace {
         let (items, inbox) = sync_channel(WAITING);
         let mut writer = Writer::new(file, path.into(), origin);
         let thread = std::thread::Builder::new().name("trace".into()).spawn(move || writer.run(&inbox))?;
-        Ok(Self { items: Some(items), left_out: 0, thread: Some(thread), attempt: AttemptTimestamps::default() })
+        Ok(Self {
+            items: Some(items),
+            left_out: 0,
+            thread: Some(thread),
+            attempt: AttemptTimestamps::default(),
+        })
     }
 
     fn send(&mut self, at: f64, item: Item) {
@@ -155,13 +160,13 @@ impl Trace {
         self.send(at, Item::Joined { session, name: name.into() });
     }
 
-    /// What a worker did.
+    /// The spans of a worker.
     pub fn lane(&mut self, lane: &Lane) {
         let at = lane.spans.last().map_or(0.0, |span| span.end);
         self.send(at, Item::Lane(lane.clone()));
     }
 
-    /// What the coordinator did.
+    /// A span of the coordinator.
     pub fn span(
         &mut self,
         track: Track,
@@ -173,7 +178,7 @@ impl Trace {
         self.send(end, Item::Span { track, name: name.into(), start, end, args });
     }
 
-    /// Something happened: to a worker, or to the run.
+    /// A moment of a worker, or of the run.
     pub fn moment(&mut self, session: Option<Session>, name: &'static str, at: f64, args: Args) {
         self.send(at, Item::Moment { session, name, at, args });
     }
@@ -183,9 +188,12 @@ impl Trace {
         let AttemptTimestamps { begun, whole, applied } = self.attempt;
         let args = Args { attempt: Some(attempt), ..Args::step(step) };
         // The span that contains the others comes first.
-        for (name, start, end) in
-            [("step", begun, now), ("reduce", begun, whole), ("update", whole, applied), ("commit", applied, now)]
-        {
+        for (name, start, end) in [
+            ("step", begun, now),
+            ("reduce", begun, whole),
+            ("update", whole, applied),
+            ("commit", applied, now),
+        ] {
             self.span(Track::Steps, name, start, end, args.clone());
         }
     }
@@ -200,7 +208,9 @@ impl Trace {
             ClusterEvent::TakenOver { leaves, by, .. } => {
                 (None, "takeover", format!("{leaves} microbatches, by {} workers", by.len()))
             }
-            ClusterEvent::Ready { .. } | ClusterEvent::Adopted { .. } | ClusterEvent::Audited { .. } => return,
+            ClusterEvent::Ready { .. } | ClusterEvent::Adopted { .. } | ClusterEvent::Audited { .. } => {
+                return;
+            }
         };
         self.moment(session, name, now, Args { what: Some(what), ..Args::step(step) });
     }
@@ -381,11 +391,13 @@ impl<W: Write> Writer<W> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
+#[allow(clippy::unwrap_used, clippy::panic)]
 mod tests {
     use serde_json::Value;
+    use tally_coordinator::observer::Idle;
 
     use super::*;
+    use crate::test_support;
 
     fn lane(session: Session) -> Lane {
         let span = |kind, start, end| Span { kind, leaves: 2, start, end };
@@ -418,7 +430,10 @@ mod tests {
         let taken = find("takeover");
         assert_eq!((taken["ts"].as_f64(), taken["dur"].as_f64()), (Some(1e6), Some(1.25e6)));
         assert_eq!((taken["pid"].as_u64(), taken["tid"].as_u64()), (Some(2), Some(1)));
-        assert_eq!((taken["args"]["microbatches"].as_u64(), taken["args"]["step"].as_u64()), (Some(2), Some(7)));
+        assert_eq!(
+            (taken["args"]["microbatches"].as_u64(), taken["args"]["step"].as_u64()),
+            (Some(2), Some(7))
+        );
         assert_eq!(taken["args"]["clock_error_us"].as_f64(), Some(250.0));
         assert_eq!(find("send")["tid"].as_u64(), Some(2));
         assert_eq!(find("lost")["ph"], "i");
@@ -454,7 +469,8 @@ mod tests {
     #[test]
     fn a_trace_that_the_disk_does_not_keep_up_with_leaves_events_out_and_says_so() {
         let (items, inbox) = sync_channel(4);
-        let mut trace = Trace { items: Some(items), left_out: 0, thread: None, attempt: AttemptTimestamps::default() };
+        let mut trace =
+            Trace { items: Some(items), left_out: 0, thread: None, attempt: AttemptTimestamps::default() };
         for _ in 0..3 {
             fill(&mut trace);
         }
@@ -462,5 +478,37 @@ mod tests {
         assert_eq!((told.len(), trace.left_out), (4, 11));
         fill(&mut trace);
         assert!(matches!(inbox.try_iter().next(), Some(Item::LeftOut { events: 11, .. })));
+    }
+
+    #[test]
+    fn a_steps_parts_lie_within_it_one_after_the_other() {
+        let (items, inbox) = sync_channel(16);
+        let mut trace =
+            Trace { items: Some(items), left_out: 0, thread: None, attempt: AttemptTimestamps::default() };
+        let (core, line) = (test_support::core(), test_support::step_line(7, 1.0));
+        let step = test_support::committed(&line);
+        for event in [
+            RunEvent::AttemptBegun,
+            RunEvent::SumWhole,
+            RunEvent::Updated { seconds: 0.1 },
+            RunEvent::Committed { step: &step, line: &line, recomputed: false },
+        ] {
+            test_support::tell(&mut trace, &core, 0.0, Idle::Committing, &event);
+        }
+        let spans: Vec<(String, f64, f64)> = inbox
+            .try_iter()
+            .map(|item| match item {
+                Item::Span { name, start, end, args, .. } => {
+                    assert_eq!((args.step, args.attempt), (Some(7), Some(1)));
+                    (name.into_owned(), start, end)
+                }
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        let names: Vec<&str> = spans.iter().map(|(name, ..)| name.as_str()).collect();
+        assert_eq!(names, ["step", "reduce", "update", "commit"]);
+        let (step, parts) = spans.split_first().unwrap();
+        assert_eq!((parts[0].1, parts[2].2), (step.1, step.2));
+        assert!(parts.windows(2).all(|pair| pair[0].2 == pair[1].1 && pair[0].1 <= pair[0].2), "{parts:?}");
     }
 }

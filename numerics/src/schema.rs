@@ -231,9 +231,15 @@ impl Schema {
     /// A test pass in one line: `loss 0.0454, digit 98.74%, sum 96.72%`.
     #[must_use]
     pub fn summary(&self, evaluation: &Evaluation) -> String {
-        let ratios =
-            self.ratios().map(|(m, _)| format!(", {} {:.2}%", m.label, 100.0 * evaluation.ratio(&m.name)));
-        format!("loss {:.4}{}", evaluation.total_loss(), ratios.collect::<String>())
+        self.describe(&evaluation.numbers())
+    }
+
+    /// A test pass in one line, as [`summary`](Self::summary), from its [`numbers`](Evaluation::numbers).
+    #[must_use]
+    pub fn describe(&self, numbers: &Named) -> String {
+        let number = |name: &str| numbers.get(name).copied().unwrap_or(0.0);
+        let ratios = self.ratios().map(|(m, _)| format!(", {} {:.2}%", m.label, 100.0 * number(&m.name)));
+        format!("loss {:.4}{}", number("loss"), ratios.collect::<String>())
     }
 }
 

@@ -57,7 +57,11 @@ async fn events(State(api): State<Api>) -> Response {
 
 /// Sends what is new, as fast as the reader takes it: a slow reader gets what it missed in one piece. Ends with the
 /// run or with the reader.
-async fn follow(view: ViewPublisher, events: mpsc::Sender<Result<Event, Infallible>>, _permit: OwnedSemaphorePermit) {
+async fn follow(
+    view: ViewPublisher,
+    events: mpsc::Sender<Result<Event, Infallible>>,
+    _permit: OwnedSemaphorePermit,
+) {
     let (state, mut subscription) = view.subscribe();
     let first = event("state", &state).retry(RETRY);
     drop(state);

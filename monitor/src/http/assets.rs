@@ -37,8 +37,8 @@ pub struct Asset {
 /// The module is loaded after the page's own. It imports `addPanel` from `./panels.js` and calls it with a function
 /// `(state, changed) => …`, which shows the state; `changed` is the set of names that an update has, or `null` if
 /// everything is new.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct ProgramPanels {
+#[derive(Clone, Debug, Default)]
+pub struct Panels {
     /// Sections of the page, as HTML; they stand before the configuration.
     pub html: &'static str,
     /// Links to them in the page's head: an element's id, and the words.
@@ -49,6 +49,8 @@ pub struct ProgramPanels {
     pub modules: &'static [&'static str],
     /// Files that these need.
     pub assets: &'static [Asset],
+    /// Routes that the panels ask, under `/api`.
+    pub routes: Router,
 }
 
 /// A file as it is served.
@@ -69,7 +71,7 @@ impl Served {
 
 type Files = Arc<HashMap<String, Served>>;
 
-pub(super) fn routes(panels: &ProgramPanels) -> Router {
+pub(super) fn routes(panels: &Panels) -> Router {
     let files: Files = Arc::new(files(panels));
     let page = |State(files): State<Files>, headers: HeaderMap| async move { answer(&files, PAGE, &headers) };
     let file = |State(files): State<Files>, Path(name): Path<String>, headers: HeaderMap| async move {
@@ -79,7 +81,7 @@ pub(super) fn routes(panels: &ProgramPanels) -> Router {
 }
 
 /// All files by name. A program's file does not take the place of one of the page's own.
-fn files(panels: &ProgramPanels) -> HashMap<String, Served> {
+fn files(panels: &Panels) -> HashMap<String, Served> {
     let extra = panels.assets.iter().map(|asset| {
         (asset.name.to_owned(), Served::new(asset.content_type, Bytes::from_static(asset.content)))
     });
@@ -96,7 +98,7 @@ fn files(panels: &ProgramPanels) -> HashMap<String, Served> {
 }
 
 /// The page with a program's panels in their places, which are comments in it.
-fn page(template: &str, panels: &ProgramPanels) -> String {
+fn page(template: &str, panels: &Panels) -> String {
     // Writing to a string does not fail.
     let (mut head, mut links) = (String::new(), String::new());
     for name in panels.stylesheets {
@@ -124,7 +126,8 @@ fn answer(files: &Files, name: &str, headers: &HeaderMap) -> Response {
     if headers.get(IF_NONE_MATCH).is_some_and(|known| known.as_bytes() == tag.as_bytes()) {
         return (StatusCode::NOT_MODIFIED, [(ETAG, tag)]).into_response();
     }
-    let headers = [(CONTENT_TYPE, file.content_type.clone()), (ETAG, tag), (CACHE_CONTROL, "no-cache".into())];
+    let headers =
+        [(CONTENT_TYPE, file.content_type.clone()), (ETAG, tag), (CACHE_CONTROL, "no-cache".into())];
     (headers, file.content.clone()).into_response()
 }
 
@@ -133,16 +136,19 @@ fn answer(files: &Files, name: &str, headers: &HeaderMap) -> Response {
 mod tests {
     use super::*;
 
-    const PANELS: ProgramPanels = ProgramPanels {
-        html: "<section id=\"draw\"></section>",
-        links: &[("draw", "Draw")],
-        stylesheets: &["draw.css"],
-        modules: &["draw.js"],
-        assets: &[
-            Asset { name: "draw.js", content_type: "text/javascript", content: b"import './panels.js';" },
-            Asset { name: "dom.js", content_type: "text/javascript", content: b"not the page's own" },
-        ],
-    };
+    fn panels() -> Panels {
+        Panels {
+            html: "<section id=\"draw\"></section>",
+            links: &[("draw", "Draw")],
+            stylesheets: &["draw.css"],
+            modules: &["draw.js"],
+            assets: &[
+                Asset { name: "draw.js", content_type: "text/javascript", content: b"import './panels.js';" },
+                Asset { name: "dom.js", content_type: "text/javascript", content: b"not the page's own" },
+            ],
+            routes: Router::new(),
+        }
+    }
 
     fn text(files: &HashMap<String, Served>, name: &str) -> String {
         String::from_utf8(files[name].content.to_vec()).unwrap()
@@ -150,26 +156,30 @@ mod tests {
 
     #[test]
     fn a_programs_panels_have_their_places_in_the_page() {
-        let files = files(&PANELS);
+        let files = files(&panels());
         let page = text(&files, PAGE);
         for part in [
             "<link rel=\"stylesheet\" href=\"assets/draw.css\">",
             "<script src=\"assets/draw.js\" type=\"module\"></script>",
             "<a href=\"#draw\">Draw</a>",
-            PANELS.html,
+            panels().html,
         ] {
             assert_eq!(page.matches(part).count(), 1, "{part}");
         }
-        assert_eq!((text(&files, "draw.js"), &*files["draw.js"].content_type), ("import './panels.js';".into(), "text/javascript"));
+        assert_eq!(
+            (text(&files, "draw.js"), &*files["draw.js"].content_type),
+            ("import './panels.js';".into(), "text/javascript")
+        );
         assert!(text(&files, "dom.js").contains("byId"), "a program cannot replace a file of the page");
     }
 
     #[test]
     fn a_page_without_a_program_has_no_panels_and_every_file_that_it_names() {
-        let files = files(&ProgramPanels::default());
+        let files = files(&Panels::default());
         let page = text(&files, PAGE);
         assert!(!page.contains("<!-- program"), "a place is left empty, not as it is");
-        let named: Vec<&str> = page.split("assets/").skip(1).map(|rest| rest.split('"').next().unwrap()).collect();
+        let named: Vec<&str> =
+            page.split("assets/").skip(1).map(|rest| rest.split('"').next().unwrap()).collect();
         assert!(named.contains(&"app.js"));
         for name in named {
             assert!(files.contains_key(name), "{name}");

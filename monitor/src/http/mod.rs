@@ -12,7 +12,7 @@ use axum::http::header::{
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 
-pub use assets::{Asset, ProgramPanels};
+pub use assets::{Asset, Panels};
 
 use crate::metrics::Exporter;
 use crate::view::publisher::ViewPublisher;
@@ -22,14 +22,14 @@ use crate::view::publisher::ViewPublisher;
 const POLICY: &str = "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; \
                       form-action 'self'; frame-ancestors 'none'";
 
-/// All that is served; `more` are the routes of others, which get the same headers.
-pub fn router(view: ViewPublisher, metrics: Exporter, panels: &ProgramPanels, more: Router) -> Router {
+/// All that is served; a program's routes get the same headers.
+pub fn router(view: ViewPublisher, metrics: Exporter, panels: Panels) -> Router {
     Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/metrics", get(render).with_state((metrics, view.clone())))
         .merge(api::routes(view))
-        .merge(assets::routes(panels))
-        .merge(more)
+        .merge(assets::routes(&panels))
+        .merge(panels.routes)
         .layer(axum::middleware::map_response(with_headers))
 }
 

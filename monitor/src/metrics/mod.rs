@@ -1,5 +1,5 @@
-//! The metrics that Prometheus scrapes: `tally_…` with base units, and the process's own. Those of each
-//! worker are apart, in [`mod@workers`].
+//! The metrics that Prometheus scrapes: `tally_…` with base units, and the process's own. Each worker's series are
+//! apart, in [`mod@workers`].
 
 pub mod workers;
 
@@ -13,7 +13,7 @@ use metrics_process::Collector;
 use tally_coordinator::observer::{Context, Observer, RunEvent};
 use tally_core::Core;
 use tally_core::cluster::{Session, State};
-use tally_core::events::{ClusterEvent, Committed};
+use tally_core::events::{AuditResult, ClusterEvent, Committed};
 use tally_numerics::schema::Evaluation;
 use tally_run::config::RunConfig;
 use tally_run::journal::StepLine;
@@ -27,10 +27,10 @@ const SECONDS: [f64; 20] = [
     300.0, 600.0, 900.0,
 ];
 
-/// How often what was recorded is folded in.
+/// How often recorded samples are folded in.
 const UPKEEP: std::time::Duration = std::time::Duration::from_secs(5);
 
-/// What `/metrics` answers.
+/// Renders the answer to `/metrics`.
 #[derive(Clone, Debug)]
 pub struct Exporter {
     handle: PrometheusHandle,
@@ -61,8 +61,8 @@ impl Exporter {
         text
     }
 
-    /// Folds in what was recorded, every few seconds, whether or not anyone scrapes; else the
-    /// samples of histograms would pile up. Looks how much room the run directory has left, too.
+    /// Folds in recorded samples every few seconds, scraped or not, since the samples of histograms would pile up.
+    /// Measures the room that the run directory has left, too.
     pub async fn keep_up(self, run_dir: PathBuf) {
         loop {
             self.handle.run_upkeep();
@@ -79,7 +79,7 @@ impl Exporter {
     }
 }
 
-/// Makes the process's recorder, and what renders it.
+/// Makes the process's recorder, and its exporter.
 ///
 /// # Errors
 /// If another recorder is there already.
@@ -182,7 +182,10 @@ fn describe() {
 }
 
 /// Sets what is known before the first step. Counters start at 0, so that rates exist.
-pub fn start(config: &RunConfig, incarnation: u64) {
+pub fn start(config: &RunConfig, incarnation: u64, checkpoint: Option<(u64, SystemTime)>) {
+    if let Some((step, written)) = checkpoint {
+        newest_checkpoint(step, written);
+    }
     gauge!("tally_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     let (program, model) = (config.program.name.clone(), config.program.variant.clone());
     gauge!("tally_run_info", "run" => config.run.clone(), "program" => program, "model" => model).set(1.0);
@@ -334,15 +337,16 @@ pub fn newest_checkpoint(step: u64, written: SystemTime) {
 #[derive(Debug)]
 pub struct MetricsObserver {
     config: RunConfig,
-    incarnation: u64,
+    checkpoint: Option<(u64, SystemTime)>,
     series: WorkerSeries,
 }
 
 impl MetricsObserver {
-    /// Counts the run of this configuration, in the recorder and in the series of each worker.
+    /// Counts the run of this configuration in the recorder and in the series of each worker; `checkpoint` is the newest
+    /// of an earlier start, and when it was written.
     #[must_use]
-    pub fn new(config: &RunConfig, incarnation: u64, series: WorkerSeries) -> Self {
-        Self { config: config.clone(), incarnation, series }
+    pub fn new(config: &RunConfig, checkpoint: Option<(u64, SystemTime)>, series: WorkerSeries) -> Self {
+        Self { config: config.clone(), checkpoint, series }
     }
 
     fn cluster(&self, event: &ClusterEvent, core: &Core) {
@@ -362,7 +366,8 @@ impl MetricsObserver {
                 by.iter().for_each(|&(session, leaves)| self.series.takes_over(session, leaves));
                 taken_over(*leaves);
             }
-            ClusterEvent::Adopted { .. } | ClusterEvent::Audited { .. } => {}
+            ClusterEvent::Audited { result, .. } => audited(*result == AuditResult::Equal),
+            ClusterEvent::Adopted { .. } => {}
         }
         workers(core);
     }
@@ -378,8 +383,8 @@ impl Observer for MetricsObserver {
     fn observe(&mut self, context: &Context<'_>, event: &RunEvent<'_>) {
         let core = context.core;
         match *event {
-            RunEvent::Started => {
-                start(&self.config, self.incarnation);
+            RunEvent::Started { incarnation } => {
+                start(&self.config, incarnation, self.checkpoint);
                 workers(core);
             }
             RunEvent::Connected { session, name, device } => {
@@ -408,8 +413,34 @@ impl Observer for MetricsObserver {
             RunEvent::Sent { bytes } => sent(bytes),
             RunEvent::Deadline(due) => deadline(due),
             RunEvent::Evicted { drifted } => evicted(drifted),
-            RunEvent::Audited { equal } => audited(equal),
             _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_support;
+
+    #[test]
+    fn losses_and_metrics_have_series_by_their_names() {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let (core, line) = (test_support::core(), test_support::step_line(3, 2.0));
+        ::metrics::with_local_recorder(&recorder, || {
+            step(&test_support::committed(&line), &line, &core);
+            test(&test_support::evaluation(6.0), 0.5);
+        });
+        let text = recorder.handle().render();
+        for series in [
+            "tally_step 3",
+            "tally_loss{part=\"total\"} 2",
+            "tally_loss{part=\"a\"} 0.5",
+            "tally_loss{part=\"b\"} 1.5",
+            "tally_test_loss 1.5",
+            "tally_test_metric_ratio{metric=\"right\"} 0.75",
+        ] {
+            assert!(text.lines().any(|line| line == series), "no {series} in {text}");
         }
     }
 }

@@ -18,7 +18,7 @@ pub const MOST: usize = 512;
 /// How long the series of one that has gone stay.
 const KEPT: Duration = Duration::from_secs(300);
 
-/// What is known of the workers of one name.
+/// The values of the workers of one name.
 #[derive(Debug, Default)]
 struct Row {
     device: String,
@@ -45,7 +45,7 @@ struct Row {
 struct Table {
     rows: BTreeMap<String, Row>,
     names: BTreeMap<Session, String>,
-    /// Those for whom there is no room: names and devices.
+    /// Workers without room for their series: names and devices.
     left_out: BTreeMap<Session, (String, String)>,
 }
 
@@ -54,8 +54,7 @@ impl Table {
         self.rows.get_mut(self.names.get(&session)?)
     }
 
-    /// Forgets those that have been gone for long, and, as far as room is needed, those that
-    /// went first.
+    /// Forgets workers that have been gone for long, and, where room is needed, those that went first.
     fn settle(&mut self, now: Instant) {
         self.rows.retain(|_, row| row.gone.is_none_or(|gone| now.saturating_duration_since(gone) < KEPT));
         while let Some((&session, (name, _))) = self.left_out.first_key_value() {
@@ -193,7 +192,7 @@ impl Text<'_> {
         self.line(format_args!("# TYPE {name} {kind}"));
     }
 
-    /// A series a worker, of those for whom there is a value.
+    /// A series for each worker that has a value.
     fn family(&mut self, name: &str, kind: &str, help: &str, value: impl Fn(&Row) -> Option<f64>) {
         self.head(name, kind, help);
         for (worker, row) in self.rows {
@@ -256,7 +255,7 @@ impl WorkerSeries {
         }
     }
 
-    /// A worker has told what it did.
+    /// The spans of a worker.
     pub fn lane(&self, lane: &Lane) {
         self.table().lane(lane);
     }

@@ -1,4 +1,4 @@
-//! Where an axis has its marks.
+//! An axis and its marks.
 
 /// A scale from the least to the greatest value, with its marks.
 #[derive(Clone, Debug)]
@@ -50,7 +50,7 @@ impl Axis {
         Self { low, high: if high > low { high } else { low + 1.0 }, log: false, marks }
     }
 
-    /// Where a value lies: 0 at the low end, 1 at the high one, and never outside.
+    /// The place of a value: 0 at the low end, 1 at the high one, and never outside.
     pub fn place(&self, value: f64) -> f64 {
         let scale = |x: f64| if self.log { x.max(self.low).ln() } else { x };
         let (low, high) = (scale(self.low), scale(self.high));

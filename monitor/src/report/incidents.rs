@@ -108,7 +108,8 @@ fn fault(line: &Line) -> Option<(u64, &'static str, String)> {
         Line::End { step, outcome } if outcome == "diverged" => (
             *step,
             "diverged",
-            "the loss became no number; the state of this step is the last good one".into(),
+            "the loss or a gradient became NaN or infinite; the state of this step is the last good one"
+                .into(),
         ),
         _ => return None,
     })

@@ -55,4 +55,5 @@ pub fn write(runs: &[RunData], sections: &[Markup], out: &Path) -> anyhow::Resul
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests;

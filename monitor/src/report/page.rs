@@ -52,7 +52,7 @@ pub fn page(runs: &[RunData], sections: &[Markup]) -> String {
     .into_string()
 }
 
-/// A run's name, how it stands, and what that means.
+/// A run's name and state.
 fn head(run: &RunData, index: usize, count: usize) -> Markup {
     let config = &run.record.config;
     let last = run.record.last();
@@ -69,8 +69,8 @@ fn head(run: &RunData, index: usize, count: usize) -> Markup {
             }
             @match run.state {
                 State::Done => {},
-                State::Stopped => p.note { "The run was stopped at step " (last) " of " (run.steps_wanted()) "; it can be gone on with." },
-                State::Diverged => p.note { "The run diverged after step " (last) " of " (run.steps_wanted()) ": what it computed was no number any more." },
+                State::Stopped => p.note { "The run was stopped at step " (last) " of " (run.steps_wanted()) "; it can be resumed." },
+                State::Diverged => p.note { "The run diverged after step " (last) " of " (run.steps_wanted()) ": its loss or a gradient became NaN or infinite." },
                 State::Unfinished => p.note {
                     "This run is unfinished: its journal ends at step " (last) " of " (run.steps_wanted())
                     " without saying that it was stopped. It is going on, or its coordinator was killed. What follows is the run so far."
@@ -103,7 +103,7 @@ fn of_loss(run: &RunData, name: impl Into<String>, loss: &str) -> Series {
 
 /// A metric by the step that was tested.
 fn of_tests(run: &RunData, name: impl Into<String>, metric: &str) -> Series {
-    Series::new(name, run.tests.iter().map(|test| (test.step, test.evaluation.ratio(metric))))
+    Series::new(name, run.tests.iter().map(|test| (test.step, test.ratio(metric).unwrap_or(f64::NAN))))
 }
 
 /// One chart for each thing measured. Things that belong together share one where there is

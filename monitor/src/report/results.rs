@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use maud::{Markup, html};
 use serde_json::Value;
-use tally_numerics::schema::MetricValue;
 use tally_run::summary::Summary;
 
 use super::run_data::{RunData, TestPass, ratio_text, ratios, run_label};
@@ -111,10 +110,7 @@ fn rows(runs: &[RunData]) -> Vec<Row> {
         row("steps", Unit::Count, &|run| Some(run.record.last() as f64), count),
     ];
     for metric in ratios(runs) {
-        let of = |test: &TestPass| match test.evaluation.metrics.get(&metric.name) {
-            Some(MetricValue::Ratio(ratio)) => Some(*ratio),
-            _ => None,
-        };
+        let of = |test: &TestPass| test.ratio(&metric.name);
         let last = |run: &RunData| run.last_test().and_then(of);
         let unit = match runs.iter().filter_map(last).all(|ratio| (0.0..=1.0).contains(&ratio)) {
             true => Unit::Points,

@@ -7,16 +7,16 @@ use tally_numerics::schema::{Evaluation, LossSpec, MetricSpec, Schema};
 use tally_run::journal::{Line, StepLine};
 use tally_run::record::Record;
 
-/// How a run stands.
+/// The state of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
     /// It went to its end.
     Done,
-    /// It was stopped, and can be gone on with.
+    /// It was stopped, and can be resumed.
     Stopped,
-    /// Its loss became no number.
+    /// Its loss became NaN or infinite.
     Diverged,
-    /// Nothing says that it ended: it is going on, or its coordinator was killed.
+    /// The journal has no end of it: it is going on, or its coordinator was killed.
     Unfinished,
 }
 
@@ -40,8 +40,16 @@ pub struct TestPass {
     pub step: u64,
     /// The epoch it ended.
     pub epoch: u32,
-    /// What it found.
+    /// Its result.
     pub evaluation: Evaluation,
+}
+
+impl TestPass {
+    /// A metric that is one number, if the run measured it.
+    #[must_use]
+    pub fn ratio(&self, metric: &str) -> Option<f64> {
+        self.evaluation.ratios().find(|(name, _)| *name == metric).map(|(_, value)| value)
+    }
 }
 
 /// A worker's stay.
@@ -50,11 +58,11 @@ pub struct Member {
     session: u64,
     /// Its name.
     pub name: String,
-    /// What it computed with.
+    /// Its device.
     pub device: String,
     /// The newest committed step when it was ready.
     pub joined: u64,
-    /// The newest committed step when it left, and why; none if nothing says that it did.
+    /// The newest committed step when it left, and why; `None` if it is there.
     pub left: Option<(u64, String)>,
     /// It left by its own will.
     pub polite: bool,
@@ -62,7 +70,7 @@ pub struct Member {
     pub late: u32,
 }
 
-/// How often each kind of trouble came.
+/// Counts of a run's events.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Counts {
     /// Workers that became ready.
@@ -97,9 +105,9 @@ pub struct WallTime {
 pub struct RunData {
     /// The directory's name, as it was given.
     pub name: String,
-    /// What was read.
+    /// The run directory's files.
     pub record: Record,
-    /// How it stands.
+    /// Its state.
     pub state: State,
     /// When it was first started, in seconds since 1970.
     pub started: Option<u64>,
@@ -107,7 +115,7 @@ pub struct RunData {
     pub tests: Vec<TestPass>,
     /// Its workers, in the order they came.
     pub members: Vec<Member>,
-    /// How often each kind of trouble came.
+    /// Counts of its events.
     pub counts: Counts,
     /// How the wall time divides.
     pub time: WallTime,
@@ -220,16 +228,7 @@ impl RunData {
         tests.sort_by_key(|test| test.step);
         let wall = record.summary.as_ref().filter(|_| state != State::Unfinished).map(|s| s.wall_seconds);
         let time = wall_time(&record, tested, wall);
-        Ok(Self {
-            name: path.display().to_string(),
-            record,
-            state,
-            started,
-            tests,
-            members,
-            counts,
-            time,
-        })
+        Ok(Self { name: path.display().to_string(), record, state, started, tests, members, counts, time })
     }
 
     /// The newest test pass.

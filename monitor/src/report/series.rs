@@ -3,10 +3,10 @@
 /// Points of a curve, at most; about as many as a screen has columns for it.
 pub const POINTS: usize = 400;
 
-/// What is as great stands for no number: the journal has the greatest `f64` where a loss is NaN.
+/// A value as great stands for NaN: the journal has the greatest `f64` where a loss is NaN.
 const BEYOND: f64 = 1e300;
 
-/// What a stretch of a curve comes to.
+/// A stretch of a curve.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Point {
     /// The stretch's last step.
@@ -22,15 +22,15 @@ pub struct Point {
 /// A curve with its name.
 #[derive(Clone, Debug)]
 pub struct Series {
-    /// What it is called in the legend.
+    /// Its name in the legend.
     pub name: String,
     /// Its points, by ascending step.
     pub points: Vec<Point>,
 }
 
 impl Series {
-    /// A curve of `values`, steps with what was measured there; stretches of equally many
-    /// neighbours are put together if there are too many. What is no number is left out.
+    /// A curve of `values`, each with its step; if there are too many, stretches of equally many neighbours become one
+    /// point. NaN and infinity are left out.
     pub fn new(name: impl Into<String>, values: impl ExactSizeIterator<Item = (u64, f64)>) -> Self {
         let stretch = values.len().div_ceil(POINTS).max(1);
         let mut points = Vec::new();
@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_number_is_left_out() {
+    fn nan_and_infinity_are_left_out() {
         let values = [(1, f64::NAN), (2, 1.0), (3, f64::INFINITY), (4, f64::MAX)];
         assert_eq!(Series::new("", values.into_iter()).points.len(), 1);
         assert!(Series::new("", [].into_iter()).points.is_empty());

@@ -142,7 +142,13 @@ fn labelled(bars: usize) -> usize {
 fn bin_name(at: usize, bars: usize, first: i64) -> String {
     let value = first.saturating_add(i64::try_from(at).unwrap_or(i64::MAX));
     let sign = if value < 0 { "\u{2212}" } else { "" };
-    let beyond = if at == 0 { "≤" } else if at + 1 == bars { "≥" } else { "" };
+    let beyond = if at == 0 {
+        "≤"
+    } else if at + 1 == bars {
+        "≥"
+    } else {
+        ""
+    };
     format!("{beyond}{sign}{}", value.unsigned_abs())
 }
 
@@ -156,7 +162,9 @@ fn histogram(label: &str, first: i64, counts: &[u64]) -> Markup {
     let zero = usize::try_from(first.saturating_neg()).ok().filter(|&at| at < bars);
     let all: u64 = counts.iter().sum();
     let highest = counts.iter().position(|&count| count == most).map(name).unwrap_or_default();
-    let words = format!("{label}: {most} of {all} are at {highest}, the highest bar; each bar has its count as its title");
+    let words = format!(
+        "{label}: {most} of {all} are at {highest}, the highest bar; each bar has its count as its title"
+    );
     let width = (0.8 * pitch(bars)).min(18.0);
     let every = labelled(bars);
     html! {
@@ -190,7 +198,10 @@ mod tests {
         assert!(first >= LABEL / 2.0 && last <= WIDTH - LABEL / 2.0, "{first}, {last}");
         for bars in [1, 3, 21, 300, 2048] {
             let every = labelled(bars);
-            assert!(every as f64 * pitch(bars) >= LABEL && (every == 1 || (every - 1) as f64 * pitch(bars) < LABEL));
+            assert!(
+                every as f64 * pitch(bars) >= LABEL
+                    && (every == 1 || (every - 1) as f64 * pitch(bars) < LABEL)
+            );
         }
         assert_eq!(labelled(21), 2);
     }

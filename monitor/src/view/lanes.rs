@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use serde::Serialize;
 use tally_coordinator::timeline;
 
-/// Lanes that are remembered: some steps of a small cluster, the newest few of a large one.
+/// Lanes that are kept: some steps of a small cluster, the newest few of a large one.
 const MOST: usize = 2048;
 /// Seconds that they reach back.
 const REACH: f64 = 20.0;
@@ -49,7 +49,7 @@ pub struct Lanes {
 }
 
 impl Lanes {
-    /// Appends a lane, and forgets what is too old beside it.
+    /// Appends a lane, and forgets lanes that are much older.
     pub fn push(&mut self, lane: Lane) {
         let end = |lane: &Lane| lane.spans.last().map_or(0.0, |span| span.end);
         let oldest = end(&lane) - REACH;
@@ -66,7 +66,7 @@ impl Lanes {
         self.count
     }
 
-    /// Those after the first `seen` that are remembered.
+    /// The lanes after the first `seen`, as far as they are kept.
     #[must_use]
     pub fn since(&self, seen: u64) -> Vec<Lane> {
         let new = usize::try_from(self.count.saturating_sub(seen)).unwrap_or(usize::MAX);

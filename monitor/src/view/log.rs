@@ -7,7 +7,7 @@ use serde::Serialize;
 /// Entries that are remembered.
 const MOST: usize = 300;
 
-/// What kind of thing happened.
+/// The kind of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
@@ -19,13 +19,13 @@ pub enum Kind {
     Lost,
     /// A worker was sent away.
     Evict,
-    /// Microbatches of a lost or late worker were dealt to others.
+    /// Microbatches of a lost or late worker were assigned to others.
     Takeover,
     /// A worker was past its deadline.
     Late,
     /// An attempt was void.
     Abort,
-    /// Two workers computed the same.
+    /// Two workers got different bits for one node.
     Audit,
     /// A checkpoint was written.
     Checkpoint,
@@ -33,27 +33,26 @@ pub enum Kind {
     Test,
     /// The run goes on from a state that a worker held.
     Adopt,
-    /// Something to look after.
+    /// Something that a person should look after.
     Warning,
     /// The run is over.
     End,
 }
 
-/// Something that happened.
+/// An event.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Entry {
-    /// Counts up from 1; the same thing has another number after a restart.
+    /// Counts up from 1; an event has another number after a restart.
     pub id: u64,
-    /// When, in seconds since 1970; `None` for what the journal of an earlier start tells
-    /// without a time.
+    /// When, in seconds since 1970; `None` where the journal of an earlier start has no time.
     pub unix: Option<f64>,
     /// The newest committed step.
     pub step: u64,
-    /// What kind of thing.
+    /// Its kind.
     pub kind: Kind,
-    /// Which worker, by name.
+    /// The name of the worker that it concerns.
     pub worker: Option<String>,
-    /// For people.
+    /// The event in words.
     pub text: String,
 }
 

@@ -35,7 +35,7 @@ const WAITED_FOR: usize = 8;
 /// Names that are counted; of more, the least are forgotten.
 const MOST_NAMES: usize = 1024;
 
-/// How much of a view somebody has seen.
+/// How much of a view a reader has seen.
 #[derive(Clone, Copy, Debug)]
 pub struct Cursor {
     series: series::Seen,
@@ -45,7 +45,7 @@ pub struct Cursor {
     workers: u64,
 }
 
-/// All that is shown of a run.
+/// Everything that a page shows of a run.
 #[derive(Debug)]
 pub struct View {
     info: RunInfo,
@@ -134,7 +134,7 @@ impl View {
         }
     }
 
-    /// What changes a little.
+    /// The state that changes in small ways with every step.
     pub fn progress(&mut self) -> &mut Progress {
         &mut self.progress
     }
@@ -149,13 +149,13 @@ impl View {
         &mut self.time
     }
 
-    /// What a worker did in a step.
+    /// The spans of a worker in a step.
     pub fn push_lane(&mut self, session: Session, lane: Lane) {
         self.workers.lane(session, &lane);
         self.lanes.push(lane);
     }
 
-    /// Something has happened.
+    /// Appends an event.
     pub fn log_event(
         &mut self,
         unix: Option<f64>,
@@ -173,7 +173,7 @@ impl View {
         self.time.snapshot()
     }
 
-    /// Everything, and what to compare with next time.
+    /// Everything, and the cursor of a reader that has seen it.
     #[must_use]
     pub fn state(&self, now: f64) -> (State, Cursor) {
         let (series, seen) = self.series.all();

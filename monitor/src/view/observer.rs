@@ -98,9 +98,9 @@ impl ViewObserver {
         });
     }
 
-    fn warn(&self, context: &Context<'_>, text: String) {
+    fn warn(&self, context: &Context<'_>, text: &str) {
         let (step, unix) = (context.core.committed().0, context.clock.unix());
-        self.publisher.change(|view| view.log_event(Some(unix), step, Kind::Warning, None, text));
+        self.publisher.change(|view| view.log_event(Some(unix), step, Kind::Warning, None, text.to_owned()));
     }
 
     fn ended(&mut self, context: &Context<'_>, outcome: &str) {
@@ -120,7 +120,7 @@ impl Observer for ViewObserver {
             self.idle = context.idle.into();
         }
         match *event {
-            RunEvent::Started => self.refresh(context),
+            RunEvent::Started { .. } => self.refresh(context),
             RunEvent::Journal(line) => {
                 let (step, unix) = (context.core.committed().0, context.clock.unix());
                 self.publisher.change(|view| view.apply_line(Some(unix), step, line));
@@ -137,24 +137,117 @@ impl Observer for ViewObserver {
             RunEvent::Tested { step, epoch, evaluation, .. } => {
                 self.spend(context, Activity::Testing);
                 self.publisher.change(|view| view.tested(Test::of(step, epoch, evaluation)));
+                self.idle = Activity::Committing;
             }
             RunEvent::CheckpointBegun => self.spend(context, Activity::Checkpointing),
-            RunEvent::Checkpoint { step, result, .. } => match result {
-                Ok(_) => {
-                    let unix = Some(context.clock.unix());
-                    let newest = Some(CheckpointAt { step, unix });
-                    self.publisher.change(|view| view.progress().checkpoint = newest);
-                }
-                Err(error) => self.warn(context, crate::no_checkpoint(step, error)),
-            },
+            RunEvent::Checkpoint { step, result: Ok(_), .. } => {
+                let newest = Some(CheckpointAt { step, unix: Some(context.clock.unix()) });
+                self.publisher.change(|view| view.progress().checkpoint = newest);
+            }
             RunEvent::Lane(lane) => {
                 let shown = lane.into();
                 self.publisher.change(|view| view.push_lane(lane.session, shown));
             }
-            RunEvent::Warning(text) | RunEvent::Failed(text) => self.warn(context, text.to_owned()),
+            RunEvent::Warning(text) | RunEvent::Failed(text) => self.warn(context, text),
             RunEvent::Tick if self.refreshed.elapsed() >= REFRESH_EVERY => self.refresh(context),
             RunEvent::Ended { outcome } => self.ended(context, outcome),
             _ => {}
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::path::Path;
+
+    use serde_json::{Value, json};
+    use tally_proto::span::Clock;
+    use tally_run::journal::Line;
+
+    use super::*;
+    use crate::test_support::{committed, config, core, evaluation, step_line, tell};
+    use crate::view::View;
+    use crate::view::state::RunInfo;
+
+    fn view() -> ViewPublisher {
+        let info = RunInfo::of(&config(), Path::new("runs/run-0001"), 1, 4, 0.0).unwrap();
+        ViewPublisher::new(View::new(info), Clock::start())
+    }
+
+    #[test]
+    fn a_runs_seconds_belong_to_what_the_driver_said_it_did() {
+        let (view, core) = (view(), core());
+        let mut observer = ViewObserver::new(view.clone());
+        let mut tell = |seconds, idle, event: RunEvent<'_>| tell(&mut observer, &core, seconds, idle, &event);
+        let mut line = step_line(1, 2.0);
+        (line.seconds, line.compute_seconds, line.transfer_seconds, line.waiting_seconds) =
+            (2.0, 1.0, 0.25, 0.5);
+        let step = committed(&line);
+        let test = evaluation(6.0);
+
+        tell(0.0, Idle::Waiting, RunEvent::Started { incarnation: 1 });
+        tell(3.0, Idle::Waiting, RunEvent::AttemptBegun);
+        tell(4.5, Idle::Committing, RunEvent::Updated { seconds: 0.125 });
+        tell(5.0, Idle::Committing, RunEvent::Committed { step: &step, line: &line, recomputed: false });
+        tell(6.0, Idle::Testing, RunEvent::TestBegun { epoch: 1 });
+        tell(8.0, Idle::Testing, RunEvent::Tested { step: 1, epoch: 1, seconds: 2.0, evaluation: &test });
+        tell(8.5, Idle::Committing, RunEvent::CheckpointBegun);
+        let void = RunEvent::AttemptVoid { step: 2, attempt: 1, reason: "gone" };
+        tell(10.0, Idle::Committing, void);
+        tell(10.0, Idle::Committing, RunEvent::Failed("the disk is full"));
+        tell(12.0, Idle::Recovering, RunEvent::Ended { outcome: "failed" });
+
+        let state = serde_json::to_value(view.state()).unwrap();
+        let seconds: Vec<(&str, f64)> = state["seconds"]["parts"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|part| (part["name"].as_str().unwrap(), part["seconds"].as_f64().unwrap()))
+            .collect();
+        assert_eq!(
+            seconds,
+            [
+                ("computing", 0.5),
+                ("transferring", 0.25),
+                ("waiting", 0.5),
+                ("updating", 0.125),
+                ("committing", 0.625 + 1.0),
+                ("testing", 2.0),
+                ("recovering", 1.5 + 2.0),
+                ("checkpointing", 0.5),
+                ("idle", 3.0),
+            ]
+        );
+        assert_eq!((&state["phase"], &state["outcome"]), (&"finished".into(), &"failed".into()));
+        assert_eq!(state["log"][0]["text"], "the disk is full");
+    }
+
+    #[test]
+    fn what_a_page_gets_is_named_by_the_schema() {
+        let (view, core) = (view(), core());
+        let mut observer = ViewObserver::new(view.clone());
+        let mut tell = |event: RunEvent<'_>| tell(&mut observer, &core, 1.0, Idle::Committing, &event);
+        let (line, test) = (step_line(1, 2.0), evaluation(6.0));
+        let (_, mut subscription) = view.subscribe();
+        tell(RunEvent::Committed { step: &committed(&line), line: &line, recomputed: false });
+        tell(RunEvent::Tested { step: 1, epoch: 1, seconds: 2.0, evaluation: &test });
+        let tested = Line::Test { step: 1, epoch: 1, seconds: 2.0, evaluation: test.clone() };
+        tell(RunEvent::Journal(&tested));
+
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let update = serde_json::to_value(runtime.block_on(subscription.next()).unwrap()).unwrap();
+        assert_eq!(update["loss"], json!({ "total": 2.0, "a": 0.5, "b": 1.5 }));
+        assert_eq!(update["samples_per_second"], 128.0);
+        assert_eq!(update["points"]["loss/b"], json!([1.5]));
+        assert_eq!(
+            update["tests"],
+            json!([{ "step": 1, "epoch": 1, "loss": 1.5, "metrics": { "right": 0.75 } }])
+        );
+        assert_eq!(update["log"][0]["text"], "epoch 1: loss 1.5000, all right 75.00%");
+        assert_eq!(update["series"], Value::Null, "points are appended");
+        let state = serde_json::to_value(view.state()).unwrap();
+        assert_eq!(state["schema"]["metrics"][0]["label"], "all right");
+        assert_eq!((&state["program"], &state["model"]), (&"a-program".into(), &"small".into()));
     }
 }

@@ -28,6 +28,12 @@ impl ViewPublisher {
         Self { view: Arc::new(Mutex::new(view)), changed: watch::Sender::new(()), clock }
     }
 
+    /// The clock that its times are of.
+    #[must_use]
+    pub fn clock(&self) -> Clock {
+        self.clock
+    }
+
     /// Changes the view.
     pub fn change(&self, change: impl FnOnce(&mut View)) {
         change(&mut self.view());

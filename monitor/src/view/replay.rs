@@ -52,7 +52,7 @@ pub fn describe_line<'a>(line: &'a Line, schema: &Schema) -> Option<(Kind, Optio
 }
 
 impl View {
-    /// Takes the lines of a journal in their order. Only starts have a time of their own.
+    /// Applies the lines of earlier starts, in their order. Only starts have a time of their own.
     pub fn replay(&mut self, lines: &[Line]) {
         for line in lines {
             let mut unix = None;
@@ -87,8 +87,7 @@ impl View {
         }
     }
 
-    /// A line of the journal was written at `unix`, seconds since 1970, when `step` was the
-    /// newest.
+    /// Appends the event of a line that was written at `unix`, in seconds since 1970, when `step` was the newest.
     pub fn apply_line(&mut self, unix: Option<f64>, step: u64, line: &Line) {
         if let Some((kind, worker, text)) = describe_line(line, self.schema()) {
             self.log_event(unix, step, kind, worker.map(str::to_owned), text);

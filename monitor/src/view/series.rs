@@ -23,7 +23,7 @@ pub struct Columns {
     curves: IndexMap<String, Vec<f64>>,
 }
 
-/// How much of a series somebody has seen.
+/// How much of a series a reader has seen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Seen {
     bucket: u64,
@@ -58,11 +58,8 @@ impl Series {
 
     /// Takes the next step.
     pub fn push(&mut self, line: &StepLine) {
-        let others = [
-            line.samples as f64 / line.seconds.max(1e-9),
-            f64::from(line.learning_rate),
-            line.gradient_norm,
-        ];
+        let others =
+            [line.samples as f64 / line.seconds.max(1e-9), f64::from(line.learning_rate), line.gradient_norm];
         let loss = |name: &String| Some(line.loss.get(name.strip_prefix("loss/")?).copied().unwrap_or(0.0));
         let values = self.names.iter().map_while(loss).chain(others);
         self.sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
@@ -89,14 +86,13 @@ impl Series {
         self.count = 0;
     }
 
-    /// Everything, and what to compare with next time.
+    /// Everything, and the mark of a reader that has seen it.
     #[must_use]
     pub fn all(&self) -> (Columns, Seen) {
         (self.columns(0), Seen { bucket: self.bucket, points: self.points.len() })
     }
 
-    /// What has come since; `Err` with everything where buckets were merged, and `None` if
-    /// there is nothing new.
+    /// The points since; `Err` with all points where buckets were merged, and `None` if there is nothing new.
     #[must_use]
     pub fn since(&self, seen: &mut Seen) -> Option<Result<Columns, Columns>> {
         let now = Seen { bucket: self.bucket, points: self.points.len() };

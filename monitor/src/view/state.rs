@@ -1,4 +1,4 @@
-//! What the page is sent: the whole state once, then what is new.
+//! The messages to the page: the whole state once, then updates.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use super::log::Entry;
 use super::series::Columns;
 use super::time_breakdown::Seconds;
 
-/// What does not change while the coordinator runs.
+/// The part of the state that stays the same while the coordinator runs.
 #[derive(Clone, Debug, Serialize)]
 pub struct RunInfo {
     /// This build's version.
@@ -88,7 +88,7 @@ pub struct CheckpointAt {
     pub unix: Option<f64>,
 }
 
-/// How far the run is.
+/// The progress of the run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Progress {
     /// waiting, recovering, training, testing, stopping or finished.
@@ -132,7 +132,12 @@ impl Test {
     /// What the page shows of a test pass.
     #[must_use]
     pub fn of(step: u64, epoch: u32, evaluation: &Evaluation) -> Self {
-        Self { step, epoch, loss: evaluation.total_loss(), metrics: evaluation.ratios().map(|(n, x)| (n.to_owned(), x)).collect() }
+        Self {
+            step,
+            epoch,
+            loss: evaluation.total_loss(),
+            metrics: evaluation.ratios().map(|(n, x)| (n.to_owned(), x)).collect(),
+        }
     }
 }
 
@@ -189,10 +194,10 @@ pub struct WaitedFor {
 /// Everything.
 #[derive(Clone, Debug, Serialize)]
 pub struct State {
-    /// What stays.
+    /// The part that stays the same.
     #[serde(flatten)]
     pub info: RunInfo,
-    /// What changes a little.
+    /// The part that every update has.
     #[serde(flatten)]
     pub live: LiveState,
     /// The curves.
@@ -207,12 +212,12 @@ pub struct State {
     pub log: Vec<Entry>,
 }
 
-/// What is sent with every update.
+/// The part of the state that every update has.
 #[derive(Clone, Debug, Serialize)]
 pub struct LiveState {
     /// The coordinator's clock, in seconds since 1970.
     pub now: f64,
-    /// How far the run is.
+    /// The progress of the run.
     #[serde(flatten)]
     pub progress: Progress,
     /// Where the seconds went.
@@ -221,10 +226,10 @@ pub struct LiveState {
     pub waited_for: Vec<WaitedFor>,
 }
 
-/// What is new.
+/// The news since an earlier state.
 #[derive(Clone, Debug, Serialize)]
 pub struct Update {
-    /// What changes a little.
+    /// The part that every update has.
     #[serde(flatten)]
     pub live: LiveState,
     /// Points to append.

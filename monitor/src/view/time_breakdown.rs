@@ -122,7 +122,8 @@ impl TimeBreakdown {
     /// The seconds so far.
     #[must_use]
     pub fn snapshot(&self) -> Seconds {
-        let parts = ACTIVITIES.iter().map(|&name| ActivitySeconds { name, seconds: self.seconds[name as usize] });
+        let parts =
+            ACTIVITIES.iter().map(|&name| ActivitySeconds { name, seconds: self.seconds[name as usize] });
         Seconds { wall: self.seconds.iter().sum(), parts: parts.collect() }
     }
 }
@@ -130,27 +131,15 @@ impl TimeBreakdown {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use tally_numerics::digest::Digest;
-    use tally_numerics::schema::Sums;
 
     use super::*;
+    use crate::test_support::{self, step_line};
 
     fn committed(seconds: f64, compute: f64, transfer: f64, waiting: f64) -> Committed {
-        Committed {
-            step: 1,
-            epoch: 1,
-            attempt: 1,
-            loss: Sums::default(),
-            samples: 64,
-            workers: 2,
-            seconds,
-            compute_seconds: compute,
-            transfer_seconds: transfer,
-            waiting_seconds: waiting,
-            slowest: None,
-            learning_rate: 0.1,
-            digest: Digest::default(),
-        }
+        let mut line = step_line(1, 0.0);
+        (line.seconds, line.compute_seconds) = (seconds, compute);
+        (line.transfer_seconds, line.waiting_seconds) = (transfer, waiting);
+        test_support::committed(&line)
     }
 
     fn of(breakdown: &TimeBreakdown, activity: Activity) -> f64 {
@@ -161,7 +150,13 @@ mod tests {
     fn a_step_is_divided_as_its_measurements_say() {
         let mut breakdown = TimeBreakdown::default();
         breakdown.step(10.0, &committed(4.0, 2.0, 1.0, 0.5), 0.25, Activity::Idle);
-        let parts = [Activity::Idle, Activity::Computing, Activity::Waiting, Activity::Transferring, Activity::Updating];
+        let parts = [
+            Activity::Idle,
+            Activity::Computing,
+            Activity::Waiting,
+            Activity::Transferring,
+            Activity::Updating,
+        ];
         assert_eq!(parts.map(|part| of(&breakdown, part)), [6.0, 1.5, 0.5, 1.0, 0.25]);
         assert_eq!((of(&breakdown, Activity::Committing), breakdown.snapshot().wall), (0.75, 10.0));
     }
@@ -172,7 +167,10 @@ mod tests {
         breakdown.step(4.0, &committed(4.0, 2.0, 1.0, 0.0), 0.0, Activity::Idle);
         breakdown.disturbed();
         breakdown.step(10.0, &committed(6.0, 2.0, 3.0, 0.0), 0.0, Activity::Idle);
-        assert_eq!((of(&breakdown, Activity::Recovering), of(&breakdown, Activity::Transferring)), (2.0, 2.0));
+        assert_eq!(
+            (of(&breakdown, Activity::Recovering), of(&breakdown, Activity::Transferring)),
+            (2.0, 2.0)
+        );
         breakdown.step(14.0, &committed(4.0, 2.0, 1.0, 0.0), 0.0, Activity::Idle);
         assert_eq!(of(&breakdown, Activity::Recovering), 2.0);
     }

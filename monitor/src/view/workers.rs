@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use tally_coordinator::observer::member_state;
 use tally_core::Core;
 use tally_core::cluster::Session;
 
@@ -33,7 +32,7 @@ impl Workers {
                 threads: member.threads,
                 ..Worker::default()
             });
-            worker.state = member_state(core, member);
+            worker.state = member.activity(core.flight().is_some());
             worker.step = member.confirmed.unwrap_or(0);
             worker.microbatches = member.leaves;
             worker.seconds_per_sample = member.per_sample;
