@@ -6,7 +6,6 @@
 //! computes again. A torn last line is dropped when the journal is opened.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -314,19 +313,12 @@ enum Start {
     Start,
 }
 
-/// Hears of every line that is written, once it is.
-pub trait Follower: fmt::Debug + Send {
-    /// A line was written. Training waits while this works.
-    fn line(&mut self, line: &Line);
-}
-
 /// A journal that can be appended to.
 #[derive(Debug)]
 pub struct Journal {
     path: PathBuf,
     file: File,
     length: u64,
-    followers: Vec<Box<dyn Follower>>,
 }
 
 impl Journal {
@@ -353,7 +345,7 @@ impl Journal {
         }
         let file = OpenOptions::new().create(true).append(true).open(path).map_err(failed("open"))?;
         file.set_len(whole as u64).map_err(failed("truncate"))?;
-        Ok((Self { path: path.into(), file, length: whole as u64, followers: Vec::new() }, history))
+        Ok((Self { path: path.into(), file, length: whole as u64 }, history))
     }
 
     /// Appends a line.
@@ -370,15 +362,7 @@ impl Journal {
             return Err(failed(e));
         }
         self.length += text.len() as u64;
-        for follower in &mut self.followers {
-            follower.line(line);
-        }
         Ok(())
-    }
-
-    /// Has `follower` hear of every line from now on.
-    pub fn follow(&mut self, follower: Box<dyn Follower>) {
-        self.followers.push(follower);
     }
 
     /// Makes the lines so far survive a loss of power.
