@@ -3,9 +3,9 @@
 use rayon::prelude::*;
 
 use crate::BLOCK;
-use crate::lanes::{LANES, Lanes};
 use crate::planes::Planes;
 use crate::simd::{Kernel, Simd};
+use crate::simd_vec::{LANES, SimdVec};
 
 /// Lays the images of `x`, of `channels` channels, out as `to`, with zeros for the channels that
 /// fill the last block up. Given a ReLU's results in that layout, `x` is a gradient by them, and
@@ -65,7 +65,7 @@ impl Kernel for Gather<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<L: Lanes>(self, l: L) {
+    fn run<L: SimdVec>(self, l: L) {
         let Self { x, channels, of, out, to, block } = self;
         let (pixels, halves) = (to.side * to.side, BLOCK / LANES);
         let (out, _) = out.as_chunks_mut::<LANES>();
@@ -114,7 +114,7 @@ impl Kernel for Scatter<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<L: Lanes>(self, l: L) {
+    fn run<L: SimdVec>(self, l: L) {
         let Self { x, from, channels, image, out } = self;
         let (pixels, halves) = (from.side * from.side, BLOCK / LANES);
         let (x, _) = x.as_chunks::<LANES>();

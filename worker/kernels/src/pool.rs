@@ -5,9 +5,9 @@
 use rayon::prelude::*;
 
 use crate::BLOCK;
-use crate::lanes::Lanes;
 use crate::planes::Planes;
 use crate::simd::{Kernel, Simd};
+use crate::simd_vec::SimdVec;
 
 type Row = [f32; BLOCK];
 
@@ -48,7 +48,7 @@ impl Kernel for Line<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<L: Lanes>(self, _: L) {
+    fn run<L: SimdVec>(self, _: L) {
         let rows: &[Row] = self.x.as_chunks().0;
         for (column, out) in self.out.chunks_exact_mut(self.from.pixel()).enumerate() {
             let corners = corners(self.from, column).map(|at| &rows[at..][..self.from.images]);
@@ -65,7 +65,7 @@ fn greater(first: f32, second: f32) -> f32 {
     if second > first || second.is_nan() { second } else { first }
 }
 
-/// The gradient by the input of the ReLU whose results `x` were pooled: each window's
+/// The input gradient of the ReLU whose results `x` were pooled: each window's
 /// gradient goes to its greatest value, unless the ReLU made that 0.
 ///
 /// # Panics
@@ -94,7 +94,7 @@ impl Kernel for Spread<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<L: Lanes>(self, _: L) {
+    fn run<L: SimdVec>(self, _: L) {
         let rows: &[Row] = self.x.as_chunks().0;
         let out: &mut [Row] = self.out.as_chunks_mut().0;
         for (column, dy) in self.dy.chunks_exact(self.from.pixel()).enumerate() {

@@ -6,8 +6,8 @@
 use std::fmt;
 
 #[cfg(target_arch = "x86_64")]
-use crate::lanes::{Avx2, Avx512};
-use crate::lanes::{Lanes, Portable};
+use crate::simd_vec::{Avx2, Avx512};
+use crate::simd_vec::{Portable, SimdVec};
 
 /// The environment variable that forces a path: `avx512`, `avx2` or `portable`.
 pub const VARIABLE: &str = "TALLY_SIMD";
@@ -25,13 +25,13 @@ pub enum Simd {
     Portable(Portable),
 }
 
-/// Work that is written once for any [`Lanes`] and compiled for each.
+/// Work that is written once for any [`SimdVec`] and compiled for each.
 pub trait Kernel {
     /// What it gives.
     type Output;
     /// Does it. Implementations are `#[inline(always)]`, else they are compiled without the
     /// instructions.
-    fn run<L: Lanes>(self, lanes: L) -> Self::Output;
+    fn run<L: SimdVec>(self, lanes: L) -> Self::Output;
 }
 
 impl Simd {

@@ -134,7 +134,7 @@ impl<B: BurnBackend, N: Network> BurnEngine<B, N> {
                     let uploaded = index.and_then(|index| ahead.remove(index)).map(|(_, uploaded)| uploaded);
                     let (inputs, targets) =
                         uploaded.unwrap_or_else(|| inputs::with_targets(samples, device));
-                    let (outputs, gradient) = pass.by_device(inputs, targets);
+                    let (outputs, gradient) = pass.on_device(inputs, targets);
                     all.push(outputs);
                     rounded(gradient, rounding)
                 });
@@ -179,7 +179,7 @@ impl<B: BurnBackend, N: Network> BurnEngine<B, N> {
         let (network, loss, precision) = (&*network, *loss, context.precision);
         let (losses, gradients) = context.run(|device| {
             let inputs = inputs::tensors(samples, 0, samples.len(), device);
-            Pass { network, parameters, loss, scale, precision }.by_host(inputs, samples)
+            Pass { network, parameters, loss, scale, precision }.on_host(inputs, samples)
         })?;
         for (index, gradient) in gradients.into_iter().enumerate() {
             let range = manifest.range(index);

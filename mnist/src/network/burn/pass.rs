@@ -33,24 +33,24 @@ pub(super) type Gradients<B> = Vec<Option<Tensor<B, 1>>>;
 
 impl<B: BurnBackend, N: Network> Pass<'_, B, N> {
     /// A microbatch's losses and gradient; the host computes the gradient by the outputs.
-    pub fn by_host(&self, inputs: Inputs<B>, samples: &Samples) -> Result<(Losses, Gradients<B>), String> {
+    pub fn on_host(&self, inputs: Inputs<B>, samples: &Samples) -> Result<(Losses, Gradients<B>), String> {
         let device = inputs.images.device();
         let forward = self.forward(inputs);
         let mut outputs = Outputs::default();
         read(forward.outputs.clone().inner(), |rows| outputs = Outputs::from_rows(rows))?;
-        let by_outputs = losses::output_gradient(&outputs, samples, self.loss, self.scale);
-        let by_outputs = TensorData::new(by_outputs, [samples.len(), OUTPUTS]);
-        let gradients = forward.backward(Tensor::from_data(by_outputs, &device));
+        let output_grad = losses::output_gradient(&outputs, samples, self.loss, self.scale);
+        let output_grad = TensorData::new(output_grad, [samples.len(), OUTPUTS]);
+        let gradients = forward.backward(Tensor::from_data(output_grad, &device));
         Ok((outputs.losses(samples, self.loss), gradients))
     }
 
     /// A microbatch's outputs and gradient, each as one flat tensor, without waiting for the device.
-    pub fn by_device(&self, inputs: Inputs<B>, targets: Tensor<B, 2>) -> (Tensor<B, 1>, Tensor<B, 1>) {
+    pub fn on_device(&self, inputs: Inputs<B>, targets: Tensor<B, 2>) -> (Tensor<B, 1>, Tensor<B, 1>) {
         let device = inputs.images.device();
         let forward = self.forward(inputs);
         let outputs = forward.outputs.clone().inner();
-        let by_outputs = output_gradient(outputs.clone(), targets, self.loss, self.scale);
-        let gradients = forward.backward(by_outputs).into_iter().zip(self.parameters.flat());
+        let output_grad = output_gradient(outputs.clone(), targets, self.loss, self.scale);
+        let gradients = forward.backward(output_grad).into_iter().zip(self.parameters.flat());
         let whole = gradients.map(|(gradient, of)| {
             gradient.unwrap_or_else(|| Tensor::zeros(of.dims(), (&device, DType::F32)))
         });
@@ -73,9 +73,9 @@ struct Forward<B: BurnBackend> {
 }
 
 impl<B: BurnBackend> Forward<B> {
-    fn backward(self, by_outputs: Tensor<B, 2>) -> Gradients<B> {
+    fn backward(self, output_grad: Tensor<B, 2>) -> Gradients<B> {
         // The backward pass of Σ outputs·constants starts with the constants themselves.
-        let mut gradients = (self.outputs * Tensor::from_inner(by_outputs)).sum().backward();
+        let mut gradients = (self.outputs * Tensor::from_inner(output_grad)).sum().backward();
         self.tracked.flat().iter().map(|flat| flat.grad_remove(&mut gradients)).collect()
     }
 }
@@ -111,12 +111,12 @@ pub(super) fn output_gradient<B: Backend>(
         |x: Tensor<B, 2>| (x.clone().slice([0..n, 0..DIGITS]), x.slice([0..n, DIGITS..OUTPUTS]));
     let ((logits, outputs), (label, targets)) = (split(outputs), split(targets));
     let p = softmax(logits, 1);
-    let by_logits = (p.clone() - label.clone()).mul_scalar(scale);
-    let by_logits = match loss {
-        LabelLoss::CrossEntropy => by_logits,
-        LabelLoss::SoftmaxNll => by_logits * (p * label).sum_dim(1),
+    let logits_grad = (p.clone() - label.clone()).mul_scalar(scale);
+    let logits_grad = match loss {
+        LabelLoss::CrossEntropy => logits_grad,
+        LabelLoss::SoftmaxNll => logits_grad * (p * label).sum_dim(1),
     };
-    Tensor::cat(vec![by_logits, (outputs - targets).mul_scalar(2.0 * scale)], 1)
+    Tensor::cat(vec![logits_grad, (outputs - targets).mul_scalar(2.0 * scale)], 1)
 }
 
 /// Calls `take` with a tensor's values, without a copy where the backend can.

@@ -18,21 +18,21 @@ pub(super) struct Heads {
     hidden: [Vec<f32>; 2],
     both: Vec<f32>,
     heads: [[Vec<f32>; 3]; 2],
-    by_hidden: [Vec<f32>; 2],
-    by_heads: [[Vec<f32>; 3]; 2],
+    hidden_grad: [Vec<f32>; 2],
+    heads_grad: [[Vec<f32>; 3]; 2],
 }
 
 fn forward(simd: Simd, x: &[f32], layer: &DenseWeights, relu: bool, y: &mut Vec<f32>) {
-    let inputs = layer.by_input.len() / layer.bias.len();
+    let inputs = layer.transposed.len() / layer.bias.len();
     y.resize(x.len() / inputs * layer.bias.len(), 0.0);
-    dense::forward(simd, x, &layer.by_input, &layer.bias, relu, y);
+    dense::forward(simd, x, &layer.transposed, &layer.bias, relu, y);
 }
 
 /// The gradient by a layer's input.
 fn backward(simd: Simd, dy: &[f32], layer: &DenseWeights, dx: &mut Vec<f32>) {
-    let inputs = layer.by_output.len() / layer.bias.len();
+    let inputs = layer.weight.len() / layer.bias.len();
     dx.resize(dy.len() / layer.bias.len() * inputs, 0.0);
-    dense::input_gradient(simd, dy, &layer.by_output, layer.bias.len(), dx);
+    dense::input_grad(simd, dy, &layer.weight, layer.bias.len(), dx);
 }
 
 impl Heads {
@@ -62,29 +62,29 @@ impl Heads {
         &mut self,
         simd: Simd,
         weights: &Weights,
-        by_answers: [Vec<f32>; 2],
-        by_logits: &mut [f32],
+        output_grads: [Vec<f32>; 2],
+        logits_grad: &mut [f32],
     ) {
-        let mut by_both = [Vec::new(), Vec::new()];
-        let heads = self.by_heads.iter_mut().zip(&self.heads).zip(&mut by_both);
-        for ((layers, by_answer), ((by, results), by_both)) in weights.heads.iter().zip(by_answers).zip(heads)
+        let mut both_grad = [Vec::new(), Vec::new()];
+        let heads = self.heads_grad.iter_mut().zip(&self.heads).zip(&mut both_grad);
+        for ((layers, output_grad), ((by, results), both_grad)) in weights.heads.iter().zip(output_grads).zip(heads)
         {
             let [first, second, third] = by;
-            *third = by_answer;
+            *third = output_grad;
             backward(simd, third, &layers[2], second);
             dense::relu_gradient(second, &results[1]);
             backward(simd, second, &layers[1], first);
             dense::relu_gradient(first, &results[0]);
-            backward(simd, first, &layers[0], by_both);
+            backward(simd, first, &layers[0], both_grad);
         }
-        let [mut by_both, of_differences] = by_both;
-        sum::add(&mut by_both, &of_differences);
-        for (row, by_logits) in by_both.chunks_exact(BOTH).zip(by_logits.chunks_exact_mut(LOGITS)) {
-            sum::add(by_logits, &row[..LOGITS]);
+        let [mut both_grad, of_differences] = both_grad;
+        sum::add(&mut both_grad, &of_differences);
+        for (row, logits_grad) in both_grad.chunks_exact(BOTH).zip(logits_grad.chunks_exact_mut(LOGITS)) {
+            sum::add(logits_grad, &row[..LOGITS]);
         }
-        let [first, second] = &mut self.by_hidden;
+        let [first, second] = &mut self.hidden_grad;
         second.clear();
-        second.extend(by_both.chunks_exact(BOTH).flat_map(|row| &row[LOGITS..]));
+        second.extend(both_grad.chunks_exact(BOTH).flat_map(|row| &row[LOGITS..]));
         dense::relu_gradient(second, &self.hidden[1]);
         backward(simd, second, &weights.number[1], first);
         dense::relu_gradient(first, &self.hidden[0]);
@@ -94,15 +94,15 @@ impl Heads {
     /// with these layers.
     pub fn add_gradients(&self, simd: Simd, weights: &Weights, into: &mut [f32]) {
         let mut add = |layer: &DenseWeights, dy: &[f32], x: &[f32]| {
-            let (dw, db) = into[layer.spot.whole()].split_at_mut(layer.by_output.len());
-            dense::add_weight_gradient(simd, dy, x, dw, db);
+            let (dw, db) = into[layer.spot.whole()].split_at_mut(layer.weight.len());
+            dense::add_weight_grad(simd, dy, x, dw, db);
         };
-        for ((layers, by), results) in weights.heads.iter().zip(&self.by_heads).zip(&self.heads) {
+        for ((layers, by), results) in weights.heads.iter().zip(&self.heads_grad).zip(&self.heads) {
             add(&layers[0], &by[0], &self.both);
             add(&layers[1], &by[1], &results[0]);
             add(&layers[2], &by[2], &results[1]);
         }
-        add(&weights.number[0], &self.by_hidden[0], &self.numbers);
-        add(&weights.number[1], &self.by_hidden[1], &self.hidden[0]);
+        add(&weights.number[0], &self.hidden_grad[0], &self.numbers);
+        add(&weights.number[1], &self.hidden_grad[1], &self.hidden[0]);
     }
 }

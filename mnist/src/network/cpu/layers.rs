@@ -10,10 +10,10 @@ pub(super) enum Method {
     /// With Winograd's fewer products.
     Winograd,
     /// With Winograd's, all batches at once: the weights are read once and never kept transformed.
-    /// (A gradient by the weights takes all batches in any case.)
-    Together,
+    /// (A weight gradient takes all batches in any case.)
+    Batched,
 }
-use Method::{Direct, Together, Winograd};
+use Method::{Direct, Batched, Winograd};
 
 /// A 3×3 convolution after the first.
 pub(super) struct Convolution {
@@ -29,7 +29,7 @@ pub(super) struct Convolution {
     pub padding: usize,
     /// Whether its input is pooled first.
     pub pooled: bool,
-    /// How it, its gradient by the input and its gradient by the weights are computed: the
+    /// How it, its input gradient and its weight gradient are computed: the
     /// quickest of what was measured.
     pub methods: [Method; 3],
 }
@@ -56,8 +56,8 @@ pub(super) const CONVOLUTIONS: [Convolution; 6] = [
     convolution("conv2", (32, 64), SIDE, 1, false, [Direct, Winograd, Direct]),
     convolution("conv3", (64, 128), SIDE / 2, 1, true, [Winograd; 3]),
     convolution("conv4", (128, 256), SIDE / 2, 1, false, [Winograd; 3]),
-    convolution("conv5", (256, 512), SIDE / 4, 0, true, [Together, Together, Winograd]),
-    convolution("conv6", (512, 1024), SIDE / 4 - 2, 0, false, [Together, Together, Winograd]),
+    convolution("conv5", (256, 512), SIDE / 4, 0, true, [Batched, Batched, Winograd]),
+    convolution("conv6", (512, 1024), SIDE / 4 - 2, 0, false, [Batched, Batched, Winograd]),
     convolution("conv7", (1024, 10), SIDE / 4 - 4, 0, false, [Direct; 3]),
 ];
 

@@ -93,16 +93,16 @@ impl CpuEngine {
             pass.forward(weights, parameters)
         });
         let mut all = Vec::with_capacity(microbatches.len());
-        let mut by_outputs = Vec::with_capacity(outputs.len());
+        let mut output_grad = Vec::with_capacity(outputs.len());
         let mut first = 0;
         for samples in microbatches {
             let end = first + samples.len() * OUTPUTS;
             let own = Outputs::from_rows(&outputs[first..end]);
-            by_outputs.extend(losses::output_gradient(&own, samples, *loss, scale));
+            output_grad.extend(losses::output_gradient(&own, samples, *loss, scale));
             all.push(own.losses(samples, *loss));
             first = end;
         }
-        pass.backward(weights, parameters, &by_outputs, pool, out, ready);
+        pass.backward(weights, parameters, &output_grad, pool, out, ready);
         all
     }
 }

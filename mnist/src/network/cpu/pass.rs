@@ -1,8 +1,8 @@
-//! The forward and the backward pass over the leaves of a subtree.
+//! The forward and the backward pass over a node's microbatches.
 //!
-//! A leaf's images are computed with in batches of at most [`IMAGES`], whose activations the
-//! caches hold; batches share the threads. Only the gradients by weights are taken over all
-//! batches at once: they are added up along the leaves' tree before they are stored. Backward,
+//! A microbatch's images are computed with in batches of at most [`IMAGES`], whose activations the
+//! caches hold; batches share the threads. Only the weight gradients are taken over all
+//! batches at once: they are added up along the microbatches' tree before they are stored. Backward,
 //! a layer's gradient by its weights comes before the one by its input, and is handed out at
 //! once: conv6 alone is 74 % of the parameters.
 
@@ -10,11 +10,10 @@ use std::ops::Range;
 
 use rayon::ThreadPool;
 use rayon::prelude::*;
-use tally_kernels::direct::After;
 use tally_kernels::first::{self, Bordered, FirstPart};
-use tally_kernels::leaves::{self, IMAGES};
-use tally_kernels::winograd::together::{self, Job, Way};
-use tally_kernels::{BLOCK, Leaves, Part, Planes, Simd, direct, pool, winograd};
+use tally_kernels::reduce::{self, IMAGES};
+use tally_kernels::winograd::batched::{self, Job, Direction};
+use tally_kernels::{BLOCK, Epilogue, NodeParts, Part, Planes, Simd, direct, pool, winograd};
 use tally_numerics::wire::WireDtype;
 
 use super::heads::{Heads, LOGITS};
@@ -24,17 +23,17 @@ use crate::data::{PIXELS, Samples};
 use crate::network::burn::inputs::NORMALISED;
 use crate::network::outputs::OUTPUTS;
 
-/// The passes over some leaves. Memory is kept from one to the next.
+/// The passes over some microbatches. Memory is kept from one to the next.
 pub(super) struct Pass {
     simd: Simd,
     batches: Vec<Batch>,
-    /// The batches of each leaf. There may be more batches than these: spare ones.
-    leaves: Vec<Range<usize>>,
-    /// What the gradients of these leaves, and their sums, are rounded to.
+    /// The batches of each microbatch. There may be more batches than these: spare ones.
+    microbatches: Vec<Range<usize>>,
+    /// What the gradients of these microbatches, and their sums, are rounded to.
     rounding: WireDtype,
 }
 
-/// A few images of a leaf, and everything that is computed of them.
+/// A few images of a microbatch, and everything that is computed of them.
 #[derive(Default)]
 struct Batch {
     images: usize,
@@ -46,9 +45,9 @@ struct Batch {
     pooled: [Vec<f32>; CONVOLUTIONS.len()],
     heads: Heads,
     /// Gradients by a convolution's result, by its input, and by its pooled input.
-    by_result: Vec<f32>,
-    by_input: Vec<f32>,
-    by_pooled: Vec<f32>,
+    result_grad: Vec<f32>,
+    input_grad: Vec<f32>,
+    pooled_grad: Vec<f32>,
 }
 
 /// A buffer's first `len` floats, of any content; the buffer never shrinks.
@@ -61,13 +60,13 @@ fn room(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
 
 impl Pass {
     pub fn new(simd: Simd) -> Self {
-        Self { simd, batches: Vec::new(), leaves: Vec::new(), rounding: WireDtype::F32 }
+        Self { simd, batches: Vec::new(), microbatches: Vec::new(), rounding: WireDtype::F32 }
     }
 
-    /// Takes the images of several leaves in, whose gradients are to be rounded.
-    pub fn load(&mut self, leaves: &[&Samples], rounding: WireDtype) {
+    /// Takes the images of several microbatches in, whose gradients are to be rounded.
+    pub fn load(&mut self, microbatches: &[&Samples], rounding: WireDtype) {
         self.rounding = rounding;
-        self.take(leaves.iter().map(|leaf| (*leaf, 0..leaf.len())));
+        self.take(microbatches.iter().map(|microbatch| (*microbatch, 0..microbatch.len())));
     }
 
     /// Takes a stretch of samples in.
@@ -75,14 +74,14 @@ impl Pass {
         self.take([(samples, stretch)]);
     }
 
-    fn take<'a>(&mut self, leaves: impl IntoIterator<Item = (&'a Samples, Range<usize>)>) {
-        self.leaves.clear();
+    fn take<'a>(&mut self, microbatches: impl IntoIterator<Item = (&'a Samples, Range<usize>)>) {
+        self.microbatches.clear();
         let mut stretches = Vec::new();
-        for (samples, images) in leaves {
+        for (samples, images) in microbatches {
             let first = stretches.len();
             let starts = images.clone().step_by(IMAGES);
             stretches.extend(starts.map(|start| (samples, start..images.end.min(start + IMAGES))));
-            self.leaves.push(first..stretches.len());
+            self.microbatches.push(first..stretches.len());
         }
         if self.batches.len() < stretches.len() {
             self.batches.resize_with(stretches.len(), Batch::default);
@@ -94,8 +93,8 @@ impl Pass {
     }
 
     fn batches(&mut self) -> (&mut [Batch], Tree<'_>) {
-        let count = self.leaves.last().map_or(0, |last| last.end);
-        (&mut self.batches[..count], Tree { leaves: &self.leaves, rounding: self.rounding })
+        let count = self.microbatches.last().map_or(0, |last| last.end);
+        (&mut self.batches[..count], Tree { microbatches: &self.microbatches, rounding: self.rounding })
     }
 
     /// The network's outputs, [`OUTPUTS`] a sample, for the images taken in. `weights` are
@@ -107,11 +106,11 @@ impl Pass {
         for (index, layer) in CONVOLUTIONS.iter().enumerate() {
             let weights = &weights.convolutions[index];
             match layer.methods[0] {
-                Method::Together => {
+                Method::Batched => {
                     batches.par_iter_mut().for_each(|batch| batch.pool(simd, index, layer));
                     let jobs = batches.iter_mut().map(|batch| batch.forward(index, layer, &weights.bias));
-                    let natural = weights.natural(layer, parameters);
-                    together::convolve(simd, Way::Forward, jobs.collect(), natural, layer.padding);
+                    let oihw = weights.oihw(layer, parameters);
+                    batched::convolve(simd, Direction::Forward, jobs.collect(), oihw, layer.padding);
                 }
                 method => batches.par_iter_mut().for_each(|batch| {
                     batch.pool(simd, index, layer);
@@ -131,7 +130,7 @@ impl Pass {
         &mut self,
         weights: &Weights,
         parameters: &[f32],
-        by_outputs: &[f32],
+        output_grad: &[f32],
         threads: &ThreadPool,
         out: &mut [f32],
         ready: &mut dyn FnMut(&[f32]),
@@ -141,17 +140,17 @@ impl Pass {
         let [.., last] = &weights.convolutions;
         let end = last.spot.weight.start;
         threads.install(|| {
-            let mut rest = by_outputs;
+            let mut rest = output_grad;
             for batch in &mut *batches {
                 let (mine, others) = rest.split_at(batch.images * OUTPUTS);
                 batch.backward_heads(simd, weights, mine);
                 rest = others;
             }
-            let leaf = |batches: &[&Batch], into: &mut [f32]| {
+            let microbatch = |batches: &[&Batch], into: &mut [f32]| {
                 into.fill(0.0);
                 batches.iter().for_each(|batch| batch.heads.add_gradients(simd, weights, into));
             };
-            leaves::sum(simd, &tree.by_leaf(batches, |batch| batch), end, leaf, |sum| {
+            reduce::sum(simd, &tree.by_microbatch(batches, |batch| batch), end, microbatch, |sum| {
                 out[..end].copy_from_slice(sum);
             });
         });
@@ -160,34 +159,34 @@ impl Pass {
         for (index, (layer, weights)) in CONVOLUTIONS.iter().zip(&weights.convolutions).enumerate().rev() {
             let spot = &weights.spot;
             threads.install(|| {
-                let parts = tree.by_leaf(batches, |batch| batch.part(index, layer));
-                let by_weights = match layer.methods[2] {
-                    Method::Direct => direct::weight_gradient,
-                    Method::Winograd | Method::Together => winograd::weight_gradient,
+                let parts = tree.by_microbatch(batches, |batch| batch.part(index, layer));
+                let weight_grad = match layer.methods[2] {
+                    Method::Direct => direct::weight_grad,
+                    Method::Winograd | Method::Batched => winograd::weight_grad,
                 };
-                by_weights(simd, &parts, layer.padding, layer.inputs, &mut out[spot.weight.clone()]);
-                direct::bias_gradient(simd, &parts, &mut out[spot.bias.clone()]);
+                weight_grad(simd, &parts, layer.padding, layer.inputs, &mut out[spot.weight.clone()]);
+                direct::bias_grad(simd, &parts, &mut out[spot.bias.clone()]);
             });
             ready(&out[..spot.bias.end]);
             threads.install(|| match layer.methods[1] {
-                Method::Together => {
-                    let jobs = batches.iter_mut().map(|batch| batch.by_input(index, layer)).collect();
-                    let natural = weights.natural(layer, parameters);
-                    together::convolve(simd, Way::ByInput, jobs, natural, layer.padding);
+                Method::Batched => {
+                    let jobs = batches.iter_mut().map(|batch| batch.input_grad(index, layer)).collect();
+                    let oihw = weights.oihw(layer, parameters);
+                    batched::convolve(simd, Direction::InputGrad, jobs, oihw, layer.padding);
                     batches.par_iter_mut().for_each(|batch| batch.unpool(simd, index, layer));
                 }
                 method => batches.par_iter_mut().for_each(|batch| {
-                    let job = batch.by_input(index, layer);
+                    let job = batch.input_grad(index, layer);
                     alone(simd, method, job, &weights.backward, 2 - layer.padding);
                     batch.unpool(simd, index, layer);
                 }),
             });
         }
         threads.install(|| {
-            let parts = tree.by_leaf(batches, Batch::first_part);
-            first::weight_gradient(simd, &parts, &mut out[weights.first.weight.clone()]);
-            let parts = tree.by_leaf(batches, Batch::part_of_first_bias);
-            direct::bias_gradient(simd, &parts, &mut out[weights.first.bias.clone()]);
+            let parts = tree.by_microbatch(batches, Batch::first_part);
+            first::weight_grad(simd, &parts, &mut out[weights.first.weight.clone()]);
+            let parts = tree.by_microbatch(batches, Batch::part_of_first_bias);
+            direct::bias_grad(simd, &parts, &mut out[weights.first.bias.clone()]);
         });
         ready(out);
     }
@@ -195,16 +194,16 @@ impl Pass {
 
 /// How batches are summed.
 struct Tree<'a> {
-    /// The batches of each leaf.
-    leaves: &'a [Range<usize>],
+    /// The batches of each microbatch.
+    microbatches: &'a [Range<usize>],
     rounding: WireDtype,
 }
 
 impl Tree<'_> {
-    /// What `part` makes of each leaf's batches.
-    fn by_leaf<'a, T>(&self, batches: &'a [Batch], part: impl Fn(&'a Batch) -> T) -> Leaves<T> {
-        let of = |leaf: &Range<usize>| batches[leaf.clone()].iter().map(&part).collect();
-        Leaves { parts: self.leaves.iter().map(of).collect(), rounding: self.rounding }
+    /// What `part` makes of each microbatch's batches.
+    fn by_microbatch<'a, T>(&self, batches: &'a [Batch], part: impl Fn(&'a Batch) -> T) -> NodeParts<T> {
+        let of = |microbatch: &Range<usize>| batches[microbatch.clone()].iter().map(&part).collect();
+        NodeParts { parts: self.microbatches.iter().map(of).collect(), rounding: self.rounding }
     }
 }
 
@@ -256,8 +255,8 @@ impl Batch {
         let (before, results) = self.results.split_at_mut(index + 1);
         let x = if layer.pooled { &self.pooled[index] } else { &before[index] };
         let last = index + 1 == CONVOLUTIONS.len();
-        let after = if last { After::Bias(bias) } else { After::BiasRelu(bias) };
-        Job { x: &x[..from.len()], from, after, out: room(&mut results[0], to.len()), to }
+        let epilogue = if last { Epilogue::Bias(bias) } else { Epilogue::BiasRelu(bias) };
+        Job { x: &x[..from.len()], from, epilogue, out: room(&mut results[0], to.len()), to }
     }
 
     /// Through the linear layers, to the network's outputs.
@@ -276,56 +275,56 @@ impl Batch {
     }
 
     /// Through the linear layers, to the gradient by the last convolution's results.
-    fn backward_heads(&mut self, simd: Simd, weights: &Weights, by_outputs: &[f32]) {
-        let column = |at: usize| by_outputs.iter().skip(at).step_by(OUTPUTS).copied().collect();
-        let mut by_logits: Vec<f32> =
-            by_outputs.chunks_exact(OUTPUTS).flat_map(|row| &row[..LOGITS]).copied().collect();
-        self.heads.backward(simd, weights, [column(LOGITS), column(LOGITS + 1)], &mut by_logits);
-        let by_result = room(&mut self.by_result, self.images * BLOCK);
-        for (row, by_logits) in by_result.chunks_exact_mut(BLOCK).zip(by_logits.chunks_exact(LOGITS)) {
+    fn backward_heads(&mut self, simd: Simd, weights: &Weights, output_grad: &[f32]) {
+        let column = |at: usize| output_grad.iter().skip(at).step_by(OUTPUTS).copied().collect();
+        let mut logits_grad: Vec<f32> =
+            output_grad.chunks_exact(OUTPUTS).flat_map(|row| &row[..LOGITS]).copied().collect();
+        self.heads.backward(simd, weights, [column(LOGITS), column(LOGITS + 1)], &mut logits_grad);
+        let result_grad = room(&mut self.result_grad, self.images * BLOCK);
+        for (row, logits_grad) in result_grad.chunks_exact_mut(BLOCK).zip(logits_grad.chunks_exact(LOGITS)) {
             row.fill(0.0);
-            row[..LOGITS].copy_from_slice(by_logits);
+            row[..LOGITS].copy_from_slice(logits_grad);
         }
     }
 
-    /// What convolution `index` takes its gradient by the weights from.
+    /// What convolution `index` takes its weight gradient from.
     fn part(&self, index: usize, layer: &Convolution) -> Part<'_> {
         let (from, to) = (layer.from(self.images), layer.to(self.images));
         let x = if layer.pooled { &self.pooled[index] } else { &self.results[index] };
-        Part { dy: &self.by_result[..to.len()], to, x: &x[..from.len()], from }
+        Part { dy: &self.result_grad[..to.len()], to, x: &x[..from.len()], from }
     }
 
     fn first_part(&self) -> FirstPart<'_> {
         let shape = self.bordered();
-        (&self.by_result[..self.first().len()], &self.pixels[..shape.len()], shape)
+        (&self.result_grad[..self.first().len()], &self.pixels[..shape.len()], shape)
     }
 
     /// The same for the first bias, which needs no input.
     fn part_of_first_bias(&self) -> Part<'_> {
         let to = self.first();
-        let dy = &self.by_result[..to.len()];
+        let dy = &self.result_grad[..to.len()];
         Part { dy, to, x: dy, from: to }
     }
 
     /// From the gradient by the results of convolution `index` to that by its inputs.
-    fn by_input<'a>(&'a mut self, index: usize, layer: &Convolution) -> Job<'a> {
+    fn input_grad<'a>(&'a mut self, index: usize, layer: &Convolution) -> Job<'a> {
         let (from, to) = (layer.from(self.images), layer.to(self.images));
-        let (after, out) = if layer.pooled {
-            (After::Nothing, &mut self.by_pooled)
+        let (epilogue, out) = if layer.pooled {
+            (Epilogue::Nothing, &mut self.pooled_grad)
         } else {
-            (After::ReluGradient(&self.results[index][..from.len()]), &mut self.by_input)
+            (Epilogue::ReluGradient(&self.results[index][..from.len()]), &mut self.input_grad)
         };
-        Job { x: &self.by_result[..to.len()], from: to, after, out: room(out, from.len()), to: from }
+        Job { x: &self.result_grad[..to.len()], from: to, epilogue, out: room(out, from.len()), to: from }
     }
 
-    /// From the gradient by the inputs of convolution `index` to that by the results before it.
+    /// From the input gradient of convolution `index` to that by the results before it.
     fn unpool(&mut self, simd: Simd, index: usize, layer: &Convolution) {
         let (from, whole) = (layer.from(self.images), self.whole(layer));
         if layer.pooled {
-            let (by_pooled, before) = (&self.by_pooled[..from.len()], &self.results[index][..whole.len()]);
-            pool::gradient(simd, by_pooled, before, whole, room(&mut self.by_input, whole.len()));
+            let (pooled_grad, before) = (&self.pooled_grad[..from.len()], &self.results[index][..whole.len()]);
+            pool::gradient(simd, pooled_grad, before, whole, room(&mut self.input_grad, whole.len()));
         }
-        std::mem::swap(&mut self.by_input, &mut self.by_result);
+        std::mem::swap(&mut self.input_grad, &mut self.result_grad);
     }
 }
 
@@ -333,8 +332,8 @@ impl Batch {
 fn alone(simd: Simd, method: Method, job: Job<'_>, weights: &[f32], padding: usize) {
     let convolve = match method {
         Method::Direct => direct::convolve,
-        Method::Winograd | Method::Together => winograd::convolve,
+        Method::Winograd | Method::Batched => winograd::convolve,
     };
-    let Job { x, from, after, out, to } = job;
-    convolve(simd, x, from, weights, padding, after, out, to);
+    let Job { x, from, epilogue, out, to } = job;
+    convolve(simd, x, from, weights, padding, epilogue, out, to);
 }

@@ -39,14 +39,14 @@ fn digest_of(gradient: &[f32]) -> Digest {
 /// any number of threads.
 #[test]
 fn sum_1_a_gradient_has_the_same_bits_on_every_path_and_for_any_threads() {
-    let leaves = [samples(0, 1), samples(1, 0), samples(1, 1), samples(2, 0)];
-    let leaves: Vec<&Samples> = leaves.iter().collect();
+    let microbatches = [samples(0, 1), samples(1, 0), samples(1, 1), samples(2, 0)];
+    let microbatches: Vec<&Samples> = microbatches.iter().collect();
     let mut first = None;
     for simd in Simd::all() {
         for threads in [1, 2, 3] {
             let mut engine = engine(simd, threads);
             let mut out = vec![f32::NAN; engine.manifest().len()];
-            let losses = engine.node_gradient(&leaves, 0.5, WireDtype::F32, &mut out, &mut |_| ()).unwrap();
+            let losses = engine.node_gradient(&microbatches, 0.5, WireDtype::F32, &mut out, &mut |_| ()).unwrap();
             let result = (digest_of(&out), losses);
             assert_eq!(first.get_or_insert_with(|| result.clone()), &result, "{simd}, {threads} threads");
         }
@@ -71,8 +71,8 @@ fn rep_1_a_run_ends_in_the_same_state_on_every_path() {
     }
 }
 
-/// SUM-1: leaves at once have the bits of leaves one by one, added along their tree; also
-/// where there are too many images for one go, leaves of more than a batch, and empty ones.
+/// SUM-1: microbatches at once have the bits of microbatches one by one, added along their tree; also
+/// where there are too many images for one go, microbatches of more than a batch, and empty ones.
 #[test]
 fn sum_1_a_node_has_the_bits_of_its_microbatches() {
     let of_f32 = [[3, 1, 0, 5], [0, 0, 0, 2], [100, 40, 0, 17], [0, 0, 120, 30], [0; 4]];
@@ -81,25 +81,25 @@ fn sum_1_a_node_has_the_bits_of_its_microbatches() {
     for (sizes, rounding) in cases.chain(of_bf16.map(|sizes| (sizes, WireDtype::Bf16))) {
         let mut engine = engine(Simd::widest(), 2);
         let mut first = 0;
-        let leaves = sizes.map(|size| {
+        let microbatches = sizes.map(|size| {
             first += size as u32;
             samples(first, size)
         });
-        let leaves: Vec<&Samples> = leaves.iter().collect();
+        let microbatches: Vec<&Samples> = microbatches.iter().collect();
         let mut out = vec![f32::NAN; engine.manifest().len()];
-        let parts = engine.node_gradient(&leaves, 0.25, rounding, &mut out, &mut |_| ()).unwrap();
-        let alone: Vec<(Losses, Vec<f32>)> = leaves
+        let parts = engine.node_gradient(&microbatches, 0.25, rounding, &mut out, &mut |_| ()).unwrap();
+        let alone: Vec<(Losses, Vec<f32>)> = microbatches
             .iter()
-            .map(|leaf| {
+            .map(|microbatch| {
                 let mut out = vec![f32::NAN; out.len()];
-                let losses = engine.gradient(leaf, 0.25, &mut out, &mut |_| ()).unwrap();
+                let losses = engine.gradient(microbatch, 0.25, &mut out, &mut |_| ()).unwrap();
                 rounding.round(&mut out);
                 (losses, out)
             })
             .collect();
         assert_eq!(parts, alone.iter().map(|(losses, _)| *losses).collect::<Vec<_>>(), "{sizes:?}");
         let gradients =
-            alone.into_iter().zip(&leaves).map(|((_, out), leaf)| (!leaf.is_empty()).then_some(out));
+            alone.into_iter().zip(&microbatches).map(|((_, out), microbatch)| (!microbatch.is_empty()).then_some(out));
         let sum = tally_numerics::sum::along_tree(gradients, |mut left, right| {
             rounding.add(&mut left, &right);
             left

@@ -1,13 +1,12 @@
 //! The committed parameters in the orders in which the kernels read them. Packed once a
-//! step, not once a leaf: at small leaves that is what a step would otherwise be spent on.
+//! step, not once a microbatch: at small microbatches that is what a step would otherwise be spent on.
 
 use std::ops::Range;
 
 use tally_numerics::manifest::Manifest;
 
 use super::layers::{CONVOLUTIONS, Convolution, Method};
-use tally_kernels::direct::WEIGHT_BLOCK;
-use tally_kernels::pack::{self, Natural};
+use tally_kernels::pack::{self, OihwWeights, WEIGHT_BLOCK};
 use tally_kernels::{BLOCK, Simd, dense, winograd};
 
 /// A layer's place in the flat vectors.
@@ -46,21 +45,21 @@ pub(super) struct ConvolutionWeights {
 
 impl ConvolutionWeights {
     /// As the network has them.
-    pub fn natural<'a>(&self, layer: &Convolution, parameters: &'a [f32]) -> Natural<'a> {
-        Natural::new(&parameters[self.spot.weight.clone()], layer.outputs, layer.inputs)
+    pub fn oihw<'a>(&self, layer: &Convolution, parameters: &'a [f32]) -> OihwWeights<'a> {
+        OihwWeights::new(&parameters[self.spot.weight.clone()], layer.outputs, layer.inputs)
     }
 }
 
 /// A linear layer's weights for both passes.
 pub(super) struct DenseWeights {
     pub spot: Spot,
-    pub by_input: Vec<f32>,
-    pub by_output: Vec<f32>,
+    pub transposed: Vec<f32>,
+    pub weight: Vec<f32>,
     pub bias: Vec<f32>,
 }
 
 /// A way to pack a convolution's weights.
-type Pack = fn(Simd, Natural<'_>, &mut [f32]);
+type Pack = fn(Simd, OihwWeights<'_>, &mut [f32]);
 
 /// All of them.
 pub(super) struct Weights {
@@ -79,7 +78,7 @@ impl Weights {
     pub fn new(manifest: &Manifest, simd: Simd) -> Self {
         let dense = |name: &str| {
             let spot = Spot::find(manifest, name);
-            DenseWeights { spot, by_input: Vec::new(), by_output: Vec::new(), bias: Vec::new() }
+            DenseWeights { spot, transposed: Vec::new(), weight: Vec::new(), bias: Vec::new() }
         };
         Self {
             first: Spot::find(manifest, "conv1"),
@@ -102,7 +101,7 @@ impl Weights {
         copy(&parameters[self.first.weight.clone()], &mut self.first_weight);
         copy(&parameters[self.first.bias.clone()], &mut self.first_bias);
         for (layer, to) in CONVOLUTIONS.iter().zip(&mut self.convolutions) {
-            let natural = to.natural(layer, parameters);
+            let oihw = to.oihw(layer, parameters);
             let blocks = layer.outputs.div_ceil(BLOCK) * layer.inputs / BLOCK;
             let packs = [
                 (
@@ -116,22 +115,22 @@ impl Weights {
             for (to, method, pack, transform) in packs {
                 let (len, pack) = match method {
                     // Read where they are.
-                    Method::Together => continue,
+                    Method::Batched => continue,
                     Method::Direct => (WEIGHT_BLOCK, pack),
                     Method::Winograd => (winograd::transformed_len(1), transform),
                 };
                 to.resize(blocks * len, 0.0);
-                pack(self.simd, natural, to);
+                pack(self.simd, oihw, to);
             }
             copy(&parameters[to.spot.bias.clone()], &mut to.bias);
             to.bias.resize(layer.outputs.next_multiple_of(BLOCK), 0.0);
         }
         for to in self.number.iter_mut().chain(self.heads.iter_mut().flatten()) {
             let weight = &parameters[to.spot.weight.clone()];
-            copy(weight, &mut to.by_output);
+            copy(weight, &mut to.weight);
             copy(&parameters[to.spot.bias.clone()], &mut to.bias);
-            to.by_input.resize(weight.len(), 0.0);
-            dense::transpose(weight, to.bias.len(), &mut to.by_input);
+            to.transposed.resize(weight.len(), 0.0);
+            dense::transpose(weight, to.bias.len(), &mut to.transposed);
         }
     }
 }

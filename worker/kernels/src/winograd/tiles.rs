@@ -9,10 +9,10 @@ use std::ops::Range;
 use super::transform::{self, both_ways, tile_of};
 use super::{M, N};
 use crate::BLOCK;
-use crate::direct::After;
-use crate::lanes::{LANES, Lanes};
+use crate::epilogue::Epilogue;
 use crate::planes::Planes;
 use crate::simd::Kernel;
+use crate::simd_vec::{LANES, SimdVec};
 
 /// Half a row: the floats of a vector.
 type Half = [f32; LANES];
@@ -77,7 +77,7 @@ impl Kernel for Inputs<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<L: Lanes>(self, l: L) {
+    fn run<L: SimdVec>(self, l: L) {
         let Self { x, from, padding, across, lines, rows, out } = self;
         let (halves, stride) = (2 * from.images, rows.stride(from.blocks) / LANES);
         let (out, _) = out.as_chunks_mut::<LANES>();
@@ -99,7 +99,7 @@ impl Kernel for Inputs<'_> {
                             Some(pixel) => l.load(&pixel[half]),
                             None => l.splat(0.0),
                         });
-                        let tile: [[L::V; N]; N] = both_ways!(tile, N to N, |v| transform::by_input(l, v));
+                        let tile: [[L::V; N]; N] = both_ways!(tile, N to N, |v| transform::from_input(l, v));
                         let at = block * 2 * rows.all + first + half;
                         for (y, row) in tile.into_iter().enumerate() {
                             for (x, value) in row.into_iter().enumerate() {
@@ -126,7 +126,7 @@ impl Kernel for FromOutputs<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<L: Lanes>(self, l: L) {
+    fn run<L: SimdVec>(self, l: L) {
         let Self { dy, to, blocks, rows, out } = self;
         let (across, halves) = (along(to), 2 * to.images);
         let stride = rows.stride(blocks.len()) / LANES;
@@ -164,7 +164,7 @@ impl Kernel for FromOutputs<'_> {
 pub(super) struct Outputs<'a> {
     pub products: &'a [f32],
     pub rows: Rows,
-    pub after: After<'a>,
+    pub epilogue: Epilogue<'a>,
     pub to: Planes,
     pub block: usize,
     pub lines: Range<usize>,
@@ -176,14 +176,14 @@ impl Kernel for Outputs<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<L: Lanes>(self, l: L) {
-        let Self { products, rows, after, to, block, lines, out } = self;
+    fn run<L: SimdVec>(self, l: L) {
+        let Self { products, rows, epilogue, to, block, lines, out } = self;
         let (across, halves, stride) = (along(to), 2 * to.images, rows.stride(1) / LANES);
         let (products, _) = products.as_chunks::<LANES>();
         let (out, _) = out.as_chunks_mut::<LANES>();
         let first_line = to.at(block, M * lines.start, 0, 0);
         let mut biases = [l.splat(0.0); 2];
-        if let After::Bias(bias) | After::BiasRelu(bias) = after {
+        if let Epilogue::Bias(bias) | Epilogue::BiasRelu(bias) = epilogue {
             for (vector, bias) in biases.iter_mut().zip(bias[block * BLOCK..][..BLOCK].as_chunks().0) {
                 *vector = l.load(bias);
             }
@@ -201,11 +201,11 @@ impl Kernel for Outputs<'_> {
                                 continue;
                             }
                             let at = ((M * line + y) * to.side + M * tx + x) * halves + half;
-                            let value = match after {
-                                After::Nothing => value,
-                                After::Bias(_) => l.add(value, biases[half % 2]),
-                                After::BiasRelu(_) => l.relu(l.add(value, biases[half % 2])),
-                                After::ReluGradient(of) => {
+                            let value = match epilogue {
+                                Epilogue::Nothing => value,
+                                Epilogue::Bias(_) => l.add(value, biases[half % 2]),
+                                Epilogue::BiasRelu(_) => l.relu(l.add(value, biases[half % 2])),
+                                Epilogue::ReluGradient(of) => {
                                     let of = &of[first_line + at * LANES..][..LANES];
                                     l.unless_zero(value, l.load(&of.as_chunks().0[0]))
                                 }
@@ -239,7 +239,7 @@ impl Kernel for ToInputs<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<L: Lanes>(self, l: L) {
+    fn run<L: SimdVec>(self, l: L) {
         let Self { products, rows, padding, across, relu, from, block, out } = self;
         let (halves, stride) = (2 * from.images, rows.stride(1) / LANES);
         let (products, _) = products.as_chunks::<LANES>();

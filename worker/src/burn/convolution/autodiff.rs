@@ -69,20 +69,20 @@ impl Backward<Flex, 3> for Convolution {
     fn backward(self, ops: Ops<State, 3>, gradients: &mut Gradients, _: &mut Checkpointer) {
         let State { layer, weights, saved } = ops.state;
         let dy = gradients.consume::<Flex>(&ops.node).to_contiguous();
-        let by_sums = layer.by_sums(*SIMD, dy.storage(), &saved);
+        let sums_grad = layer.sums_grad(*SIMD, dy.storage(), &saved);
         drop(dy);
         let Layer { inputs, outputs, side, images, .. } = layer;
-        let [by_input, by_weights, by_bias] = ops.parents;
-        if let Some(node) = by_weights {
-            let gradient = layer.by_weights(*SIMD, &by_sums, &saved);
+        let [input_node, weight_node, bias_node] = ops.parents;
+        if let Some(node) = weight_node {
+            let gradient = layer.weight_grad(*SIMD, &sums_grad, &saved);
             gradients.register::<Flex>(node.id, tensor(gradient, [outputs, inputs, 3, 3]));
         }
-        if let Some(node) = by_bias {
-            let gradient = layer.by_bias(*SIMD, &by_sums, &saved);
+        if let Some(node) = bias_node {
+            let gradient = layer.bias_grad(*SIMD, &sums_grad, &saved);
             gradients.register::<Flex>(node.id, tensor(gradient, [outputs]));
         }
-        if let Some(node) = by_input {
-            let gradient = layer.by_input(*SIMD, &by_sums, weights.to_contiguous().storage());
+        if let Some(node) = input_node {
+            let gradient = layer.input_grad(*SIMD, &sums_grad, weights.to_contiguous().storage());
             gradients.register::<Flex>(node.id, tensor(gradient, [images, inputs, side, side]));
         }
     }

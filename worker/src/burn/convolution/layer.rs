@@ -8,11 +8,10 @@ use std::borrow::Cow;
 
 use rayon::prelude::*;
 use tally_numerics::wire::WireDtype;
-use tally_kernels::direct::{self, After, WEIGHT_BLOCK};
-use tally_kernels::leaves::IMAGES;
-use tally_kernels::pack::{self, Natural};
-use tally_kernels::winograd::together::{self, Job, Way};
-use tally_kernels::{BLOCK, Leaves, Part, Planes, Simd, TAPS, nchw, winograd};
+use tally_kernels::reduce::IMAGES;
+use tally_kernels::pack::{self, OihwWeights, WEIGHT_BLOCK};
+use tally_kernels::winograd::batched::{self, Job, Direction};
+use tally_kernels::{BLOCK, Epilogue, direct, NodeParts, Part, Planes, Simd, TAPS, nchw, winograd};
 
 use super::Activation;
 
@@ -31,12 +30,12 @@ enum Method {
     /// With Winograd's fewer products, weights transformed once.
     Winograd,
     /// With Winograd's, all batches at once, weights transformed as they are read.
-    Together,
+    Batched,
 }
 
-/// A way to pack weights, and one to convolve with them.
-type Pack = fn(Simd, Natural<'_>, &mut [f32]);
-type Convolve = fn(Simd, &[f32], Planes, &[f32], usize, After<'_>, &mut [f32], Planes);
+/// A direction to pack weights, and one to convolve with them.
+type Pack = fn(Simd, OihwWeights<'_>, &mut [f32]);
+type Convolve = fn(Simd, &[f32], Planes, &[f32], usize, Epilogue<'_>, &mut [f32], Planes);
 
 /// The shape of a 3×3 convolution, stride 1, over square images.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,14 +113,14 @@ impl Layer {
         Planes::of(self.outputs, self.side_out(), images)
     }
 
-    /// How the results, the gradient by the input and that by the weights are computed: what was
+    /// How the results, the input gradient and that by the weights are computed: what was
     /// the quickest of them on layers of such a shape.
     fn methods(&self) -> [Method; 3] {
         let deep = self.inputs * self.outputs >= DEEP;
         match (self.padding, self.side_out()) {
             // A tile of 3×3 results would be mostly empty.
             (_, ..3) => [Method::Direct; 3],
-            (0, _) if deep => [Method::Together, Method::Together, Method::Winograd],
+            (0, _) if deep => [Method::Batched, Method::Batched, Method::Winograd],
             (0, _) => [Method::Direct; 3],
             _ if self.inputs > BLOCK => [Method::Winograd; 3],
             _ => [Method::Direct, Method::Winograd, Method::Direct],
@@ -131,45 +130,45 @@ impl Layer {
     /// The results `(n, outputs, side, side)` of images `x`, with what a backward pass needs.
     pub fn forward(&self, simd: Simd, x: &[f32], weights: &[f32], bias: &[f32]) -> (Vec<f32>, Saved) {
         let weights = self.whole(weights);
-        let natural = Natural::new(&weights, self.outputs, self.whole_inputs());
+        let oihw = OihwWeights::new(&weights, self.outputs, self.whole_inputs());
         let mut padded = bias.to_vec();
         padded.resize(self.outputs.next_multiple_of(BLOCK), 0.0);
-        let after = match self.activation {
-            Activation::Linear => After::Bias(&padded),
-            Activation::Relu => After::BiasRelu(&padded),
+        let epilogue = match self.activation {
+            Activation::Linear => Epilogue::Bias(&padded),
+            Activation::Relu => Epilogue::BiasRelu(&padded),
         };
         let inputs = self.gather(simd, x, self.inputs, |images| self.from(images), None);
         let method = self.methods()[0];
-        let results = self.convolve(simd, method, Way::Forward, &inputs, natural, after);
+        let results = self.convolve(simd, method, Direction::Forward, &inputs, oihw, epilogue);
         let out = self.scatter(simd, &results, self.outputs, |images| self.to(images));
         let keep = self.activation == Activation::Relu;
         (out, Saved { inputs, results: keep.then_some(results) })
     }
 
     /// The gradient `dy` by the results, in the kernels' layout, before the activation.
-    pub fn by_sums(&self, simd: Simd, dy: &[f32], saved: &Saved) -> Vec<Vec<f32>> {
+    pub fn sums_grad(&self, simd: Simd, dy: &[f32], saved: &Saved) -> Vec<Vec<f32>> {
         self.gather(simd, dy, self.outputs, |images| self.to(images), saved.results.as_deref())
     }
 
-    /// The gradient by the images, from [`by_sums`](Self::by_sums).
-    pub fn by_input(&self, simd: Simd, by_sums: &[Vec<f32>], weights: &[f32]) -> Vec<f32> {
+    /// The gradient by the images, from [`sums_grad`](Self::sums_grad).
+    pub fn input_grad(&self, simd: Simd, sums_grad: &[Vec<f32>], weights: &[f32]) -> Vec<f32> {
         let weights = self.whole(weights);
-        let natural = Natural::new(&weights, self.outputs, self.whole_inputs());
+        let oihw = OihwWeights::new(&weights, self.outputs, self.whole_inputs());
         let method = self.methods()[1];
-        let dx = self.convolve(simd, method, Way::ByInput, by_sums, natural, After::Nothing);
+        let dx = self.convolve(simd, method, Direction::InputGrad, sums_grad, oihw, Epilogue::Nothing);
         self.scatter(simd, &dx, self.inputs, |images| self.from(images))
     }
 
-    /// The gradient by the weights.
-    pub fn by_weights(&self, simd: Simd, by_sums: &[Vec<f32>], saved: &Saved) -> Vec<f32> {
-        let leaf = self.leaf(by_sums, saved);
+    /// The weight gradient.
+    pub fn weight_grad(&self, simd: Simd, sums_grad: &[Vec<f32>], saved: &Saved) -> Vec<f32> {
+        let microbatch = self.microbatch(sums_grad, saved);
         let inputs = self.whole_inputs();
-        let by_weights = match self.methods()[2] {
-            Method::Direct => direct::weight_gradient,
-            Method::Winograd | Method::Together => winograd::weight_gradient,
+        let weight_grad = match self.methods()[2] {
+            Method::Direct => direct::weight_grad,
+            Method::Winograd | Method::Batched => winograd::weight_grad,
         };
         let mut out = vec![0.0; self.outputs * inputs * TAPS];
-        by_weights(simd, &leaf, self.padding, inputs, &mut out);
+        weight_grad(simd, &microbatch, self.padding, inputs, &mut out);
         if inputs > self.inputs {
             let rows = out.chunks_exact(inputs * TAPS);
             out = rows.flat_map(|row| &row[..self.inputs * TAPS]).copied().collect();
@@ -177,23 +176,23 @@ impl Layer {
         out
     }
 
-    /// The gradient by the biases.
-    pub fn by_bias(&self, simd: Simd, by_sums: &[Vec<f32>], saved: &Saved) -> Vec<f32> {
+    /// The bias gradient.
+    pub fn bias_grad(&self, simd: Simd, sums_grad: &[Vec<f32>], saved: &Saved) -> Vec<f32> {
         let mut out = vec![0.0; self.outputs];
-        direct::bias_gradient(simd, &self.leaf(by_sums, saved), &mut out);
+        direct::bias_grad(simd, &self.microbatch(sums_grad, saved), &mut out);
         out
     }
 
-    /// What the gradients by weights and biases are summed from: one leaf's batches.
-    fn leaf<'a>(&self, by_sums: &'a [Vec<f32>], saved: &'a Saved) -> Leaves<Part<'a>> {
-        let operands = by_sums.iter().zip(&saved.inputs).zip(self.batches());
+    /// What the weight gradients and biases are summed from: one microbatch's batches.
+    fn microbatch<'a>(&self, sums_grad: &'a [Vec<f32>], saved: &'a Saved) -> NodeParts<Part<'a>> {
+        let operands = sums_grad.iter().zip(&saved.inputs).zip(self.batches());
         let part = |((dy, x), images): ((&'a Vec<f32>, &'a Vec<f32>), usize)| Part {
             dy,
             to: self.to(images),
             x,
             from: self.from(images),
         };
-        Leaves { parts: vec![operands.map(part).collect()], rounding: WireDtype::F32 }
+        NodeParts { parts: vec![operands.map(part).collect()], rounding: WireDtype::F32 }
     }
 
     /// The weights with zeros for the channels that fill the last block up.
@@ -231,7 +230,7 @@ impl Layer {
             .collect()
     }
 
-    /// The way back.
+    /// The direction back.
     fn scatter(
         &self,
         simd: Simd,
@@ -248,19 +247,19 @@ impl Layer {
         out
     }
 
-    /// Every batch convolved, or the gradient by its input taken.
+    /// Every batch convolved, or the input gradient taken.
     fn convolve(
         &self,
         simd: Simd,
         method: Method,
-        way: Way,
+        direction: Direction,
         batches: &[Vec<f32>],
-        weights: Natural<'_>,
-        after: After<'_>,
+        weights: OihwWeights<'_>,
+        epilogue: Epilogue<'_>,
     ) -> Vec<Vec<f32>> {
-        let shapes = |images| match way {
-            Way::Forward => (self.from(images), self.to(images)),
-            Way::ByInput => (self.to(images), self.from(images)),
+        let shapes = |images| match direction {
+            Direction::Forward => (self.from(images), self.to(images)),
+            Direction::InputGrad => (self.to(images), self.from(images)),
         };
         let mut outs: Vec<Vec<f32>> =
             self.batches().map(|images| vec![0.0; shapes(images).1.len()]).collect();
@@ -268,20 +267,20 @@ impl Layer {
         let jobs: Vec<Job<'_>> = jobs
             .map(|((x, out), images)| {
                 let (from, to) = shapes(images);
-                Job { x, from, after, out, to }
+                Job { x, from, epilogue, out, to }
             })
             .collect();
-        if method == Method::Together {
-            together::convolve(simd, way, jobs, weights, self.padding);
+        if method == Method::Batched {
+            batched::convolve(simd, direction, jobs, weights, self.padding);
             return outs;
         }
         let blocks = self.outputs.div_ceil(BLOCK) * self.whole_inputs() / BLOCK;
-        let forward = way == Way::Forward;
+        let forward = direction == Direction::Forward;
         let (block, pack, convolve): (_, Pack, Convolve) = match method {
             Method::Direct => {
                 (WEIGHT_BLOCK, if forward { pack::forward } else { pack::backward }, direct::convolve)
             }
-            Method::Winograd | Method::Together => (
+            Method::Winograd | Method::Batched => (
                 winograd::transformed_len(1),
                 if forward { winograd::weights::forward } else { winograd::weights::backward },
                 winograd::convolve,
@@ -290,8 +289,8 @@ impl Layer {
         let mut packed = vec![0.0; blocks * block];
         pack(simd, weights, &mut packed);
         let padding = if forward { self.padding } else { 2 - self.padding };
-        jobs.into_par_iter().for_each(|Job { x, from, after, out, to }| {
-            convolve(simd, x, from, &packed, padding, after, out, to);
+        jobs.into_par_iter().for_each(|Job { x, from, epilogue, out, to }| {
+            convolve(simd, x, from, &packed, padding, epilogue, out, to);
         });
         outs
     }

@@ -59,12 +59,12 @@ impl Case {
     fn run(&self, [x, weights, bias]: &[Vec<f32>; 3], convolve: Convolve) -> Outcome {
         let Self { images, inputs, outputs, side, padding, activation, .. } = *self;
         let device = FlexDevice;
-        let leaf = |values: &[f32], shape: &[usize]| TensorData::new(values.to_vec(), shape.to_vec());
+        let microbatch = |values: &[f32], shape: &[usize]| TensorData::new(values.to_vec(), shape.to_vec());
         let x =
-            Tensor::<Tracked, 4>::from_data(leaf(x, &[images, inputs, side, side]), &device).require_grad();
+            Tensor::<Tracked, 4>::from_data(microbatch(x, &[images, inputs, side, side]), &device).require_grad();
         let weights =
-            Tensor::<Tracked, 4>::from_data(leaf(weights, &[outputs, inputs, 3, 3]), &device).require_grad();
-        let bias = Tensor::<Tracked, 1>::from_data(leaf(bias, &[outputs]), &device).require_grad();
+            Tensor::<Tracked, 4>::from_data(microbatch(weights, &[outputs, inputs, 3, 3]), &device).require_grad();
+        let bias = Tensor::<Tracked, 1>::from_data(microbatch(bias, &[outputs]), &device).require_grad();
         let y = convolve(x.clone(), weights.clone(), bias.clone(), padding, activation);
         let dy = self.values(9, y.shape().num_elements());
         let dy = Tensor::<Tracked, 4>::from_data(TensorData::new(dy, y.shape()), &device);

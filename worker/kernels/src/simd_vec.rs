@@ -9,11 +9,11 @@
 
 use crate::tile::{self, Tile};
 
-/// Lanes of a vector.
+/// SimdVec of a vector.
 pub const LANES: usize = 16;
 
 /// A way to compute with sixteen floats at once.
-pub trait Lanes: Copy + Send + Sync {
+pub trait SimdVec: Copy + Send + Sync {
     /// Sixteen floats.
     type V: Copy;
 
@@ -75,7 +75,7 @@ pub fn prefetch(soon: &[f32]) {
 #[derive(Clone, Copy, Debug)]
 pub struct Portable;
 
-impl Lanes for Portable {
+impl SimdVec for Portable {
     type V = [f32; LANES];
 
     #[inline(always)]
@@ -134,7 +134,7 @@ mod x86 {
         _mm512_unpackhi_ps, _mm512_unpacklo_pd, _mm512_unpacklo_ps,
     };
 
-    use super::{LANES, Lanes, Tile, tile};
+    use super::{LANES, SimdVec, Tile, tile};
 
     /// The proof that the processor has AVX-512.
     #[derive(Clone, Copy, Debug)]
@@ -155,7 +155,7 @@ mod x86 {
 
     // SAFETY, of every block: the token exists only where the instructions do, and an array
     // reference holds the sixteen floats that a load or a store touches.
-    impl Lanes for Avx512 {
+    impl SimdVec for Avx512 {
         type V = __m512;
 
         #[inline(always)]
@@ -247,7 +247,7 @@ mod x86 {
     }
 
     // SAFETY, of every block: as above; each half of an array reference holds eight floats.
-    impl Lanes for Avx2 {
+    impl SimdVec for Avx2 {
         type V = [__m256; 2];
 
         #[inline(always)]

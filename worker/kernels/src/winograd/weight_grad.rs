@@ -1,22 +1,22 @@
-//! The gradient by the weights.
+//! The weight gradient.
 
 use rayon::prelude::*;
 
 use super::tiles::{FromOutputs, Inputs, Rows, along, rows};
 use super::transform::{self, both_ways, tile_of};
 use super::{N, SPACED, SQUARE, transformed_len};
-use crate::lanes::{self, LANES, Lanes};
-use crate::leaves::{self, Leaves, Part};
 use crate::pack::{SUMS, TAP, Unpack};
+use crate::reduce::{self, NodeParts, Part};
 use crate::scratch::{self, Scratch};
 use crate::simd::{Kernel, Simd};
-use crate::tile::{Finish, Segment, Start, Tile};
+use crate::simd_vec::{self, LANES, SimdVec};
+use crate::tile::{Init, Segment, Tile, TileEpilogue};
 use crate::{BLOCK, TAPS};
 
 /// Rows whose products are summed at a time: two operands of them fit the first cache, for all
 /// parts of a tile.
 const STRETCH: usize = 128;
-/// A layer is deep if the transformed gradients by 32 outputs of all leaves have at most so many floats:
+/// A layer is deep if the transformed gradients by 32 outputs of all microbatches have at most so many floats:
 /// the second cache then holds them.
 const DEEP: usize = 1 << 18;
 
@@ -25,40 +25,40 @@ fn whole(part: &Part<'_>) -> Rows {
     Rows { first: 0, all: rows(part.to) }
 }
 
-/// A part, its transformed inputs, and in a deep layer its transformed gradients by the outputs.
+/// A part, its transformed inputs, and in a deep layer its transformed output gradient.
 struct Job<'a> {
     part: Part<'a>,
     inputs: &'a [f32],
     of_outputs: Option<Scratch>,
 }
 
-/// The gradient by the weights as
-/// [`direct::weight_gradient`](crate::direct::weight_gradient). A sum goes part by part, line
+/// The weight gradient as
+/// [`direct::weight_grad`](crate::direct::weight_grad). A sum goes part by part, line
 /// by line of tiles, tile by tile, image by image.
 ///
 /// # Panics
 /// If a slice has not its shape's length, or the shapes don't follow from each other.
-pub fn weight_gradient(
+pub fn weight_grad(
     simd: Simd,
-    leaves: &Leaves<Part<'_>>,
+    microbatches: &NodeParts<Part<'_>>,
     padding: usize,
     inputs: usize,
     out: &mut [f32],
 ) {
-    leaves.check(padding, inputs, out);
+    microbatches.check(padding, inputs, out);
     // The inputs' tiles serve all outputs.
     let room = |part: &Part<'_>| scratch::take(whole(part).floats(part.from.blocks));
     let mut tiles: Vec<(Part<'_>, Scratch)> =
-        leaves.parts.iter().flatten().map(|part| (*part, room(part))).collect();
+        microbatches.parts.iter().flatten().map(|part| (*part, room(part))).collect();
     tiles.par_iter_mut().for_each(|(part, out)| {
         let (across, rows) = (along(part.to), whole(part));
         simd.run(Inputs { x: part.x, from: part.from, padding, across, lines: 0..across, rows, out });
     });
     let of_a_block: usize = tiles.iter().map(|(part, _)| whole(part).floats(1)).sum();
     let deep = of_a_block <= DEEP;
-    // Deep layers go by blocks of inputs, and in these leaf by leaf, so that what is summed stays in the
-    // cache; others by leaves, so that their activations do.
-    let together = if deep { 1 } else { inputs / BLOCK };
+    // Deep layers go by blocks of inputs, and in these microbatch by microbatch, so that what is summed stays in the
+    // cache; others by microbatches, so that their activations do.
+    let input_blocks = if deep { 1 } else { inputs / BLOCK };
 
     out.par_chunks_mut(BLOCK * inputs * TAPS).enumerate().for_each(|(block, out)| {
         let of_outputs = |part: &Part<'_>| {
@@ -74,7 +74,7 @@ pub fn weight_gradient(
             tiles
         };
         let mut rest = tiles.iter();
-        let jobs: Vec<Vec<Job<'_>>> = leaves
+        let jobs: Vec<Vec<Job<'_>>> = microbatches
             .parts
             .iter()
             .map(|parts| {
@@ -87,14 +87,14 @@ pub fn weight_gradient(
                 .collect()
             })
             .collect();
-        let jobs = Leaves { parts: jobs, rounding: leaves.rounding };
-        let mut sums = scratch::take(transformed_len(together));
-        for first in (0..inputs / BLOCK).step_by(together) {
+        let jobs = NodeParts { parts: jobs, rounding: microbatches.rounding };
+        let mut sums = scratch::take(transformed_len(input_blocks));
+        for first in (0..inputs / BLOCK).step_by(input_blocks) {
             // Where the sums go is far from what was last written, row by row.
             for row in out.chunks_exact(inputs * TAPS) {
-                lanes::prefetch(&row[first * BLOCK * TAPS..][..BLOCK * TAPS]);
+                simd_vec::prefetch(&row[first * BLOCK * TAPS..][..BLOCK * TAPS]);
             }
-            let leaf = |jobs: &[Job<'_>], into: &mut [f32]| {
+            let microbatch = |jobs: &[Job<'_>], into: &mut [f32]| {
                 for (index, job) in jobs.iter().enumerate() {
                     let (just_now, inputs, fresh) =
                         (job.of_outputs.is_none().then(|| of_outputs(&job.part)), job.inputs, index == 0);
@@ -104,7 +104,7 @@ pub fn weight_gradient(
                 }
                 simd.run(ToWeights { sums: &sums, out: into });
             };
-            leaves::sum(simd, &jobs, together * SUMS, leaf, |sums| {
+            reduce::sum(simd, &jobs, input_blocks * SUMS, microbatch, |sums| {
                 for (input, sums) in sums.chunks_exact(SUMS).enumerate() {
                     simd.run(Unpack { sums, input: first + input, inputs, out });
                 }
@@ -128,7 +128,7 @@ impl Kernel for Products<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<L: Lanes>(self, l: L) {
+    fn run<L: SimdVec>(self, l: L) {
         let Self { inputs, blocks, of_outputs, rows, fresh, sums } = self;
         let plane = rows.all * BLOCK;
         for position in 0..N * N {
@@ -144,8 +144,8 @@ impl Kernel for Products<'_> {
                         segments: &[Segment { a: 0, b: 0 }],
                         steps: (end - first) / BLOCK,
                         out: &mut *sums,
-                        start: if fresh && first == 0 { Start::Zero } else { Start::Out },
-                        finish: Finish::Keep,
+                        init: if fresh && first == 0 { Init::Zero } else { Init::Out },
+                        epilogue: TileEpilogue::Keep,
                     });
                 }
             }
@@ -163,7 +163,7 @@ impl Kernel for ToWeights<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<L: Lanes>(self, l: L) {
+    fn run<L: SimdVec>(self, l: L) {
         let blocks = self.sums.chunks_exact(N * N * SPACED).zip(self.out.chunks_exact_mut(SUMS));
         for (sums, out) in blocks {
             let (sums, out) = (sums.as_chunks::<LANES>().0, out.as_chunks_mut::<LANES>().0);

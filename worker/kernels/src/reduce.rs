@@ -1,27 +1,26 @@
-//! Sums over the images of a leaf, and over the leaves along their tree.
+//! Sums over the images of a microbatch, and over the microbatches along their tree.
 //!
-//! A leaf's images are computed with in [`Part`]s of at most [`IMAGES`], the leaf's first
-//! images first. A weight gradient goes part by part, pixel by pixel in a part, image by image
-//! in a pixel; then leaves are added along the tree (**SUM-1**). So its bits depend on the
-//! leaf, never on what is computed beside it.
+//! A microbatch's images are computed in [`Part`]s of at most [`IMAGES`], in their order. A weight gradient is summed part
+//! by part, in a part pixel by pixel, in a pixel image by image; then microbatches are added along the tree (**SUM-1**).
+//! So the bits of a microbatch's sum do not depend on the microbatches that are computed with it.
 
 use tally_numerics::sum::Fold;
 use tally_numerics::wire::WireDtype;
 
-use crate::lanes::Lanes;
 use crate::planes::Planes;
 use crate::scratch::{self, Scratch};
 use crate::simd::{Kernel, Simd};
+use crate::simd_vec::SimdVec;
 use crate::{BLOCK, TAPS};
 
-/// The most images of a part: what of them a layer touches then fits the second cache. It
-/// decides the order of sums, so it is the same on every machine.
+/// The most images of a part. The activations of so many that a layer uses fit the second-level cache. The number decides
+/// the order of sums, so it is the same on every machine.
 pub const IMAGES: usize = 16;
 
-/// A few images of a leaf at a layer: its input and the gradient by its output.
+/// A few images of a microbatch at a layer: its input and the output gradient.
 #[derive(Clone, Copy, Debug)]
 pub struct Part<'a> {
-    /// The gradient by the output.
+    /// The output gradient.
     pub dy: &'a [f32],
     /// Its shape.
     pub to: Planes,
@@ -41,18 +40,17 @@ impl Part<'_> {
     }
 }
 
-/// The leaves of a subtree, `2^k` from the left, by what they are computed from. One without parts is empty,
-/// and skipped.
+/// The parts of a node's `2^k` microbatches, from the left. A microbatch without parts is empty, and skipped.
 #[derive(Clone, Debug)]
-pub struct Leaves<T> {
-    /// The parts of each leaf.
+pub struct NodeParts<T> {
+    /// The parts of each microbatch.
     pub parts: Vec<Vec<T>>,
-    /// What a node's value, a leaf's or a sum, is rounded to when it is whole.
+    /// What the value of a microbatch, and every sum, is rounded to.
     pub rounding: WireDtype,
 }
 
-impl Leaves<Part<'_>> {
-    /// Checks what the gradient by a 3×3 convolution's weights is taken from, into `out`.
+impl NodeParts<Part<'_>> {
+    /// Checks the operands of a 3×3 convolution's weight gradient, `out`.
     ///
     /// # Panics
     /// If a slice has not its shape's length, or the shapes don't follow from each other.
@@ -67,26 +65,26 @@ impl Leaves<Part<'_>> {
     }
 }
 
-/// Adds leaves' values along their tree, as [`tally_numerics::sum`] does. `leaf(parts, into)` computes one into
-/// `len` floats of any content, and `take` gets the sum; zeros if all are empty.
+/// Adds the values of microbatches along their tree, as [`tally_numerics::sum`] does. `microbatch(parts, into)` computes
+/// one into `len` floats of any content, and `take` gets the sum; zeros if all are empty.
 pub fn sum<T>(
     simd: Simd,
-    leaves: &Leaves<T>,
+    microbatches: &NodeParts<T>,
     len: usize,
-    mut leaf: impl FnMut(&[T], &mut [f32]),
+    mut microbatch: impl FnMut(&[T], &mut [f32]),
     take: impl FnOnce(&[f32]),
 ) {
     let mut fold = Fold::default();
-    for parts in &leaves.parts {
+    for parts in &microbatches.parts {
         let value = (!parts.is_empty()).then(|| {
             let mut buffer = scratch::take(len);
-            leaf(parts, &mut buffer);
-            leaves.rounding.round(&mut buffer);
+            microbatch(parts, &mut buffer);
+            microbatches.rounding.round(&mut buffer);
             buffer
         });
         fold.push(value, |mut left: Scratch, right| {
             simd.run(Add { left: &mut left, right: &right });
-            leaves.rounding.round(&mut left);
+            microbatches.rounding.round(&mut left);
             left
         });
     }
@@ -96,7 +94,7 @@ pub fn sum<T>(
     }
 }
 
-/// `left += right`: `sum::add` with wide vectors. An addition rounds alike in any.
+/// `left += right`: `sum::add` with wide vectors, which round alike.
 struct Add<'a> {
     left: &'a mut [f32],
     right: &'a [f32],
@@ -106,7 +104,7 @@ impl Kernel for Add<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<L: Lanes>(self, _: L) {
+    fn run<L: SimdVec>(self, _: L) {
         for (left, right) in self.left.iter_mut().zip(self.right) {
             *left += right;
         }
@@ -118,12 +116,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn leaves_are_added_along_the_tree_and_empty_ones_skipped() {
+    fn microbatches_are_added_along_the_tree_and_empty_ones_skipped() {
         // 1e8 + 1 is 1e8 in float32, so the order shows: 1e8 + (1 − 1e8) but not (1e8 + 1) − 1e8.
         let total = |parts: &[&[f32]], rounding| {
-            let leaves = Leaves { parts: parts.iter().map(|parts| parts.to_vec()).collect(), rounding };
+            let microbatches =
+                NodeParts { parts: parts.iter().map(|parts| parts.to_vec()).collect(), rounding };
             let mut total = f32::NAN;
-            sum(Simd::widest(), &leaves, 1, |parts, into| into[0] = parts[0], |sum| total = sum[0]);
+            sum(Simd::widest(), &microbatches, 1, |parts, into| into[0] = parts[0], |sum| total = sum[0]);
             total
         };
         let [none, bf16] = [WireDtype::F32, WireDtype::Bf16];

@@ -12,13 +12,13 @@ use super::tiles::{FromOutputs, Inputs, Outputs, Rows, ToInputs, along, rows};
 use super::weights::{self, Over};
 use super::{N, SPACED, transformed_len};
 use crate::BLOCK;
-use crate::direct::After;
-use crate::lanes::Lanes;
-use crate::pack::Natural;
+use crate::epilogue::Epilogue;
+use crate::pack::OihwWeights;
 use crate::planes::Planes;
 use crate::scratch::{self, Scratch};
 use crate::simd::{Kernel, Simd};
-use crate::tile::{Finish, Segment, Start, Tile};
+use crate::simd_vec::SimdVec;
+use crate::tile::{Init, Segment, Tile, TileEpilogue};
 
 /// The most rows (tiles times images) that are multiplied with weights just transformed; a single
 /// batch may have more.
@@ -29,19 +29,19 @@ const BLOCKS: usize = 2;
 
 /// What is computed from `x`, of shape `from`, into `out`, of shape `to`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
+pub enum Direction {
     /// The convolution.
     Forward,
-    /// The gradient by its input, from that by its output.
-    ByInput,
+    /// The input gradient, from that by its output.
+    InputGrad,
 }
 
-impl Way {
+impl Direction {
     /// As [`BLOCKS`]. By input, two blocks of a result lie side by side in a row of the weights; forward, nothing does.
     fn blocks(self) -> usize {
         match self {
             Self::Forward => 1,
-            Self::ByInput => BLOCKS,
+            Self::InputGrad => BLOCKS,
         }
     }
 }
@@ -49,12 +49,12 @@ impl Way {
 /// A batch of images, and its result.
 #[derive(Debug)]
 pub struct Job<'a> {
-    /// Activations, or the gradient by the output.
+    /// Activations, or the output gradient.
     pub x: &'a [f32],
     /// Their shape.
     pub from: Planes,
     /// What becomes of the sums. (A gradient has no bias.)
-    pub after: After<'a>,
+    pub epilogue: Epilogue<'a>,
     /// The result.
     pub out: &'a mut [f32],
     /// Its shape.
@@ -62,27 +62,37 @@ pub struct Job<'a> {
 }
 
 /// Convolves every batch, with `padding` zeros around the convolution's
-/// input, or takes the gradient by that input.
+/// input, or takes the input gradient.
 ///
 /// # Panics
 /// If a slice has not its shape's length, the shapes don't follow from each other, or a gradient
 /// is to get a bias.
-pub fn convolve(simd: Simd, way: Way, jobs: Vec<Job<'_>>, weights: Natural<'_>, padding: usize) {
+pub fn convolve(
+    simd: Simd,
+    direction: Direction,
+    jobs: Vec<Job<'_>>,
+    weights: OihwWeights<'_>,
+    padding: usize,
+) {
     let (outputs, inputs) = weights.blocks();
-    let blocks = if way == Way::Forward { (inputs, outputs) } else { (outputs, inputs) };
-    let layer = Layer { simd, way, weights, padding };
+    let blocks = if direction == Direction::Forward { (inputs, outputs) } else { (outputs, inputs) };
+    let layer = Layer { simd, direction, weights, padding };
     let mut groups: Vec<Group<'_>> = Vec::new();
     // For each task, its blocks of every batch.
-    let mut outs: Vec<Vec<&mut [f32]>> = (0..blocks.1.div_ceil(way.blocks())).map(|_| Vec::new()).collect();
-    for Job { x, from, after, out, to } in jobs {
-        let by_input = way == Way::ByInput;
-        assert!(!by_input || !matches!(after, After::Bias(_) | After::BiasRelu(_)), "a gradient has no bias");
-        after.check(x, from, if by_input { 2 - padding } else { padding }, out, to);
+    let mut outs: Vec<Vec<&mut [f32]>> =
+        (0..blocks.1.div_ceil(direction.blocks())).map(|_| Vec::new()).collect();
+    for Job { x, from, epilogue, out, to } in jobs {
+        let input_grad = direction == Direction::InputGrad;
+        assert!(
+            !input_grad || !matches!(epilogue, Epilogue::Bias(_) | Epilogue::BiasRelu(_)),
+            "a gradient has no bias"
+        );
+        epilogue.check(x, from, if input_grad { 2 - padding } else { padding }, out, to);
         assert_eq!((from.blocks, to.blocks), blocks, "as many channels as weights");
-        for (task, out) in out.chunks_mut(way.blocks() * to.block()).enumerate() {
+        for (task, out) in out.chunks_mut(direction.blocks() * to.block()).enumerate() {
             outs[task].push(out);
         }
-        let source = Source { x, from, after, to, rows: rows(if by_input { from } else { to }) };
+        let source = Source { x, from, epilogue, to, rows: rows(if input_grad { from } else { to }) };
         match groups.last_mut() {
             Some(group) if group.rows() + source.rows <= ROWS => group.sources.push(source),
             _ => groups.push(Group { sources: vec![source] }),
@@ -92,8 +102,8 @@ pub fn convolve(simd: Simd, way: Way, jobs: Vec<Job<'_>>, weights: Natural<'_>, 
     let mut tiles: Vec<Scratch> = groups.iter().map(room).collect();
     groups.par_iter().zip(&mut tiles).for_each(|(group, tiles)| layer.transform(group, tiles));
     outs.into_par_iter().enumerate().for_each(|(task, outs)| {
-        let first = task * way.blocks();
-        layer.results(&groups, &tiles, blocks.0, first..blocks.1.min(first + way.blocks()), outs);
+        let first = task * direction.blocks();
+        layer.results(&groups, &tiles, blocks.0, first..blocks.1.min(first + direction.blocks()), outs);
     });
 }
 
@@ -101,7 +111,7 @@ pub fn convolve(simd: Simd, way: Way, jobs: Vec<Job<'_>>, weights: Natural<'_>, 
 struct Source<'a> {
     x: &'a [f32],
     from: Planes,
-    after: After<'a>,
+    epilogue: Epilogue<'a>,
     to: Planes,
     rows: usize,
 }
@@ -135,24 +145,24 @@ impl<'a> Group<'a> {
 /// What is the same for all batches.
 struct Layer<'a> {
     simd: Simd,
-    way: Way,
-    weights: Natural<'a>,
+    direction: Direction,
+    weights: OihwWeights<'a>,
     padding: usize,
 }
 
 impl Layer<'_> {
     /// Transforms what the batches of a group come with.
     fn transform(&self, group: &Group<'_>, tiles: &mut [f32]) {
-        let &Self { simd, way, padding, .. } = self;
+        let &Self { simd, direction, padding, .. } = self;
         for (source, rows) in group.batches() {
             let &Source { x, from, to, .. } = source;
             let out = &mut *tiles;
-            match way {
-                Way::Forward => {
+            match direction {
+                Direction::Forward => {
                     let across = along(to);
                     simd.run(Inputs { x, from, padding, across, lines: 0..across, rows, out });
                 }
-                Way::ByInput => {
+                Direction::InputGrad => {
                     simd.run(FromOutputs { dy: x, to: from, blocks: 0..from.blocks, rows, out });
                 }
             }
@@ -168,18 +178,18 @@ impl Layer<'_> {
         blocks: Range<usize>,
         outs: Vec<&mut [f32]>,
     ) {
-        let &Self { simd, way, padding, .. } = self;
+        let &Self { simd, direction, padding, .. } = self;
         let mut outs = outs.into_iter();
-        let mut weights = scratch::take(transformed_len(way.blocks() * way.blocks()));
+        let mut weights = scratch::take(transformed_len(direction.blocks() * direction.blocks()));
         for (group, tiles) in groups.iter().zip(tiles) {
             let rows = group.whole();
             let mut products = scratch::take(blocks.len() * rows.floats(1));
-            for first in (0..depth).step_by(way.blocks()) {
-                let added = way.blocks().min(depth - first);
+            for first in (0..depth).step_by(direction.blocks()) {
+                let added = direction.blocks().min(depth - first);
                 let squares = weights.chunks_exact_mut(transformed_len(1));
                 for (place, to) in squares.enumerate().take(blocks.len() * added) {
                     let (to_block, from_block) = (blocks.start + place / added, first + place % added);
-                    self.prefetch(to_block, from_block + way.blocks(), depth);
+                    self.prefetch(to_block, from_block + direction.blocks(), depth);
                     self.transform_weights(to_block, from_block, to);
                 }
                 simd.run(Multiply {
@@ -193,19 +203,20 @@ impl Layer<'_> {
                 });
             }
             for (source, rows) in group.batches() {
-                let &Source { after, from, to, .. } = source;
+                let &Source { epilogue, from, to, .. } = source;
                 let out = outs.next().into_iter().flat_map(|out| out.chunks_exact_mut(to.block()));
                 for ((out, block), products) in
                     out.zip(blocks.clone()).zip(products.chunks_exact(rows.floats(1)))
                 {
-                    match way {
-                        Way::Forward => {
+                    match direction {
+                        Direction::Forward => {
                             let lines = 0..along(to);
-                            simd.run(Outputs { products, rows, after, to, block, lines, out });
+                            simd.run(Outputs { products, rows, epilogue, to, block, lines, out });
                         }
-                        Way::ByInput => {
+                        Direction::InputGrad => {
                             let across = along(from);
-                            let relu = if let After::ReluGradient(of) = after { Some(of) } else { None };
+                            let relu =
+                                if let Epilogue::ReluGradient(of) = epilogue { Some(of) } else { None };
                             simd.run(ToInputs {
                                 products,
                                 rows,
@@ -226,18 +237,18 @@ impl Layer<'_> {
     /// Has the weights from block `from` to block `to` fetched, if there are `depth` blocks to come from.
     fn prefetch(&self, to: usize, from: usize, depth: usize) {
         if from < depth {
-            match self.way {
-                Way::Forward => self.weights.prefetch(to, from),
-                Way::ByInput => self.weights.prefetch(from, to),
+            match self.direction {
+                Direction::Forward => self.weights.prefetch(to, from),
+                Direction::InputGrad => self.weights.prefetch(from, to),
             }
         }
     }
 
     /// The weights from block `from` to block `to`, transformed.
     fn transform_weights(&self, to: usize, from: usize, transformed: &mut [f32]) {
-        let (output, input, lanes) = match self.way {
-            Way::Forward => (to, from, Over::Outputs),
-            Way::ByInput => (from, to, Over::Inputs { flipped: false }),
+        let (output, input, lanes) = match self.direction {
+            Direction::Forward => (to, from, Over::Outputs),
+            Direction::InputGrad => (from, to, Over::Inputs { flipped: false }),
         };
         let weights = self.weights;
         self.simd.run(weights::Block { weights, output, input, lanes, to: transformed });
@@ -261,7 +272,7 @@ impl Kernel for Multiply<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<L: Lanes>(self, l: L) {
+    fn run<L: SimdVec>(self, l: L) {
         let Self { tiles, depth, first, added, weights, rows, products } = self;
         let plane = rows.all * BLOCK;
         for position in 0..N * N {
@@ -277,8 +288,8 @@ impl Kernel for Multiply<'_> {
                     segments: &segments[..added],
                     steps: BLOCK,
                     out: &mut products[position * rows.stride(1)..][..plane],
-                    start: if first > 0 { Start::Out } else { Start::Zero },
-                    finish: Finish::Keep,
+                    init: if first > 0 { Init::Out } else { Init::Zero },
+                    epilogue: TileEpilogue::Keep,
                 });
             }
         }
