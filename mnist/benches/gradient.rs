@@ -50,7 +50,8 @@ fn main() {
         });
     }
     for microbatches in [8, 1] {
-        let samples: Vec<Samples> = (0..microbatches).map(|i| samples(i * 64 / microbatches, 64 / microbatches)).collect();
+        let samples: Vec<Samples> =
+            (0..microbatches).map(|i| samples(i * 64 / microbatches, 64 / microbatches)).collect();
         let samples: Vec<&Samples> = samples.iter().collect();
         measure(&format!("step of 64 in {microbatches} microbatches, at once"), rounds, 64, || {
             engine.node_gradient(&samples, 1.0 / 64.0, WireDtype::F32, &mut out, &mut |_| ()).unwrap();

@@ -61,9 +61,8 @@ pub fn run(options: &EvaluateOptions) -> anyhow::Result<String> {
     let test = MnistWithNumbers::test(data.load()?.test, seed);
     let ids: Vec<u32> = (0..test.len() as u32).collect();
     let microbatches = ids.chunks(TEST_MICROBATCH);
-    let sums: Result<Vec<Option<Sums>>, _> = microbatches
-        .map(|ids| engine.evaluate(&test.microbatch(ids.iter().copied())).map(Some))
-        .collect();
+    let sums: Result<Vec<Option<Sums>>, _> =
+        microbatches.map(|ids| engine.evaluate(&test.microbatch(ids.iter().copied())).map(Some)).collect();
     let evaluation = schema().evaluation(test.len(), sums?);
     Ok(format!("step {}  {}", meta.step, test_line(&evaluation)))
 }

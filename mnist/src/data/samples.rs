@@ -179,7 +179,10 @@ mod tests {
     #[test]
     fn samples_survive_the_wire() {
         let samples = decoded(&item(9, 0)).unwrap();
-        assert_eq!((samples.ids(), samples.numbers(), samples.labels()), (&[4, 7][..], &[9, 1][..], &[0, 2][..]));
+        assert_eq!(
+            (samples.ids(), samples.numbers(), samples.labels()),
+            (&[4, 7][..], &[9, 1][..], &[0, 2][..])
+        );
         assert_eq!(samples.pixels()[PIXELS..PIXELS + 3], [0, 1, 2]);
         assert_eq!(Samples::decode(&samples.encode()), Ok(samples));
         assert!(Samples::decode(&Microbatch::default()).unwrap().is_empty());

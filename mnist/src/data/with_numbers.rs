@@ -99,7 +99,8 @@ mod tests {
 
     #[test]
     fn data_2_a_limited_split_keeps_its_samples_numbers() {
-        let (whole, limited) = (MnistWithNumbers::train(split(100), 7), MnistWithNumbers::train(split(30), 7));
+        let (whole, limited) =
+            (MnistWithNumbers::train(split(100), 7), MnistWithNumbers::train(split(30), 7));
         assert_eq!(whole.numbers()[..30], *limited.numbers());
         assert_ne!(whole.numbers(), MnistWithNumbers::train(split(100), 8).numbers());
     }

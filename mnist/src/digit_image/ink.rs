@@ -126,7 +126,8 @@ pub fn ink(picture: &Background) -> Option<Ink> {
         let covered = (f32::from(v) - f32::from(picture.lightness)) / range;
         ((covered - floor) / (1.0 - floor)).clamp(0.0, 1.0)
     };
-    let mut ink = Ink { width: picture.grey.width() as usize, cover: picture.grey.iter().map(cover).collect() };
+    let mut ink =
+        Ink { width: picture.grey.width() as usize, cover: picture.grey.iter().map(cover).collect() };
     remove_dirt(&mut ink);
     Some(ink)
 }
@@ -159,7 +160,8 @@ fn remove_dirt(ink: &mut Ink) {
     let kept: Vec<bool> = amounts.iter().map(|&amount| amount > 0.0 && amount >= DIRT * most).collect();
     // Faint pixels are the soft edge of the shape that they touch, or nothing.
     let edge = |at: usize| neighbours(at, width, height).any(|next| kept[shape[next]]);
-    let keep: Vec<bool> = (0..shape.len()).map(|at| kept[shape[at]] || (shape[at] == 0 && edge(at))).collect();
+    let keep: Vec<bool> =
+        (0..shape.len()).map(|at| kept[shape[at]] || (shape[at] == 0 && edge(at))).collect();
     for (cover, keep) in ink.cover.iter_mut().zip(keep) {
         if !keep {
             *cover = 0.0;

@@ -60,7 +60,11 @@ fn negative(mut picture: GrayImage) -> GrayImage {
 }
 
 /// Every digit handed in as `as_handed_in` makes it comes out much like itself.
-fn come_out_alike(least_mean: f64, least: f64, as_handed_in: impl Fn(usize, &[u8]) -> Vec<u8>) -> Vec<How> {
+fn come_out_alike(
+    least_mean: f64,
+    least: f64,
+    as_handed_in: impl Fn(usize, &[u8]) -> Vec<u8>,
+) -> Vec<Preparation> {
     let mut all = Vec::new();
     let mut hows = Vec::new();
     for (index, digit) in digits(200).iter().enumerate() {
@@ -81,7 +85,11 @@ fn mnist_itself_goes_through_to_the_bit_and_so_does_its_negative() {
             let decoded = Decoded(DynamicImage::from(picture).to_luma_alpha8());
             let prepared = prepare(&decoded, Invert::Auto).unwrap();
             assert_eq!(prepared.pixels[..], digit);
-            assert!(prepared.preparation.unchanged && prepared.preparation.inverted == inverted && prepared.preparation.by_border);
+            assert!(
+                prepared.preparation.unchanged
+                    && prepared.preparation.inverted == inverted
+                    && prepared.preparation.by_border
+            );
         }
     }
 }
@@ -177,11 +185,16 @@ fn what_is_said_wins_over_the_border() {
             }
         }
     }
-    assert!(auto.preparation.inverted && !read(&png(framed.clone()), Invert::Auto).unwrap().preparation.inverted);
-    let told = read(&png(framed), Invert::Yes).unwrap().how;
+    assert!(
+        auto.preparation.inverted && !read(&png(framed.clone()), Invert::Auto).unwrap().preparation.inverted
+    );
+    let told = read(&png(framed), Invert::Yes).unwrap().preparation;
     assert!(told.inverted && !told.by_border);
     assert_eq!(told.to_string(), "dark on light (as told), cut out and centred");
-    assert_eq!(auto.preparation.to_string(), "dark on light (by its border: 100% light), cut out and centred");
+    assert_eq!(
+        auto.preparation.to_string(),
+        "dark on light (by its border: 100% light), cut out and centred"
+    );
 }
 
 #[test]

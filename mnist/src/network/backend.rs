@@ -55,7 +55,9 @@ pub fn network(
     match backend {
         BackendChoice::Cpu => on_cpu(precision, model, loss, device.threads()),
         BackendChoice::Cuda => on_gpu(precision, model, loss, number),
-        BackendChoice::CudaTally if *model == ModelSpec::Reference => own_gpu_kernels(precision, loss, number),
+        BackendChoice::CudaTally if *model == ModelSpec::Reference => {
+            own_gpu_kernels(precision, loss, number)
+        }
         BackendChoice::CudaTally | BackendChoice::CudaBurn => burn_on_gpu(precision, model, loss, number),
         BackendChoice::CpuAsGpu => {
             with_burn(model, loss, || DeviceContext::cpu_as_gpu(precision, device.threads()))
@@ -129,7 +131,8 @@ fn burn_on_gpu(
 ) -> Result<Box<dyn DigitEngine>, EngineError> {
     if precision == Precision::F32 {
         return Err(EngineError::Unavailable(
-            "Burn's kernels may round factors to TF32, which cannot be turned off: leave --precision f32 out".into(),
+            "Burn's kernels may round factors to TF32, which cannot be turned off: leave --precision f32 out"
+                .into(),
         ));
     }
     with_burn(model, loss, || tally_worker::burn::cuda::context(device, precision))
@@ -206,8 +209,7 @@ mod tests {
     fn an_engine_has_its_models_manifest() {
         for text in ["mlp", "synthetic:parameters=9", "reference"] {
             let model = text.parse().unwrap();
-            let engine =
-                engine(&model, LabelLoss::CrossEntropy, &options(BackendChoice::Auto, 1)).unwrap();
+            let engine = engine(&model, LabelLoss::CrossEntropy, &options(BackendChoice::Auto, 1)).unwrap();
             assert_eq!(engine.manifest(), &manifest(&model));
         }
     }

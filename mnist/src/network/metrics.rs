@@ -23,8 +23,7 @@ const BINS: usize = 2 * MAX_ERROR as usize + 1;
 #[allow(clippy::expect_used)] // The names are part of the program.
 pub fn schema() -> Schema {
     let loss = |name: &str, label: &str| LossSpec { name: name.into(), label: label.into() };
-    let metric =
-        |name: &str, label: &str, kind| MetricSpec { name: name.into(), label: label.into(), kind };
+    let metric = |name: &str, label: &str, kind| MetricSpec { name: name.into(), label: label.into(), kind };
     let share = || MetricKind::Ratio { higher_is_better: true };
     let errors = || MetricKind::Histogram { first: -MAX_ERROR, bins: BINS };
     let losses = vec![loss("label", "digit"), loss("sum", "sum"), loss("difference", "difference")];
@@ -76,7 +75,9 @@ impl Outputs {
         }
         let Sums(mut sums) = self.losses(samples, label_loss).into();
         sums.extend(correct.iter().flat_map(|&count| [f64::from(count), samples.len() as f64]));
-        sums.extend(confusion.as_flattened().iter().chain(errors.as_flattened()).map(|&count| f64::from(count)));
+        sums.extend(
+            confusion.as_flattened().iter().chain(errors.as_flattened()).map(|&count| f64::from(count)),
+        );
         Sums(sums)
     }
 }
@@ -91,8 +92,7 @@ mod tests {
 
     /// Three samples: all right; a wrong digit and a sum that is off by 2; a NaN and a difference that is far off.
     fn sums() -> Sums {
-        let samples =
-            Samples::new(vec![0, 1, 2], vec![0; 3 * PIXELS], vec![3, 9, 0], vec![8, 2, 5]).unwrap();
+        let samples = Samples::new(vec![0, 1, 2], vec![0; 3 * PIXELS], vec![3, 9, 0], vec![8, 2, 5]).unwrap();
         let logits = [8, 7, 5].map(|digit| std::array::from_fn(|d| f32::from(u8::from(d == digit))));
         let outputs = Outputs {
             logits: logits.into(),

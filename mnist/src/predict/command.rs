@@ -14,7 +14,7 @@ use tally_worker::device::DeviceOptions;
 
 use super::{Prediction, Predictor};
 use crate::data::PIXELS;
-use crate::digit_image::{self, Bounds, PictureError, Invert, Prepared, Preparation};
+use crate::digit_image::{self, Bounds, Invert, PictureError, Preparation, Prepared};
 
 /// Pictures that are read before the network is asked.
 const AT_ONCE: usize = 100;
@@ -163,7 +163,13 @@ impl Table {
         writeln!(out, "{:names$}  digit  sure    {n}+digit       |{n}-digit|     read as", "picture")
     }
 
-    fn row(&self, out: &mut impl Write, path: &Path, prediction: &Prediction, preparation: &Preparation) -> std::io::Result<()> {
+    fn row(
+        &self,
+        out: &mut impl Write,
+        path: &Path,
+        prediction: &Prediction,
+        preparation: &Preparation,
+    ) -> std::io::Result<()> {
         let whole = |n: Option<i64>| n.map_or_else(|| "?".to_owned(), |n| n.to_string());
         writeln!(
             out,

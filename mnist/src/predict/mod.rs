@@ -201,7 +201,10 @@ mod tests {
     #[test]
     fn the_confidence_is_the_softmax_of_the_digit() {
         let prediction = prediction(11.6, 2.4);
-        assert_eq!((prediction.digit, prediction.sum_answer, prediction.difference_answer), (7, Some(12), Some(2)));
+        assert_eq!(
+            (prediction.digit, prediction.sum_answer, prediction.difference_answer),
+            (7, Some(12), Some(2))
+        );
         assert!((prediction.confidence - 0.5).abs() < 1e-6, "{prediction:?}");
         assert!((prediction.probabilities.iter().sum::<f64>() - 1.0).abs() < 1e-12);
         assert_eq!(prediction.right(7, 5), [true; 3]);

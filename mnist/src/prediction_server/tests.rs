@@ -104,7 +104,8 @@ async fn predictions_are_of_the_newest_whole_checkpoint() {
     assert_eq!(first["confidence"], probabilities[first["digit"].as_u64().unwrap() as usize]);
     // As `worker predict` has it: the same checkpoint in an engine of its own.
     let path = tally_checkpoint::directory(root.path(), 1);
-    let prediction = Predictor::open(&path, &device()).unwrap().predict(&pixels, &[5]).unwrap().swap_remove(0);
+    let prediction =
+        Predictor::open(&path, &device()).unwrap().predict(&pixels, &[5]).unwrap().swap_remove(0);
     // By way of text, which is where a float32 gets its shortest digits.
     let wanted: Value = serde_json::from_str(&serde_json::to_string(&prediction).unwrap()).unwrap();
     for (key, value) in wanted.as_object().unwrap() {

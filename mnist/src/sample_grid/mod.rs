@@ -81,7 +81,9 @@ impl Tile {
     /// Whether the whole prediction is right; a missing one counts as right.
     #[must_use]
     pub fn right(&self) -> bool {
-        self.prediction.as_ref().is_none_or(|prediction| prediction.right(self.label, self.number) == [true; 3])
+        self.prediction
+            .as_ref()
+            .is_none_or(|prediction| prediction.right(self.label, self.number) == [true; 3])
     }
 }
 

@@ -86,7 +86,7 @@ impl Kernel for InputGradient<'_> {
     }
 }
 
-/// Adds the gradients by weight and bias, image by image:
+/// Adds the weight and bias gradients, image by image:
 /// `dw[o][i] += Σ_n dy[n][o]·x[n][i]` and `db[o] += Σ_n dy[n][o]`.
 ///
 /// # Panics

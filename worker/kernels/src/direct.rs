@@ -1,7 +1,7 @@
 //! The 3×3 convolution, stride 1, as it is defined: nine taps, no transforms.
 //!
-//! Nothing is padded. An output pixel at the border has fewer taps, and each stretch of
-//! pixels with the same taps is computed at once; so zeros cost nothing.
+//! Nothing is padded. An output pixel at the border has fewer taps, and pixels with the same taps are computed together;
+//! so the zeros of the padding cost nothing.
 
 use std::array::from_fn;
 use std::ops::Range;
@@ -17,7 +17,7 @@ use crate::simd_vec::SimdVec;
 use crate::tile::{Init, Segment, Tile, TileEpilogue};
 use crate::{BLOCK, TAPS};
 
-/// A task has at least so many rows, so that what it loads of the weights pays.
+/// The least rows of a task, so that loading the weights takes little of its time.
 const ROWS_OF_A_TASK: usize = 96;
 
 /// The taps, `0..3`, that reach into `side` pixels from pixel `at`.
@@ -32,8 +32,8 @@ fn reach(tap: usize, padding: usize, side: usize, count: usize) -> Range<usize> 
 
 /// Convolves `x`, of shape `from`, with weights packed by
 /// [`pack::forward`](crate::pack::forward) into `out`, of shape `to`, with `padding` zeros
-/// around. Given [`pack::backward`](crate::pack::backward)'s weights and `2 − padding` it is
-/// The input gradient.
+/// around. With the weights of [`pack::backward`](crate::pack::backward) and `2 − padding` the result is
+/// the input gradient.
 ///
 /// # Panics
 /// If a slice has not its shape's length, or the shapes don't follow from each other.
@@ -85,7 +85,7 @@ impl Kernel for Lines<'_> {
     #[inline(always)]
     fn run<L: SimdVec>(self, lanes: L) {
         let Self { x, from, weights, padding, epilogue, out, to, block, first } = self;
-        // Blocks of inputs outermost: their weights stay in the first cache for all rows.
+        // Blocks of inputs outermost: their weights stay in the first-level cache for all rows.
         for (input, weights) in weights.as_chunks::<WEIGHT_BLOCK>().0.iter().enumerate() {
             let last = input + 1 == from.blocks;
             for (line, out) in out.chunks_exact_mut(to.row()).enumerate() {

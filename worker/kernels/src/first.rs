@@ -1,5 +1,5 @@
-//! The first convolution: one channel in, 32 out, padding 1. Too few inputs for a register
-//! tile's sum, and no input gradient is wanted.
+//! The first convolution: one channel in, 32 out, padding 1. It has too few inputs for the sum of a register tile, and
+//! needs no input gradient.
 
 use rayon::prelude::*;
 
@@ -25,7 +25,7 @@ impl Bordered {
         (self.side + 2) * (self.side + 2) * self.images
     }
 
-    /// Lays images out, `value(image, pixel)` with pixels row by row.
+    /// Stores images in this layout, `value(image, pixel)` with pixels row by row.
     ///
     /// # Panics
     /// If `out` has not the shape's length.

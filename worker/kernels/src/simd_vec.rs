@@ -1,7 +1,7 @@
-//! Sixteen floats at a time, on AVX-512, on AVX2 with FMA, and anywhere.
+//! Vectors of sixteen floats: with AVX-512, with AVX2 and FMA, and on any processor.
 //!
-//! A token such as [`Avx512`] can only be had where the processor has its instructions, so
-//! its methods are safe. All operations round as IEEE 754 says, hence alike in every path.
+//! A token such as [`Avx512`] can only be made where the processor has its instructions, so its methods are safe. All
+//! operations round as IEEE 754 says, and so every path rounds alike.
 //! The methods are inlined into functions that [`Simd::run`](crate::Simd::run) compiles for
 //! the token's instruction set.
 
@@ -9,10 +9,10 @@
 
 use crate::tile::{self, Tile};
 
-/// SimdVec of a vector.
+/// Lanes of a vector.
 pub const LANES: usize = 16;
 
-/// A way to compute with sixteen floats at once.
+/// Operations on vectors of sixteen floats.
 pub trait SimdVec: Copy + Send + Sync {
     /// Sixteen floats.
     type V: Copy;
@@ -35,7 +35,7 @@ pub trait SimdVec: Copy + Send + Sync {
     fn relu(self, v: Self::V) -> Self::V;
     /// `if of == 0 { +0 } else { v }`: the gradient of a ReLU whose result was `of`.
     fn unless_zero(self, v: Self::V, of: Self::V) -> Self::V;
-    /// Sixteen rows of sixteen numbers as their columns.
+    /// The columns of sixteen rows of sixteen numbers.
     #[inline(always)]
     fn transpose(self, rows: [Self::V; LANES]) -> [Self::V; LANES] {
         let (mut from, mut to) = ([[0.0; LANES]; LANES], [[0.0; LANES]; LANES]);
@@ -53,11 +53,11 @@ pub trait SimdVec: Copy + Send + Sync {
         }
         columns
     }
-    /// Computes a register tile in the shape that suits the registers.
+    /// Computes a register tile, in parts that fit the registers.
     fn tile<const A_ROW: usize, const A_STEP: usize>(self, tile: Tile<'_, A_ROW, A_STEP>);
 }
 
-/// Has the second cache fetch what will be read soon, where the processor can be told so.
+/// Prefetches floats into the second-level cache, on processors that have an instruction for it.
 #[inline]
 pub fn prefetch(soon: &[f32]) {
     #[cfg(target_arch = "x86_64")]

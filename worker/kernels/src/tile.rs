@@ -1,4 +1,4 @@
-//! The register tile: where nearly all of the time is spent.
+//! The register tile, in which nearly all of the time is spent.
 //!
 //! A tile is a matrix product with a few rows and [`BLOCK`] columns whose partial sums stay
 //! in registers: `out[r][·] += Σ_k a[r, k] · b[k][·]`, one broadcast of `a` and a vector or
@@ -8,8 +8,8 @@
 //! | | rows | a | segments | b |
 //! | --- | --- | --- | --- | --- |
 //! | forward | (pixel, image) | activations, a row each | valid taps × channels | packed weights |
-//! | data gradient | the same with the output's gradient and flipped, transposed weights | | | |
-//! | weight gradient | input channels | activations, a column each | runs of pixels | output's gradient |
+//! | input gradient | the same with the output gradient and flipped, transposed weights | | | |
+//! | weight gradient | input channels | activations, a column each | runs of pixels | output gradient |
 //!
 //! Row `r`, step `k` of a segment is `a[start + r·A_ROW + k·A_STEP]`.
 
@@ -27,16 +27,16 @@ pub struct Segment {
     pub b: usize,
 }
 
-/// What the sums start from.
+/// The initial values of the sums.
 #[derive(Clone, Copy, Debug)]
 pub enum Init {
     /// Zero.
     Zero,
-    /// What `out` holds.
+    /// The content of `out`.
     Out,
 }
 
-/// What is done to the sums before they are stored.
+/// What a tile does to its sums before it stores them.
 #[derive(Clone, Copy, Debug)]
 pub enum TileEpilogue<'a> {
     /// Nothing.
@@ -62,9 +62,9 @@ pub struct Tile<'a, const A_ROW: usize, const A_STEP: usize> {
     pub steps: usize,
     /// The results, [`BLOCK`] a row; as many rows as fit.
     pub out: &'a mut [f32],
-    /// What the sums start from.
+    /// The initial values of the sums.
     pub init: Init,
-    /// What becomes of them.
+    /// What is done to the sums before they are stored.
     pub epilogue: TileEpilogue<'a>,
 }
 
@@ -206,6 +206,6 @@ by!(
     by_sixes, 6 rows of 1: 1 2 3 4 5 6
 );
 by!(
-    /// For whatever registers there are.
+    /// For processors with any number of registers.
     by_fours, 4 rows of 1: 1 2 3 4
 );

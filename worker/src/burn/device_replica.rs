@@ -42,7 +42,8 @@ impl<B: UpdateBackend> DeviceReplica<B> {
     pub fn load(parameters: Vec<f32>, momentum: Vec<f32>, device: &B::Device) -> (Self, Digest) {
         let digest = digest::of(0, &parameters, &momentum);
         let committed = State { parameters: upload(parameters, device), momentum: upload(momentum, device) };
-        let replica = Self { committed, previous: None, next: None, stretches: BTreeMap::new(), update: None };
+        let replica =
+            Self { committed, previous: None, next: None, stretches: BTreeMap::new(), update: None };
         (replica, digest)
     }
 

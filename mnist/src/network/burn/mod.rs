@@ -87,7 +87,9 @@ impl<B: BurnBackend, N: Network> BurnEngine<B, N> {
             let rounds = self.context.run(sum::rounds::<B>);
             if !matches!(rounds, Ok(true)) {
                 let name = &self.context.name;
-                tracing::info!("{name} does not round to bf16 as the wire does, so the host rounds ({rounds:?})");
+                tracing::info!(
+                    "{name} does not round to bf16 as the wire does, so the host rounds ({rounds:?})"
+                );
             }
             rounds.unwrap_or(false)
         })
@@ -132,8 +134,7 @@ impl<B: BurnBackend, N: Network> BurnEngine<B, N> {
                 let gradient = (!samples.is_empty()).then(|| {
                     let index = ahead.iter().position(|(ids, _)| ids == samples.ids());
                     let uploaded = index.and_then(|index| ahead.remove(index)).map(|(_, uploaded)| uploaded);
-                    let (inputs, targets) =
-                        uploaded.unwrap_or_else(|| inputs::with_targets(samples, device));
+                    let (inputs, targets) = uploaded.unwrap_or_else(|| inputs::with_targets(samples, device));
                     let (outputs, gradient) = pass.on_device(inputs, targets);
                     all.push(outputs);
                     rounded(gradient, rounding)

@@ -107,8 +107,7 @@ pub(super) fn output_gradient<B: Backend>(
 ) -> Tensor<B, 2> {
     const DIGITS: usize = OUTPUTS - 2;
     let n = outputs.dims()[0];
-    let split =
-        |x: Tensor<B, 2>| (x.clone().slice([0..n, 0..DIGITS]), x.slice([0..n, DIGITS..OUTPUTS]));
+    let split = |x: Tensor<B, 2>| (x.clone().slice([0..n, 0..DIGITS]), x.slice([0..n, DIGITS..OUTPUTS]));
     let ((logits, outputs), (label, targets)) = (split(outputs), split(targets));
     let p = softmax(logits, 1);
     let logits_grad = (p.clone() - label.clone()).mul_scalar(scale);

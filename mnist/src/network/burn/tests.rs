@@ -13,13 +13,15 @@ use crate::network::{ModelSpec, backend};
 /// Samples like digits on a black background, without a file of them.
 fn samples(ids: impl IntoIterator<Item = u32>) -> Samples {
     let ids: Vec<u32> = ids.into_iter().collect();
-    let pixel = |id: u32, position: u32| match (position.wrapping_mul(2_654_435_761) ^ id.wrapping_mul(40_503)) >> 7
-        & 1023
-    {
-        bright @ 0..256 => bright as u8,
-        _ => 0,
-    };
-    let pixels = ids.iter().flat_map(|&id| (0..PIXELS as u32).map(move |position| pixel(id, position))).collect();
+    let pixel =
+        |id: u32, position: u32| match (position.wrapping_mul(2_654_435_761) ^ id.wrapping_mul(40_503)) >> 7
+            & 1023
+        {
+            bright @ 0..256 => bright as u8,
+            _ => 0,
+        };
+    let pixels =
+        ids.iter().flat_map(|&id| (0..PIXELS as u32).map(move |position| pixel(id, position))).collect();
     let numbers = ids.iter().map(|id| (id * 7 % 10) as u8).collect();
     let labels = ids.iter().map(|id| (id * 3 % 10) as u8).collect();
     Samples::new(ids, pixels, numbers, labels).unwrap()
@@ -244,7 +246,9 @@ fn sum_1_a_node_has_the_bits_of_its_microbatches() {
         let mut prefixes = Vec::new();
         let mut ready = |done: &[f32]| prefixes.push(done.len());
         let parts = engine.node_gradient(&microbatches, 0.04, rounding, &mut one, &mut ready).unwrap();
-        let one_by_one = node_gradient_one_by_one(&mut engine, &microbatches, 0.04, rounding, &mut two, &mut |_| ()).unwrap();
+        let one_by_one =
+            node_gradient_one_by_one(&mut engine, &microbatches, 0.04, rounding, &mut two, &mut |_| ())
+                .unwrap();
         assert_eq!((parts.len(), parts), (4, one_by_one));
         assert!(one.iter().zip(&two).all(|(a, b)| a.to_bits() == b.to_bits()), "{rounding}");
         assert!(prefixes.is_sorted() && prefixes.last() == Some(&one.len()), "{prefixes:?}");
@@ -256,7 +260,8 @@ fn sum_1_a_node_has_the_bits_of_its_microbatches() {
 #[test]
 fn samples_that_went_ahead_change_nothing() {
     let mut engine = remote(networks::Mlp, LabelLoss::CrossEntropy, Precision::F32);
-    let microbatches: Vec<Samples> = (0..20).map(|microbatch| samples(8 * microbatch..8 * microbatch + 8)).collect();
+    let microbatches: Vec<Samples> =
+        (0..20).map(|microbatch| samples(8 * microbatch..8 * microbatch + 8)).collect();
     let without: Vec<_> = microbatches.iter().map(|microbatch| gradient(&mut engine, microbatch)).collect();
     microbatches.iter().for_each(|microbatch| engine.prefetch(microbatch));
     assert_eq!(engine.ahead.len(), MOST_AHEAD, "no more wait than there may");

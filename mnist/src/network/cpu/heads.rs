@@ -1,17 +1,16 @@
-//! The linear layers: the number's two, and the two heads' three each. They hold a
-//! thousandth of a step's work.
+//! The linear layers: two of the number, and three of each of the two heads. They are a thousandth of a step's work.
 
-use tally_numerics::sum;
 use tally_kernels::{Simd, dense};
+use tally_numerics::sum;
 
 use super::weights::{DenseWeights, Weights};
 
 /// Logits of a sample.
 pub(super) const LOGITS: usize = 10;
-/// Logits and what the number becomes, side by side.
+/// Logits and the number's features, side by side.
 const BOTH: usize = LOGITS + 32;
 
-/// Results of the layers for some images, a row an image, and the gradients by them.
+/// The layers' results for some images, a row an image, and their gradients.
 #[derive(Default)]
 pub(super) struct Heads {
     numbers: Vec<f32>,
@@ -28,7 +27,7 @@ fn forward(simd: Simd, x: &[f32], layer: &DenseWeights, relu: bool, y: &mut Vec<
     dense::forward(simd, x, &layer.transposed, &layer.bias, relu, y);
 }
 
-/// The gradient by a layer's input.
+/// A layer's input gradient.
 fn backward(simd: Simd, dy: &[f32], layer: &DenseWeights, dx: &mut Vec<f32>) {
     let inputs = layer.weight.len() / layer.bias.len();
     dx.resize(dy.len() / layer.bias.len() * inputs, 0.0);
@@ -56,8 +55,8 @@ impl Heads {
         self.heads.each_ref().map(|results| results[2].as_slice())
     }
 
-    /// From the gradients by sums and differences: those by every layer's results, kept for
-    /// [`add_gradients`](Self::add_gradients), and what is added to the logits' gradient.
+    /// Computes the output gradient of every layer from those of sums and differences, keeps them for
+    /// [`add_gradients`](Self::add_gradients), and adds the heads' input gradients to the gradient of the logits.
     pub fn backward(
         &mut self,
         simd: Simd,
@@ -67,7 +66,8 @@ impl Heads {
     ) {
         let mut both_grad = [Vec::new(), Vec::new()];
         let heads = self.heads_grad.iter_mut().zip(&self.heads).zip(&mut both_grad);
-        for ((layers, output_grad), ((by, results), both_grad)) in weights.heads.iter().zip(output_grads).zip(heads)
+        for ((layers, output_grad), ((by, results), both_grad)) in
+            weights.heads.iter().zip(output_grads).zip(heads)
         {
             let [first, second, third] = by;
             *third = output_grad;
@@ -90,8 +90,8 @@ impl Heads {
         dense::relu_gradient(first, &self.hidden[0]);
     }
 
-    /// Adds the layers' gradients to `into`, the front of a flat vector: the manifest begins
-    /// with these layers.
+    /// Adds the gradients of the layers' parameters to `into`, the beginning of a flat vector: the manifest begins with
+    /// these layers.
     pub fn add_gradients(&self, simd: Simd, weights: &Weights, into: &mut [f32]) {
         let mut add = |layer: &DenseWeights, dy: &[f32], x: &[f32]| {
             let (dw, db) = into[layer.spot.whole()].split_at_mut(layer.weight.len());

@@ -5,15 +5,15 @@ use tally_kernels::Planes;
 /// How a convolution is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Method {
-    /// As it is defined.
+    /// By its definition.
     Direct,
-    /// With Winograd's fewer products.
+    /// By Winograd's algorithm.
     Winograd,
-    /// With Winograd's, all batches at once: the weights are read once and never kept transformed.
-    /// (A weight gradient takes all batches in any case.)
+    /// By Winograd's algorithm, all batches at once: the weights are read once and never stored transformed. (A weight
+    /// gradient is computed over all batches in any case.)
     Batched,
 }
-use Method::{Direct, Batched, Winograd};
+use Method::{Batched, Direct, Winograd};
 
 /// A 3×3 convolution after the first.
 pub(super) struct Convolution {
@@ -29,8 +29,7 @@ pub(super) struct Convolution {
     pub padding: usize,
     /// Whether its input is pooled first.
     pub pooled: bool,
-    /// How it, its input gradient and its weight gradient are computed: the
-    /// quickest of what was measured.
+    /// The methods for it, its input gradient and its weight gradient: the quickest that were measured.
     pub methods: [Method; 3],
 }
 

@@ -184,7 +184,7 @@ impl DigitEngine for CpuEngine {
         }
         let empty = |half: &[&Samples]| half.iter().all(|samples| samples.is_empty());
         if empty(left) || empty(right) {
-            // The full half alone; an empty one is not added as zeros.
+            // Only the half that is not empty: zeros are not added to it.
             let (full, first) = if empty(left) { (right, left.len()) } else { (left, 0) };
             let mut parts = vec![Losses::default(); microbatches.len()];
             let some = self.node_gradient(full, scale, rounding, out, ready)?;

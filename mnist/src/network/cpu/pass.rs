@@ -1,10 +1,9 @@
 //! The forward and the backward pass over a node's microbatches.
 //!
-//! A microbatch's images are computed with in batches of at most [`IMAGES`], whose activations the
-//! caches hold; batches share the threads. Only the weight gradients are taken over all
-//! batches at once: they are added up along the microbatches' tree before they are stored. Backward,
-//! a layer's gradient by its weights comes before the one by its input, and is handed out at
-//! once: conv6 alone is 74 % of the parameters.
+//! A microbatch's images are computed in batches of at most [`IMAGES`], whose activations the caches hold; batches share
+//! the threads. Only the weight gradients are computed over all batches at once: they are added up along the tree of the
+//! microbatches before they are stored. In the backward pass, a layer's weight gradient is computed before its input
+//! gradient, and is ready at once: conv6 alone is 74 % of the parameters.
 
 use std::ops::Range;
 
@@ -12,7 +11,7 @@ use rayon::ThreadPool;
 use rayon::prelude::*;
 use tally_kernels::first::{self, Bordered, FirstPart};
 use tally_kernels::reduce::{self, IMAGES};
-use tally_kernels::winograd::batched::{self, Job, Direction};
+use tally_kernels::winograd::batched::{self, Direction, Job};
 use tally_kernels::{BLOCK, Epilogue, NodeParts, Part, Planes, Simd, direct, pool, winograd};
 use tally_numerics::wire::WireDtype;
 
@@ -27,9 +26,9 @@ use crate::network::outputs::OUTPUTS;
 pub(super) struct Pass {
     simd: Simd,
     batches: Vec<Batch>,
-    /// The batches of each microbatch. There may be more batches than these: spare ones.
+    /// The batches of each microbatch; further ones in `batches` are spare.
     microbatches: Vec<Range<usize>>,
-    /// What the gradients of these microbatches, and their sums, are rounded to.
+    /// What the gradients of the microbatches, and their sums, are rounded to.
     rounding: WireDtype,
 }
 
@@ -39,12 +38,12 @@ struct Batch {
     images: usize,
     numbers: Vec<f32>,
     pixels: Vec<f32>,
-    /// Each convolution's results, after its ReLU; the first's first.
+    /// Each convolution's results, after its ReLU, from the first convolution on.
     results: [Vec<f32>; CONVOLUTIONS.len() + 1],
-    /// The pooled inputs of those that pool.
+    /// The pooled inputs of the convolutions that pool.
     pooled: [Vec<f32>; CONVOLUTIONS.len()],
     heads: Heads,
-    /// Gradients by a convolution's result, by its input, and by its pooled input.
+    /// A convolution's output gradient, input gradient, and the gradient of its pooled input.
     result_grad: Vec<f32>,
     input_grad: Vec<f32>,
     pooled_grad: Vec<f32>,
@@ -124,8 +123,8 @@ impl Pass {
         outputs.concat()
     }
 
-    /// The gradient by all parameters into `out`, from that by the outputs of the forward
-    /// pass just made, every node's rounded; `ready` is shown each prefix that is final.
+    /// Computes the gradient of all parameters into `out`, from the output gradient of the last forward pass, the gradient
+    /// of every node rounded; `ready` is called with each prefix that is final.
     pub fn backward(
         &mut self,
         weights: &Weights,
@@ -200,7 +199,7 @@ struct Tree<'a> {
 }
 
 impl Tree<'_> {
-    /// What `part` makes of each microbatch's batches.
+    /// `part` of each microbatch's batches.
     fn by_microbatch<'a, T>(&self, batches: &'a [Batch], part: impl Fn(&'a Batch) -> T) -> NodeParts<T> {
         let of = |microbatch: &Range<usize>| batches[microbatch.clone()].iter().map(&part).collect();
         NodeParts { parts: self.microbatches.iter().map(of).collect(), rounding: self.rounding }
@@ -228,7 +227,7 @@ impl Batch {
         Planes::of(FIRST, SIDE, self.images)
     }
 
-    /// The shape of what convolution `index` follows on, before it pools that.
+    /// The shape of the results before a convolution, before they are pooled.
     fn whole(&self, layer: &Convolution) -> Planes {
         let from = layer.from(self.images);
         if layer.pooled { Planes { side: 2 * from.side, ..from } } else { from }
@@ -240,7 +239,7 @@ impl Batch {
         first::convolve(simd, pixels, shape, &weights.first_weight, &weights.first_bias, out);
     }
 
-    /// Pools the results before convolution `index`, where it wants that.
+    /// Pools the results before convolution `index`, if its input is pooled.
     fn pool(&mut self, simd: Simd, index: usize, layer: &Convolution) {
         let (from, whole) = (layer.from(self.images), self.whole(layer));
         if layer.pooled {
@@ -274,7 +273,7 @@ impl Batch {
         outputs
     }
 
-    /// Through the linear layers, to the gradient by the last convolution's results.
+    /// Through the linear layers, to the last convolution's output gradient.
     fn backward_heads(&mut self, simd: Simd, weights: &Weights, output_grad: &[f32]) {
         let column = |at: usize| output_grad.iter().skip(at).step_by(OUTPUTS).copied().collect();
         let mut logits_grad: Vec<f32> =
@@ -287,7 +286,7 @@ impl Batch {
         }
     }
 
-    /// What convolution `index` takes its weight gradient from.
+    /// The operands of the weight gradient of convolution `index`.
     fn part(&self, index: usize, layer: &Convolution) -> Part<'_> {
         let (from, to) = (layer.from(self.images), layer.to(self.images));
         let x = if layer.pooled { &self.pooled[index] } else { &self.results[index] };
@@ -306,7 +305,7 @@ impl Batch {
         Part { dy, to, x: dy, from: to }
     }
 
-    /// From the gradient by the results of convolution `index` to that by its inputs.
+    /// From the output gradient of convolution `index` to its input gradient.
     fn input_grad<'a>(&'a mut self, index: usize, layer: &Convolution) -> Job<'a> {
         let (from, to) = (layer.from(self.images), layer.to(self.images));
         let (epilogue, out) = if layer.pooled {
@@ -317,11 +316,12 @@ impl Batch {
         Job { x: &self.result_grad[..to.len()], from: to, epilogue, out: room(out, from.len()), to: from }
     }
 
-    /// From the input gradient of convolution `index` to that by the results before it.
+    /// From the input gradient of convolution `index` to the output gradient of the convolution before it.
     fn unpool(&mut self, simd: Simd, index: usize, layer: &Convolution) {
         let (from, whole) = (layer.from(self.images), self.whole(layer));
         if layer.pooled {
-            let (pooled_grad, before) = (&self.pooled_grad[..from.len()], &self.results[index][..whole.len()]);
+            let (pooled_grad, before) =
+                (&self.pooled_grad[..from.len()], &self.results[index][..whole.len()]);
             pool::gradient(simd, pooled_grad, before, whole, room(&mut self.input_grad, whole.len()));
         }
         std::mem::swap(&mut self.input_grad, &mut self.result_grad);

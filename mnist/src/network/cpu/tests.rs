@@ -46,7 +46,8 @@ fn sum_1_a_gradient_has_the_same_bits_on_every_path_and_for_any_threads() {
         for threads in [1, 2, 3] {
             let mut engine = engine(simd, threads);
             let mut out = vec![f32::NAN; engine.manifest().len()];
-            let losses = engine.node_gradient(&microbatches, 0.5, WireDtype::F32, &mut out, &mut |_| ()).unwrap();
+            let losses =
+                engine.node_gradient(&microbatches, 0.5, WireDtype::F32, &mut out, &mut |_| ()).unwrap();
             let result = (digest_of(&out), losses);
             assert_eq!(first.get_or_insert_with(|| result.clone()), &result, "{simd}, {threads} threads");
         }
@@ -98,8 +99,10 @@ fn sum_1_a_node_has_the_bits_of_its_microbatches() {
             })
             .collect();
         assert_eq!(parts, alone.iter().map(|(losses, _)| *losses).collect::<Vec<_>>(), "{sizes:?}");
-        let gradients =
-            alone.into_iter().zip(&microbatches).map(|((_, out), microbatch)| (!microbatch.is_empty()).then_some(out));
+        let gradients = alone
+            .into_iter()
+            .zip(&microbatches)
+            .map(|((_, out), microbatch)| (!microbatch.is_empty()).then_some(out));
         let sum = tally_numerics::sum::along_tree(gradients, |mut left, right| {
             rounding.add(&mut left, &right);
             left

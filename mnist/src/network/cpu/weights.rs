@@ -1,5 +1,5 @@
-//! The committed parameters in the orders in which the kernels read them. Packed once a
-//! step, not once a microbatch: at small microbatches that is what a step would otherwise be spent on.
+//! The committed parameters in the layouts that the kernels read. They are packed once a step, not once a microbatch:
+//! with small microbatches, packing would take most of a step.
 
 use std::ops::Range;
 
@@ -9,7 +9,7 @@ use super::layers::{CONVOLUTIONS, Convolution, Method};
 use tally_kernels::pack::{self, OihwWeights, WEIGHT_BLOCK};
 use tally_kernels::{BLOCK, Simd, dense, winograd};
 
-/// A layer's place in the flat vectors.
+/// The positions of a layer in the flat vectors.
 #[derive(Clone, Debug)]
 pub(super) struct Spot {
     pub weight: Range<usize>,
@@ -28,7 +28,7 @@ impl Spot {
         Self { weight: range("weight"), bias: range("bias") }
     }
 
-    /// Both: the bias follows on the weight.
+    /// Both: the bias follows the weight.
     pub fn whole(&self) -> Range<usize> {
         self.weight.start..self.bias.end
     }
@@ -44,7 +44,7 @@ pub(super) struct ConvolutionWeights {
 }
 
 impl ConvolutionWeights {
-    /// As the network has them.
+    /// In their usual layout.
     pub fn oihw<'a>(&self, layer: &Convolution, parameters: &'a [f32]) -> OihwWeights<'a> {
         OihwWeights::new(&parameters[self.spot.weight.clone()], layer.outputs, layer.inputs)
     }
@@ -114,7 +114,7 @@ impl Weights {
             ];
             for (to, method, pack, transform) in packs {
                 let (len, pack) = match method {
-                    // Read where they are.
+                    // These kernels read the parameters themselves.
                     Method::Batched => continue,
                     Method::Direct => (WEIGHT_BLOCK, pack),
                     Method::Winograd => (winograd::transformed_len(1), transform),

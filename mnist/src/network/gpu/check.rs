@@ -5,11 +5,11 @@
 //! wrong.
 
 use rayon::ThreadPoolBuilder;
+use tally_kernels::Simd;
 use tally_numerics::init;
 use tally_numerics::random::{Purpose, Stream};
 use tally_numerics::update::Update;
 use tally_numerics::wire::WireDtype;
-use tally_kernels::Simd;
 use tally_worker::device::Precision;
 use tally_worker::engine::{EngineError, Replica as _, apply_whole};
 

@@ -1,8 +1,7 @@
-//! Several batches of images at once, for layers of large weights and few pixels: the weights
-//! are read as the network has them, once, and transformed in the cache. Transformed, they would
-//! be nearly three times as large.
+//! Several batches of images at once, for layers of large weights and few pixels. The weights are read once, in their usual
+//! layout, and transformed in the cache. Stored transformed, they would be nearly three times as large.
 //!
-//! A batch's results do not depend on those beside it: each output is one sum of its own.
+//! A batch's results do not depend on the other batches: each output is a sum of its own.
 
 use std::ops::Range;
 
@@ -23,21 +22,21 @@ use crate::tile::{Init, Segment, Tile, TileEpilogue};
 /// The most rows (tiles times images) that are multiplied with weights just transformed; a single
 /// batch may have more.
 const ROWS: usize = 128;
-/// Blocks of a result that a task computes, and blocks that are added at a time, at most: what belongs to so
-/// many fits the second cache.
+/// The most blocks of a result that a task computes, and the most blocks that are added at a time: the data of so many fit
+/// the second-level cache.
 const BLOCKS: usize = 2;
 
-/// What is computed from `x`, of shape `from`, into `out`, of shape `to`.
+/// The product that is computed from `x`, of shape `from`, into `out`, of shape `to`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
     /// The convolution.
     Forward,
-    /// The input gradient, from that by its output.
+    /// The convolution's input gradient, from its output gradient.
     InputGrad,
 }
 
 impl Direction {
-    /// As [`BLOCKS`]. By input, two blocks of a result lie side by side in a row of the weights; forward, nothing does.
+    /// As [`BLOCKS`]. For the input gradient, the weights of two blocks of a result are adjacent; forward, none are.
     fn blocks(self) -> usize {
         match self {
             Self::Forward => 1,
@@ -53,7 +52,7 @@ pub struct Job<'a> {
     pub x: &'a [f32],
     /// Their shape.
     pub from: Planes,
-    /// What becomes of the sums. (A gradient has no bias.)
+    /// What is done to the sums. (A gradient has no bias.)
     pub epilogue: Epilogue<'a>,
     /// The result.
     pub out: &'a mut [f32],
@@ -142,7 +141,7 @@ impl<'a> Group<'a> {
     }
 }
 
-/// What is the same for all batches.
+/// The layer, which is the same for all batches.
 struct Layer<'a> {
     simd: Simd,
     direction: Direction,
@@ -151,7 +150,7 @@ struct Layer<'a> {
 }
 
 impl Layer<'_> {
-    /// Transforms what the batches of a group come with.
+    /// Transforms the operands of a group's batches.
     fn transform(&self, group: &Group<'_>, tiles: &mut [f32]) {
         let &Self { simd, direction, padding, .. } = self;
         for (source, rows) in group.batches() {
@@ -234,7 +233,7 @@ impl Layer<'_> {
         }
     }
 
-    /// Has the weights from block `from` to block `to` fetched, if there are `depth` blocks to come from.
+    /// Prefetches the weights from block `from` to block `to`, if `from` is one of `depth` blocks.
     fn prefetch(&self, to: usize, from: usize, depth: usize) {
         if from < depth {
             match self.direction {

@@ -11,11 +11,11 @@
 //! dg = Gᵀ [ Σ (A dy Aᵀ) ⊙ (Bᵀ d B) ] G            the weight gradient
 //! ```
 //!
-//! The sums in brackets are 25 matrix products by the register tile. Where an input is padded,
-//! its gradient is as well the first line with flipped, transposed weights.
+//! The sums in brackets are 25 matrix products by the register tile. Where an input is padded, its gradient is also the
+//! first line with flipped, transposed weights.
 //!
-//! Large layers of few pixels, whose weights are most of what there is to read, take several batches
-//! of images [`batched`]; the others take a batch at a time ([`convolve`]).
+//! Large layers of few pixels, whose weights are most of the data, take several batches of images at once ([`batched`]);
+//! the others take a batch at a time ([`convolve`]).
 
 pub mod batched;
 mod tiles;
@@ -41,7 +41,7 @@ const M: usize = 3;
 /// Inputs along a tile's side.
 const N: usize = 5;
 
-/// A task has at least so many rows (tiles times images), so that its weights pay.
+/// The least rows (tiles times images) of a task, so that loading the weights takes little of its time.
 const ROWS_OF_A_TASK: usize = 96;
 /// Floats of a block of weights at one position.
 const SQUARE: usize = BLOCK * BLOCK;
@@ -57,8 +57,8 @@ pub const fn transformed_len(blocks: usize) -> usize {
 /// The convolution as [`direct::convolve`](crate::direct::convolve), with weights from
 /// [`weights`].
 ///
-/// A task takes a few lines of tiles through all three stages, so that what is between the
-/// stages stays in the second cache.
+/// A task takes a few lines of tiles through all three stages, so that intermediate results stay in the second-level
+/// cache.
 ///
 /// # Panics
 /// If a slice has not its shape's length, or the shapes don't follow from each other.

@@ -1,8 +1,8 @@
-//! Activations into transformed tiles and back.
+//! Transforms of activations to tiles and back.
 //!
-//! Transformed, tiles lie as `[position][block][row][BLOCK]`, with [`SPACE`] between positions; a
-//! row is a tile of an image: line by line of tiles, tile by tile, image by image. Several batches of
-//! images may share such a buffer, each from a row of its own on.
+//! Transformed tiles are stored as `[position][block][row][BLOCK]`, with [`SPACE`] between positions. A row is a tile of an
+//! image: line by line of tiles, tile by tile, image by image. Several batches of images may share such a buffer, each
+//! from a row of its own on.
 
 use std::ops::Range;
 
@@ -17,7 +17,7 @@ use crate::simd_vec::{LANES, SimdVec};
 /// Half a row: the floats of a vector.
 type Half = [f32; LANES];
 
-/// Tiles of `M`×`M` outputs along a side; the last may hang over.
+/// Tiles of `M`×`M` outputs along a side; the last may extend beyond it.
 pub(super) fn along(to: Planes) -> usize {
     to.side.div_ceil(M)
 }
@@ -27,9 +27,9 @@ pub(super) fn rows(to: Planes) -> usize {
     along(to) * along(to) * to.images
 }
 
-/// Floats left free between positions. A tile's positions would else often lie a multiple of 4096
-/// bytes apart, where they push each other out of the first cache, and a load looks like one of what
-/// was just stored. (Two cache lines, since with one the next tile's load would look like that.)
+/// Floats left free between positions. Otherwise the distances between a tile's positions would often be multiples of
+/// 4096 bytes, so that they evict each other from the first-level cache, and a load seems to depend on a preceding store.
+/// (Two cache lines, because with one the next tile's load would seem to.)
 pub(super) const SPACE: usize = 2 * LANES;
 
 /// The rows of a transformed buffer that a batch has.
@@ -87,7 +87,7 @@ impl Kernel for Inputs<'_> {
                     let mut pixels = [[None; N]; N];
                     for (y, row) in pixels.iter_mut().enumerate() {
                         for (column, slot) in row.iter_mut().enumerate() {
-                            // Outside wraps far beyond any side.
+                            // A coordinate outside wraps to a number far beyond any side.
                             let (y, column) =
                                 ((M * ty + y).wrapping_sub(padding), (M * tx + column).wrapping_sub(padding));
                             *slot = pixel(x, from, block, y, column);
@@ -113,7 +113,7 @@ impl Kernel for Inputs<'_> {
     }
 }
 
-/// `A dy Aᵀ` of all tiles of some blocks of the output's gradient.
+/// `A dy Aᵀ` of all tiles of some blocks of the output gradient.
 pub(super) struct FromOutputs<'a> {
     pub dy: &'a [f32],
     pub to: Planes,
@@ -219,8 +219,8 @@ impl Kernel for Outputs<'_> {
     }
 }
 
-/// `B [products] Bᵀ`, the transpose of [`Inputs`], added up into one block of the gradient by the
-/// input. Tiles share pixels there: a pixel's are added in the order of the tiles.
+/// `B [products] Bᵀ`, the transpose of [`Inputs`], added up in one block of the input gradient. Tiles share pixels there:
+/// the values of a pixel are added in the order of the tiles.
 pub(super) struct ToInputs<'a> {
     pub products: &'a [f32],
     pub rows: Rows,

@@ -13,11 +13,10 @@ use crate::simd_vec::{self, LANES, SimdVec};
 use crate::tile::{Init, Segment, Tile, TileEpilogue};
 use crate::{BLOCK, TAPS};
 
-/// Rows whose products are summed at a time: two operands of them fit the first cache, for all
-/// parts of a tile.
+/// Rows whose products are summed at a time: both operands of so many fit the first-level cache, for all parts of a tile.
 const STRETCH: usize = 128;
-/// A layer is deep if the transformed gradients by 32 outputs of all microbatches have at most so many floats:
-/// the second cache then holds them.
+/// A layer is deep if the transformed gradients of 32 outputs, of all microbatches, have at most so many floats: the
+/// second-level cache then holds them.
 const DEEP: usize = 1 << 18;
 
 /// All rows of a part.
@@ -46,7 +45,7 @@ pub fn weight_grad(
     out: &mut [f32],
 ) {
     microbatches.check(padding, inputs, out);
-    // The inputs' tiles serve all outputs.
+    // The transformed inputs are used for all outputs.
     let room = |part: &Part<'_>| scratch::take(whole(part).floats(part.from.blocks));
     let mut tiles: Vec<(Part<'_>, Scratch)> =
         microbatches.parts.iter().flatten().map(|part| (*part, room(part))).collect();
@@ -56,8 +55,8 @@ pub fn weight_grad(
     });
     let of_a_block: usize = tiles.iter().map(|(part, _)| whole(part).floats(1)).sum();
     let deep = of_a_block <= DEEP;
-    // Deep layers go by blocks of inputs, and in these microbatch by microbatch, so that what is summed stays in the
-    // cache; others by microbatches, so that their activations do.
+    // Deep layers are computed block by block of inputs, and in each microbatch by microbatch, so that the sums stay in
+    // the cache; others microbatch by microbatch, so that the activations do.
     let input_blocks = if deep { 1 } else { inputs / BLOCK };
 
     out.par_chunks_mut(BLOCK * inputs * TAPS).enumerate().for_each(|(block, out)| {
@@ -90,7 +89,7 @@ pub fn weight_grad(
         let jobs = NodeParts { parts: jobs, rounding: microbatches.rounding };
         let mut sums = scratch::take(transformed_len(input_blocks));
         for first in (0..inputs / BLOCK).step_by(input_blocks) {
-            // Where the sums go is far from what was last written, row by row.
+            // The rows into which the sums are stored are far from each other and from what was last written.
             for row in out.chunks_exact(inputs * TAPS) {
                 simd_vec::prefetch(&row[first * BLOCK * TAPS..][..BLOCK * TAPS]);
             }

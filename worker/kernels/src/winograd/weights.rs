@@ -1,7 +1,7 @@
-//! `G g Gᵀ`: weights into transformed blocks, straight from where the network has them.
+//! `G g Gᵀ`: the transform of weights, from their usual layout to blocks.
 //!
-//! A block goes from 32 channels to 32 channels; transformed, it lies as `[position][32][32]`, with
-//! some space between positions.
+//! A block goes from 32 channels to 32 channels. Transformed, it is stored as `[position][32][32]`, with some space between
+//! positions.
 
 use rayon::prelude::*;
 

@@ -14,8 +14,7 @@ use tally_kernels::Simd;
 
 use super::layer::{Layer, Saved};
 
-/// The path that `TALLY_SIMD` names. An engine is not built with a name that is none, so that
-/// here the widest path stands for it.
+/// The path that `TALLY_SIMD` names. An engine is not built with an unknown name, so the widest path is used here then.
 static SIMD: LazyLock<Simd> = LazyLock::new(|| Simd::chosen().unwrap_or_else(|_| Simd::widest()));
 
 /// Operands in order: images, weights, biases, all in float32.
@@ -55,7 +54,7 @@ fn tensor<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> FlexTensor {
 #[derive(Debug)]
 struct Convolution;
 
-/// What it keeps until then.
+/// What the node keeps for its backward pass.
 #[derive(Clone, Debug)]
 struct State {
     layer: Layer,

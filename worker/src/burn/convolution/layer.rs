@@ -1,39 +1,38 @@
 //! A convolution on Tally's kernels: images in, images out, and the gradients back.
 //!
 //! Images are computed in batches of at most [`IMAGES`], each converted to the kernels'
-//! layout and back. The bits of a result depend neither on the number of threads nor, forward
-//! and by the input, on the images beside it (**SUM-1**, as [`tally_kernels`] promises it).
+//! layout and back. The bits of a result do not depend on the number of threads; those of the forward pass and the input
+//! gradient do not depend on the other images either (**SUM-1**, as [`tally_kernels`] promises it).
 
 use std::borrow::Cow;
 
 use rayon::prelude::*;
-use tally_numerics::wire::WireDtype;
-use tally_kernels::reduce::IMAGES;
 use tally_kernels::pack::{self, OihwWeights, WEIGHT_BLOCK};
-use tally_kernels::winograd::batched::{self, Job, Direction};
-use tally_kernels::{BLOCK, Epilogue, direct, NodeParts, Part, Planes, Simd, TAPS, nchw, winograd};
+use tally_kernels::reduce::IMAGES;
+use tally_kernels::winograd::batched::{self, Direction, Job};
+use tally_kernels::{BLOCK, Epilogue, NodeParts, Part, Planes, Simd, TAPS, direct, nchw, winograd};
+use tally_numerics::wire::WireDtype;
 
 use super::Activation;
 
-/// The fewest channels in, and pairs of one in and one out, that a convolution is taken with.
+/// The fewest channels in, and the fewest pairs of one in and one out, of a convolution that these kernels compute.
 const FEWEST_INPUTS: usize = 8;
 const FEWEST_PAIRS: usize = 256;
-/// A layer without padding has its weights transformed as they are read from so many on (inputs
-/// times outputs).
+/// The least size (inputs times outputs) of a layer without padding whose weights are transformed as they are read.
 const DEEP: usize = 1 << 16;
 
 /// How a product of the convolution is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Method {
-    /// As it is defined.
+    /// By its definition.
     Direct,
-    /// With Winograd's fewer products, weights transformed once.
+    /// By Winograd's algorithm, weights transformed once.
     Winograd,
-    /// With Winograd's, all batches at once, weights transformed as they are read.
+    /// By Winograd's algorithm, all batches at once, weights transformed as they are read.
     Batched,
 }
 
-/// A direction to pack weights, and one to convolve with them.
+/// A function that packs weights, and one that convolves with them.
 type Pack = fn(Simd, OihwWeights<'_>, &mut [f32]);
 type Convolve = fn(Simd, &[f32], Planes, &[f32], usize, Epilogue<'_>, &mut [f32], Planes);
 
@@ -50,7 +49,7 @@ pub(super) struct Layer {
     pub padding: usize,
     /// Images.
     pub images: usize,
-    /// What becomes of the sums.
+    /// What is done to the sums.
     pub activation: Activation,
 }
 
@@ -70,11 +69,10 @@ impl std::fmt::Debug for Saved {
 
 impl Layer {
     /// The convolution of images `(n, inputs, side, side)` with weights
-    /// `(outputs, inputs, 3, 3)`, if it is one that these kernels do, and do quicker than
-    /// burn-flex.
+    /// `(outputs, inputs, 3, 3)`, if these kernels can compute it, and
+    /// compute it quicker than burn-flex, as was measured (`docs/kernels.md`).
     ///
-    /// That was measured (`docs/kernels.md`). The kernels take channels by the block of
-    /// [`BLOCK`], so that few of them are mostly padding.
+    /// The kernels take channels in blocks of [`BLOCK`], so that a layer of few channels is mostly padding.
     pub fn of(x: [usize; 4], weight: [usize; 4], padding: usize, activation: Activation) -> Option<Self> {
         let ([images, inputs, side, width], [outputs, per_group, height, across]) = (x, weight);
         let ours = side == width
@@ -113,8 +111,8 @@ impl Layer {
         Planes::of(self.outputs, self.side_out(), images)
     }
 
-    /// How the results, the input gradient and that by the weights are computed: what was
-    /// the quickest of them on layers of such a shape.
+    /// The methods for the results, the input gradient and the weight gradient: the quickest that were measured on layers
+    /// of such a shape.
     fn methods(&self) -> [Method; 3] {
         let deep = self.inputs * self.outputs >= DEEP;
         match (self.padding, self.side_out()) {
@@ -127,7 +125,7 @@ impl Layer {
         }
     }
 
-    /// The results `(n, outputs, side, side)` of images `x`, with what a backward pass needs.
+    /// The results `(n, outputs, side, side)` of images `x`, and the activations that a backward pass needs.
     pub fn forward(&self, simd: Simd, x: &[f32], weights: &[f32], bias: &[f32]) -> (Vec<f32>, Saved) {
         let weights = self.whole(weights);
         let oihw = OihwWeights::new(&weights, self.outputs, self.whole_inputs());
@@ -145,12 +143,12 @@ impl Layer {
         (out, Saved { inputs, results: keep.then_some(results) })
     }
 
-    /// The gradient `dy` by the results, in the kernels' layout, before the activation.
+    /// The gradient of the sums before the activation, in the kernels' layout, from the output gradient `dy`.
     pub fn sums_grad(&self, simd: Simd, dy: &[f32], saved: &Saved) -> Vec<Vec<f32>> {
         self.gather(simd, dy, self.outputs, |images| self.to(images), saved.results.as_deref())
     }
 
-    /// The gradient by the images, from [`sums_grad`](Self::sums_grad).
+    /// The input gradient, from [`sums_grad`](Self::sums_grad).
     pub fn input_grad(&self, simd: Simd, sums_grad: &[Vec<f32>], weights: &[f32]) -> Vec<f32> {
         let weights = self.whole(weights);
         let oihw = OihwWeights::new(&weights, self.outputs, self.whole_inputs());
@@ -183,7 +181,7 @@ impl Layer {
         out
     }
 
-    /// What the weight gradients and biases are summed from: one microbatch's batches.
+    /// The operands of the weight and bias gradients, of one microbatch.
     fn microbatch<'a>(&self, sums_grad: &'a [Vec<f32>], saved: &'a Saved) -> NodeParts<Part<'a>> {
         let operands = sums_grad.iter().zip(&saved.inputs).zip(self.batches());
         let part = |((dy, x), images): ((&'a Vec<f32>, &'a Vec<f32>), usize)| Part {
@@ -230,7 +228,7 @@ impl Layer {
             .collect()
     }
 
-    /// The direction back.
+    /// The opposite of `gather`.
     fn scatter(
         &self,
         simd: Simd,
@@ -247,7 +245,7 @@ impl Layer {
         out
     }
 
-    /// Every batch convolved, or the input gradient taken.
+    /// The convolution of every batch, or its input gradient.
     fn convolve(
         &self,
         simd: Simd,

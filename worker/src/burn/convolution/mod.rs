@@ -1,10 +1,9 @@
-//! The 3×3 convolution as an operation that a backend may have of its own.
+//! The 3×3 convolution as an additional operation of a backend.
 //!
-//! Burn's extension pattern: [`ConvolutionBackend`] is a backend with one more operation, which
-//! is made of stock ones unless the backend has better. burn-flex, plain and differentiated,
-//! takes [Tally's kernels](tally_kernels) for the shapes that they are quicker at, with a
-//! backward pass of their own; every other backend, kernel size and shape keeps the stock
-//! operation. So a network that is made of [`layers`](super::layers) has their speed for free.
+//! It follows Burn's extension pattern: [`ConvolutionBackend`] is a backend with one more operation, which by default is
+//! Burn's own. burn-flex, plain and differentiated, uses [Tally's kernels](tally_kernels) for the shapes for which they are
+//! quicker, with a backward pass of their own. Every other backend, kernel size and shape uses Burn's operation. So a
+//! network made of [`layers`](super::layers) gets the speed of the kernels without a change.
 
 mod autodiff;
 mod layer;
@@ -20,7 +19,7 @@ use burn_flex::Flex;
 use self::layer::Layer;
 use super::layers::relu;
 
-/// What becomes of a convolution's sums.
+/// The activation after a convolution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
     /// Nothing.
@@ -44,7 +43,7 @@ pub trait ConvolutionBackend: Backend {
         stock(x, weights, bias, padding, activation)
     }
 
-    /// The same where it is differentiated.
+    /// The same operation in automatic differentiation.
     fn tracked(
         x: Tensor<Autodiff<Self>, 4>,
         weights: Tensor<Autodiff<Self>, 4>,
@@ -84,7 +83,7 @@ pub fn stock<B: Backend>(
     }
 }
 
-/// `own` where the kernels do such a layer, else the stock operation.
+/// `own` if the kernels compute such a layer, else Burn's operation.
 fn choose<B: Backend>(
     x: Tensor<B, 4>,
     weights: Tensor<B, 4>,

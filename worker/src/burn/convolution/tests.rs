@@ -60,10 +60,10 @@ impl Case {
         let Self { images, inputs, outputs, side, padding, activation, .. } = *self;
         let device = FlexDevice;
         let microbatch = |values: &[f32], shape: &[usize]| TensorData::new(values.to_vec(), shape.to_vec());
-        let x =
-            Tensor::<Tracked, 4>::from_data(microbatch(x, &[images, inputs, side, side]), &device).require_grad();
-        let weights =
-            Tensor::<Tracked, 4>::from_data(microbatch(weights, &[outputs, inputs, 3, 3]), &device).require_grad();
+        let x = Tensor::<Tracked, 4>::from_data(microbatch(x, &[images, inputs, side, side]), &device)
+            .require_grad();
+        let weights = Tensor::<Tracked, 4>::from_data(microbatch(weights, &[outputs, inputs, 3, 3]), &device)
+            .require_grad();
         let bias = Tensor::<Tracked, 1>::from_data(microbatch(bias, &[outputs]), &device).require_grad();
         let y = convolve(x.clone(), weights.clone(), bias.clone(), padding, activation);
         let dy = self.values(9, y.shape().num_elements());
