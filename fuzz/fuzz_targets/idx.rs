@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use tally_data::idx;
+use tally_mnist::data::idx;
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     if let Ok(pixels) = idx::images(Path::new("images"), bytes) {

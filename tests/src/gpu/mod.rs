@@ -6,7 +6,7 @@
 
 pub mod cluster;
 pub mod correct;
-#[path = "../../../worker/tests/support/golden.rs"]
+#[path = "../../../mnist/tests/support/golden.rs"]
 #[allow(missing_docs)]
 mod golden;
 pub mod report;

@@ -9,14 +9,13 @@
 use divan::counter::ItemsCount;
 use divan::{Bencher, black_box};
 use rayon::{ThreadPool, ThreadPoolBuilder};
-use tally_numerics::wire::WireDtype;
-use tally_kernels::direct::{self, After};
-use tally_kernels::lanes::Lanes;
-use tally_kernels::pack::{self, Natural};
+use tally_kernels::pack::{self, OihwWeights};
 use tally_kernels::simd::Kernel;
-use tally_kernels::tile::{Finish, Segment, Start, Tile};
-use tally_kernels::winograd::together::{self, Job, Way};
-use tally_kernels::{BLOCK, Leaves, Part, Planes, Simd, TAPS, winograd};
+use tally_kernels::simd_vec::SimdVec;
+use tally_kernels::tile::{Init, Segment, Tile, TileEpilogue};
+use tally_kernels::winograd::batched::{self, Direction, Job};
+use tally_kernels::{BLOCK, Epilogue, NodeParts, Part, Planes, Simd, TAPS, direct, winograd};
+use tally_numerics::wire::WireDtype;
 
 fn main() {
     divan::main();
@@ -77,7 +76,7 @@ fn values(len: usize) -> Vec<f32> {
 }
 
 /// The shared face of the two ways to convolve.
-type Convolve = fn(Simd, &[f32], Planes, &[f32], usize, After<'_>, &mut [f32], Planes);
+type Convolve = fn(Simd, &[f32], Planes, &[f32], usize, Epilogue<'_>, &mut [f32], Planes);
 
 fn forward(bencher: Bencher<'_, '_>, case: Case, block: usize, convolve: Convolve) {
     let (simd, pool, (from, to)) = (Simd::chosen().unwrap(), pool(), case.planes());
@@ -86,51 +85,51 @@ fn forward(bencher: Bencher<'_, '_>, case: Case, block: usize, convolve: Convolv
     let mut y = vec![0.0; to.len()];
     bencher.counter(case.operations()).bench_local(|| {
         pool.install(|| {
-            let after = After::BiasRelu(&bias);
-            convolve(simd, black_box(&x), from, &weights, case.shape.3, after, &mut y, to);
+            let epilogue = Epilogue::BiasRelu(&bias);
+            convolve(simd, black_box(&x), from, &weights, case.shape.3, epilogue, &mut y, to);
         });
     });
 }
 
-fn by_input(bencher: Bencher<'_, '_>, case: Case, block: usize, convolve: Convolve) {
+fn input_grad(bencher: Bencher<'_, '_>, case: Case, block: usize, convolve: Convolve) {
     let (simd, pool, (from, to)) = (Simd::chosen().unwrap(), pool(), case.planes());
     let (dy, of) = (values(to.len()), values(from.len()));
     let weights = values(to.blocks * from.blocks * block);
     let mut dx = vec![0.0; from.len()];
     bencher.counter(case.operations()).bench_local(|| {
         pool.install(|| {
-            let after = After::ReluGradient(&of);
-            convolve(simd, black_box(&dy), to, &weights, 2 - case.shape.3, after, &mut dx, from);
+            let epilogue = Epilogue::ReluGradient(&of);
+            convolve(simd, black_box(&dy), to, &weights, 2 - case.shape.3, epilogue, &mut dx, from);
         });
     });
 }
 
-type ByWeights = fn(Simd, &Leaves<Part<'_>>, usize, usize, &mut [f32]);
+type WeightGrad = fn(Simd, &NodeParts<Part<'_>>, usize, usize, &mut [f32]);
 
-fn by_weights(bencher: Bencher<'_, '_>, case: Case, gradient: ByWeights) {
+fn weight_grad(bencher: Bencher<'_, '_>, case: Case, gradient: WeightGrad) {
     let (simd, pool, (from, to)) = (Simd::chosen().unwrap(), pool(), case.planes());
     let (dy, x) = (values(to.len()), values(from.len()));
     let mut dw = vec![0.0; case.shape.0 * case.shape.1 * TAPS];
     let parts = vec![vec![Part { dy: &dy, to, x: &x, from }]];
-    let leaves = Leaves { parts, rounding: WireDtype::F32 };
+    let microbatches = NodeParts { parts, rounding: WireDtype::F32 };
     bencher.counter(case.operations()).bench_local(|| {
-        pool.install(|| gradient(simd, black_box(&leaves), case.shape.3, case.shape.0, &mut dw));
+        pool.install(|| gradient(simd, black_box(&microbatches), case.shape.3, case.shape.0, &mut dw));
     });
 }
 
 #[divan::bench(args = cases())]
 fn direct_forward(bencher: Bencher<'_, '_>, case: Case) {
-    forward(bencher, case, direct::WEIGHT_BLOCK, direct::convolve);
+    forward(bencher, case, pack::WEIGHT_BLOCK, direct::convolve);
 }
 
 #[divan::bench(args = cases())]
-fn direct_by_input(bencher: Bencher<'_, '_>, case: Case) {
-    by_input(bencher, case, direct::WEIGHT_BLOCK, direct::convolve);
+fn direct_input_grad(bencher: Bencher<'_, '_>, case: Case) {
+    input_grad(bencher, case, pack::WEIGHT_BLOCK, direct::convolve);
 }
 
 #[divan::bench(args = cases())]
-fn direct_by_weights(bencher: Bencher<'_, '_>, case: Case) {
-    by_weights(bencher, case, direct::weight_gradient);
+fn direct_weight_grad(bencher: Bencher<'_, '_>, case: Case) {
+    weight_grad(bencher, case, direct::weight_grad);
 }
 
 #[divan::bench(args = cases())]
@@ -139,49 +138,50 @@ fn winograd_forward(bencher: Bencher<'_, '_>, case: Case) {
 }
 
 #[divan::bench(args = cases())]
-fn winograd_by_input(bencher: Bencher<'_, '_>, case: Case) {
-    by_input(bencher, case, winograd::transformed_len(1), winograd::convolve);
+fn winograd_input_grad(bencher: Bencher<'_, '_>, case: Case) {
+    input_grad(bencher, case, winograd::transformed_len(1), winograd::convolve);
 }
 
 #[divan::bench(args = cases())]
-fn winograd_by_weights(bencher: Bencher<'_, '_>, case: Case) {
-    by_weights(bencher, case, winograd::weight_gradient);
+fn winograd_weight_grad(bencher: Bencher<'_, '_>, case: Case) {
+    weight_grad(bencher, case, winograd::weight_grad);
 }
 
 /// A batch of 8 alone, and eight of them.
-fn together_cases() -> impl Iterator<Item = (Case, usize)> {
+fn batched_cases() -> impl Iterator<Item = (Case, usize)> {
     cases().filter(|case| case.images == 8).flat_map(|case| [(case, 1), (case, 8)])
 }
 
-fn together(bencher: Bencher<'_, '_>, (case, batches): (Case, usize), way: Way) {
+fn batched(bencher: Bencher<'_, '_>, (case, batches): (Case, usize), direction: Direction) {
     let (simd, pool, (from, to)) = (Simd::chosen().unwrap(), pool(), case.planes());
-    let (from, to) = if way == Way::Forward { (from, to) } else { (to, from) };
+    let (from, to) = if direction == Direction::Forward { (from, to) } else { (to, from) };
     let (x, bias) = (values(from.len()), values(to.blocks * BLOCK));
     let of = values(to.len());
     let weights = values(case.shape.0 * case.shape.1 * TAPS);
     let mut outs = vec![vec![0.0; to.len()]; batches];
-    let after = if way == Way::Forward { After::BiasRelu(&bias) } else { After::ReluGradient(&of) };
+    let epilogue =
+        if direction == Direction::Forward { Epilogue::BiasRelu(&bias) } else { Epilogue::ReluGradient(&of) };
     bencher.counter(Case { images: 8 * batches, ..case }.operations()).bench_local(|| {
-        let batches = outs.iter_mut().map(|out| Job { x: &x, from, after, out, to }).collect();
+        let batches = outs.iter_mut().map(|out| Job { x: &x, from, epilogue, out, to }).collect();
         pool.install(|| {
             let (inputs, outputs, _, padding) = case.shape;
-            together::convolve(simd, way, batches, Natural::new(&weights, outputs, inputs), padding);
+            batched::convolve(simd, direction, batches, OihwWeights::new(&weights, outputs, inputs), padding);
         });
     });
 }
 
-#[divan::bench(args = together_cases().map(|(case, n)| format!("{case} × {n}")).collect::<Vec<_>>())]
-fn together_forward(bencher: Bencher<'_, '_>, name: &str) {
-    together(bencher, named(name), Way::Forward);
+#[divan::bench(args = batched_cases().map(|(case, n)| format!("{case} × {n}")).collect::<Vec<_>>())]
+fn batched_forward(bencher: Bencher<'_, '_>, name: &str) {
+    batched(bencher, named(name), Direction::Forward);
 }
 
-#[divan::bench(args = together_cases().map(|(case, n)| format!("{case} × {n}")).collect::<Vec<_>>())]
-fn together_by_input(bencher: Bencher<'_, '_>, name: &str) {
-    together(bencher, named(name), Way::ByInput);
+#[divan::bench(args = batched_cases().map(|(case, n)| format!("{case} × {n}")).collect::<Vec<_>>())]
+fn batched_input_grad(bencher: Bencher<'_, '_>, name: &str) {
+    batched(bencher, named(name), Direction::InputGrad);
 }
 
 fn named(name: &str) -> (Case, usize) {
-    together_cases().find(|(case, n)| format!("{case} × {n}") == name).unwrap()
+    batched_cases().find(|(case, n)| format!("{case} × {n}") == name).unwrap()
 }
 
 /// The register tile on operands that the first cache holds: what the core can do at most.
@@ -191,15 +191,15 @@ fn tile_in_the_first_cache(bencher: Bencher<'_, '_>) {
     impl Kernel for Repeat<'_> {
         type Output = ();
         #[inline(always)]
-        fn run<L: Lanes>(self, lanes: L) {
+        fn run<L: SimdVec>(self, lanes: L) {
             lanes.tile(Tile::<BLOCK, 1> {
                 a: self.0,
                 b: self.1,
                 segments: &[Segment { a: 0, b: 0 }; 1000],
                 steps: BLOCK,
                 out: self.2,
-                start: Start::Zero,
-                finish: Finish::Keep,
+                init: Init::Zero,
+                epilogue: TileEpilogue::Keep,
             });
         }
     }
@@ -216,7 +216,7 @@ fn pack_conv6(bencher: Bencher<'_, '_>) {
     let (mut forward, mut backward) = (weights.clone(), weights.clone());
     bencher.bench_local(|| {
         pool.install(|| {
-            let weights = Natural::new(black_box(&weights), 1024, 512);
+            let weights = OihwWeights::new(black_box(&weights), 1024, 512);
             pack::forward(simd, weights, &mut forward);
             pack::backward(simd, weights, &mut backward);
         });

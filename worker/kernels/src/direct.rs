@@ -1,55 +1,24 @@
 //! The 3×3 convolution, stride 1, as it is defined: nine taps, no transforms.
 //!
-//! Nothing is padded. An output pixel at the border has fewer taps, and each stretch of
-//! pixels with the same taps is computed at once; so zeros cost nothing.
+//! Nothing is padded. An output pixel at the border has fewer taps, and pixels with the same taps are computed together;
+//! so the zeros of the padding cost nothing.
 
 use std::array::from_fn;
 use std::ops::Range;
 
 use rayon::prelude::*;
 
-use crate::lanes::Lanes;
-use crate::leaves::{self, Leaves, Part};
-use crate::pack::{SUMS, TAP, Unpack};
+use crate::epilogue::Epilogue;
+use crate::pack::{SUMS, TAP, Unpack, WEIGHT_BLOCK};
 use crate::planes::Planes;
+use crate::reduce::{self, NodeParts, Part};
 use crate::simd::{Kernel, Simd};
-use crate::tile::{Finish, Segment, Start, Tile};
+use crate::simd_vec::SimdVec;
+use crate::tile::{Init, Segment, Tile, TileEpilogue};
 use crate::{BLOCK, TAPS};
 
-/// Floats of a packed block of weights: all taps from 32 channels to 32 channels.
-pub const WEIGHT_BLOCK: usize = TAPS * BLOCK * BLOCK;
-/// A task has at least so many rows, so that what it loads of the weights pays.
+/// The least rows of a task, so that loading the weights takes little of its time.
 const ROWS_OF_A_TASK: usize = 96;
-
-/// What a convolution does to its sums.
-#[derive(Clone, Copy, Debug)]
-pub enum After<'a> {
-    /// Adds a bias, [`BLOCK`] numbers a block.
-    Bias(&'a [f32]),
-    /// Adds a bias and takes the ReLU.
-    BiasRelu(&'a [f32]),
-    /// Nothing.
-    Nothing,
-    /// Multiplies with the slope of the ReLU that gave these activations.
-    ReluGradient(&'a [f32]),
-}
-
-impl After<'_> {
-    /// # Panics
-    /// If a slice has not its shape's length, or the shapes don't follow from each other.
-    pub(crate) fn check(self, x: &[f32], from: Planes, padding: usize, out: &[f32], to: Planes) {
-        assert_eq!(to.side + 2, from.side + 2 * padding, "the sides of a 3×3 convolution");
-        assert_eq!(to.images, from.images, "as many images out as in");
-        assert_eq!((x.len(), out.len()), (from.len(), to.len()), "activations have their shape's length");
-        match self {
-            Self::Bias(bias) | Self::BiasRelu(bias) => {
-                assert_eq!(bias.len(), to.blocks * BLOCK, "a bias each")
-            }
-            Self::ReluGradient(of) => assert_eq!(of.len(), out.len(), "an activation each"),
-            Self::Nothing => {}
-        }
-    }
-}
 
 /// The taps, `0..3`, that reach into `side` pixels from pixel `at`.
 fn taps(at: usize, padding: usize, side: usize) -> Range<usize> {
@@ -63,8 +32,8 @@ fn reach(tap: usize, padding: usize, side: usize, count: usize) -> Range<usize> 
 
 /// Convolves `x`, of shape `from`, with weights packed by
 /// [`pack::forward`](crate::pack::forward) into `out`, of shape `to`, with `padding` zeros
-/// around. Given [`pack::backward`](crate::pack::backward)'s weights and `2 − padding` it is
-/// the gradient by the input.
+/// around. With the weights of [`pack::backward`](crate::pack::backward) and `2 − padding` the result is
+/// the input gradient.
 ///
 /// # Panics
 /// If a slice has not its shape's length, or the shapes don't follow from each other.
@@ -75,16 +44,16 @@ pub fn convolve(
     from: Planes,
     weights: &[f32],
     padding: usize,
-    after: After<'_>,
+    epilogue: Epilogue<'_>,
     out: &mut [f32],
     to: Planes,
 ) {
-    after.check(x, from, padding, out, to);
+    epilogue.check(x, from, padding, out, to);
     assert_eq!(weights.len(), to.blocks * from.blocks * WEIGHT_BLOCK, "weights for these blocks");
     if padding == 2 {
         out.par_chunks_mut(to.block()).enumerate().for_each(|(block, out)| {
             let weights = &weights[block * from.blocks * WEIGHT_BLOCK..][..from.blocks * WEIGHT_BLOCK];
-            simd.run(Scatter { x, from, weights, after, out, to, block });
+            simd.run(Scatter { x, from, weights, epilogue, out, to, block });
         });
         return;
     }
@@ -92,7 +61,7 @@ pub fn convolve(
     out.par_chunks_mut(to.block()).enumerate().for_each(|(block, out)| {
         out.par_chunks_mut(lines * to.row()).enumerate().for_each(|(index, out)| {
             let weights = &weights[block * from.blocks * WEIGHT_BLOCK..][..from.blocks * WEIGHT_BLOCK];
-            simd.run(Lines { x, from, weights, padding, after, out, to, block, first: index * lines });
+            simd.run(Lines { x, from, weights, padding, epilogue, out, to, block, first: index * lines });
         });
     });
 }
@@ -103,7 +72,7 @@ struct Lines<'a> {
     from: Planes,
     weights: &'a [f32],
     padding: usize,
-    after: After<'a>,
+    epilogue: Epilogue<'a>,
     out: &'a mut [f32],
     to: Planes,
     block: usize,
@@ -114,9 +83,9 @@ impl Kernel for Lines<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<L: Lanes>(self, lanes: L) {
-        let Self { x, from, weights, padding, after, out, to, block, first } = self;
-        // Blocks of inputs outermost: their weights stay in the first cache for all rows.
+    fn run<L: SimdVec>(self, lanes: L) {
+        let Self { x, from, weights, padding, epilogue, out, to, block, first } = self;
+        // Blocks of inputs outermost: their weights stay in the first-level cache for all rows.
         for (input, weights) in weights.as_chunks::<WEIGHT_BLOCK>().0.iter().enumerate() {
             let last = input + 1 == from.blocks;
             for (line, out) in out.chunks_exact_mut(to.row()).enumerate() {
@@ -139,15 +108,17 @@ impl Kernel for Lines<'_> {
                         }
                     }
                     let here = left * to.pixel()..right * to.pixel();
-                    let start = if input > 0 { Start::Out } else { Start::Zero };
-                    let finish = match after {
-                        After::Bias(bias) if last => Finish::Bias(&bias.as_chunks().0[block]),
-                        After::BiasRelu(bias) if last => Finish::BiasRelu(&bias.as_chunks().0[block]),
-                        After::ReluGradient(of) if last => {
-                            let line = &of[to.at(block, y, 0, 0)..][..to.row()];
-                            Finish::ReluGradient(&line[here.clone()])
+                    let init = if input > 0 { Init::Out } else { Init::Zero };
+                    let epilogue = match epilogue {
+                        Epilogue::Bias(bias) if last => TileEpilogue::Bias(&bias.as_chunks().0[block]),
+                        Epilogue::BiasRelu(bias) if last => {
+                            TileEpilogue::BiasRelu(&bias.as_chunks().0[block])
                         }
-                        _ => Finish::Keep,
+                        Epilogue::ReluGradient(of) if last => {
+                            let line = &of[to.at(block, y, 0, 0)..][..to.row()];
+                            TileEpilogue::ReluGradient(&line[here.clone()])
+                        }
+                        _ => TileEpilogue::Keep,
                     };
                     lanes.tile(Tile::<BLOCK, 1> {
                         a: x,
@@ -155,8 +126,8 @@ impl Kernel for Lines<'_> {
                         segments: &segments[..count],
                         steps: BLOCK,
                         out: &mut out[here],
-                        start,
-                        finish,
+                        init,
+                        epilogue,
                     });
                     left = right;
                 }
@@ -171,27 +142,27 @@ struct Scatter<'a> {
     x: &'a [f32],
     from: Planes,
     weights: &'a [f32],
-    after: After<'a>,
+    epilogue: Epilogue<'a>,
     out: &'a mut [f32],
     to: Planes,
     block: usize,
 }
 
 /// Blocks of inputs that are added at a time.
-const TOGETHER: usize = 4;
+const INPUT_BLOCKS: usize = 4;
 
 impl Kernel for Scatter<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<L: Lanes>(self, lanes: L) {
-        let Self { x, from, weights, after, out, to, block } = self;
+    fn run<L: SimdVec>(self, lanes: L) {
+        let Self { x, from, weights, epilogue, out, to, block } = self;
         out.fill(0.0);
-        for first in (0..from.blocks).step_by(TOGETHER) {
-            let inputs = first..from.blocks.min(first + TOGETHER);
+        for first in (0..from.blocks).step_by(INPUT_BLOCKS) {
+            let inputs = first..from.blocks.min(first + INPUT_BLOCKS);
             for tap in 0..TAPS {
                 for y in 0..from.side {
-                    let segments: [Segment; TOGETHER] = from_fn(|index| Segment {
+                    let segments: [Segment; INPUT_BLOCKS] = from_fn(|index| Segment {
                         a: from.at(first + index, y, 0, 0),
                         b: (first + index) * WEIGHT_BLOCK + tap * BLOCK * BLOCK,
                     });
@@ -201,24 +172,24 @@ impl Kernel for Scatter<'_> {
                         segments: &segments[..inputs.len()],
                         steps: BLOCK,
                         out: &mut out[to.at(0, y + 2 - tap / 3, 2 - tap % 3, 0)..][..from.row()],
-                        start: Start::Out,
-                        finish: Finish::Keep,
+                        init: Init::Out,
+                        epilogue: TileEpilogue::Keep,
                     });
                 }
             }
         }
         let (rows, _) = out.as_chunks_mut();
-        match after {
-            After::Nothing => {}
-            After::Bias(bias) | After::BiasRelu(bias) => {
+        match epilogue {
+            Epilogue::Nothing => {}
+            Epilogue::Bias(bias) | Epilogue::BiasRelu(bias) => {
                 let (bias, _) = bias[block * BLOCK..][..BLOCK].as_chunks();
-                let relu = matches!(after, After::BiasRelu(_));
+                let relu = matches!(epilogue, Epilogue::BiasRelu(_));
                 for (row, bias) in rows.iter_mut().zip(bias.iter().cycle()) {
                     let sum = lanes.add(lanes.load(row), lanes.load(bias));
                     lanes.store(if relu { lanes.relu(sum) } else { sum }, row);
                 }
             }
-            After::ReluGradient(of) => {
+            Epilogue::ReluGradient(of) => {
                 let (of, _) = of[block * to.block()..][..to.block()].as_chunks();
                 for (row, of) in rows.iter_mut().zip(of) {
                     lanes.store(lanes.unless_zero(lanes.load(row), lanes.load(of)), row);
@@ -228,33 +199,38 @@ impl Kernel for Scatter<'_> {
     }
 }
 
-/// The gradient by the weights, `out[o][c][tap]` with `inputs` channels `c`, summed over leaves
-/// as [`leaves`] says.
+/// The weight gradient, `out[o][c][tap]` with `inputs` channels `c`, summed over microbatches
+/// as [`reduce`] says.
 ///
 /// # Panics
 /// If a slice has not its shape's length, or the shapes don't follow from each other.
-pub fn weight_gradient(
+pub fn weight_grad(
     simd: Simd,
-    leaves: &Leaves<Part<'_>>,
+    microbatches: &NodeParts<Part<'_>>,
     padding: usize,
     inputs: usize,
     out: &mut [f32],
 ) {
-    leaves.check(padding, inputs, out);
+    microbatches.check(padding, inputs, out);
     let runs = |part: &Part<'_>| from_fn(|tap| Run::new(tap, part, padding));
-    let parts: Vec<Vec<(Part<'_>, [Run; TAPS])>> =
-        leaves.parts.iter().map(|parts| parts.iter().map(|part| (*part, runs(part))).collect()).collect();
-    let leaves = Leaves { parts, rounding: leaves.rounding };
+    let parts: Vec<Vec<(Part<'_>, [Run; TAPS])>> = microbatches
+        .parts
+        .iter()
+        .map(|parts| parts.iter().map(|part| (*part, runs(part))).collect())
+        .collect();
+    let microbatches = NodeParts { parts, rounding: microbatches.rounding };
     out.par_chunks_mut(BLOCK * inputs * TAPS).enumerate().for_each(|(block, out)| {
         for input in 0..inputs / BLOCK {
-            let leaf = |parts: &[(Part<'_>, [Run; TAPS])], sums: &mut [f32]| {
+            let microbatch = |parts: &[(Part<'_>, [Run; TAPS])], sums: &mut [f32]| {
                 for (index, (part, runs)) in parts.iter().enumerate() {
                     let dy = &part.dy[block * part.to.block()..][..part.to.block()];
                     let x = &part.x[input * part.from.block()..][..part.from.block()];
                     simd.run(Products { dy, x, runs, fresh: index == 0, sums });
                 }
             };
-            leaves::sum(simd, &leaves, SUMS, leaf, |sums| simd.run(Unpack { sums, input, inputs, out }));
+            reduce::sum(simd, &microbatches, SUMS, microbatch, |sums| {
+                simd.run(Unpack { sums, input, inputs, out })
+            });
         }
     });
 }
@@ -292,7 +268,7 @@ impl Kernel for Products<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<L: Lanes>(self, lanes: L) {
+    fn run<L: SimdVec>(self, lanes: L) {
         for (run, sums) in self.runs.iter().zip(self.sums.chunks_exact_mut(TAP)) {
             lanes.tile(Tile::<1, BLOCK> {
                 a: self.x,
@@ -300,31 +276,31 @@ impl Kernel for Products<'_> {
                 segments: &run.segments,
                 steps: run.steps,
                 out: &mut sums[..BLOCK * BLOCK],
-                start: if self.fresh { Start::Zero } else { Start::Out },
-                finish: Finish::Keep,
+                init: if self.fresh { Init::Zero } else { Init::Out },
+                epilogue: TileEpilogue::Keep,
             });
         }
     }
 }
 
-/// The gradient by the biases, `out[o]`, summed over leaves as [`leaves`] says.
+/// The bias gradient, `out[o]`, summed over microbatches as [`reduce`] says.
 ///
 /// # Panics
 /// If a slice has not its shape's length, or `out` has more outputs than that.
-pub fn bias_gradient(simd: Simd, leaves: &Leaves<Part<'_>>, out: &mut [f32]) {
-    for part in leaves.parts.iter().flatten() {
+pub fn bias_grad(simd: Simd, microbatches: &NodeParts<Part<'_>>, out: &mut [f32]) {
+    for part in microbatches.parts.iter().flatten() {
         assert_eq!(part.dy.len(), part.to.len(), "activations have their shape's length");
         assert!(out.len() <= part.to.blocks * BLOCK, "no more outputs than there are");
     }
     out.par_chunks_mut(BLOCK).enumerate().for_each(|(block, out)| {
-        let leaf = |parts: &[Part<'_>], sums: &mut [f32]| {
+        let microbatch = |parts: &[Part<'_>], sums: &mut [f32]| {
             sums.fill(0.0);
             for part in parts {
                 let dy = &part.dy[block * part.to.block()..][..part.to.block()];
                 simd.run(Total { dy, sums });
             }
         };
-        leaves::sum(simd, leaves, BLOCK, leaf, |sums| out.copy_from_slice(&sums[..out.len()]));
+        reduce::sum(simd, microbatches, BLOCK, microbatch, |sums| out.copy_from_slice(&sums[..out.len()]));
     });
 }
 
@@ -338,7 +314,7 @@ impl Kernel for Total<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<L: Lanes>(self, lanes: L) {
+    fn run<L: SimdVec>(self, lanes: L) {
         let (sums, _) = self.sums.as_chunks_mut();
         let mut totals: [L::V; 2] = from_fn(|half| lanes.load(&sums[half]));
         for row in self.dy.as_chunks::<BLOCK>().0 {

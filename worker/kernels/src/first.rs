@@ -1,11 +1,11 @@
-//! The first convolution: one channel in, 32 out, padding 1. Too few inputs for a register
-//! tile's sum, and no gradient by the input is wanted.
+//! The first convolution: one channel in, 32 out, padding 1. It has too few inputs for the sum of a register tile, and
+//! needs no input gradient.
 
 use rayon::prelude::*;
 
-use crate::lanes::{LANES, Lanes};
-use crate::leaves::{self, Leaves};
+use crate::reduce::{self, NodeParts};
 use crate::simd::{Kernel, Simd};
+use crate::simd_vec::{LANES, SimdVec};
 use crate::{BLOCK, TAPS};
 
 /// Images of one channel with a border of zeros: `[side + 2][side + 2][images]`.
@@ -25,7 +25,7 @@ impl Bordered {
         (self.side + 2) * (self.side + 2) * self.images
     }
 
-    /// Lays images out, `value(image, pixel)` with pixels row by row.
+    /// Stores images in this layout, `value(image, pixel)` with pixels row by row.
     ///
     /// # Panics
     /// If `out` has not the shape's length.
@@ -82,7 +82,7 @@ impl Kernel for Line<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<L: Lanes>(self, lanes: L) {
+    fn run<L: SimdVec>(self, lanes: L) {
         let Self { x, from, weights, bias, y, out } = self;
         let (halves, _) = bias.as_chunks::<LANES>();
         for column in 0..from.side {
@@ -105,28 +105,28 @@ impl Kernel for Line<'_> {
     }
 }
 
-/// A few images of a leaf: the gradient by the outputs, the images, their shape.
+/// A few images of a microbatch: the output gradient, the images, their shape.
 pub type FirstPart<'a> = (&'a [f32], &'a [f32], Bordered);
 
-/// The gradient by the weights, `out[o][tap]`, summed over leaves as [`leaves`] says.
+/// The weight gradient, `out[o][tap]`, summed over microbatches as [`reduce`] says.
 ///
 /// # Panics
 /// If a slice has not its shape's length.
-pub fn weight_gradient(simd: Simd, leaves: &Leaves<FirstPart<'_>>, out: &mut [f32]) {
+pub fn weight_grad(simd: Simd, microbatches: &NodeParts<FirstPart<'_>>, out: &mut [f32]) {
     assert_eq!(out.len(), BLOCK * TAPS, "one block of outputs");
-    for (dy, x, from) in leaves.parts.iter().flatten() {
+    for (dy, x, from) in microbatches.parts.iter().flatten() {
         assert_eq!(x.len(), from.len(), "images have their shape's length");
         assert_eq!(dy.len(), from.side * from.side * from.images * BLOCK, "one block of outputs");
     }
     // Two threads at most: one for each half of the outputs.
     out.par_chunks_mut(BLOCK / 2 * TAPS).enumerate().for_each(|(half, out)| {
-        let leaf = |parts: &[FirstPart<'_>], sums: &mut [f32]| {
+        let microbatch = |parts: &[FirstPart<'_>], sums: &mut [f32]| {
             sums.fill(0.0);
             for &(dy, x, from) in parts {
                 simd.run(Products { dy, x, from, half, sums });
             }
         };
-        leaves::sum(simd, leaves, TAPS * BLOCK / 2, leaf, |sums| {
+        reduce::sum(simd, microbatches, TAPS * BLOCK / 2, microbatch, |sums| {
             for (tap, sums) in sums.chunks_exact(BLOCK / 2).enumerate() {
                 for (o, sum) in sums.iter().enumerate() {
                     out[o * TAPS + tap] = *sum;
@@ -148,7 +148,7 @@ impl Kernel for Products<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<L: Lanes>(self, lanes: L) {
+    fn run<L: SimdVec>(self, lanes: L) {
         let Self { dy, x, from, half, sums } = self;
         let (sums, _) = sums.as_chunks_mut();
         let mut totals: [L::V; TAPS] = std::array::from_fn(|tap| lanes.load(&sums[tap]));

@@ -1,15 +1,14 @@
-//! Activations as most libraries have them, `[image][channel][y][x]`, into [`Planes`] and back.
+//! Conversion of activations in NCHW layout, `[image][channel][y][x]`, to [`Planes`] and back.
 
 use rayon::prelude::*;
 
 use crate::BLOCK;
-use crate::lanes::{LANES, Lanes};
 use crate::planes::Planes;
 use crate::simd::{Kernel, Simd};
+use crate::simd_vec::{LANES, SimdVec};
 
-/// Lays the images of `x`, of `channels` channels, out as `to`, with zeros for the channels that
-/// fill the last block up. Given a ReLU's results in that layout, `x` is a gradient by them, and
-/// passes the ReLU on its way.
+/// Converts the images of `x`, of `channels` channels, to the shape `to`, with zeros for the channels that fill the last
+/// block. If `relu_gradient` has the results of a ReLU in that layout, the output is multiplied with the ReLU's slope.
 ///
 /// # Panics
 /// If a slice has not its shape's length.
@@ -31,7 +30,7 @@ pub fn gather(
     });
 }
 
-/// Lays the first `channels` channels of `x`, of shape `from`, out as images.
+/// Converts the first `channels` channels of `x`, of shape `from`, to images.
 ///
 /// # Panics
 /// If a slice has not its shape's length.
@@ -65,7 +64,7 @@ impl Kernel for Gather<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<L: Lanes>(self, l: L) {
+    fn run<L: SimdVec>(self, l: L) {
         let Self { x, channels, of, out, to, block } = self;
         let (pixels, halves) = (to.side * to.side, BLOCK / LANES);
         let (out, _) = out.as_chunks_mut::<LANES>();
@@ -114,7 +113,7 @@ impl Kernel for Scatter<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<L: Lanes>(self, l: L) {
+    fn run<L: SimdVec>(self, l: L) {
         let Self { x, from, channels, image, out } = self;
         let (pixels, halves) = (from.side * from.side, BLOCK / LANES);
         let (x, _) = x.as_chunks::<LANES>();

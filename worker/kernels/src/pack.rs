@@ -1,22 +1,24 @@
-//! Weights in the order in which the register tile reads them, and gradients from the order in which
-//! it leaves them.
+//! Packing: weights into the order in which the register tile reads them, and weight gradients out of the order in which
+//! it writes them.
 
 use rayon::prelude::*;
 
-use crate::direct::WEIGHT_BLOCK;
-use crate::lanes::{self, LANES, Lanes};
 use crate::simd::{Kernel, Simd};
+use crate::simd_vec::{self, LANES, SimdVec};
 use crate::{BLOCK, TAPS};
 
-/// A convolution's weights as the network has them: `weights[output][input][tap]`.
+/// Floats of a packed block of weights: all taps from 32 channels to 32 channels.
+pub const WEIGHT_BLOCK: usize = TAPS * BLOCK * BLOCK;
+
+/// A convolution's weights in the usual layout, `weights[output][input][tap]`.
 #[derive(Clone, Copy, Debug)]
-pub struct Natural<'a> {
+pub struct OihwWeights<'a> {
     weights: &'a [f32],
     outputs: usize,
     inputs: usize,
 }
 
-impl<'a> Natural<'a> {
+impl<'a> OihwWeights<'a> {
     /// # Panics
     /// If there is not a weight for each output, input and tap, or inputs are no whole blocks.
     #[must_use]
@@ -31,8 +33,7 @@ impl<'a> Natural<'a> {
         (self.outputs.div_ceil(BLOCK), self.inputs / BLOCK)
     }
 
-    /// The weights from a block of inputs to output `o` and all that follow; none if there is no such
-    /// output.
+    /// The weights from a block of inputs to output `o` and all weights after them; none if there is no such output.
     fn from(self, o: usize, input: usize) -> &'a [f32] {
         debug_assert!(input < self.inputs / BLOCK, "there is such a block");
         self.weights.get((o * self.inputs + input * BLOCK) * TAPS..).unwrap_or_default()
@@ -77,11 +78,11 @@ impl<'a> Natural<'a> {
         padded
     }
 
-    /// Has the cache fetch a block of weights that will be read soon. Rows lie far from each other, so
-    /// that the processor does not foresee them.
+    /// Prefetches a block of weights that will be read soon. Its rows are far from each other, so that the processor does
+    /// not predict them.
     pub(crate) fn prefetch(self, output: usize, input: usize) {
         for o in 0..BLOCK {
-            lanes::prefetch(self.row(output * BLOCK + o, input).as_flattened());
+            simd_vec::prefetch(self.row(output * BLOCK + o, input).as_flattened());
         }
     }
 }
@@ -92,7 +93,7 @@ type Row = [[f32; LANES]; BLOCK * TAPS / LANES];
 /// Vector `at` of each of sixteen outputs' rows, that is sixteen weights, tap by tap and input by input: a
 /// vector for a weight, an output a lane.
 #[inline(always)]
-pub(crate) fn by_output<L: Lanes>(l: L, rows: &[&Row; LANES], at: usize) -> [L::V; LANES] {
+pub(crate) fn output_lanes<L: SimdVec>(l: L, rows: &[&Row; LANES], at: usize) -> [L::V; LANES] {
     let mut square = [l.splat(0.0); LANES];
     for (vector, row) in square.iter_mut().zip(rows) {
         *vector = l.load(&row[at]);
@@ -100,10 +101,10 @@ pub(crate) fn by_output<L: Lanes>(l: L, rows: &[&Row; LANES], at: usize) -> [L::
     l.transpose(square)
 }
 
-/// The weights from sixteen inputs, from `c` on, to the output that has this [`Natural::long_row`]: a vector
+/// The weights from sixteen inputs, from `c` on, to the output that has this [`OihwWeights::long_row`]: a vector
 /// for each of the nine taps, an input a lane. (What follows on them is of no use.)
 #[inline(always)]
-pub(crate) fn by_input<L: Lanes>(l: L, long_row: &[f32; LONG_ROW], c: usize) -> [L::V; LANES] {
+pub(crate) fn input_lanes<L: SimdVec>(l: L, long_row: &[f32; LONG_ROW], c: usize) -> [L::V; LANES] {
     let mut square = [l.splat(0.0); LANES];
     for (place, vector) in square.iter_mut().enumerate() {
         *vector = l.load(&long_row[(c + place) * TAPS..][..LANES].as_chunks().0[0]);
@@ -120,7 +121,7 @@ pub(crate) const LONG_ROW: usize = (BLOCK - 1) * TAPS + LANES;
 ///
 /// # Panics
 /// If there is not room for exactly that.
-pub fn forward(simd: Simd, weights: Natural<'_>, packed: &mut [f32]) {
+pub fn forward(simd: Simd, weights: OihwWeights<'_>, packed: &mut [f32]) {
     let (outputs, inputs) = weights.blocks();
     assert_eq!(packed.len(), outputs * inputs * WEIGHT_BLOCK, "room for all blocks");
     packed.par_chunks_mut(WEIGHT_BLOCK).enumerate().for_each(|(index, packed)| {
@@ -129,11 +130,11 @@ pub fn forward(simd: Simd, weights: Natural<'_>, packed: &mut [f32]) {
 }
 
 /// Packs weights as `[c/32][o/32][8−tap][o%32][c%32]`, missing outputs as zeros, for the
-/// gradient by a convolution's input.
+/// input gradient.
 ///
 /// # Panics
 /// As [`forward`].
-pub fn backward(simd: Simd, weights: Natural<'_>, packed: &mut [f32]) {
+pub fn backward(simd: Simd, weights: OihwWeights<'_>, packed: &mut [f32]) {
     let (outputs, inputs) = weights.blocks();
     assert_eq!(packed.len(), outputs * inputs * WEIGHT_BLOCK, "room for all blocks");
     packed.par_chunks_mut(WEIGHT_BLOCK).enumerate().for_each(|(index, packed)| {
@@ -144,7 +145,7 @@ pub fn backward(simd: Simd, weights: Natural<'_>, packed: &mut [f32]) {
 
 /// One block of [`forward`].
 struct Forward<'a> {
-    weights: Natural<'a>,
+    weights: OihwWeights<'a>,
     output: usize,
     input: usize,
     packed: &'a mut [f32],
@@ -154,12 +155,12 @@ impl Kernel for Forward<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<L: Lanes>(self, l: L) {
+    fn run<L: SimdVec>(self, l: L) {
         let (packed, _) = self.packed.as_chunks_mut::<BLOCK>();
         for half in 0..BLOCK / LANES {
             let rows = self.weights.rows(self.output * BLOCK + half * LANES, self.input);
             for at in 0..BLOCK * TAPS / LANES {
-                for (place, column) in by_output(l, &rows, at).into_iter().enumerate() {
+                for (place, column) in output_lanes(l, &rows, at).into_iter().enumerate() {
                     let (c, tap) = ((at * LANES + place) / TAPS, (at * LANES + place) % TAPS);
                     l.store(column, &mut packed[tap * BLOCK + c].as_chunks_mut().0[half]);
                 }
@@ -170,7 +171,7 @@ impl Kernel for Forward<'_> {
 
 /// One block of [`backward`].
 struct Backward<'a> {
-    weights: Natural<'a>,
+    weights: OihwWeights<'a>,
     output: usize,
     input: usize,
     packed: &'a mut [f32],
@@ -180,13 +181,13 @@ impl Kernel for Backward<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<L: Lanes>(self, l: L) {
+    fn run<L: SimdVec>(self, l: L) {
         let (packed, _) = self.packed.as_chunks_mut::<BLOCK>();
         let mut padded = [0.0; LONG_ROW];
         for o in 0..BLOCK {
             let row = self.weights.long_row(self.output * BLOCK + o, self.input, &mut padded);
             for half in 0..BLOCK / LANES {
-                let taps = by_input(l, row, half * LANES);
+                let taps = input_lanes(l, row, half * LANES);
                 for (tap, column) in taps.into_iter().take(TAPS).enumerate() {
                     l.store(column, &mut packed[(TAPS - 1 - tap) * BLOCK + o].as_chunks_mut().0[half]);
                 }
@@ -217,7 +218,7 @@ impl Kernel for Unpack<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<L: Lanes>(self, l: L) {
+    fn run<L: SimdVec>(self, l: L) {
         let (sums, _) = self.sums.as_chunks::<LANES>();
         let row = self.inputs * TAPS;
         for (half, out) in self.out.chunks_mut(LANES * row).enumerate() {

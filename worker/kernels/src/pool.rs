@@ -5,9 +5,9 @@
 use rayon::prelude::*;
 
 use crate::BLOCK;
-use crate::lanes::Lanes;
 use crate::planes::Planes;
 use crate::simd::{Kernel, Simd};
+use crate::simd_vec::SimdVec;
 
 type Row = [f32; BLOCK];
 
@@ -17,7 +17,7 @@ pub fn pooled(from: Planes) -> Planes {
     Planes { side: from.side / 2, ..from }
 }
 
-/// The greatest of each window of `x` into `out`.
+/// Writes the greatest value of each window of `x` to `out`.
 ///
 /// # Panics
 /// If a slice has not its shape's length.
@@ -37,7 +37,7 @@ struct Line<'a> {
     out: &'a mut [f32],
 }
 
-/// Where a window's four values stand in two lines: the first of each, in rows.
+/// The rows of a window's four values within two lines, for the first image.
 fn corners(from: Planes, column: usize) -> [usize; 4] {
     let pixel = from.images;
     let first = 2 * column * pixel;
@@ -48,7 +48,7 @@ impl Kernel for Line<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<L: Lanes>(self, _: L) {
+    fn run<L: SimdVec>(self, _: L) {
         let rows: &[Row] = self.x.as_chunks().0;
         for (column, out) in self.out.chunks_exact_mut(self.from.pixel()).enumerate() {
             let corners = corners(self.from, column).map(|at| &rows[at..][..self.from.images]);
@@ -65,8 +65,8 @@ fn greater(first: f32, second: f32) -> f32 {
     if second > first || second.is_nan() { second } else { first }
 }
 
-/// The gradient by the input of the ReLU whose results `x` were pooled: each window's
-/// gradient goes to its greatest value, unless the ReLU made that 0.
+/// The input gradient of the ReLU whose results `x` were pooled: each window's gradient goes to its greatest value,
+/// unless that is 0, where the ReLU's slope is.
 ///
 /// # Panics
 /// If a slice has not its shape's length.
@@ -94,7 +94,7 @@ impl Kernel for Spread<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<L: Lanes>(self, _: L) {
+    fn run<L: SimdVec>(self, _: L) {
         let rows: &[Row] = self.x.as_chunks().0;
         let out: &mut [Row] = self.out.as_chunks_mut().0;
         for (column, dy) in self.dy.chunks_exact(self.from.pixel()).enumerate() {
@@ -106,7 +106,7 @@ impl Kernel for Spread<'_> {
                 for i in 0..BLOCK {
                     let window = [a[i], b[i], c[i], d[i]];
                     let top = greater(greater(greater(a[i], b[i]), c[i]), d[i]);
-                    // A pool of zeros passes nothing on; a NaN is the first NaN's.
+                    // A window of zeros has no gradient; that of a NaN goes to the first NaN.
                     let dy = if top == 0.0 { 0.0 } else { dy[i] };
                     let mut taken = false;
                     for (value, spread) in window.into_iter().zip(&mut spread) {

@@ -1,5 +1,5 @@
-//! Memory for intermediate results, kept by each thread for the next use, so that nothing
-//! is allocated once the largest have been seen.
+//! Buffers for intermediate results. Each thread keeps them for the next use, so that nothing is allocated after the first
+//! step.
 
 use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};

@@ -1,13 +1,13 @@
-//! Which instructions the kernels use: the widest the processor has, or those that
-//! `TALLY_SIMD` names. The choice changes their speed, never their results.
+//! The instructions of the kernels: the widest that the processor has, or those that `TALLY_SIMD` names. The choice
+//! changes their speed, never their results.
 
 #![allow(unsafe_code)] // Calls functions compiled for instructions that a token proves.
 
 use std::fmt;
 
 #[cfg(target_arch = "x86_64")]
-use crate::lanes::{Avx2, Avx512};
-use crate::lanes::{Lanes, Portable};
+use crate::simd_vec::{Avx2, Avx512};
+use crate::simd_vec::{Portable, SimdVec};
 
 /// The environment variable that forces a path: `avx512`, `avx2` or `portable`.
 pub const VARIABLE: &str = "TALLY_SIMD";
@@ -25,20 +25,19 @@ pub enum Simd {
     Portable(Portable),
 }
 
-/// Work that is written once for any [`Lanes`] and compiled for each.
+/// Work that is written once for any [`SimdVec`] and compiled for each.
 pub trait Kernel {
-    /// What it gives.
+    /// Its result.
     type Output;
-    /// Does it. Implementations are `#[inline(always)]`, else they are compiled without the
-    /// instructions.
-    fn run<L: Lanes>(self, lanes: L) -> Self::Output;
+    /// Does the work. Implementations are `#[inline(always)]`, or they would be compiled without the instructions.
+    fn run<L: SimdVec>(self, lanes: L) -> Self::Output;
 }
 
 impl Simd {
     /// The path called `name`.
     ///
     /// # Errors
-    /// In words, if there is no such path or the processor lacks its instructions.
+    /// Says that there is no such path, or that the processor lacks its instructions.
     pub fn named(name: &str) -> Result<Self, String> {
         let found = match name {
             #[cfg(target_arch = "x86_64")]
@@ -62,7 +61,7 @@ impl Simd {
             .unwrap_or(Self::Portable(Portable))
     }
 
-    /// The path that [`VARIABLE`] names, and the widest without it.
+    /// The path that [`VARIABLE`] names, or the widest if it is not set.
     ///
     /// # Errors
     /// As [`named`](Self::named).

@@ -1,4 +1,4 @@
-//! The register tile: where nearly all of the time is spent.
+//! The register tile, in which nearly all of the time is spent.
 //!
 //! A tile is a matrix product with a few rows and [`BLOCK`] columns whose partial sums stay
 //! in registers: `out[r][·] += Σ_k a[r, k] · b[k][·]`, one broadcast of `a` and a vector or
@@ -8,15 +8,15 @@
 //! | | rows | a | segments | b |
 //! | --- | --- | --- | --- | --- |
 //! | forward | (pixel, image) | activations, a row each | valid taps × channels | packed weights |
-//! | data gradient | the same with the output's gradient and flipped, transposed weights | | | |
-//! | weight gradient | input channels | activations, a column each | runs of pixels | output's gradient |
+//! | input gradient | the same with the output gradient and flipped, transposed weights | | | |
+//! | weight gradient | input channels | activations, a column each | runs of pixels | output gradient |
 //!
 //! Row `r`, step `k` of a segment is `a[start + r·A_ROW + k·A_STEP]`.
 
 #![allow(unsafe_code)] // Pointers through slices whose bounds `Tile::check` has checked.
 
 use crate::BLOCK;
-use crate::lanes::{LANES, Lanes};
+use crate::simd_vec::{LANES, SimdVec};
 
 /// A stretch of the sum: where it starts in `a` and in `b`, in floats.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -27,18 +27,18 @@ pub struct Segment {
     pub b: usize,
 }
 
-/// What the sums start from.
+/// The initial values of the sums.
 #[derive(Clone, Copy, Debug)]
-pub enum Start {
+pub enum Init {
     /// Zero.
     Zero,
-    /// What `out` holds.
+    /// The content of `out`.
     Out,
 }
 
-/// What is done to the sums before they are stored.
+/// What a tile does to its sums before it stores them.
 #[derive(Clone, Copy, Debug)]
-pub enum Finish<'a> {
+pub enum TileEpilogue<'a> {
     /// Nothing.
     Keep,
     /// The columns' biases are added.
@@ -62,10 +62,10 @@ pub struct Tile<'a, const A_ROW: usize, const A_STEP: usize> {
     pub steps: usize,
     /// The results, [`BLOCK`] a row; as many rows as fit.
     pub out: &'a mut [f32],
-    /// What the sums start from.
-    pub start: Start,
-    /// What becomes of them.
-    pub finish: Finish<'a>,
+    /// The initial values of the sums.
+    pub init: Init,
+    /// What is done to the sums before they are stored.
+    pub epilogue: TileEpilogue<'a>,
 }
 
 impl<const A_ROW: usize, const A_STEP: usize> Tile<'_, A_ROW, A_STEP> {
@@ -78,7 +78,7 @@ impl<const A_ROW: usize, const A_STEP: usize> Tile<'_, A_ROW, A_STEP> {
     fn check(&self) {
         let rows = self.rows();
         assert_eq!(self.out.len(), rows * BLOCK, "whole rows");
-        if let Finish::ReluGradient(of) = self.finish {
+        if let TileEpilogue::ReluGradient(of) = self.epilogue {
             assert_eq!(of.len(), self.out.len(), "a mask covers what it masks");
         }
         if rows == 0 || self.steps == 0 {
@@ -98,7 +98,13 @@ impl<const A_ROW: usize, const A_STEP: usize> Tile<'_, A_ROW, A_STEP> {
 /// # Safety
 /// The tile must be checked, and the rows and columns lie in it.
 #[inline(always)]
-unsafe fn part<L: Lanes, const ROWS: usize, const VECTORS: usize, const A_ROW: usize, const A_STEP: usize>(
+unsafe fn part<
+    L: SimdVec,
+    const ROWS: usize,
+    const VECTORS: usize,
+    const A_ROW: usize,
+    const A_STEP: usize,
+>(
     lanes: L,
     tile: &mut Tile<'_, A_ROW, A_STEP>,
     first: usize,
@@ -110,9 +116,9 @@ unsafe fn part<L: Lanes, const ROWS: usize, const VECTORS: usize, const A_ROW: u
     let load = |p: *const f32| lanes.load(unsafe { &*p.cast::<[f32; LANES]>() });
     let out = unsafe { tile.out.as_mut_ptr().add(first * BLOCK + column) };
     let mut sums = [[lanes.splat(0.0); VECTORS]; ROWS];
-    match tile.start {
-        Start::Zero => {}
-        Start::Out => {
+    match tile.init {
+        Init::Zero => {}
+        Init::Out => {
             for (r, row) in sums.iter_mut().enumerate() {
                 for (v, sum) in row.iter_mut().enumerate() {
                     *sum = load(unsafe { out.add(r * BLOCK + v * LANES) });
@@ -143,14 +149,16 @@ unsafe fn part<L: Lanes, const ROWS: usize, const VECTORS: usize, const A_ROW: u
     for (r, row) in sums.iter().enumerate() {
         for (v, &sum) in row.iter().enumerate() {
             let at = r * BLOCK + v * LANES;
-            let sum = match tile.finish {
-                Finish::Keep => sum,
-                Finish::Bias(bias) => lanes.add(sum, load(unsafe { bias.as_ptr().add(column + v * LANES) })),
-                Finish::BiasRelu(bias) => {
+            let sum = match tile.epilogue {
+                TileEpilogue::Keep => sum,
+                TileEpilogue::Bias(bias) => {
+                    lanes.add(sum, load(unsafe { bias.as_ptr().add(column + v * LANES) }))
+                }
+                TileEpilogue::BiasRelu(bias) => {
                     let bias = load(unsafe { bias.as_ptr().add(column + v * LANES) });
                     lanes.relu(lanes.add(sum, bias))
                 }
-                Finish::ReluGradient(of) => {
+                TileEpilogue::ReluGradient(of) => {
                     let of = unsafe { of.as_ptr().add(first * BLOCK + column + at) };
                     lanes.unless_zero(sum, load(of))
                 }
@@ -165,7 +173,7 @@ macro_rules! by {
     ($(#[$doc:meta])* $name:ident, $most:literal rows of $vectors:literal: $($rows:literal)*) => {
         $(#[$doc])*
         #[inline(always)]
-        pub(super) fn $name<L: Lanes, const A_ROW: usize, const A_STEP: usize>(
+        pub(super) fn $name<L: SimdVec, const A_ROW: usize, const A_STEP: usize>(
             lanes: L,
             mut tile: Tile<'_, A_ROW, A_STEP>,
         ) {
@@ -198,6 +206,6 @@ by!(
     by_sixes, 6 rows of 1: 1 2 3 4 5 6
 );
 by!(
-    /// For whatever registers there are.
+    /// For processors with any number of registers.
     by_fours, 4 rows of 1: 1 2 3 4
 );

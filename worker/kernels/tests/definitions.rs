@@ -4,12 +4,11 @@
 
 use proptest::prelude::*;
 use rayon::ThreadPoolBuilder;
-use tally_numerics::wire::WireDtype;
-use tally_kernels::direct::{self, After};
 use tally_kernels::first::{self, Bordered};
-use tally_kernels::pack::{self, Natural};
-use tally_kernels::winograd::together::{self, Way};
-use tally_kernels::{BLOCK, Leaves, Part, Planes, Simd, TAPS, pool, winograd};
+use tally_kernels::pack::{self, OihwWeights};
+use tally_kernels::winograd::batched::{self, Direction};
+use tally_kernels::{BLOCK, Epilogue, NodeParts, Part, Planes, Simd, TAPS, direct, pool, winograd};
+use tally_numerics::wire::WireDtype;
 
 /// Numbers in ±1 from a hash, a tenth of them zeros.
 fn numbers(seed: u64, len: usize) -> Vec<f32> {
@@ -105,15 +104,15 @@ impl Case {
         }
     }
 
-    fn natural(&self) -> Natural<'_> {
-        Natural::new(&self.weights, self.outputs, self.inputs())
+    fn oihw(&self) -> OihwWeights<'_> {
+        OihwWeights::new(&self.weights, self.outputs, self.inputs())
     }
 
     fn weight(&self, o: usize, c: usize, tap: usize) -> f64 {
         if o < self.outputs { f64::from(self.weights[(o * self.inputs() + c) * TAPS + tap]) } else { 0.0 }
     }
 
-    /// Forward, gradient by the input, gradient by the weights.
+    /// Forward, input gradient, weight gradient.
     fn naive(&self) -> [Vec<f64>; 3] {
         let mut y = vec![0.0; self.to.len()];
         for (place, y) in y.iter_mut().enumerate() {
@@ -139,49 +138,50 @@ impl Case {
         [y, dx, dw]
     }
 
-    fn packed(&self, simd: Simd, block: usize, pack: impl Fn(Simd, Natural<'_>, &mut [f32])) -> Vec<f32> {
+    fn packed(&self, simd: Simd, block: usize, pack: impl Fn(Simd, OihwWeights<'_>, &mut [f32])) -> Vec<f32> {
         let mut packed = vec![f32::NAN; self.to.blocks * self.from.blocks * block];
-        pack(simd, self.natural(), &mut packed);
+        pack(simd, self.oihw(), &mut packed);
         packed
     }
 
     fn forward(&self, method: Method, simd: Simd, relu: bool) -> Vec<f32> {
         let weights = match method {
-            Method::Direct => self.packed(simd, direct::WEIGHT_BLOCK, pack::forward),
+            Method::Direct => self.packed(simd, pack::WEIGHT_BLOCK, pack::forward),
             Method::Winograd => self.packed(simd, winograd::transformed_len(1), winograd::weights::forward),
         };
         let mut y = vec![f32::NAN; self.to.len()];
-        let after = if relu { After::BiasRelu(&self.bias) } else { After::Bias(&self.bias) };
-        method.convolve()(simd, &self.x, self.from, &weights, self.padding, after, &mut y, self.to);
+        let epilogue = if relu { Epilogue::BiasRelu(&self.bias) } else { Epilogue::Bias(&self.bias) };
+        method.convolve()(simd, &self.x, self.from, &weights, self.padding, epilogue, &mut y, self.to);
         y
     }
 
-    fn backward(&self, method: Method, simd: Simd, after: After<'_>) -> Vec<f32> {
+    fn backward(&self, method: Method, simd: Simd, epilogue: Epilogue<'_>) -> Vec<f32> {
         let weights = match method {
-            Method::Direct => self.packed(simd, direct::WEIGHT_BLOCK, pack::backward),
+            Method::Direct => self.packed(simd, pack::WEIGHT_BLOCK, pack::backward),
             Method::Winograd => self.packed(simd, winograd::transformed_len(1), winograd::weights::backward),
         };
         let mut dx = vec![f32::NAN; self.from.len()];
-        method.convolve()(simd, &self.dy, self.to, &weights, 2 - self.padding, after, &mut dx, self.from);
+        method.convolve()(simd, &self.dy, self.to, &weights, 2 - self.padding, epilogue, &mut dx, self.from);
         dx
     }
 
     /// Forward with ReLU or by the input, over several batches at once.
-    fn together(pieces: &[Case], way: Way, simd: Simd) -> Vec<Vec<f32>> {
-        let planes =
-            |case: &Case| if way == Way::Forward { (case.from, case.to) } else { (case.to, case.from) };
+    fn batched(pieces: &[Case], direction: Direction, simd: Simd) -> Vec<Vec<f32>> {
+        let planes = |case: &Case| {
+            if direction == Direction::Forward { (case.from, case.to) } else { (case.to, case.from) }
+        };
         let mut outs: Vec<Vec<f32>> =
             pieces.iter().map(|case| vec![f32::NAN; planes(case).1.len()]).collect();
         let batches = pieces.iter().zip(&mut outs).map(|(case, out)| {
             let (from, to) = planes(case);
-            let (x, after) = match way {
-                Way::Forward => (&case.x, After::BiasRelu(&case.bias)),
-                Way::ByInput => (&case.dy, After::ReluGradient(&case.x)),
+            let (x, epilogue) = match direction {
+                Direction::Forward => (&case.x, Epilogue::BiasRelu(&case.bias)),
+                Direction::InputGrad => (&case.dy, Epilogue::ReluGradient(&case.x)),
             };
-            together::Job { x, from, after, out, to }
+            batched::Job { x, from, epilogue, out, to }
         });
         let first = &pieces[0];
-        together::convolve(simd, way, batches.collect(), first.natural(), first.padding);
+        batched::convolve(simd, direction, batches.collect(), first.oihw(), first.padding);
         outs
     }
 
@@ -189,26 +189,28 @@ impl Case {
         Part { dy: &self.dy, to: self.to, x: &self.x, from: self.from }
     }
 
-    fn by_weights(
+    fn weight_grad(
         &self,
         method: Method,
         simd: Simd,
         parts: &[Vec<Part<'_>>],
         rounding: WireDtype,
     ) -> Vec<f32> {
-        let leaves = &Leaves { parts: parts.to_vec(), rounding };
+        let microbatches = &NodeParts { parts: parts.to_vec(), rounding };
         let mut dw = vec![f32::NAN; self.weights.len()];
         match method {
-            Method::Direct => direct::weight_gradient(simd, leaves, self.padding, self.inputs(), &mut dw),
-            Method::Winograd => winograd::weight_gradient(simd, leaves, self.padding, self.inputs(), &mut dw),
+            Method::Direct => direct::weight_grad(simd, microbatches, self.padding, self.inputs(), &mut dw),
+            Method::Winograd => {
+                winograd::weight_grad(simd, microbatches, self.padding, self.inputs(), &mut dw)
+            }
         }
         dw
     }
 }
 
-/// A leaf of one part.
-fn one<T>(part: T) -> Leaves<T> {
-    Leaves { parts: vec![vec![part]], rounding: WireDtype::F32 }
+/// A microbatch of one part.
+fn one<T>(part: T) -> NodeParts<T> {
+    NodeParts { parts: vec![vec![part]], rounding: WireDtype::F32 }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -227,7 +229,7 @@ impl Method {
     }
 }
 
-type Convolve = fn(Simd, &[f32], Planes, &[f32], usize, After<'_>, &mut [f32], Planes);
+type Convolve = fn(Simd, &[f32], Planes, &[f32], usize, Epilogue<'_>, &mut [f32], Planes);
 
 fn assert_close(mine: &[f32], exact: &[f64], what: &str) {
     assert_eq!(mine.len(), exact.len());
@@ -257,23 +259,23 @@ proptest! {
             let forward = |relu| on_every_path(|simd| case.forward(method, simd, relu));
             assert_close(&forward(false), &y, "forward");
             assert_close(&forward(true), &with_relu, "forward with ReLU");
-            let backward = |after| on_every_path(|simd| case.backward(method, simd, after));
-            assert_close(&backward(After::Nothing), &dx, "by input");
-            assert_close(&backward(After::ReluGradient(&of)), &masked, "by input with ReLU");
-            let leaf = [vec![case.part()]];
-            assert_close(&on_every_path(|simd| case.by_weights(method, simd, &leaf, WireDtype::F32)), &dw, "by weights");
+            let backward = |epilogue| on_every_path(|simd| case.backward(method, simd, epilogue));
+            assert_close(&backward(Epilogue::Nothing), &dx, "by input");
+            assert_close(&backward(Epilogue::ReluGradient(&of)), &masked, "by input with ReLU");
+            let microbatch = [vec![case.part()]];
+            assert_close(&on_every_path(|simd| case.weight_grad(method, simd, &microbatch, WireDtype::F32)), &dw, "by weights");
         }
         let masked: Vec<f64> =
             dx.iter().zip(&case.x).map(|(dx, of)| if *of == 0.0 { 0.0 } else { *dx }).collect();
         let case = [case];
-        assert_close(&on_every_path(|simd| Case::together(&case, Way::Forward, simd).concat()), &with_relu, "together");
-        assert_close(&on_every_path(|simd| Case::together(&case, Way::ByInput, simd).concat()), &masked, "together, by input");
+        assert_close(&on_every_path(|simd| Case::batched(&case, Direction::Forward, simd).concat()), &with_relu, "batched");
+        assert_close(&on_every_path(|simd| Case::batched(&case, Direction::InputGrad, simd).concat()), &masked, "batched input gradient");
     }
 
-    /// SUM-1: a subtree at once has the bits of its leaves added along their tree, and no
-    /// image's results depend on those beside it. Leaves may be empty or have several parts.
+    /// SUM-1: a node computed at once has the bits of its microbatches added along their tree, and no
+    /// image's results depend on those beside it. NodeParts may be empty or have several parts.
     #[test]
-    fn sum_1_leaves_at_once_have_the_bits_of_leaves_alone(
+    fn sum_1_microbatches_at_once_have_the_bits_of_microbatches_alone(
         parts in proptest::collection::vec(0usize..3, 4), side in 3usize..7, padding in 0usize..2, seed in 0u64..1000,
     ) {
         let count = parts.iter().sum::<usize>();
@@ -281,32 +283,32 @@ proptest! {
         let whole = Case::new(BLOCK, 40, side, padding, 2 * count, seed);
         let pieces: Vec<Case> = (0..count).map(|i| piece(&whole, 2 * i..2 * i + 2)).collect();
         let mut rest = pieces.as_slice();
-        let leaves: Vec<&[Case]> = parts.iter().map(|&n| {
+        let microbatches: Vec<&[Case]> = parts.iter().map(|&n| {
             let (mine, others) = rest.split_at(n);
             rest = others;
             mine
         }).collect();
-        for way in [Way::Forward, Way::ByInput] {
-            let at_once = on_every_path(|simd| Case::together(&pieces, way, simd).concat());
-            let alone = pieces.iter().map(|piece| Case::together(std::slice::from_ref(piece), way, simd()).concat());
-            prop_assert!(bits(&at_once) == bits(&alone.collect::<Vec<_>>().concat()), "{way:?}");
+        for direction in [Direction::Forward, Direction::InputGrad] {
+            let at_once = on_every_path(|simd| Case::batched(&pieces, direction, simd).concat());
+            let alone = pieces.iter().map(|piece| Case::batched(std::slice::from_ref(piece), direction, simd()).concat());
+            prop_assert!(bits(&at_once) == bits(&alone.collect::<Vec<_>>().concat()), "{direction:?}");
         }
         for method in METHODS {
             let forward = |case: &Case| case.forward(method, simd(), true);
-            let backward = |case: &Case| case.backward(method, simd(), After::Nothing);
+            let backward = |case: &Case| case.backward(method, simd(), Epilogue::Nothing);
             let (y, dx) = (forward(&whole), backward(&whole));
             for (i, piece) in pieces.iter().enumerate() {
                 prop_assert!(bits(&forward(piece)) == bits(&stretch(&y, whole.to, 2 * i..2 * i + 2)));
                 prop_assert!(bits(&backward(piece)) == bits(&stretch(&dx, whole.from, 2 * i..2 * i + 2)));
             }
             let all: Vec<Vec<Part<'_>>> =
-                leaves.iter().map(|leaf| leaf.iter().map(Case::part).collect()).collect();
+                microbatches.iter().map(|microbatch| microbatch.iter().map(Case::part).collect()).collect();
             for rounding in [WireDtype::F32, WireDtype::Bf16] {
-                let at_once = on_every_path(|simd| whole.by_weights(method, simd, &all, rounding));
-                let alone = all.iter().map(|leaf| {
-                    (!leaf.is_empty()).then(|| {
-                        let one = std::slice::from_ref(leaf);
-                        let mut alone = whole.by_weights(method, simd(), one, WireDtype::F32);
+                let at_once = on_every_path(|simd| whole.weight_grad(method, simd, &all, rounding));
+                let alone = all.iter().map(|microbatch| {
+                    (!microbatch.is_empty()).then(|| {
+                        let one = std::slice::from_ref(microbatch);
+                        let mut alone = whole.weight_grad(method, simd(), one, WireDtype::F32);
                         rounding.round(&mut alone);
                         alone
                     })
@@ -323,9 +325,9 @@ proptest! {
     #[test]
     fn the_first_convolution_is_its_definition(side in 3usize..9, images in 1usize..5, seed in 0u64..1000) {
         let shape = Bordered { side, images };
-        let natural = numbers(seed, images * side * side);
+        let values = numbers(seed, images * side * side);
         let mut x = vec![f32::NAN; shape.len()];
-        shape.fill(&mut x, |image, pixel| natural[image * side * side + pixel]);
+        shape.fill(&mut x, |image, pixel| values[image * side * side + pixel]);
         let (weights, bias) = (numbers(seed + 1, BLOCK * TAPS), numbers(seed + 2, BLOCK));
         let to = Planes::of(BLOCK, side, images);
         let dy = numbers(seed + 3, to.len());
@@ -355,7 +357,7 @@ proptest! {
         assert_close(&mine, &y, "forward");
         let mine = on_every_path(|simd| {
             let mut dw = vec![f32::NAN; BLOCK * TAPS];
-            first::weight_gradient(simd, &one((dy.as_slice(), x.as_slice(), shape)), &mut dw);
+            first::weight_grad(simd, &one((dy.as_slice(), x.as_slice(), shape)), &mut dw);
             dw
         });
         assert_close(&mine, &dw, "by weights");
@@ -374,7 +376,7 @@ proptest! {
         }
         let mine = on_every_path(|simd| {
             let mut db = vec![f32::NAN; outputs];
-            direct::bias_gradient(simd, &one(Part { dy: &dy, to, x: &dy, from: to }), &mut db);
+            direct::bias_grad(simd, &one(Part { dy: &dy, to, x: &dy, from: to }), &mut db);
             db
         });
         assert_close(&mine, &exact, "by bias");
@@ -452,22 +454,23 @@ fn show(errors: &[f64]) -> String {
 
 /// How far the kernels stray from double for the reference network's deep layers, relative to
 /// the results' root mean square: Winograd's at most five times as far as the direct ones.
-/// A layer of many pixels, whose gradient by the weights goes leaf by leaf over all blocks of inputs.
+/// A layer of many pixels, whose weight gradient goes microbatch by microbatch over all blocks of inputs.
 #[test]
-fn sum_1_a_layer_that_is_not_deep_is_its_definition_and_has_the_bits_of_its_leaves() {
+fn sum_1_a_layer_that_is_not_deep_is_its_definition_and_has_the_bits_of_its_microbatches() {
     let cases = [1, 2, 3].map(|seed| Case::new(2 * BLOCK, 40, 13, 1, 14, seed));
     let [[_, _, mut exact], rest @ ..] = cases.each_ref().map(Case::naive);
     for [_, _, dw] in rest {
         exact.iter_mut().zip(dw).for_each(|(sum, dw)| *sum += dw);
     }
-    let leaves: Vec<Vec<Part<'_>>> = cases.iter().map(|case| vec![case.part()]).chain([vec![]]).collect();
+    let microbatches: Vec<Vec<Part<'_>>> =
+        cases.iter().map(|case| vec![case.part()]).chain([vec![]]).collect();
     for rounding in [WireDtype::F32, WireDtype::Bf16] {
-        let by_weights = |leaves: &[Vec<Part<'_>>], rounding| {
-            on_every_path(|simd| cases[0].by_weights(Method::Winograd, simd, leaves, rounding))
+        let weight_grad = |microbatches: &[Vec<Part<'_>>], rounding| {
+            on_every_path(|simd| cases[0].weight_grad(Method::Winograd, simd, microbatches, rounding))
         };
-        let at_once = by_weights(&leaves, rounding);
-        let alone = leaves[..3].iter().map(|leaf| {
-            let mut alone = by_weights(std::slice::from_ref(leaf), WireDtype::F32);
+        let at_once = weight_grad(&microbatches, rounding);
+        let alone = microbatches[..3].iter().map(|microbatch| {
+            let mut alone = weight_grad(std::slice::from_ref(microbatch), WireDtype::F32);
             rounding.round(&mut alone);
             Some(alone)
         });
@@ -494,7 +497,7 @@ fn winograds_errors_are_of_the_direct_kernels_size() {
     ] {
         let images = if outputs > 64 { 8 } else { 4 };
         let mut case = Case::new(inputs, outputs, side, padding, images, 7);
-        // What a ReLU leaves, as in the network.
+        // The results of a ReLU, as in the network.
         case.x.iter_mut().for_each(|x| *x = x.max(0.0));
         let exact = case.naive();
         let error = |mine: &[f32], exact: &[f64]| {
@@ -504,26 +507,22 @@ fn winograds_errors_are_of_the_direct_kernels_size() {
         };
         let errors = METHODS.map(|method| {
             let forward = case.forward(method, simd(), false);
-            let by_input = case.backward(method, simd(), After::Nothing);
-            let by_weights = case.by_weights(method, simd(), &[vec![case.part()]], WireDtype::F32);
-            [error(&forward, &exact[0]), error(&by_input, &exact[1]), error(&by_weights, &exact[2])]
+            let input_grad = case.backward(method, simd(), Epilogue::Nothing);
+            let weight_grad = case.weight_grad(method, simd(), &[vec![case.part()]], WireDtype::F32);
+            [error(&forward, &exact[0]), error(&input_grad, &exact[1]), error(&weight_grad, &exact[2])]
         });
         let masked: Vec<f64> =
             exact[1].iter().zip(&case.x).map(|(dx, of)| if *of == 0.0 { 0.0 } else { *dx }).collect();
         let with_relu: Vec<f64> = exact[0].iter().map(|y| y.max(0.0)).collect();
         let case = [case];
-        let together = [
-            error(&Case::together(&case, Way::Forward, simd()).concat(), &with_relu),
-            error(&Case::together(&case, Way::ByInput, simd()).concat(), &masked),
+        let batched = [
+            error(&Case::batched(&case, Direction::Forward, simd()).concat(), &with_relu),
+            error(&Case::batched(&case, Direction::InputGrad, simd()).concat(), &masked),
         ];
-        println!(
-            "{inputs} to {outputs}, side {side}: {} together {}",
-            show(&errors.concat()),
-            show(&together)
-        );
+        println!("{inputs} to {outputs}, side {side}: {} batched {}", show(&errors.concat()), show(&batched));
         for (place, direct) in errors[0].iter().enumerate() {
             assert!(errors[1][place] < 5.0 * direct, "{errors:?}");
         }
-        assert!(together[0] < 5.0 * errors[0][0] && together[1] < 5.0 * errors[0][1], "{together:?}");
+        assert!(batched[0] < 5.0 * errors[0][0] && batched[1] < 5.0 * errors[0][1], "{batched:?}");
     }
 }

@@ -142,24 +142,10 @@ pub trait Engine: Replica {
         out: &mut [f32],
         ready: &mut dyn FnMut(&[f32]),
     ) -> Result<Vec<Sums>, EngineError> {
-        let mut losses = Vec::with_capacity(microbatches.len());
-        let mut sum = NodeSum::new(rounding);
-        for microbatch in microbatches {
-            if microbatch.is_empty() {
-                losses.push(Sums::default());
-                sum.push_empty();
-                continue;
-            }
-            let mut gradient = sum.buffer(out.len());
-            losses.push(self.gradient(microbatch, scale, &mut gradient, &mut |_| ())?);
-            sum.push(gradient);
-        }
-        match sum.finish() {
-            Some(gradient) => out.copy_from_slice(&gradient),
-            None => out.fill(0.0),
-        }
-        ready(out);
-        Ok(losses)
+        let present = microbatches.iter().map(|microbatch| (!microbatch.is_empty()).then_some(*microbatch));
+        one_by_one(present, rounding, out, ready, |microbatch, gradient| {
+            self.gradient(microbatch, scale, gradient, &mut |_| ())
+        })
     }
 
     /// The sums of the losses and metrics over a microbatch of the test pass at the committed parameters, in the
@@ -185,4 +171,36 @@ pub fn apply_whole(
         digest.and(replica.apply(update, range.start, &gradient[range]))
     });
     Ok(digest.and(replica.finish_update()?))
+}
+
+/// The gradient of a node from its microbatches' gradients, computed one after the other; see
+/// [`Engine::node_gradient`]. An empty microbatch is `None`, and has no losses.
+///
+/// # Errors
+/// As `gradient`.
+pub fn one_by_one<M, L: Default>(
+    microbatches: impl IntoIterator<Item = Option<M>>,
+    rounding: WireDtype,
+    out: &mut [f32],
+    ready: &mut dyn FnMut(&[f32]),
+    mut gradient: impl FnMut(M, &mut [f32]) -> Result<L, EngineError>,
+) -> Result<Vec<L>, EngineError> {
+    let mut losses = Vec::new();
+    let mut sum = NodeSum::new(rounding);
+    for microbatch in microbatches {
+        let Some(microbatch) = microbatch else {
+            losses.push(L::default());
+            sum.push_empty();
+            continue;
+        };
+        let mut own = sum.buffer(out.len());
+        losses.push(gradient(microbatch, &mut own)?);
+        sum.push(own);
+    }
+    match sum.finish() {
+        Some(gradient) => out.copy_from_slice(&gradient),
+        None => out.fill(0.0),
+    }
+    ready(out);
+    Ok(losses)
 }

@@ -7,41 +7,41 @@
 //!
 //! ```text
 //! y  = Aᵀ [ Σ_c (G g Gᵀ) ⊙ (Bᵀ d B) ] A           forward
-//! dd = B  [ Σ_o (G g Gᵀ) ⊙ (A dy Aᵀ) ] Bᵀ         the gradient by the input
-//! dg = Gᵀ [ Σ (A dy Aᵀ) ⊙ (Bᵀ d B) ] G            the gradient by the weights
+//! dd = B  [ Σ_o (G g Gᵀ) ⊙ (A dy Aᵀ) ] Bᵀ         the input gradient
+//! dg = Gᵀ [ Σ (A dy Aᵀ) ⊙ (Bᵀ d B) ] G            the weight gradient
 //! ```
 //!
-//! The sums in brackets are 25 matrix products by the register tile. Where an input is padded,
-//! its gradient is as well the first line with flipped, transposed weights.
+//! The sums in brackets are 25 matrix products by the register tile. Where an input is padded, its gradient is also the
+//! first line with flipped, transposed weights.
 //!
-//! Large layers of few pixels, whose weights are most of what there is to read, take several batches
-//! of images [`together`]; the others take a batch at a time ([`convolve`]).
+//! Large layers of few pixels, whose weights are most of the data, take several batches of images at once ([`batched`]);
+//! the others take a batch at a time ([`convolve`]).
 
-mod by_weights;
+pub mod batched;
 mod tiles;
-pub mod together;
 mod transform;
+mod weight_grad;
 pub mod weights;
 
 use rayon::prelude::*;
 
 use crate::BLOCK;
-use crate::direct::After;
-use crate::lanes::Lanes;
+use crate::epilogue::Epilogue;
 use crate::planes::Planes;
 use crate::scratch;
 use crate::simd::{Kernel, Simd};
-use crate::tile::{Finish, Segment, Start, Tile};
+use crate::simd_vec::SimdVec;
+use crate::tile::{Init, Segment, Tile, TileEpilogue};
 
-pub use by_weights::weight_gradient;
 use tiles::{Inputs, Outputs, Rows, SPACE, along};
+pub use weight_grad::weight_grad;
 
 /// Outputs along a tile's side.
 const M: usize = 3;
 /// Inputs along a tile's side.
 const N: usize = 5;
 
-/// A task has at least so many rows (tiles times images), so that its weights pay.
+/// The least rows (tiles times images) of a task, so that loading the weights takes little of its time.
 const ROWS_OF_A_TASK: usize = 96;
 /// Floats of a block of weights at one position.
 const SQUARE: usize = BLOCK * BLOCK;
@@ -57,8 +57,8 @@ pub const fn transformed_len(blocks: usize) -> usize {
 /// The convolution as [`direct::convolve`](crate::direct::convolve), with weights from
 /// [`weights`].
 ///
-/// A task takes a few lines of tiles through all three stages, so that what is between the
-/// stages stays in the second cache.
+/// A task takes a few lines of tiles through all three stages, so that intermediate results stay in the second-level
+/// cache.
 ///
 /// # Panics
 /// If a slice has not its shape's length, or the shapes don't follow from each other.
@@ -69,11 +69,11 @@ pub fn convolve(
     from: Planes,
     weights: &[f32],
     padding: usize,
-    after: After<'_>,
+    epilogue: Epilogue<'_>,
     out: &mut [f32],
     to: Planes,
 ) {
-    after.check(x, from, padding, out, to);
+    epilogue.check(x, from, padding, out, to);
     assert_eq!(weights.len(), transformed_len(to.blocks * from.blocks), "weights for these blocks");
     let across = along(to);
     let lines = ROWS_OF_A_TASK.div_ceil(across * to.images).min(across);
@@ -96,7 +96,7 @@ pub fn convolve(
             let weights = &weights[..transformed_len(from.blocks)];
             simd.run(Multiply { inputs: &inputs, weights, from, rows, products: &mut products });
             let (products, lines) = (&*products, lines.clone());
-            simd.run(Outputs { products, rows, after, to, block, lines, out });
+            simd.run(Outputs { products, rows, epilogue, to, block, lines, out });
         }
     });
 }
@@ -114,7 +114,7 @@ impl Kernel for Multiply<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<L: Lanes>(self, l: L) {
+    fn run<L: SimdVec>(self, l: L) {
         let Self { inputs, weights, from, rows, products } = self;
         let plane = rows.all * BLOCK;
         let mut segments: Vec<Segment> =
@@ -126,8 +126,8 @@ impl Kernel for Multiply<'_> {
                 segments: &segments,
                 steps: BLOCK,
                 out: &mut products[position * rows.stride(1)..][..plane],
-                start: Start::Zero,
-                finish: Finish::Keep,
+                init: Init::Zero,
+                epilogue: TileEpilogue::Keep,
             });
             for segment in &mut segments {
                 segment.b += SPACED;

@@ -1,23 +1,23 @@
-//! Activations into transformed tiles and back.
+//! Transforms of activations to tiles and back.
 //!
-//! Transformed, tiles lie as `[position][block][row][BLOCK]`, with [`SPACE`] between positions; a
-//! row is a tile of an image: line by line of tiles, tile by tile, image by image. Several batches of
-//! images may share such a buffer, each from a row of its own on.
+//! Transformed tiles are stored as `[position][block][row][BLOCK]`, with [`SPACE`] between positions. A row is a tile of an
+//! image: line by line of tiles, tile by tile, image by image. Several batches of images may share such a buffer, each
+//! from a row of its own on.
 
 use std::ops::Range;
 
 use super::transform::{self, both_ways, tile_of};
 use super::{M, N};
 use crate::BLOCK;
-use crate::direct::After;
-use crate::lanes::{LANES, Lanes};
+use crate::epilogue::Epilogue;
 use crate::planes::Planes;
 use crate::simd::Kernel;
+use crate::simd_vec::{LANES, SimdVec};
 
 /// Half a row: the floats of a vector.
 type Half = [f32; LANES];
 
-/// Tiles of `M`×`M` outputs along a side; the last may hang over.
+/// Tiles of `M`×`M` outputs along a side; the last may extend beyond it.
 pub(super) fn along(to: Planes) -> usize {
     to.side.div_ceil(M)
 }
@@ -27,9 +27,9 @@ pub(super) fn rows(to: Planes) -> usize {
     along(to) * along(to) * to.images
 }
 
-/// Floats left free between positions. A tile's positions would else often lie a multiple of 4096
-/// bytes apart, where they push each other out of the first cache, and a load looks like one of what
-/// was just stored. (Two cache lines, since with one the next tile's load would look like that.)
+/// Floats left free between positions. Otherwise the distances between a tile's positions would often be multiples of
+/// 4096 bytes, so that they evict each other from the first-level cache, and a load seems to depend on a preceding store.
+/// (Two cache lines, because with one the next tile's load would seem to.)
 pub(super) const SPACE: usize = 2 * LANES;
 
 /// The rows of a transformed buffer that a batch has.
@@ -77,7 +77,7 @@ impl Kernel for Inputs<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<L: Lanes>(self, l: L) {
+    fn run<L: SimdVec>(self, l: L) {
         let Self { x, from, padding, across, lines, rows, out } = self;
         let (halves, stride) = (2 * from.images, rows.stride(from.blocks) / LANES);
         let (out, _) = out.as_chunks_mut::<LANES>();
@@ -87,7 +87,7 @@ impl Kernel for Inputs<'_> {
                     let mut pixels = [[None; N]; N];
                     for (y, row) in pixels.iter_mut().enumerate() {
                         for (column, slot) in row.iter_mut().enumerate() {
-                            // Outside wraps far beyond any side.
+                            // A coordinate outside wraps to a number far beyond any side.
                             let (y, column) =
                                 ((M * ty + y).wrapping_sub(padding), (M * tx + column).wrapping_sub(padding));
                             *slot = pixel(x, from, block, y, column);
@@ -99,7 +99,7 @@ impl Kernel for Inputs<'_> {
                             Some(pixel) => l.load(&pixel[half]),
                             None => l.splat(0.0),
                         });
-                        let tile: [[L::V; N]; N] = both_ways!(tile, N to N, |v| transform::by_input(l, v));
+                        let tile: [[L::V; N]; N] = both_ways!(tile, N to N, |v| transform::from_input(l, v));
                         let at = block * 2 * rows.all + first + half;
                         for (y, row) in tile.into_iter().enumerate() {
                             for (x, value) in row.into_iter().enumerate() {
@@ -113,7 +113,7 @@ impl Kernel for Inputs<'_> {
     }
 }
 
-/// `A dy Aᵀ` of all tiles of some blocks of the output's gradient.
+/// `A dy Aᵀ` of all tiles of some blocks of the output gradient.
 pub(super) struct FromOutputs<'a> {
     pub dy: &'a [f32],
     pub to: Planes,
@@ -126,7 +126,7 @@ impl Kernel for FromOutputs<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<L: Lanes>(self, l: L) {
+    fn run<L: SimdVec>(self, l: L) {
         let Self { dy, to, blocks, rows, out } = self;
         let (across, halves) = (along(to), 2 * to.images);
         let stride = rows.stride(blocks.len()) / LANES;
@@ -164,7 +164,7 @@ impl Kernel for FromOutputs<'_> {
 pub(super) struct Outputs<'a> {
     pub products: &'a [f32],
     pub rows: Rows,
-    pub after: After<'a>,
+    pub epilogue: Epilogue<'a>,
     pub to: Planes,
     pub block: usize,
     pub lines: Range<usize>,
@@ -176,14 +176,14 @@ impl Kernel for Outputs<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<L: Lanes>(self, l: L) {
-        let Self { products, rows, after, to, block, lines, out } = self;
+    fn run<L: SimdVec>(self, l: L) {
+        let Self { products, rows, epilogue, to, block, lines, out } = self;
         let (across, halves, stride) = (along(to), 2 * to.images, rows.stride(1) / LANES);
         let (products, _) = products.as_chunks::<LANES>();
         let (out, _) = out.as_chunks_mut::<LANES>();
         let first_line = to.at(block, M * lines.start, 0, 0);
         let mut biases = [l.splat(0.0); 2];
-        if let After::Bias(bias) | After::BiasRelu(bias) = after {
+        if let Epilogue::Bias(bias) | Epilogue::BiasRelu(bias) = epilogue {
             for (vector, bias) in biases.iter_mut().zip(bias[block * BLOCK..][..BLOCK].as_chunks().0) {
                 *vector = l.load(bias);
             }
@@ -201,11 +201,11 @@ impl Kernel for Outputs<'_> {
                                 continue;
                             }
                             let at = ((M * line + y) * to.side + M * tx + x) * halves + half;
-                            let value = match after {
-                                After::Nothing => value,
-                                After::Bias(_) => l.add(value, biases[half % 2]),
-                                After::BiasRelu(_) => l.relu(l.add(value, biases[half % 2])),
-                                After::ReluGradient(of) => {
+                            let value = match epilogue {
+                                Epilogue::Nothing => value,
+                                Epilogue::Bias(_) => l.add(value, biases[half % 2]),
+                                Epilogue::BiasRelu(_) => l.relu(l.add(value, biases[half % 2])),
+                                Epilogue::ReluGradient(of) => {
                                     let of = &of[first_line + at * LANES..][..LANES];
                                     l.unless_zero(value, l.load(&of.as_chunks().0[0]))
                                 }
@@ -219,8 +219,8 @@ impl Kernel for Outputs<'_> {
     }
 }
 
-/// `B [products] Bᵀ`, the transpose of [`Inputs`], added up into one block of the gradient by the
-/// input. Tiles share pixels there: a pixel's are added in the order of the tiles.
+/// `B [products] Bᵀ`, the transpose of [`Inputs`], added up in one block of the input gradient. Tiles share pixels there:
+/// the values of a pixel are added in the order of the tiles.
 pub(super) struct ToInputs<'a> {
     pub products: &'a [f32],
     pub rows: Rows,
@@ -239,7 +239,7 @@ impl Kernel for ToInputs<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<L: Lanes>(self, l: L) {
+    fn run<L: SimdVec>(self, l: L) {
         let Self { products, rows, padding, across, relu, from, block, out } = self;
         let (halves, stride) = (2 * from.images, rows.stride(1) / LANES);
         let (products, _) = products.as_chunks::<LANES>();

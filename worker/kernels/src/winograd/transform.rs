@@ -14,11 +14,11 @@
 //! All constants but a sixth and 3 are powers of two, which cost no rounding of their own.
 
 use super::{M, N};
-use crate::lanes::Lanes;
+use crate::simd_vec::SimdVec;
 
 /// `Bᵀ v`.
 #[inline(always)]
-pub(super) fn by_input<L: Lanes>(l: L, [a, b, c, d, e]: [L::V; N]) -> [L::V; N] {
+pub(super) fn from_input<L: SimdVec>(l: L, [a, b, c, d, e]: [L::V; N]) -> [L::V; N] {
     let slope = l.sub(d, b);
     [
         l.fma(l.splat(2.0), l.sub(a, c), slope),
@@ -31,7 +31,7 @@ pub(super) fn by_input<L: Lanes>(l: L, [a, b, c, d, e]: [L::V; N]) -> [L::V; N] 
 
 /// `B v`.
 #[inline(always)]
-pub(super) fn to_input<L: Lanes>(l: L, [a, b, c, d, e]: [L::V; N]) -> [L::V; N] {
+pub(super) fn to_input<L: SimdVec>(l: L, [a, b, c, d, e]: [L::V; N]) -> [L::V; N] {
     // What multiplies the slope above.
     let slope = l.fma(l.splat(-2.0), e, l.add(l.add(a, d), l.add(b, c)));
     let (three, minus_b) = (l.splat(3.0), l.sub(l.splat(0.0), b));
@@ -46,21 +46,21 @@ pub(super) fn to_input<L: Lanes>(l: L, [a, b, c, d, e]: [L::V; N]) -> [L::V; N] 
 
 /// `Aᵀ v`.
 #[inline(always)]
-pub(super) fn to_output<L: Lanes>(l: L, [a, b, c, d, e]: [L::V; N]) -> [L::V; M] {
+pub(super) fn to_output<L: SimdVec>(l: L, [a, b, c, d, e]: [L::V; N]) -> [L::V; M] {
     let sum = l.add(b, c);
     [l.add(l.add(a, sum), d), l.fma(l.splat(2.0), d, l.sub(b, c)), l.add(l.fma(l.splat(4.0), d, sum), e)]
 }
 
 /// `A v`.
 #[inline(always)]
-pub(super) fn from_output<L: Lanes>(l: L, [a, b, c]: [L::V; M]) -> [L::V; N] {
+pub(super) fn from_output<L: SimdVec>(l: L, [a, b, c]: [L::V; M]) -> [L::V; N] {
     let ends = l.add(a, c);
     [a, l.add(ends, b), l.sub(ends, b), l.fma(l.splat(4.0), c, l.fma(l.splat(2.0), b, a)), c]
 }
 
 /// `G v`.
 #[inline(always)]
-pub(super) fn by_kernel<L: Lanes>(l: L, [a, b, c]: [L::V; 3]) -> [L::V; N] {
+pub(super) fn from_kernel<L: SimdVec>(l: L, [a, b, c]: [L::V; 3]) -> [L::V; N] {
     let (sixth, ends) = (l.splat(1.0 / 6.0), l.add(a, c));
     [
         l.mul(a, l.splat(0.5)),
@@ -73,7 +73,7 @@ pub(super) fn by_kernel<L: Lanes>(l: L, [a, b, c]: [L::V; 3]) -> [L::V; N] {
 
 /// `Gᵀ v`.
 #[inline(always)]
-pub(super) fn to_kernel<L: Lanes>(l: L, [a, b, c, d, e]: [L::V; N]) -> [L::V; 3] {
+pub(super) fn to_kernel<L: SimdVec>(l: L, [a, b, c, d, e]: [L::V; N]) -> [L::V; 3] {
     let (half, sixth) = (l.splat(0.5), l.splat(1.0 / 6.0));
     let b = l.mul(b, half);
     [
@@ -114,7 +114,10 @@ pub(super) use both_ways;
 
 /// A tile of `N` times `N` vectors, `load(row, column)` each.
 #[inline(always)]
-pub(super) fn tile_of<L: Lanes, const N: usize>(l: L, load: impl Fn(usize, usize) -> L::V) -> [[L::V; N]; N] {
+pub(super) fn tile_of<L: SimdVec, const N: usize>(
+    l: L,
+    load: impl Fn(usize, usize) -> L::V,
+) -> [[L::V; N]; N] {
     let mut tile = [[l.splat(0.0); N]; N];
     for (y, row) in tile.iter_mut().enumerate() {
         for (x, value) in row.iter_mut().enumerate() {

@@ -1,22 +1,22 @@
-//! `G g Gᵀ`: weights into transformed blocks, straight from where the network has them.
+//! `G g Gᵀ`: the transform of weights, from their usual layout to blocks.
 //!
-//! A block goes from 32 channels to 32 channels; transformed, it lies as `[position][32][32]`, with
-//! some space between positions.
+//! A block goes from 32 channels to 32 channels. Transformed, it is stored as `[position][32][32]`, with some space between
+//! positions.
 
 use rayon::prelude::*;
 
 use super::transform::{self, both_ways, tile_of};
 use super::{N, SPACED, transformed_len};
-use crate::lanes::{LANES, Lanes};
-use crate::pack::{self, LONG_ROW, Natural};
+use crate::pack::{self, LONG_ROW, OihwWeights};
 use crate::simd::{Kernel, Simd};
+use crate::simd_vec::{LANES, SimdVec};
 use crate::{BLOCK, TAPS};
 
 /// Transforms weights as [`pack::forward`] orders them: `[o/32][c/32]` blocks.
 ///
 /// # Panics
 /// If there is not room for exactly [`transformed_len`] floats.
-pub fn forward(simd: Simd, weights: Natural<'_>, transformed: &mut [f32]) {
+pub fn forward(simd: Simd, weights: OihwWeights<'_>, transformed: &mut [f32]) {
     let (outputs, inputs) = weights.blocks();
     assert_eq!(transformed.len(), transformed_len(outputs * inputs), "room for them transformed");
     transformed.par_chunks_exact_mut(transformed_len(1)).enumerate().for_each(|(index, to)| {
@@ -25,12 +25,12 @@ pub fn forward(simd: Simd, weights: Natural<'_>, transformed: &mut [f32]) {
     });
 }
 
-/// Transforms weights as [`pack::backward`] orders them, for the gradient by a convolution's input as a
+/// Transforms weights as [`pack::backward`] orders them, for the input gradient as a
 /// convolution: `[c/32][o/32]` blocks, with taps flipped.
 ///
 /// # Panics
 /// As [`forward`].
-pub fn backward(simd: Simd, weights: Natural<'_>, transformed: &mut [f32]) {
+pub fn backward(simd: Simd, weights: OihwWeights<'_>, transformed: &mut [f32]) {
     let (outputs, inputs) = weights.blocks();
     assert_eq!(transformed.len(), transformed_len(outputs * inputs), "room for them transformed");
     transformed.par_chunks_exact_mut(transformed_len(1)).enumerate().for_each(|(index, to)| {
@@ -50,7 +50,7 @@ pub(super) enum Over {
 
 /// One block.
 pub(super) struct Block<'a> {
-    pub weights: Natural<'a>,
+    pub weights: OihwWeights<'a>,
     pub output: usize,
     pub input: usize,
     pub lanes: Over,
@@ -61,7 +61,7 @@ impl Kernel for Block<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<L: Lanes>(self, l: L) {
+    fn run<L: SimdVec>(self, l: L) {
         let Self { weights, output, input, lanes, to } = self;
         let (to, _) = to.as_chunks_mut::<LANES>();
         match lanes {
@@ -72,7 +72,7 @@ impl Kernel for Block<'_> {
                     let rows = weights.rows(output * BLOCK + half * LANES, input);
                     for first in 0..BLOCK / LANES {
                         for (place, taps) in taps.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
-                            let columns = pack::by_output(l, &rows, first * TAPS + place);
+                            let columns = pack::output_lanes(l, &rows, first * TAPS + place);
                             for (column, taps) in columns.into_iter().zip(taps) {
                                 l.store(column, taps);
                             }
@@ -89,7 +89,7 @@ impl Kernel for Block<'_> {
                 for o in 0..BLOCK {
                     let row = weights.long_row(output * BLOCK + o, input, &mut padded);
                     for half in 0..BLOCK / LANES {
-                        let [a, b, c, d, e, f, g, h, i, ..] = pack::by_input(l, row, half * LANES);
+                        let [a, b, c, d, e, f, g, h, i, ..] = pack::input_lanes(l, row, half * LANES);
                         let kernel = if flipped {
                             [[i, h, g], [f, e, d], [c, b, a]]
                         } else {
@@ -105,8 +105,8 @@ impl Kernel for Block<'_> {
 
 /// Transforms sixteen kernels into vector `at` of each position.
 #[inline(always)]
-fn transform_into<L: Lanes>(l: L, kernel: [[L::V; 3]; 3], to: &mut [[f32; LANES]], at: usize) {
-    let transformed: [[L::V; N]; N] = both_ways!(kernel, 3 to N, |v| transform::by_kernel(l, v));
+fn transform_into<L: SimdVec>(l: L, kernel: [[L::V; 3]; 3], to: &mut [[f32; LANES]], at: usize) {
+    let transformed: [[L::V; N]; N] = both_ways!(kernel, 3 to N, |v| transform::from_kernel(l, v));
     for (y, row) in transformed.into_iter().enumerate() {
         for (x, value) in row.into_iter().enumerate() {
             l.store(value, &mut to[(N * y + x) * (SPACED / LANES) + at]);

@@ -1,0 +1,87 @@
+//! `worker evaluate`: a checkpoint's test line, computed again on this machine.
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use clap::Args;
+use serde_json::Value;
+use tally_cli::logging::LogOptions;
+use tally_numerics::TEST_MICROBATCH;
+use tally_numerics::schema::{Evaluation, MetricValue, Sums};
+use tally_worker::device::DeviceOptions;
+
+use crate::data::{DataOptions, MnistWithNumbers};
+use crate::network::metrics::{ALL_CORRECT, schema};
+use crate::predict;
+
+/// Options of `worker evaluate`.
+#[derive(Debug, Args)]
+pub struct EvaluateOptions {
+    /// A checkpoint's directory, such as runs/run-0001/checkpoints/best
+    #[arg(long, value_name = "DIR")]
+    pub checkpoint: PathBuf,
+
+    /// Four IDX files of 28×28 digits [default: the embedded MNIST]
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+
+    /// Use only the first N test samples [default: as the run]
+    #[arg(long, value_name = "N")]
+    pub test_limit: Option<usize>,
+
+    /// The device.
+    #[command(flatten)]
+    pub device: DeviceOptions,
+
+    /// Logs.
+    #[command(flatten)]
+    pub log: LogOptions,
+}
+
+/// Tests the checkpoint on the test set with the run's random numbers, and returns the line.
+///
+/// # Errors
+/// If the checkpoint, the data or the device cannot be used.
+pub fn run(options: &EvaluateOptions) -> anyhow::Result<String> {
+    options.log.init()?;
+    let path = &options.checkpoint;
+    let checkpoint = tally_checkpoint::read(path)?;
+    let arguments = predict::arguments(path, &checkpoint.meta)?;
+    let mut engine = arguments.engine(&options.device)?;
+    let meta = predict::load(path, checkpoint, arguments.model, &mut *engine)?;
+    let config = &meta.config;
+    let wrong = || format!("the manifest of {} does not tell the run's seed", path.display());
+    let seed = config.get("seed").and_then(Value::as_u64).with_context(wrong)?;
+    let limit = config.pointer("/data/test_limit").and_then(Value::as_u64).map(|n| n as usize);
+    let data = DataOptions {
+        data_dir: options.data_dir.clone(),
+        train_limit: None,
+        test_limit: options.test_limit.or(limit),
+    };
+    let test = MnistWithNumbers::test(data.load()?.test, seed);
+    let ids: Vec<u32> = (0..test.len() as u32).collect();
+    let microbatches = ids.chunks(TEST_MICROBATCH);
+    let sums: Result<Vec<Option<Sums>>, _> =
+        microbatches.map(|ids| engine.evaluate(&test.microbatch(ids.iter().copied())).map(Some)).collect();
+    let evaluation = schema().evaluation(test.len(), sums?);
+    Ok(format!("step {}  {}", meta.step, test_line(&evaluation)))
+}
+
+/// The test line, its first half as the original prints it.
+#[must_use]
+pub fn test_line(evaluation: &Evaluation) -> String {
+    let samples = evaluation.samples;
+    let correct: u64 = match evaluation.metrics.get("confusion") {
+        Some(MetricValue::Confusion(counts)) => counts.iter().zip(0..).map(|(row, digit)| row[digit]).sum(),
+        _ => 0,
+    };
+    let percent = |name: &str| 100.0 * evaluation.ratio(name);
+    format!(
+        "Test set: Average loss: {:.4}, Accuracy: {correct}/{samples} ({:.2}%), sum {:.2}%, difference {:.2}%, all three {:.2}%",
+        evaluation.total_loss(),
+        percent("digit_accuracy"),
+        percent("sum_accuracy"),
+        percent("difference_accuracy"),
+        percent(ALL_CORRECT),
+    )
+}
