@@ -10,6 +10,8 @@
 //! has its variable and its key without further ado. [`layers`] merges; [`mod@file`] and [`environment`] read;
 //! [`mod@print`] tells what came of it; [`documents`] makes completions and man pages.
 //!
+//! [`logging`] has the options for logs, and the exit code of a command.
+//!
 //! Secrets are not options: tokens come from files or variables of their own, and nothing here reads those.
 
 #![forbid(unsafe_code)]
@@ -26,6 +28,7 @@ pub mod file;
 mod flags;
 pub mod given;
 pub mod layers;
+pub mod logging;
 pub mod option;
 pub mod print;
 mod similar;

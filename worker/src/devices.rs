@@ -1,10 +1,9 @@
 //! Several workers on one machine, a process for each device: `worker --devices all`.
 //!
-//! This process computes nothing. It starts itself again for every device, hands a signal to leave
-//! on to all, and waits for them. A worker that ends by itself is not started again, whether its run was
-//! over or it could not go on: it said why. One that is killed, by the system or by its own
-//! fault, is started again after a moment, and joins as a newcomer. If this process is killed, its
-//! workers leave.
+//! This process computes nothing. It starts its own program again for every device, forwards a signal to leave
+//! to all of these workers, and waits for them. A worker that exits is not started again, whether its run is over
+//! or it failed: it has printed the reason. A worker that was killed by a signal is started again after a
+//! moment, and joins the run as a new worker. If this process is killed, its workers leave.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -16,31 +15,32 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::cli::WorkOptions;
-use crate::engine::backend::BackendChoice;
+use crate::device::{BackendChoice, DeviceOptions};
+use crate::program::WorkerProgram;
 
-/// Set for a worker that another process started, one of several: it leaves when that one is gone.
+/// This variable marks a worker that a parent process started as one of several. Such a worker leaves when its
+/// parent is gone.
 const ONE_OF_SEVERAL: &str = "TALLY_ONE_OF_SEVERAL";
 
-/// Which GPUs a process sees, to CUDA.
+/// The variable with which CUDA limits the GPUs that a process sees.
 const VISIBLE: &str = "CUDA_VISIBLE_DEVICES";
 
-/// How often the workers are looked at.
-const LOOK: Duration = Duration::from_millis(100);
+/// How often the parent checks its workers.
+const CHECK_INTERVAL: Duration = Duration::from_millis(100);
 /// Waits before a worker is started again grow from this …
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 /// … to this.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
-/// Most devices a machine may be said to have.
-const MOST: usize = 64;
+/// The most devices that `--devices` may name.
+const MAX_DEVICES: usize = 64;
 
 /// The devices of `--devices`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Devices {
     /// All CUDA devices.
     All,
-    /// Those of these numbers.
+    /// The devices of these numbers.
     These(Vec<usize>),
 }
 
@@ -50,12 +50,12 @@ impl FromStr for Devices {
         if text == "all" {
             return Ok(Self::All);
         }
-        let bad = |part: &str| format!("{part:?} is no device; write numbers such as 0,1,3, or all");
+        let bad = |part: &str| format!("{part:?} is not a device; write numbers such as 0,1,3, or all");
         let numbers: Result<Vec<usize>, String> =
             text.split(',').map(|part| part.parse().map_err(|_| bad(part))).collect();
         let numbers = numbers?;
-        if numbers.len() > MOST {
-            return Err(format!("no machine has {} devices; the most is {MOST}", numbers.len()));
+        if numbers.len() > MAX_DEVICES {
+            return Err(format!("no machine has {} devices; the most is {MAX_DEVICES}", numbers.len()));
         }
         let mut sorted = numbers.clone();
         sorted.sort_unstable();
@@ -79,28 +79,28 @@ impl fmt::Display for Devices {
 }
 
 impl Devices {
-    fn numbers(&self) -> anyhow::Result<Vec<usize>> {
-        match self {
-            Self::These(numbers) => Ok(numbers.clone()),
-            #[cfg(feature = "cuda-kernels")]
-            Self::All => Ok((0..crate::engine::gpu::look::count()?).collect()),
-            #[cfg(not(feature = "cuda-kernels"))]
-            Self::All => anyhow::bail!(
-                "the CUDA backend is not in this binary, so that it can't count devices: build it with \
-                 `--features cuda`, or name the devices, as in --devices 0,1"
-            ),
-        }
+    /// The devices' numbers.
+    ///
+    /// # Errors
+    /// If all are asked for and the program cannot count them, or if there are none.
+    pub fn numbers(&self, program: &dyn WorkerProgram) -> anyhow::Result<Vec<usize>> {
+        let numbers = match self {
+            Self::These(numbers) => numbers.clone(),
+            Self::All => (0..program.cuda_devices()?).collect(),
+        };
+        ensure!(!numbers.is_empty(), "there are no devices for --devices {self}");
+        Ok(numbers)
     }
 }
 
-/// Whether this process is a worker that another one started for one of its devices. Its `--devices`, which the
-/// environment or a file may still say, are then done with.
+/// Whether this process is a worker that a parent process started for one device. Such a worker ignores
+/// `--devices`, which may still be set in its environment or file.
 #[must_use]
 pub fn is_one_of_several() -> bool {
     std::env::var_os(ONE_OF_SEVERAL).is_some()
 }
 
-/// Has this process leave when the one that started it is gone, if that is one that said so.
+/// Makes this process leave when its parent is gone, if the parent started it as one of several workers.
 pub fn follow_parent() {
     #[cfg(target_os = "linux")]
     if is_one_of_several() {
@@ -111,48 +111,47 @@ pub fn follow_parent() {
     }
 }
 
-/// A worker of ours.
+/// A worker process.
 struct Worker {
     device: usize,
     child: Option<Child>,
-    /// When to start it again, if it is to be.
+    /// When to start it again, if it was killed.
     due: Option<Instant>,
     wait: Duration,
     failed: bool,
 }
 
-/// Starts a worker for each device, and waits until all have ended; `leave` is handed on.
+/// Starts a worker for each device, and waits until all have exited; once `leave` is ready, they are asked to leave.
+/// `name` is the beginning of the workers' names.
 ///
 /// # Errors
-/// If none can be started, or one could not go on.
+/// If a worker cannot be started, or one failed.
 pub async fn run(
-    devices: &Devices,
-    options: &WorkOptions,
+    numbers: &[usize],
+    name: &str,
+    options: &DeviceOptions,
     leave: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
-    let numbers = devices.numbers()?;
-    ensure!(!numbers.is_empty(), "there are no devices for --devices {devices}");
-    let name = options.session().name;
-    let threads = share_of_threads(options, numbers.len());
-    let start = |device: usize| start(device, &name, threads);
+    let threads = threads_of_each(options, numbers.len());
+    let start = |device: usize| start(device, name, threads);
     let mut workers = Vec::with_capacity(numbers.len());
-    for device in numbers {
+    for &device in numbers {
         let child = Some(start(device)?);
         workers.push(Worker { device, child, due: None, wait: FIRST_WAIT, failed: false });
     }
     let mut leaving = false;
-    let mut look = tokio::time::interval(LOOK);
+    let mut check = tokio::time::interval(CHECK_INTERVAL);
     tokio::pin!(leave);
     while workers.iter().any(|worker| worker.child.is_some() || worker.due.is_some()) {
         tokio::select! {
-            _ = look.tick() => {}
+            _ = check.tick() => {}
             () = &mut leave, if !leaving => {
                 leaving = true;
                 workers.iter().for_each(Worker::terminate);
             }
         }
         for worker in &mut workers {
-            worker.look(leaving)?;
+            worker.check(leaving)?;
             if worker.due.is_some_and(|due| due <= Instant::now()) {
                 (worker.due, worker.child) = (None, Some(start(worker.device)?));
             }
@@ -160,13 +159,13 @@ pub async fn run(
     }
     let failed: Vec<String> =
         workers.iter().filter(|w| w.failed).map(|worker| worker.device.to_string()).collect();
-    ensure!(failed.is_empty(), "the worker on device {} could not go on; it said why", failed.join(", "));
+    ensure!(failed.is_empty(), "the worker on device {} failed; it printed the reason", failed.join(", "));
     Ok(())
 }
 
 impl Worker {
-    /// Sees whether it has ended, and what is to follow.
-    fn look(&mut self, leaving: bool) -> anyhow::Result<()> {
+    /// Notes its exit, and when to start it again.
+    fn check(&mut self, leaving: bool) -> anyhow::Result<()> {
         let Some(child) = &mut self.child else {
             if leaving {
                 self.due = None;
@@ -186,11 +185,11 @@ impl Worker {
         Ok(())
     }
 
-    /// Asks it to leave. It has not been waited for, so that its number is still its own.
+    /// Asks it to leave. It has not been waited for, so its process number cannot belong to another process.
     fn terminate(&self) {
         let pid = self.child.as_ref().and_then(|child| Pid::from_raw(i32::try_from(child.id()).ok()?));
         if let Some(Err(error)) = pid.map(|pid| kill_process(pid, Signal::TERM)) {
-            tracing::warn!(device = self.device, "a worker can't be told to leave: {error}");
+            tracing::warn!(device = self.device, "cannot ask a worker to leave: {error}");
         }
     }
 }
@@ -199,19 +198,19 @@ fn was_killed(status: ExitStatus) -> bool {
     std::os::unix::process::ExitStatusExt::signal(&status).is_some()
 }
 
-/// Threads of each, where they compute on the CPU and nothing else was said.
-fn share_of_threads(options: &WorkOptions, workers: usize) -> Option<usize> {
-    let shared = options.device.backend != BackendChoice::Cuda && options.device.threads.is_none();
-    shared.then(|| (options.device.threads() / workers).max(1))
+/// Threads of each worker, where several may compute on this machine's CPU and `--threads` was not given.
+fn threads_of_each(options: &DeviceOptions, workers: usize) -> Option<usize> {
+    let shared = options.backend != BackendChoice::Cuda && options.threads.is_none();
+    shared.then(|| (options.threads() / workers).max(1))
 }
 
-/// This program again, for one device.
+/// Starts this program again for one device.
 fn start(device: usize, name: &str, threads: Option<usize>) -> anyhow::Result<Child> {
     let program = std::env::current_exe().context("cannot find this program, to start it again")?;
     let mut command = Command::new(program);
     command.args(arguments(std::env::args_os().skip(1)));
-    // A worker sees its own GPU alone, as number 0, which is the default: what is kept of a GPU is kept by its
-    // number, and equal GPUs are to choose equal kernels.
+    // A worker sees only its own GPU, as number 0, which is the default: tuning results are cached by a GPU's
+    // number, and equal GPUs must choose equal kernels.
     command.args(["--name", &format!("{name}-{device}")]);
     command.env(VISIBLE, visible(device, std::env::var(VISIBLE).ok().as_deref()));
     if let Some(threads) = threads {
@@ -221,14 +220,14 @@ fn start(device: usize, name: &str, threads: Option<usize>) -> anyhow::Result<Ch
     command.spawn().with_context(|| format!("cannot start a worker for device {device}"))
 }
 
-/// CUDA's name for device `device` of those that this process sees, if it sees some by name.
+/// CUDA's name for device `device` of this process, where the variable `CUDA_VISIBLE_DEVICES` has `seen`.
 #[must_use]
 pub fn visible(device: usize, seen: Option<&str>) -> String {
     let seen = seen.and_then(|seen| seen.split(',').nth(device)).map(str::trim);
     seen.map_or_else(|| device.to_string(), str::to_owned)
 }
 
-/// A command line without the options that every worker has its own of.
+/// A command line without the options that differ from worker to worker.
 fn arguments(all: impl Iterator<Item = OsString>) -> Vec<OsString> {
     let mut kept = Vec::new();
     let mut skip = false;
@@ -255,7 +254,7 @@ mod tests {
         for text in ["all", "0", "3,0,12"] {
             assert_eq!(text.parse::<Devices>().unwrap().to_string(), text);
         }
-        let many = (0..=MOST).map(|n| n.to_string()).collect::<Vec<_>>().join(",");
+        let many = (0..=MAX_DEVICES).map(|n| n.to_string()).collect::<Vec<_>>().join(",");
         for (text, said) in [
             ("", "\"\""),
             ("0,x", "\"x\""),

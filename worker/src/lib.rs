@@ -1,20 +1,21 @@
 //! The worker: computes gradients for a Tally cluster.
 //!
-//! [`engine`] is what it computes with; [`session`] is its life in a cluster: connect, load
-//! a state, contribute, apply, commit; [`access`] is what it shows the
-//! coordinator. [`scores`] and [`evaluate`] judge a network; [`predict`]
-//! asks it, and [`picture`] brings pictures to what it was trained on.
+//! [`engine`] is the interface of a model on a device; [`program`] makes an engine for a run, on a device that
+//! [`device`] names. [`session`] is a worker's part in a cluster: connect, load a state, contribute, apply,
+//! commit. [`mod@work`] is a worker's process, and [`devices`] runs several of them on one machine. [`burn`] has the
+//! parts of an engine that computes with Burn, for any model.
 
 #![deny(unsafe_code)]
 
-pub mod access;
-pub mod cli;
+pub mod burn;
+#[cfg(feature = "cuda-kernels")]
+pub mod cuda_probe;
+pub mod device;
 pub mod devices;
 pub mod engine;
-pub mod evaluate;
-pub mod logging;
-pub mod picture;
-pub mod predict;
-pub mod scores;
+pub mod program;
 pub mod session;
 pub mod work;
+
+pub use program::WorkerProgram;
+pub use work::{WorkOptions, work};

@@ -1,33 +1,84 @@
-//! What the `worker` binary does.
+//! A worker's process: its options, and the work itself.
 
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
 
+use clap::Args;
+use tally_cli::logging::LogOptions;
+use tally_transport::client::ClientAccess;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::cli::{Cli, Command, WorkOptions};
-use crate::{devices, evaluate, predict, session};
+use crate::device::DeviceOptions;
+use crate::devices::{self, Devices};
+use crate::program::WorkerProgram;
+use crate::session::{self, SessionOptions};
 
-/// Does what the command line asks for.
-///
-/// # Errors
-/// Why it could not be done.
-pub fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
-    match &cli.command {
-        None => work(&cli.work),
-        Some(Command::Evaluate(options)) => evaluate::run(options).map(|line| {
-            #[allow(clippy::print_stdout)]
-            {
-                println!("{line}");
-            }
-            ExitCode::SUCCESS
-        }),
-        Some(Command::Predict(options)) => {
-            predict::command::run(options, &mut std::io::stdout().lock()).map(|()| ExitCode::SUCCESS)
+/// Options of a worker.
+#[derive(Clone, Debug, Args)]
+pub struct WorkOptions {
+    /// The coordinator
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:50051", help_heading = "Cluster")]
+    pub connect: String,
+
+    /// Give up after so many seconds without a coordinator
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, help_heading = "Cluster")]
+    pub connect_timeout: u64,
+
+    /// Never give up: wait for a coordinator for as long as it takes, and for the next one when
+    /// a run is over or was stopped
+    #[arg(long, conflicts_with = "connect_timeout", help_heading = "Cluster")]
+    pub stay: bool,
+
+    /// This worker's name, for people [default: host and process number]
+    #[arg(long, value_name = "NAME", help_heading = "Cluster")]
+    pub name: Option<String>,
+
+    /// Send gradients through sockets even to a coordinator on this machine
+    #[arg(long, help_heading = "Cluster")]
+    pub no_shared_memory: bool,
+
+    /// Token and TLS.
+    #[command(flatten)]
+    pub access: ClientAccess,
+
+    /// The device.
+    #[command(flatten)]
+    pub device: DeviceOptions,
+
+    /// Be several workers, a process for each of these: numbers such as 0,1,3, or all CUDA devices
+    #[arg(long, value_name = "N,N…|all", conflicts_with = "device", help_heading = "Device")]
+    pub devices: Option<Devices>,
+
+    /// Logs.
+    #[command(flatten)]
+    pub log: LogOptions,
+}
+
+impl WorkOptions {
+    /// The options of the worker's session.
+    #[must_use]
+    pub fn session(&self) -> SessionOptions {
+        let defaults = SessionOptions::new(self.connect.clone());
+        SessionOptions {
+            access: self.access.clone(),
+            connect_timeout: Duration::from_secs(self.connect_timeout),
+            name: self.name.clone().unwrap_or_else(|| defaults.name.clone()),
+            device: self.device.clone(),
+            print_events: true,
+            stay: self.stay,
+            share_memory: !self.no_shared_memory,
+            ..defaults
         }
     }
 }
 
-fn work(options: &WorkOptions) -> anyhow::Result<ExitCode> {
+/// Works for a coordinator until the run is over or a signal (SIGINT, SIGTERM) asks this process to leave; with
+/// `--devices`, starts a process for each device and waits for them.
+///
+/// # Errors
+/// If there is no coordinator, if the coordinator refuses this worker, or if the device fails.
+pub fn work(options: &WorkOptions, program: Arc<dyn WorkerProgram>) -> anyhow::Result<ExitCode> {
     options.log.init()?;
     devices::follow_parent();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
@@ -41,8 +92,11 @@ fn work(options: &WorkOptions) -> anyhow::Result<ExitCode> {
             }
         };
         match &options.devices {
-            Some(devices) if !devices::is_one_of_several() => devices::run(devices, options, leave).await,
-            _ => session::run(options.session(), leave).await,
+            Some(devices) if !devices::is_one_of_several() => {
+                let numbers = devices.numbers(&*program)?;
+                devices::run(&numbers, &options.session().name, &options.device, leave).await
+            }
+            _ => session::run(options.session(), program, leave).await,
         }
     })?;
     Ok(ExitCode::SUCCESS)

@@ -7,21 +7,21 @@ use tally_numerics::update::Update;
 /// Elements that a thread updates at a time.
 const PIECE: usize = 1 << 15;
 
-/// Parameters and momentum twice: the committed step's, and the next step's in the making.
+/// Parameters and momentum twice: those of the committed step, and those of the next step while it is computed.
 ///
 /// After [`commit`](Self::commit) the second buffer holds the step before, until the next
-/// update overwrites it: see [`before`](Self::before).
+/// update overwrites it: see [`previous`](Self::previous).
 #[derive(Debug, Default)]
-pub struct Replica {
-    /// Nothing has been written over the step before.
-    holds_before: bool,
+pub struct HostReplica {
+    /// The second buffer still holds the step before.
+    holds_previous: bool,
     parameters: Vec<f32>,
     momentum: Vec<f32>,
     next_parameters: Vec<f32>,
     next_momentum: Vec<f32>,
 }
 
-impl Replica {
+impl HostReplica {
     /// Takes over a committed state and returns its digest.
     ///
     /// # Panics
@@ -32,7 +32,7 @@ impl Replica {
         self.next_momentum.resize(parameters.len(), 0.0);
         self.parameters = parameters;
         self.momentum = momentum;
-        self.holds_before = false;
+        self.holds_previous = false;
         digest
     }
 
@@ -48,10 +48,10 @@ impl Replica {
         &self.momentum
     }
 
-    /// Parameters and momentum of the step before, while they are there.
+    /// Parameters and momentum of the step before, until an update overwrites them.
     #[must_use]
-    pub fn before(&self) -> Option<(&[f32], &[f32])> {
-        self.holds_before.then_some((&self.next_parameters, &self.next_momentum))
+    pub fn previous(&self) -> Option<(&[f32], &[f32])> {
+        self.holds_previous.then_some((&self.next_parameters, &self.next_momentum))
     }
 
     /// Updates the stretch that starts at `first` into the second buffer.
@@ -59,7 +59,7 @@ impl Replica {
     /// # Panics
     /// If the stretch reaches past the end.
     pub fn apply(&mut self, update: Update, first: usize, gradient: &[f32]) -> Digest {
-        self.holds_before = false;
+        self.holds_previous = false;
         let stretch = first..first + gradient.len();
         update.apply_into(
             first,
@@ -69,13 +69,12 @@ impl Replica {
         )
     }
 
-    /// The same, shared by the threads of the pool it is called in. A digest does not depend
-    /// on how a stretch is cut.
+    /// The same on the threads of the current pool. The digest does not depend on how the stretch is cut.
     ///
     /// # Panics
     /// As [`apply`](Self::apply).
     pub fn apply_in_parallel(&mut self, update: Update, first: usize, gradient: &[f32]) -> Digest {
-        self.holds_before = false;
+        self.holds_previous = false;
         let stretch = first..first + gradient.len();
         let from = (&self.parameters[stretch.clone()], &self.momentum[stretch.clone()]);
         let into = (&mut self.next_parameters[stretch.clone()], &mut self.next_momentum[stretch]);
@@ -94,14 +93,14 @@ impl Replica {
     pub fn commit(&mut self) {
         std::mem::swap(&mut self.parameters, &mut self.next_parameters);
         std::mem::swap(&mut self.momentum, &mut self.next_momentum);
-        self.holds_before = true;
+        self.holds_previous = true;
     }
 }
 
-/// Whether the stretches of a sum, first elements and lengths in order, are the whole of a replica.
+/// Checks that the stretches of a sum, given by first element and length in order, cover a replica of `all` elements.
 ///
 /// # Errors
-/// In words, where one is missing or overlaps.
+/// Says where a stretch is missing or overlaps.
 pub fn check_stretches(
     stretches: impl IntoIterator<Item = (usize, usize)>,
     all: usize,
@@ -125,7 +124,7 @@ mod tests {
 
     #[test]
     fn the_committed_state_changes_at_the_commit_and_not_before() {
-        let mut replica = Replica::default();
+        let mut replica = HostReplica::default();
         let start = replica.load(vec![1.0, 2.0], vec![0.0, 0.0]);
         assert_eq!(start, digest::of(0, &[1.0, 2.0], &[0.0, 0.0]));
         let update = Update { learning_rate: 1.0, momentum: 0.5, clip: 1.0 };
@@ -134,12 +133,12 @@ mod tests {
         replica.commit();
         assert_eq!((replica.parameters(), replica.momentum()), (&[0.0, -2.0][..], &[1.0, 4.0][..]));
         assert_eq!(next, digest::of(0, replica.parameters(), replica.momentum()));
-        assert_eq!(replica.before(), Some((&[1.0, 2.0][..], &[0.0, 0.0][..])));
-        for apply in [Replica::apply, Replica::apply_in_parallel] {
+        assert_eq!(replica.previous(), Some((&[1.0, 2.0][..], &[0.0, 0.0][..])));
+        for apply in [HostReplica::apply, HostReplica::apply_in_parallel] {
             replica.commit();
-            assert!(replica.before().is_some());
+            assert!(replica.previous().is_some());
             apply(&mut replica, update, 0, &[0.0]);
-            assert_eq!(replica.before(), None, "it is being written over");
+            assert_eq!(replica.previous(), None, "it is being written over");
         }
     }
 
@@ -148,8 +147,8 @@ mod tests {
     fn rep_1_an_update_in_parallel_is_the_same() {
         let values: Vec<f32> = (0..3 * PIECE + 7).map(|i| (i % 97) as f32 - 48.0).collect();
         let update = Update { learning_rate: 0.1, momentum: 0.5, clip: 0.3 };
-        let states = [Replica::apply, Replica::apply_in_parallel].map(|apply| {
-            let mut replica = Replica::default();
+        let states = [HostReplica::apply, HostReplica::apply_in_parallel].map(|apply| {
+            let mut replica = HostReplica::default();
             replica.load(values.clone(), values.clone());
             let digest = apply(&mut replica, update, 5, &values[5..]).and(apply(
                 &mut replica,

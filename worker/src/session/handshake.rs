@@ -1,22 +1,25 @@
-//! The beginning of a session: hello, welcome, an engine for what is trained.
+//! The beginning of a session: Hello, Welcome, and an engine for the run.
+
+use std::sync::Arc;
 
 use tally_numerics::wire::WireDtype;
 use tally_proto::segment::Segment;
 use tally_proto::v1::{self, CoordinatorMessage, Stamp, WorkerMessage, coordinator_message, worker_message};
 use tally_proto::version::{self, Speaker};
 use tally_proto::{BF16, MAX_FROM_COORDINATOR, PROTOCOL, TIMELINE};
+use tally_transport::connect::{Client, Connection};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
-use tonic::{Code, Status, Streaming};
+use tonic::Streaming;
 
-use super::connect::{Client, Connection};
-use super::{Ended, Kept, WorkerOptions};
-use crate::engine::backend;
+use super::end::{RetainedWorker, SessionEnd};
+use super::options::SessionOptions;
+use crate::program::WorkerProgram;
 
-/// Chunks that a worker would put into shared memory at one time.
-const MOST_PLACES: u32 = 256;
+/// The most chunks that a worker puts into shared memory at one time.
+const MAX_SLOTS: u32 = 256;
 
-/// A worker that has been let in, with an engine in [`Kept`].
+/// A worker that the coordinator has let in. Its engine is in [`RetainedWorker`].
 pub struct Admitted {
     /// For the gradient stream.
     pub client: Client,
@@ -24,65 +27,47 @@ pub struct Admitted {
     pub control: mpsc::UnboundedSender<WorkerMessage>,
     /// From the coordinator.
     pub incoming: Streaming<CoordinatorMessage>,
-    /// The session's.
+    /// The session's stamp.
     pub stamp: Stamp,
-    /// What is trained.
+    /// The coordinator's Welcome.
     pub welcome: v1::Welcome,
-    /// What gradients travel as.
+    /// The data type in which gradients travel.
     pub dtype: WireDtype,
-    /// What is shared with a coordinator on this machine.
-    pub memory: Option<Memory>,
+    /// The memory shared with a coordinator on this machine.
+    pub memory: Option<SharedMemory>,
 }
 
 /// Memory shared with the coordinator.
 #[derive(Debug)]
-pub struct Memory {
-    /// Where this worker's chunks go.
+pub struct SharedMemory {
+    /// This worker writes its chunks here.
     pub up: Segment,
-    /// Where sums are read.
+    /// This worker reads sums here.
     pub down: Segment,
 }
 
-/// How a session ends when a stream breaks with this status.
-pub fn broken(status: &Status) -> Ended {
-    match status.code() {
-        Code::FailedPrecondition
-        | Code::InvalidArgument
-        | Code::Unimplemented
-        | Code::Unauthenticated
-        | Code::PermissionDenied => Ended::Refused(status.message().into()),
-        _ => Ended::Lost(status.message().into()),
-    }
-}
-
-/// The next message on the control stream, or how the session ends.
-pub async fn next(stream: &mut Streaming<CoordinatorMessage>) -> Result<CoordinatorMessage, Ended> {
+/// The next message on the control stream, or the end of the session.
+///
+/// # Errors
+/// How the session ended.
+pub async fn next(stream: &mut Streaming<CoordinatorMessage>) -> Result<CoordinatorMessage, SessionEnd> {
     match stream.message().await {
         Ok(Some(message)) => Ok(message),
-        Ok(None) => Err(Ended::Lost("it closed the connection".into())),
-        Err(status) => Err(broken(&status)),
+        Ok(None) => Err(SessionEnd::Lost("it closed the connection".into())),
+        Err(status) => Err(SessionEnd::of_status(&status)),
     }
 }
 
-/// How the session ends, if this message ends it.
-pub fn last_word(body: &coordinator_message::Body) -> Option<Ended> {
-    match body {
-        coordinator_message::Body::Finished(f) => Some(Ended::Finished(f.reason.clone())),
-        coordinator_message::Body::Refused(r) => Some(Ended::Refused(r.reason.clone())),
-        coordinator_message::Body::Evicted(e) => Some(Ended::Lost(format!("it sent us away: {}", e.reason))),
-        _ => None,
-    }
-}
-
-/// Says hello, hears what is trained, and builds the engine for it unless it is kept.
+/// Sends Hello, receives Welcome, and builds the engine unless the retained one fits.
 ///
 /// # Errors
 /// How the session ends instead.
 pub async fn admit(
-    options: &WorkerOptions,
+    options: &SessionOptions,
+    program: &Arc<dyn WorkerProgram>,
     connection: Connection,
-    kept: &mut Kept,
-) -> Result<Admitted, Ended> {
+    retained: &mut RetainedWorker,
+) -> Result<Admitted, SessionEnd> {
     let mut client = Client::new(connection)
         .max_decoding_message_size(MAX_FROM_COORDINATOR)
         .max_encoding_message_size(usize::MAX);
@@ -91,83 +76,120 @@ pub async fn admit(
         protocol: PROTOCOL,
         build: env!("CARGO_PKG_VERSION").into(),
         name: options.name.clone(),
-        backend: options.backend.to_string(),
-        threads: options.threads as u32,
+        backend: options.device.backend.to_string(),
+        threads: options.device.threads() as u32,
         capabilities: vec![BF16.into(), TIMELINE.into()],
-        held: held(kept),
+        held: retained_states(retained),
     };
     let _ = control.send(WorkerMessage { stamp: None, body: Some(worker_message::Body::Hello(hello)) });
-    let incoming = client.control(UnboundedReceiverStream::new(outgoing)).await.map_err(|s| broken(&s))?;
-    let mut incoming = incoming.into_inner();
+    let incoming = client.control(UnboundedReceiverStream::new(outgoing)).await;
+    let mut incoming = incoming.map_err(|status| SessionEnd::of_status(&status))?.into_inner();
     let first = next(&mut incoming).await?;
-    if let Some(ended) = first.body.as_ref().and_then(last_word) {
-        return Err(ended);
+    if let Some(end) = first.body.as_ref().and_then(SessionEnd::of_message) {
+        return Err(end);
     }
     let (Some(stamp), Some(coordinator_message::Body::Welcome(welcome))) = (first.stamp, first.body) else {
-        return Err(Ended::Refused("its first message was no welcome".into()));
+        return Err(SessionEnd::Refused("its first message was not a Welcome".into()));
     };
     version::check(Speaker::new(&welcome.build, welcome.protocol), Speaker::this())
-        .map_err(|mismatch| Ended::Refused(mismatch.to_string()))?;
+        .map_err(|mismatch| SessionEnd::Refused(mismatch.to_string()))?;
+    same_program(&options.connect, &welcome.program, program.name())?;
     // A coordinator that was thought dead and replaced must not take its workers back.
-    if let Some((run, newest)) = kept.run
+    if let Some((run, newest)) = retained.run
         && run == stamp.run
         && stamp.incarnation < newest
     {
         let reason = format!("it is incarnation {}; {newest} has taken over", stamp.incarnation);
-        options.tell(&format!("not joining {}: {reason}", options.connect));
-        return Err(Ended::Lost(reason));
+        options.report(&format!("not joining {}: {reason}", options.connect));
+        return Err(SessionEnd::Lost(reason));
     }
-    // The run may end, or this worker be sent away, while the engine is built.
+    // The run may end, or the coordinator may send this worker away, while the engine is built.
     tokio::select! {
-        built = build_engine(options, kept, &welcome) => built?,
-        word = next(&mut incoming) => {
-            let unexpected = || Ended::Lost("it spoke before it was offered a manifest".into());
-            return Err(word?.body.as_ref().and_then(last_word).unwrap_or_else(unexpected));
+        built = build_engine(options, program, retained, &welcome.arguments) => built?,
+        message = next(&mut incoming) => {
+            let unexpected = || SessionEnd::Lost("it sent a message before it was offered a manifest".into());
+            return Err(message?.body.as_ref().and_then(SessionEnd::of_message).unwrap_or_else(unexpected));
         }
     }
     let dtype = match welcome.wire_dtype.as_str() {
         "" => WireDtype::default(),
-        name => name.parse().map_err(|e| Ended::Refused(format!("its gradients: {e}")))?,
+        name => name.parse().map_err(|e| SessionEnd::Refused(format!("its gradients: {e}")))?,
     };
-    let share = options.share_memory && options.link.is_none();
-    let elements = kept.engine.as_ref().filter(|_| share).map(|engine| engine.manifest().len());
-    let memory = elements.and_then(|elements| memory(&welcome, elements));
+    let share = options.share_memory && options.local.is_none();
+    let elements = retained.engine.as_ref().filter(|_| share).map(|engine| engine.manifest().len());
+    let memory = elements.and_then(|elements| open_memory(&welcome, elements));
     Ok(Admitted { client, control, incoming, stamp, welcome, dtype, memory })
 }
 
-/// The memory that the coordinator offers, if it is within reach and no more than it needs: what
-/// is read of it is used up (**TRUST-1**).
-fn memory(welcome: &v1::Welcome, elements: usize) -> Option<Memory> {
+/// Whether the coordinator trains this worker's program. No later try would go better, so the worker gives up.
+fn same_program(connect: &str, trained: &str, own: &str) -> Result<(), SessionEnd> {
+    if trained == own {
+        return Ok(());
+    }
+    Err(SessionEnd::Failed(format!(
+        "the coordinator at {connect} trains the program {trained:?}, but this worker has the program {own:?}: start \
+         the worker of {trained:?}, or give --connect the address of a coordinator of {own:?}"
+    )))
+}
+
+/// The memory that the coordinator offers, if this machine can open it and if it is no larger than needed: reading
+/// a segment uses memory for it (**TRUST-1**).
+fn open_memory(welcome: &v1::Welcome, elements: usize) -> Option<SharedMemory> {
     let (up, down) = (welcome.up.as_ref()?, welcome.down.as_ref()?);
     let most = 2 * tally_numerics::chunks(elements) as u64;
-    if up.places > MOST_PLACES || u64::from(down.places) > most {
+    if up.places > MAX_SLOTS || u64::from(down.places) > most {
         tracing::warn!("the coordinator's memory is not shared: it offers more than it needs");
         return None;
     }
-    let opened = Segment::open(up, true).and_then(|up| Ok(Memory { up, down: Segment::open(down, false)? }));
+    let opened =
+        Segment::open(up, true).and_then(|up| Ok(SharedMemory { up, down: Segment::open(down, false)? }));
     opened.inspect_err(|e| tracing::debug!("the coordinator's memory is not shared: {e}")).ok()
 }
 
-/// What the engine still holds, in case the coordinator was lost and needs it back.
-fn held(kept: &Kept) -> Vec<v1::Held> {
-    let Some((run, _)) = kept.run else { return Vec::new() };
-    kept.held.iter().map(|&(step, digest)| v1::Held { run, step, digest: digest.0 }).collect()
+/// The states that the engine still has, in case the coordinator was lost and needs them back.
+fn retained_states(retained: &RetainedWorker) -> Vec<v1::Held> {
+    let Some((run, _)) = retained.run else { return Vec::new() };
+    retained.states.iter().map(|&(step, digest)| v1::Held { run, step, digest: digest.0 }).collect()
 }
 
-async fn build_engine(options: &WorkerOptions, kept: &mut Kept, welcome: &v1::Welcome) -> Result<(), Ended> {
-    let spec = (welcome.model.clone(), welcome.label_loss.clone());
-    if kept.spec.as_ref() == Some(&spec) && kept.engine.is_some() {
+async fn build_engine(
+    options: &SessionOptions,
+    program: &Arc<dyn WorkerProgram>,
+    retained: &mut RetainedWorker,
+    arguments: &str,
+) -> Result<(), SessionEnd> {
+    if retained.arguments.as_deref() == Some(arguments) && retained.engine.is_some() {
         return Ok(());
     }
-    let model = spec.0.parse().map_err(Ended::Refused)?;
-    let loss = spec.1.parse().map_err(Ended::Refused)?;
-    let WorkerOptions { backend, device, precision, threads, .. } = *options;
-    let build = move || backend::build_in(precision, &model, loss, backend, device, threads);
-    let built = tokio::task::spawn_blocking(build).await;
-    let engine =
-        built.map_err(|e| Ended::Failed(e.to_string()))?.map_err(|e| Ended::Failed(e.to_string()))?;
-    *kept = Kept { spec: Some(spec), engine: Some(engine), run: kept.run, held: Vec::new() };
+    let (program, device) = (program.clone(), options.device.clone());
+    let owned = arguments.to_owned();
+    let built = tokio::task::spawn_blocking(move || program.engine(&owned, &device)).await;
+    let engine = built
+        .map_err(|e| SessionEnd::Failed(e.to_string()))?
+        .map_err(|e| SessionEnd::Failed(e.to_string()))?;
+    *retained = RetainedWorker {
+        arguments: Some(arguments.into()),
+        engine: Some(engine),
+        run: retained.run,
+        states: Vec::new(),
+    };
     Ok(())
+}
+
+#[cfg(test)]
+mod program_tests {
+    use super::*;
+
+    #[test]
+    fn a_coordinator_of_another_program_is_left_with_both_names() {
+        assert!(same_program("host:1", "mnist", "mnist").is_ok());
+        let Err(SessionEnd::Failed(why)) = same_program("host:1", "fashion", "mnist") else {
+            unreachable!("another try would not go better")
+        };
+        for part in ["host:1", "\"fashion\"", "\"mnist\""] {
+            assert!(why.contains(part), "{why}");
+        }
+    }
 }
 
 #[cfg(all(test, target_os = "linux"))]
@@ -186,9 +208,9 @@ mod tests {
             ..v1::Welcome::default()
         };
         let fit = segments(32, 6);
-        assert!(memory(&welcome(&fit), 3 * CHUNK).is_some());
-        assert!(memory(&welcome(&fit), 2 * CHUNK).is_none(), "two chunks have four places on the board");
-        assert!(memory(&welcome(&segments(MOST_PLACES + 1, 6)), 3 * CHUNK).is_none());
-        assert!(memory(&v1::Welcome { up: None, ..welcome(&fit) }, 3 * CHUNK).is_none());
+        assert!(open_memory(&welcome(&fit), 3 * CHUNK).is_some());
+        assert!(open_memory(&welcome(&fit), 2 * CHUNK).is_none(), "two chunks have four slots for sums");
+        assert!(open_memory(&welcome(&segments(MAX_SLOTS + 1, 6)), 3 * CHUNK).is_none());
+        assert!(open_memory(&v1::Welcome { up: None, ..welcome(&fit) }, 3 * CHUNK).is_none());
     }
 }

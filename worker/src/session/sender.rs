@@ -1,36 +1,36 @@
-//! Sends contributions, as far as credits reach.
+//! Sends contributions, as far as credits allow.
 //!
 //! A chunk may leave once it is less than a window ahead of the number of chunks already
-//! reduced; the coordinator's memory is bounded by that. What may not leave yet waits here,
-//! node by node, so that a node that waits holds up no other: a survivor may have to send
-//! a lost worker's node before its own can go on (**LIVE-1**).
+//! reduced; this bounds the coordinator's memory. Other chunks wait here, node by node, so that a node that
+//! waits does not delay another node: a survivor may have to send a lost worker's node before its own can go on
+//! (**LIVE-1**).
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use tally_proto::WINDOW;
+use tally_numerics::CREDIT_WINDOW;
 use tally_proto::v1::gradient_up::Body;
 use tally_proto::v1::{Chunk, GradientUp, Header, Stamp, StateChunk, Trailer};
 use tokio::sync::mpsc;
 
-use super::places::Places;
-use super::timeline::Sends;
+use super::slots::SlotPool;
+use super::timeline::SendTrack;
 
-/// What the sender is told.
+/// A command to the sender.
 #[derive(Debug)]
-pub enum Item {
+pub enum SendCommand {
     /// A node's contribution begins.
     Header {
         /// The step.
         step: u64,
         /// The attempt.
         attempt: u32,
-        /// What to send.
+        /// The message.
         header: Header,
     },
-    /// A chunk of it; chunks come in order.
+    /// The next chunk of a node.
     Chunk {
         /// The attempt.
         attempt: u32,
@@ -41,18 +41,18 @@ pub enum Item {
         /// The floats.
         data: Payload,
     },
-    /// It is whole.
+    /// The node's contribution is complete.
     Trailer {
         /// The attempt.
         attempt: u32,
-        /// What to send.
+        /// The message.
         trailer: Trailer,
     },
-    /// A chunk of the state that the coordinator asked for; they need no credit.
+    /// A chunk of the state that the coordinator asked for. It needs no credit.
     State {
         /// The state's step.
         step: u64,
-        /// What to send.
+        /// The message.
         chunk: StateChunk,
     },
     /// The coordinator has summed this chunk.
@@ -69,16 +69,16 @@ pub enum Item {
     },
 }
 
-/// A chunk's floats, or where they lie.
+/// The floats of a chunk.
 #[derive(Debug)]
 pub enum Payload {
-    /// To be sent.
+    /// In the message.
     Bytes(Bytes),
-    /// In memory shared with the coordinator.
-    Place(u32),
+    /// In a slot of shared memory.
+    Slot(u32),
 }
 
-/// One node's contribution on its way.
+/// The contribution of one node, as far as it has not left.
 #[derive(Debug)]
 struct Node {
     node: u32,
@@ -96,68 +96,68 @@ struct Outgoing {
     reduced: Vec<bool>,
     credits: usize,
     state: VecDeque<(u64, StateChunk)>,
-    places: Option<Arc<Places>>,
+    slots: Option<Arc<SlotPool>>,
 }
 
 impl Outgoing {
-    fn new(chunks: usize, places: Option<Arc<Places>>) -> Self {
+    fn new(chunks: usize, slots: Option<Arc<SlotPool>>) -> Self {
         Self {
             step: 0,
             attempt: 0,
             nodes: Vec::new(),
             reduced: vec![false; chunks],
-            credits: WINDOW,
+            credits: CREDIT_WINDOW,
             state: VecDeque::new(),
-            places,
+            slots,
         }
     }
 
-    /// Moves on to `attempt` if it is newer; false if it is older.
-    fn turn(&mut self, attempt: u32) -> bool {
+    /// Moves on to `attempt` if it is newer; returns false if it is older.
+    fn advance_to_attempt(&mut self, attempt: u32) -> bool {
         if attempt > self.attempt {
             self.attempt = attempt;
             self.nodes.clear();
             self.reduced.fill(false);
-            self.credits = WINDOW;
-            if let Some(places) = &self.places {
-                places.turn(attempt);
+            self.credits = CREDIT_WINDOW;
+            if let Some(slots) = &self.slots {
+                slots.release_before(attempt);
             }
         }
         attempt == self.attempt
     }
 
-    fn take(&mut self, item: Item) {
-        match item {
-            Item::Header { step, attempt, header } if self.turn(attempt) => {
+    fn take(&mut self, command: SendCommand) {
+        match command {
+            SendCommand::Header { step, attempt, header } if self.advance_to_attempt(attempt) => {
                 self.step = step;
                 let node = header.node;
                 self.nodes.push(Node { node, header: Some(header), chunks: VecDeque::new(), trailer: None });
             }
-            Item::Chunk { attempt, node, index, data } if self.turn(attempt) => {
+            SendCommand::Chunk { attempt, node, index, data } if self.advance_to_attempt(attempt) => {
                 if let Some(node) = self.nodes.iter_mut().find(|n| n.node == node) {
                     node.chunks.push_back((index, data));
                 }
             }
-            Item::Trailer { attempt, trailer } if self.turn(attempt) => {
+            SendCommand::Trailer { attempt, trailer } if self.advance_to_attempt(attempt) => {
                 if let Some(node) = self.nodes.iter_mut().find(|n| n.node == trailer.node) {
                     node.trailer = Some(trailer);
                 }
             }
-            Item::Reduced { attempt, index } if self.turn(attempt) => {
+            SendCommand::Reduced { attempt, index } if self.advance_to_attempt(attempt) => {
                 if let Some(reduced) = self.reduced.get_mut(index as usize)
                     && !std::mem::replace(reduced, true)
                 {
                     self.credits += 1;
-                    if let Some(places) = &self.places {
-                        places.summed(attempt, index);
+                    if let Some(slots) = &self.slots {
+                        slots.release(attempt, index);
                     }
                 }
             }
-            Item::State { step, chunk } => self.state.push_back((step, chunk)),
-            Item::Void { attempt } => {
-                self.turn(attempt.saturating_add(1));
+            SendCommand::State { step, chunk } => self.state.push_back((step, chunk)),
+            SendCommand::Void { attempt } => {
+                self.advance_to_attempt(attempt.saturating_add(1));
             }
-            // Of an attempt that is void.
+            // It belongs to an attempt that is void.
             _ => {}
         }
     }
@@ -177,7 +177,7 @@ impl Outgoing {
             if let Some(header) = node.header.take() {
                 return Some(Body::Header(header));
             }
-            // What is summed already need not be sent.
+            // A chunk that is summed already need not be sent.
             while node
                 .chunks
                 .front()
@@ -188,12 +188,12 @@ impl Outgoing {
             if let Some((index, data)) =
                 node.chunks.pop_front_if(|(index, _)| (*index as usize) < self.credits)
             {
-                // There may have been no place when it was computed, and one now.
-                let put = |data: &Bytes| self.places.as_ref()?.put(self.attempt, index, data);
+                // A slot may have become free since the chunk was computed.
+                let write = |data: &Bytes| self.slots.as_ref()?.write(self.attempt, index, data);
                 let (data, place) = match data {
-                    Payload::Place(place) => (Bytes::new(), Some(place)),
-                    Payload::Bytes(data) => match put(&data) {
-                        Some(place) => (Bytes::new(), Some(place)),
+                    Payload::Slot(slot) => (Bytes::new(), Some(slot)),
+                    Payload::Bytes(data) => match write(&data) {
+                        Some(slot) => (Bytes::new(), Some(slot)),
                         None => (data, None),
                     },
                 };
@@ -210,22 +210,22 @@ impl Outgoing {
     }
 }
 
-/// Sends until the session ends. `places` are where chunks were put that need not be sent.
+/// Sends until the session ends. Chunks go into `slots` where there are some.
 pub async fn run(
     stamp: Stamp,
     chunks: usize,
-    mut items: mpsc::UnboundedReceiver<Item>,
+    mut commands: mpsc::UnboundedReceiver<SendCommand>,
     up: mpsc::Sender<GradientUp>,
-    places: Option<Arc<Places>>,
-    sends: Sends,
+    slots: Option<Arc<SlotPool>>,
+    sends: SendTrack,
 ) {
-    let mut outgoing = Outgoing::new(chunks, places);
-    while let Some(item) = items.recv().await {
-        outgoing.take(item);
+    let mut outgoing = Outgoing::new(chunks, slots);
+    while let Some(command) = commands.recv().await {
+        outgoing.take(command);
         let mut from = None;
         loop {
-            while let Ok(item) = items.try_recv() {
-                outgoing.take(item);
+            while let Ok(command) = commands.try_recv() {
+                outgoing.take(command);
             }
             let Some((step, attempt, body)) = outgoing.next() else { break };
             from.get_or_insert_with(Instant::now);
@@ -235,7 +235,7 @@ pub async fn run(
             }
         }
         if let Some(from) = from {
-            sends.sent(from);
+            sends.record(from);
         }
     }
 }
@@ -245,11 +245,11 @@ mod tests {
     use super::*;
 
     fn contribute(out: &mut Outgoing, attempt: u32, node: u32, chunks: u32) {
-        out.take(Item::Header { step: 1, attempt, header: Header { node, digest: 0, samples: 0 } });
+        out.take(SendCommand::Header { step: 1, attempt, header: Header { node, digest: 0, samples: 0 } });
         for index in 0..chunks {
-            out.take(Item::Chunk { attempt, node, index, data: Payload::Bytes(Bytes::new()) });
+            out.take(SendCommand::Chunk { attempt, node, index, data: Payload::Bytes(Bytes::new()) });
         }
-        out.take(Item::Trailer { attempt, trailer: Trailer { node, ..Default::default() } });
+        out.take(SendCommand::Trailer { attempt, trailer: Trailer { node, ..Default::default() } });
     }
 
     /// `h2` a header, `2.0` chunk 0 of node 2, `t2` a trailer.
@@ -269,22 +269,22 @@ mod tests {
 
     #[test]
     fn chunks_leave_as_credits_come() {
-        let mut out = Outgoing::new(WINDOW + 2, None);
-        contribute(&mut out, 1, 2, WINDOW as u32 + 2);
+        let mut out = Outgoing::new(CREDIT_WINDOW + 2, None);
+        contribute(&mut out, 1, 2, CREDIT_WINDOW as u32 + 2);
         assert_eq!(drain(&mut out), "h2 2.0 2.1 2.2 2.3 2.4 2.5 2.6 2.7");
-        out.take(Item::Reduced { attempt: 1, index: 0 });
-        out.take(Item::Reduced { attempt: 1, index: 0 });
+        out.take(SendCommand::Reduced { attempt: 1, index: 0 });
+        out.take(SendCommand::Reduced { attempt: 1, index: 0 });
         assert_eq!(drain(&mut out), "2.8");
-        out.take(Item::Reduced { attempt: 1, index: 1 });
+        out.take(SendCommand::Reduced { attempt: 1, index: 1 });
         assert_eq!(drain(&mut out), "2.9 t2");
     }
 
     #[test]
-    fn live_1_a_node_that_waits_holds_up_no_other_and_what_is_summed_is_not_sent() {
+    fn live_1_a_node_that_waits_delays_no_other_and_a_summed_chunk_is_not_sent() {
         let mut out = Outgoing::new(10, None);
         contribute(&mut out, 1, 2, 10);
         drain(&mut out);
-        out.take(Item::Reduced { attempt: 1, index: 0 });
+        out.take(SendCommand::Reduced { attempt: 1, index: 0 });
         // Node 3's owner died; its other chunks have to come from here before node 2 goes on.
         contribute(&mut out, 1, 3, 10);
         assert_eq!(drain(&mut out), "2.8 h3 3.1 3.2 3.3 3.4 3.5 3.6 3.7 3.8");
@@ -295,7 +295,7 @@ mod tests {
         let mut out = Outgoing::new(10, None);
         contribute(&mut out, 1, 2, 10);
         out.next();
-        out.take(Item::Void { attempt: 1 });
+        out.take(SendCommand::Void { attempt: 1 });
         assert_eq!(drain(&mut out), "");
         contribute(&mut out, 1, 3, 1);
         assert_eq!(drain(&mut out), "");

@@ -1,9 +1,8 @@
-//! What a worker does when: the spans of its compute thread and of its sender, told with each
-//! commit.
+//! The spans of a worker's compute thread and of its sender, reported with each commit.
 //!
-//! A span costs two looks at the clock and a place in a list; the sender's wait behind a lock that
-//! is held as long as that takes. The lists are bounded: what is too short to matter is merged or
-//! left out, the shortest first, so that a step of thousands of chunks fits as well.
+//! A span costs two readings of the clock and an entry in a list; the sender's list is behind a lock, which is taken
+//! only to add an entry. The lists are bounded: the shortest spans are merged or left out first, so that a step of
+//! thousands of chunks fits as well.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,14 +10,14 @@ use std::time::{Duration, Instant};
 use tally_proto::span::{Clock, MAX_SPANS, Span, SpanKind};
 use tally_proto::v1;
 
-/// Spans of one list that are told of at once.
-const MOST: usize = MAX_SPANS / 2;
-/// Shorter waits than this are not told of, and shorter pauses are not seen.
+/// The most spans of one list.
+const MAX_TRACK: usize = MAX_SPANS / 2;
+/// Shorter waits than this are left out, and shorter pauses are closed.
 const FINEST: Duration = Duration::from_micros(200);
-/// When even this does not shorten a list, what comes more is left out.
+/// When even this resolution does not shorten a list, further spans are left out.
 const COARSEST: Duration = Duration::from_secs(60);
 
-/// Something that was done.
+/// One activity, from its beginning to its end.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Stretch {
     kind: SpanKind,
@@ -28,17 +27,17 @@ struct Stretch {
 }
 
 impl Stretch {
-    /// Whether it is told of as one with others that come right before it.
+    /// Whether it may be merged with an equal activity right before it.
     fn merges(&self) -> bool {
         matches!(self.kind, SpanKind::Send | SpanKind::Wait | SpanKind::Apply)
     }
 }
 
-/// What was done, one thing after the other.
+/// Activities, one after the other.
 #[derive(Debug)]
 struct Track {
     stretches: Vec<Stretch>,
-    /// What is shorter is not seen.
+    /// Shorter waits are left out, and shorter pauses are closed.
     finest: Duration,
 }
 
@@ -50,7 +49,7 @@ impl Default for Track {
 
 impl Track {
     fn add(&mut self, stretch: Stretch) {
-        while self.stretches.len() >= MOST && self.finest < COARSEST {
+        while self.stretches.len() >= MAX_TRACK && self.finest < COARSEST {
             self.finest *= 2;
             for stretch in std::mem::take(&mut self.stretches) {
                 self.put(stretch);
@@ -69,7 +68,7 @@ impl Track {
         };
         if let Some(last) = self.stretches.last_mut().filter(right_before) {
             last.to = stretch.to;
-        } else if self.stretches.len() < MOST {
+        } else if self.stretches.len() < MAX_TRACK {
             self.stretches.push(stretch);
         }
     }
@@ -81,11 +80,11 @@ impl Track {
 
 /// The sender's part of a timeline.
 #[derive(Clone, Debug, Default)]
-pub struct Sends(Option<Arc<Mutex<Track>>>);
+pub struct SendTrack(Option<Arc<Mutex<Track>>>);
 
-impl Sends {
-    /// Something was sent from then until now.
-    pub fn sent(&self, from: Instant) {
+impl SendTrack {
+    /// Records that something was sent, from then until now.
+    pub fn record(&self, from: Instant) {
         if let Some(track) = &self.0 {
             let stretch = Stretch { kind: SpanKind::Send, leaves: 0, from, to: Instant::now() };
             track.lock().unwrap_or_else(PoisonError::into_inner).add(stretch);
@@ -93,37 +92,37 @@ impl Sends {
     }
 }
 
-/// A session's timeline, kept by the compute thread; nothing is kept unless it is wanted.
+/// A session's timeline, kept by the compute thread. The default one records nothing.
 #[derive(Debug, Default)]
 pub struct Timeline {
     clock: Option<Clock>,
     track: Track,
-    sends: Sends,
+    sends: SendTrack,
 }
 
 impl Timeline {
     /// A timeline by this clock.
     #[must_use]
     pub fn new(clock: Clock) -> Self {
-        Self { clock: Some(clock), track: Track::default(), sends: Sends(Some(Arc::default())) }
+        Self { clock: Some(clock), track: Track::default(), sends: SendTrack(Some(Arc::default())) }
     }
 
     /// The sender's part of it.
     #[must_use]
-    pub fn sends(&self) -> Sends {
+    pub fn sends(&self) -> SendTrack {
         self.sends.clone()
     }
 
-    /// This was done from then until now.
-    pub fn did(&mut self, kind: SpanKind, leaves: u32, from: Instant) {
+    /// Records an activity, from then until now.
+    pub fn record(&mut self, kind: SpanKind, leaves: u32, from: Instant) {
         if self.clock.is_some() {
             self.track.add(Stretch { kind, leaves, from, to: Instant::now() });
         }
     }
 
-    /// What was done since the last call.
+    /// The spans recorded since the last call.
     #[must_use]
-    pub fn told(&mut self) -> Vec<v1::Span> {
+    pub fn drain_spans(&mut self) -> Vec<v1::Span> {
         let Some(clock) = self.clock else { return Vec::new() };
         let mut stretches = self.track.drain();
         if let Some(sends) = &self.sends.0 {
@@ -157,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn short_pauses_are_not_seen() {
+    fn short_pauses_are_closed() {
         use SpanKind::{Apply, Compute, Wait};
         let list = [
             (Compute, 0, 900),
@@ -169,8 +168,9 @@ mod tests {
             (Wait, 5700, 6700),
             (Apply, 6700, 6710),
         ];
-        let told = [(Compute, 900), (Compute, 900), (Wait, 3200), (Apply, 700), (Wait, 1000), (Apply, 10)];
-        assert_eq!(track(&list), told);
+        let reported =
+            [(Compute, 900), (Compute, 900), (Wait, 3200), (Apply, 700), (Wait, 1000), (Apply, 10)];
+        assert_eq!(track(&list), reported);
     }
 
     #[test]
@@ -180,31 +180,31 @@ mod tests {
             [(SpanKind::Wait, from, from + 9000), (SpanKind::Apply, from + 9000, from + 10_000)]
         });
         let list: Vec<_> = std::iter::once((SpanKind::Compute, 0, 0)).chain(chunks).collect();
-        let told = track(&list);
-        assert!(told.len() <= MOST, "{}", told.len());
-        assert_eq!(told[0].0, SpanKind::Compute);
-        // Computing is never merged; what does not fit is left out.
-        let many = vec![(SpanKind::Compute, 1, 2); 3 * MOST];
-        assert_eq!(track(&many).len(), MOST);
+        let reported = track(&list);
+        assert!(reported.len() <= MAX_TRACK, "{}", reported.len());
+        assert_eq!(reported[0].0, SpanKind::Compute);
+        // Computing is never merged; spans that do not fit are left out.
+        let many = vec![(SpanKind::Compute, 1, 2); 3 * MAX_TRACK];
+        assert_eq!(track(&many).len(), MAX_TRACK);
     }
 
     #[test]
-    fn what_is_told_is_in_order_and_told_once() {
+    fn spans_are_in_order_and_reported_once() {
         let mut timeline = Timeline::new(Clock::start());
         let sends = timeline.sends();
         for _ in 0..3 {
             let from = Instant::now();
             std::thread::sleep(Duration::from_millis(1));
-            timeline.did(SpanKind::Compute, 2, from);
-            sends.sent(from);
+            timeline.record(SpanKind::Compute, 2, from);
+            sends.record(from);
         }
-        let told = timeline.told();
-        assert_eq!(spans(&told).map(|spans| spans.len()), Ok(told.len()));
-        assert!(told.len() >= 4, "three of computing and at least one of sending: {told:?}");
-        assert!(timeline.told().is_empty());
+        let reported = timeline.drain_spans();
+        assert_eq!(spans(&reported).map(|spans| spans.len()), Ok(reported.len()));
+        assert!(reported.len() >= 4, "three of computing and at least one of sending: {reported:?}");
+        assert!(timeline.drain_spans().is_empty());
         let mut unwanted = Timeline::default();
-        unwanted.did(SpanKind::Compute, 1, Instant::now());
-        unwanted.sends().sent(Instant::now());
-        assert!(unwanted.told().is_empty());
+        unwanted.record(SpanKind::Compute, 1, Instant::now());
+        unwanted.sends().record(Instant::now());
+        assert!(unwanted.drain_spans().is_empty());
     }
 }

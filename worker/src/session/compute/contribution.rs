@@ -1,43 +1,43 @@
-//! The contribution of a subtree: leaf after leaf, added up along the tree, on its way out
-//! while the last leaf is still being computed (**SUM-1**). An audit is the same without
-//! the sending.
+//! The contribution of a node of the tree: its microbatches' gradients, added up along its subtree. The sum leaves
+//! while the last gradient is still being computed (**SUM-1**). An audit is the same without sending the sum.
 
 use std::sync::mpsc::Receiver;
 use std::time::Instant;
 
-use tally_data::Samples;
 use tally_numerics::chunk_range;
 use tally_numerics::digest::{self, Digest};
-use tally_numerics::loss::LossParts;
+use tally_numerics::node_sum::NodeSum;
 use tally_numerics::norm::first_non_finite;
-use tally_numerics::sum::Fold;
+use tally_numerics::schema::Sums;
 use tally_numerics::tree::{Node, Tree};
 use tally_numerics::wire::WireDtype;
+use tally_proto::convert::Microbatch;
 use tally_proto::floats;
 use tally_proto::pool::{Chunk, Pool};
 use tally_proto::span::SpanKind;
 use tally_proto::v1::{self, Receipt, Stamp, WorkerMessage, worker_message};
 use tokio::sync::mpsc;
 
-use super::{Compute, Failure, Input, Travel};
-use crate::session::sender::{Item, Payload};
+use super::{Compute, ComputeError, GradientTransport, Input};
+use crate::session::sender::{Payload, SendCommand};
 
-/// The leaves of a node that hold samples, in a step.
-struct Work {
+/// A node to compute in an attempt at a step.
+struct NodeTask {
     step: u64,
     attempt: u32,
     node: Node,
-    /// A gradient is that of the batch's mean loss.
+    /// Makes a gradient that of the batch's mean loss.
     scale: f32,
+    /// The node's microbatches that have samples.
     full: Vec<u32>,
 }
 
-/// What was computed for a node, while its sum went out.
-struct Summed {
-    losses: Vec<(u32, LossParts)>,
-    /// The first element that is NaN or infinite.
+/// The result for a node, but for its sum, which has left already.
+struct NodeResult {
+    losses: Vec<(u32, Sums)>,
+    /// The first element of the sum that is NaN or infinite.
     bad: Option<usize>,
-    /// The digest of the sum, if only that was wanted.
+    /// The digest of the sum, if this is an audit.
     audit: Option<Digest>,
     seconds: f64,
 }
@@ -51,146 +51,140 @@ impl Compute {
         samples: usize,
         node: Node,
         kind: SpanKind,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), ComputeError> {
         let audit = kind == SpanKind::Audit;
         let (Some(tree), Some((_, digest))) = (self.tree, self.committed) else { return Ok(()) };
         let full: Vec<u32> =
-            tree.leaves(node).filter(|&leaf| !tree.samples(leaf, samples).is_empty()).collect();
+            tree.leaves(node).filter(|&index| !tree.samples(index, samples).is_empty()).collect();
         let mut ids = Vec::new();
-        for &leaf in &full {
-            let dealt =
-                self.leaves.get(&(step, leaf)).filter(|s| s.len() == tree.samples(leaf, samples).len());
-            let dealt = dealt
-                .ok_or_else(|| Failure(format!("the samples of leaf {leaf} of step {step} did not come")))?;
-            ids.extend_from_slice(dealt.ids());
+        for &index in &full {
+            let microbatch = self.microbatches.get(&(step, index));
+            let whole = microbatch.filter(|m| m.len() == tree.samples(index, samples).len());
+            let whole = whole.ok_or_else(|| {
+                ComputeError(format!("the samples of microbatch {index} of step {step} did not come"))
+            })?;
+            ids.extend_from_slice(whole.ids());
         }
         if !audit {
             let header = v1::Header { node: node.0, digest: digest.0, samples: digest::of_samples(ids) };
-            let _ = self.items.send(Item::Header { step, attempt, header });
+            let _ = self.commands.send(SendCommand::Header { step, attempt, header });
         }
         let from = Instant::now();
-        self.began_at.get_or_insert(from);
-        let leaves = full.len() as u32;
-        let work = Work { step, attempt, node, scale: 1.0 / samples as f32, full };
-        let summed = if self.engine.sums_subtrees(self.travel.dtype) {
-            Some(self.at_once(tree, &work, audit)?)
+        self.contribution_began.get_or_insert(from);
+        let microbatches = full.len() as u32;
+        let task = NodeTask { step, attempt, node, scale: 1.0 / samples as f32, full };
+        let result = if self.engine.fuses_nodes(self.transport.dtype) {
+            Some(self.node_at_once(tree, &task, audit)?)
         } else {
-            self.leaf_by_leaf(inbox, tree, &work, audit)?
+            self.microbatch_by_microbatch(inbox, tree, &task, audit)?
         };
-        self.timeline.did(kind, if summed.is_some() { leaves } else { 0 }, from);
-        // It may not be wanted any more.
-        let Some(summed) = summed else { return Ok(()) };
-        if let Some(digest) = summed.audit {
+        self.timeline.record(kind, if result.is_some() { microbatches } else { 0 }, from);
+        // Without a result the attempt is void or over.
+        let Some(result) = result else { return Ok(()) };
+        if let Some(digest) = result.audit {
             let stamp = Some(Stamp { step, attempt, ..self.stamp });
             let body = worker_message::Body::Audited(v1::Audited { node: node.0, digest: digest.0 });
             let _ = self.control.send(WorkerMessage { stamp, body: Some(body) });
             return Ok(());
         }
-        if let Some(element) = summed.bad {
+        if let Some(element) = result.bad {
             return self.not_finite(step, attempt, node, self.tensor_at(element));
         }
-        if summed.losses.iter().any(|(_, losses)| !losses.is_finite()) {
+        if result.losses.iter().any(|(_, losses)| !losses.is_finite()) {
             return self.not_finite(step, attempt, node, "the loss".into());
         }
-        let receipts = summed.losses.into_iter().map(|(leaf, losses)| {
+        let receipts = result.losses.into_iter().map(|(leaf, Sums(losses))| {
             let samples = tree.samples(leaf, samples).len() as u32;
-            Receipt { leaf, samples, losses: Some(losses.into()) }
+            Receipt { leaf, samples, losses }
         });
-        let (receipts, compute_seconds) = (receipts.collect(), summed.seconds);
+        let (receipts, compute_seconds) = (receipts.collect(), result.seconds);
         let trailer = v1::Trailer { node: node.0, receipts, compute_seconds };
-        let _ = self.items.send(Item::Trailer { attempt, trailer });
+        let _ = self.commands.send(SendCommand::Trailer { attempt, trailer });
         Ok(())
     }
 
-    /// All leaves in one go, by an engine that adds them up itself.
-    fn at_once(&mut self, tree: Tree, work: &Work, audit: bool) -> Result<Summed, Failure> {
+    /// All microbatches at once, by an engine that adds them up itself.
+    fn node_at_once(&mut self, tree: Tree, task: &NodeTask, audit: bool) -> Result<NodeResult, ComputeError> {
         let started = Instant::now();
-        let mut out = self.buffer();
-        let empty = Samples::default();
-        let of = |leaf: u32| self.leaves.get(&(work.step, leaf)).filter(|_| work.full.contains(&leaf));
-        let leaves: Vec<&Samples> = tree.leaves(work.node).map(|leaf| of(leaf).unwrap_or(&empty)).collect();
-        let mut stream = Stream::new(&self.items, &self.pool, &self.travel, work, audit);
+        let mut out = self.buffers.pop().unwrap_or_default();
+        out.resize(self.engine.manifest().len(), 0.0);
+        let empty = Microbatch::default();
+        let full =
+            |leaf: u32| self.microbatches.get(&(task.step, leaf)).filter(|_| task.full.contains(&leaf));
+        let microbatches: Vec<&Microbatch> =
+            tree.leaves(task.node).map(|leaf| full(leaf).unwrap_or(&empty)).collect();
+        let mut stream = NodeStream::new(&self.commands, &self.pool, &self.transport, task, audit);
         let elements = out.len();
         let mut ready = |prefix: &[f32]| stream.send(prefix, elements, &[]);
-        let losses = self.engine.subtree(&leaves, work.scale, self.travel.dtype, &mut out, &mut ready);
-        let losses = losses.map_err(|e| Failure(e.to_string()))?;
+        let dtype = self.transport.dtype;
+        let losses = self.engine.node_gradient(&microbatches, task.scale, dtype, &mut out, &mut ready)?;
         let (bad, audit) = (stream.bad, stream.audit);
         self.buffers.push(out);
-        let losses = tree.leaves(work.node).zip(losses).filter(|(leaf, _)| work.full.contains(leaf));
-        Ok(Summed { losses: losses.collect(), bad, audit, seconds: started.elapsed().as_secs_f64() })
+        let losses = tree.leaves(task.node).zip(losses).filter(|(leaf, _)| task.full.contains(leaf));
+        Ok(NodeResult { losses: losses.collect(), bad, audit, seconds: started.elapsed().as_secs_f64() })
     }
 
-    /// Leaf after leaf; `None` if the attempt is void or over before the last.
-    fn leaf_by_leaf(
+    /// One microbatch after the other; `None` if the attempt is void or over before the last.
+    fn microbatch_by_microbatch(
         &mut self,
         inbox: &Receiver<Input>,
         tree: Tree,
-        work: &Work,
+        task: &NodeTask,
         audit: bool,
-    ) -> Result<Option<Summed>, Failure> {
-        let last = tree.leaves(work.node).end - 1;
-        let mut fold = Fold::default();
-        let mut summed = Summed {
-            losses: Vec::with_capacity(work.full.len()),
+    ) -> Result<Option<NodeResult>, ComputeError> {
+        let last = tree.leaves(task.node).end - 1;
+        let elements = self.engine.manifest().len();
+        let mut sum = NodeSum::with_buffers(self.transport.dtype, std::mem::take(&mut self.buffers));
+        let mut result = NodeResult {
+            losses: Vec::with_capacity(task.full.len()),
             bad: None,
             audit: audit.then(Digest::default),
             seconds: 0.0,
         };
-        for leaf in tree.leaves(work.node) {
-            let mut out = self.buffer();
-            let Some(samples) = self.leaves.get(&(work.step, leaf)).filter(|_| work.full.contains(&leaf))
-            else {
-                self.buffers.push(out);
-                fold.push(None, add_buffers(self.travel.dtype, &mut self.buffers));
+        for leaf in tree.leaves(task.node) {
+            let samples = self.microbatches.get(&(task.step, leaf));
+            let Some(samples) = samples.filter(|_| task.full.contains(&leaf)) else {
+                sum.push_empty();
                 continue;
             };
             let started = Instant::now();
-            let elements = out.len();
-            // The last leaf's gradient goes straight on through the left children that wait
-            // for it, and leaves chunk by chunk while the rest of it is computed.
-            let mut stream = Stream::new(&self.items, &self.pool, &self.travel, work, audit);
+            let mut out = sum.buffer(elements);
+            // The last gradient is added to the left siblings that wait for it, chunk by chunk, and the chunks leave
+            // while the rest of it is computed.
+            let mut stream = NodeStream::new(&self.commands, &self.pool, &self.transport, task, audit);
             let losses = {
-                let pending: Vec<&Vec<f32>> =
-                    if leaf == last { fold.pending().collect() } else { Vec::new() };
+                let pending: Vec<&Vec<f32>> = if leaf == last { sum.pending().collect() } else { Vec::new() };
                 let mut ready = |prefix: &[f32]| {
                     if leaf == last {
                         stream.send(prefix, elements, &pending);
                     }
                 };
-                self.engine.gradient(samples, work.scale, &mut out, &mut ready)
+                self.engine.gradient(samples, task.scale, &mut out, &mut ready)?
             };
-            summed.losses.push((leaf, losses.map_err(|e| Failure(e.to_string()))?));
+            result.losses.push((leaf, losses));
             if leaf == last {
-                (summed.bad, summed.audit) = (stream.bad, stream.audit);
+                (result.bad, result.audit) = (stream.bad, stream.audit);
                 self.buffers.push(out);
             } else {
-                self.travel.dtype.round(&mut out);
-                fold.push(Some(out), add_buffers(self.travel.dtype, &mut self.buffers));
+                sum.push(out);
             }
-            summed.seconds += started.elapsed().as_secs_f64();
-            // Between two leaves, see whether the attempt still stands.
+            result.seconds += started.elapsed().as_secs_f64();
+            // A message that came meanwhile may have ended the attempt.
             self.drain(inbox)?;
-            if !self.wanted(work.step, work.attempt) {
-                self.buffers.extend(fold.drain());
+            if !self.wanted(task.step, task.attempt) {
+                self.buffers.extend(sum.drain());
                 return Ok(None);
             }
         }
-        if work.full.contains(&last) {
-            self.buffers.extend(fold.drain());
-        } else if let Some(sum) = fold.finish() {
-            let mut stream = Stream::new(&self.items, &self.pool, &self.travel, work, audit);
-            stream.send(&sum, sum.len(), &[]);
-            (summed.bad, summed.audit) = (stream.bad, stream.audit);
-            self.buffers.push(sum);
+        if !task.full.contains(&last)
+            && let Some(whole) = sum.pending().next()
+        {
+            let mut stream = NodeStream::new(&self.commands, &self.pool, &self.transport, task, audit);
+            stream.send(whole, elements, &[]);
+            (result.bad, result.audit) = (stream.bad, stream.audit);
         }
-        Ok(Some(summed))
-    }
-
-    /// A full-length buffer with anything in it.
-    fn buffer(&mut self) -> Vec<f32> {
-        let mut buffer = self.buffers.pop().unwrap_or_default();
-        buffer.resize(self.engine.manifest().len(), 0.0);
-        buffer
+        self.buffers.extend(sum.drain());
+        Ok(Some(result))
     }
 
     fn tensor_at(&self, element: usize) -> String {
@@ -199,7 +193,13 @@ impl Compute {
         at.map_or_else(|| "the gradient".into(), |i| manifest.tensors()[i].name.clone())
     }
 
-    fn not_finite(&mut self, step: u64, attempt: u32, node: Node, tensor: String) -> Result<(), Failure> {
+    fn not_finite(
+        &mut self,
+        step: u64,
+        attempt: u32,
+        node: Node,
+        tensor: String,
+    ) -> Result<(), ComputeError> {
         tracing::warn!(step, "NaN or infinity in {tensor}");
         let stamp = Some(Stamp { step, attempt, ..self.stamp });
         let body = worker_message::Body::NonFinite(v1::NonFinite { node: node.0, tensor });
@@ -208,45 +208,33 @@ impl Compute {
     }
 }
 
-/// `left + right` of two full-length buffers; the right one is free again.
-fn add_buffers(
-    dtype: WireDtype,
-    free: &mut Vec<Vec<f32>>,
-) -> impl FnMut(Vec<f32>, Vec<f32>) -> Vec<f32> + '_ {
-    move |mut left, right| {
-        dtype.add(&mut left, &right);
-        free.push(right);
-        left
-    }
-}
-
 /// A node's sum on its way to the sender, chunk by chunk.
-struct Stream<'a> {
-    items: &'a mpsc::UnboundedSender<Item>,
+struct NodeStream<'a> {
+    commands: &'a mpsc::UnboundedSender<SendCommand>,
     pool: &'a Pool,
-    travel: &'a Travel,
+    transport: &'a GradientTransport,
     attempt: u32,
     node: Node,
     next: usize,
     /// The first element that is NaN or infinite; nothing is sent from there on.
     bad: Option<usize>,
-    /// Nothing is sent at all, only the digest is taken: others contribute the node.
+    /// In an audit nothing is sent, since another worker contributes the node; only the digest is taken.
     audit: Option<Digest>,
 }
 
-impl<'a> Stream<'a> {
+impl<'a> NodeStream<'a> {
     fn new(
-        items: &'a mpsc::UnboundedSender<Item>,
+        commands: &'a mpsc::UnboundedSender<SendCommand>,
         pool: &'a Pool,
-        travel: &'a Travel,
-        work: &Work,
+        transport: &'a GradientTransport,
+        task: &NodeTask,
         audit: bool,
     ) -> Self {
         let audit = audit.then(Digest::default);
-        Self { items, pool, travel, attempt: work.attempt, node: work.node, next: 0, bad: None, audit }
+        Self { commands, pool, transport, attempt: task.attempt, node: task.node, next: 0, bad: None, audit }
     }
 
-    /// Sends the chunks that `prefix` completes, the waiting left children added on the way.
+    /// Sends the chunks that `prefix` completes, after adding the pending left siblings to them.
     fn send(&mut self, prefix: &[f32], elements: usize, pending: &[&Vec<f32>]) {
         while self.bad.is_none() {
             let range = chunk_range(elements, self.next);
@@ -254,8 +242,8 @@ impl<'a> Stream<'a> {
                 return;
             }
             let last = &prefix[range.clone()];
-            let dtype = self.travel.dtype;
-            // What an engine has summed is rounded already, which rounding again leaves as it is.
+            let dtype = self.transport.dtype;
+            // A sum that an engine made is rounded already; rounding it again does not change it.
             let sum = (!pending.is_empty() || dtype != WireDtype::F32).then(|| {
                 let mut sum = self.copy(last);
                 dtype.round(&mut sum);
@@ -272,23 +260,23 @@ impl<'a> Stream<'a> {
             } else {
                 let (attempt, node, index) = (self.attempt, self.node.0, self.next as u32);
                 let data = self.payload(index, last, sum);
-                let _ = self.items.send(Item::Chunk { attempt, node, index, data });
+                let _ = self.commands.send(SendCommand::Chunk { attempt, node, index, data });
             }
             self.next += 1;
         }
     }
 
-    /// A chunk to be sent: `sum`, or, if that is none, `last` as it is.
+    /// The payload of a chunk: `sum`, or `last` as it is if there is no sum.
     fn payload(&self, index: u32, last: &[f32], sum: Option<Chunk>) -> Payload {
-        let Travel { dtype, places, .. } = self.travel;
-        let places = places.as_deref();
-        let put = |bytes: &[u8]| Some(Payload::Place(places?.put(self.attempt, index, bytes)?));
+        let GradientTransport { dtype, slots, .. } = self.transport;
+        let slots = slots.as_deref();
+        let write = |bytes: &[u8]| Some(Payload::Slot(slots?.write(self.attempt, index, bytes)?));
         if let Some(sum) = sum {
             let bytes = floats::encode(*dtype, sum, self.pool);
-            put(&bytes).unwrap_or(Payload::Bytes(bytes))
+            write(&bytes).unwrap_or(Payload::Bytes(bytes))
         } else {
             let send = || Payload::Bytes(floats::encode(*dtype, self.copy(last), self.pool));
-            put(bytemuck::cast_slice(last)).unwrap_or_else(send)
+            write(bytemuck::cast_slice(last)).unwrap_or_else(send)
         }
     }
 

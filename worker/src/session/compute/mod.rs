@@ -1,8 +1,8 @@
-//! The compute thread: owns the engine, and does everything strictly in the order of steps.
+//! The compute thread: it owns the engine and works strictly in the order of steps.
 //!
-//! The control and the gradient stream race each other: a commit may arrive before the sum
-//! it commits, a plan before the commit of the step before. Each kind of message waits in
-//! its own queue here until its turn has come, so a replica is always at a committed step,
+//! The control stream and the gradient stream race each other: a commit may arrive before the sum
+//! that it commits, and a plan before the commit of the step before. Each kind of message waits in
+//! a queue of its own until its turn comes, so that a replica is always at a committed step,
 //! never between two (**REP-1**).
 
 mod contribution;
@@ -13,31 +13,32 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::Instant;
 
-use tally_data::Samples;
 use tally_numerics::digest::Digest;
+use tally_numerics::schema::Sums;
 use tally_numerics::tree::{Node, Tree};
 use tally_numerics::update::Update;
 use tally_numerics::wire::WireDtype;
 use tally_numerics::{chunk_range, chunks};
+use tally_proto::convert::Microbatch;
+use tally_proto::floats;
 use tally_proto::pool::{Chunk, Pool};
 use tally_proto::segment::Segment;
 use tally_proto::span::SpanKind;
 use tally_proto::v1::{self, Stamp, WorkerMessage, coordinator_message, gradient_down, worker_message};
-use tally_proto::{convert, floats};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
-use super::places::Places;
-use super::sender::Item;
+use super::sender::SendCommand;
+use super::slots::SlotPool;
 use super::timeline::Timeline;
-use crate::engine::{Engine, LabelLoss};
+use crate::engine::{Engine, EngineError};
 use state::Loading;
 
-/// Leaves of a test pass that may wait; the coordinator deals two at a time.
-const MOST_TESTS: usize = 64;
-/// Plans and commits that may wait: a replica that lags further is dropped long before.
-const MOST_WAITING: usize = 1 << 16;
+/// Microbatches of a test pass that may wait; the coordinator sends two at a time.
+const MAX_TESTS: usize = 64;
+/// Plans and commits that may wait; the coordinator drops a replica that lags long before.
+const MAX_WAITING: usize = 1 << 16;
 
-/// What reaches the compute thread. The permit goes back when the message is done with.
+/// An input of the compute thread. The permit is returned when the message has been processed.
 #[derive(Debug)]
 pub enum Input {
     /// From the control stream.
@@ -48,21 +49,21 @@ pub enum Input {
     End,
 }
 
-/// The second buffer: the update of the next step in the making.
+/// The update of the next step, which is being applied to the engine's second buffer.
 #[derive(Debug)]
-struct Second {
+struct PendingUpdate {
     step: u64,
     attempt: u32,
     begin: v1::Begin,
     /// Reduced chunks that wait for the clip factor.
-    held: Vec<v1::Reduced>,
+    deferred: Vec<v1::Reduced>,
     seen: Vec<bool>,
     missing: usize,
     clip: Option<f32>,
     applied: usize,
     digest: Digest,
     /// When the last reduced chunk came.
-    whole_at: Option<Instant>,
+    complete_at: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -71,149 +72,152 @@ struct Plan {
     attempt: u32,
     samples: usize,
     nodes: VecDeque<Node>,
-    /// What computing them is: an audit, if others contribute them and only their digest is wanted.
+    /// The kind of the work: an audit if other workers contribute the nodes and only the digest is wanted.
     kind: SpanKind,
 }
 
-/// What is left when the thread has ended.
-pub struct Rest {
+/// The result of the thread when it has ended.
+pub struct ComputeExit {
     /// The engine.
     pub engine: Box<dyn Engine>,
-    /// Steps whose state it holds, newest first, with their digests.
-    pub held: Vec<(u64, Digest)>,
+    /// Steps whose state the engine still has, newest first, with their digests.
+    pub states: Vec<(u64, Digest)>,
     /// Why this worker cannot go on, if it cannot.
     pub failed: Option<String>,
 }
 
-/// How gradients travel.
+/// How gradients and sums travel.
 #[derive(Debug, Default)]
-pub struct Travel {
-    /// As what.
+pub struct GradientTransport {
+    /// Their data type.
     pub dtype: WireDtype,
-    /// Memory shared with a coordinator on this machine, where sums lie.
+    /// The memory shared with a coordinator on this machine from which sums are read.
     pub sums: Option<Segment>,
-    /// The same, where this worker's chunks go.
-    pub places: Option<Arc<Places>>,
+    /// The slots of shared memory into which this worker writes its chunks.
+    pub slots: Option<Arc<SlotPool>>,
 }
 
-/// Why the thread stops before it is told to, in words for the coordinator.
-struct Failure(String);
+/// Why the thread stops before it is asked to, in words for the coordinator.
+struct ComputeError(String);
+
+impl From<EngineError> for ComputeError {
+    fn from(error: EngineError) -> Self {
+        Self(error.to_string())
+    }
+}
 
 /// The thread's state.
 pub struct Compute {
     engine: Box<dyn Engine>,
     tree: Option<Tree>,
-    loss: LabelLoss,
     stamp: Stamp,
     control: mpsc::UnboundedSender<WorkerMessage>,
-    items: mpsc::UnboundedSender<Item>,
-    travel: Travel,
+    commands: mpsc::UnboundedSender<SendCommand>,
+    transport: GradientTransport,
     pool: Pool,
-    /// Full-length buffers for the gradients of leaves.
+    /// Full-length buffers for the gradients of microbatches.
     buffers: Vec<Vec<f32>>,
     committed: Option<(u64, Digest)>,
-    /// The step before, as long as the engine holds it.
-    before: Option<(u64, Digest)>,
-    /// What the engine holds from an earlier session, until a state is loaded or kept.
-    held: Vec<(u64, Digest)>,
+    /// The step before, which the engine has until the next update overwrites it.
+    previous: Option<(u64, Digest)>,
+    /// States that the engine has from an earlier session, until one is loaded or resumed from.
+    retained_states: Vec<(u64, Digest)>,
     loading: Option<Loading>,
-    second: Option<Second>,
-    /// A step and the attempt at it up to which all are void. No other step's are: the step
-    /// before is committed, though this replica may still be busy with its sum.
-    void: (u64, u32),
-    leaves: HashMap<(u64, u32), Samples>,
-    /// Those of them that the engine was given ahead of their step.
-    ahead: HashSet<(u64, u32)>,
+    pending_update: Option<PendingUpdate>,
+    /// A step, and the newest void attempt at it. Attempts at another step are not void: the step before
+    /// is committed, though this replica may still be applying its sum.
+    voided: (u64, u32),
+    /// Samples by step and leaf of the tree.
+    microbatches: HashMap<(u64, u32), Microbatch>,
+    /// The microbatches that the engine was given ahead of their step.
+    prefetched: HashSet<(u64, u32)>,
     gradients: VecDeque<(Stamp, gradient_down::Body, OwnedSemaphorePermit)>,
     plans: VecDeque<Plan>,
     /// An attempt, and the nodes that were contributed to it.
     contributed: (u32, HashSet<Node>),
     commits: VecDeque<(u64, Digest)>,
-    tests: VecDeque<(u64, u32, Samples)>,
-    /// When this step's first contribution was begun.
-    began_at: Option<Instant>,
+    tests: VecDeque<(u64, u32, Microbatch)>,
+    /// When this step's first contribution began.
+    contribution_began: Option<Instant>,
     timeline: Timeline,
     ended: bool,
 }
 
 impl Compute {
-    /// A thread about to start. `stamp` is the session's; `held` says which steps' states the
-    /// engine holds, newest first.
+    /// A thread to be started. `stamp` is the session's; `retained_states` are the steps whose states the
+    /// engine has, newest first.
     #[must_use]
     pub fn new(
         engine: Box<dyn Engine>,
-        held: Vec<(u64, Digest)>,
-        shards: u32,
-        loss: LabelLoss,
+        retained_states: Vec<(u64, Digest)>,
+        microbatches: u32,
         stamp: Stamp,
         control: mpsc::UnboundedSender<WorkerMessage>,
-        items: mpsc::UnboundedSender<Item>,
+        commands: mpsc::UnboundedSender<SendCommand>,
     ) -> Self {
         Self {
             engine,
-            tree: Tree::new(shards).ok(),
-            loss,
+            tree: Tree::new(microbatches).ok(),
             stamp,
             control,
-            items,
-            travel: Travel::default(),
+            commands,
+            transport: GradientTransport::default(),
             pool: Pool::default(),
             buffers: Vec::new(),
             committed: None,
-            before: None,
-            held,
+            previous: None,
+            retained_states,
             loading: None,
-            second: None,
-            void: (0, 0),
-            leaves: HashMap::new(),
-            ahead: HashSet::new(),
+            pending_update: None,
+            voided: (0, 0),
+            microbatches: HashMap::new(),
+            prefetched: HashSet::new(),
             gradients: VecDeque::new(),
             plans: VecDeque::new(),
             contributed: (0, HashSet::new()),
             commits: VecDeque::new(),
             tests: VecDeque::new(),
-            began_at: None,
+            contribution_began: None,
             timeline: Timeline::default(),
             ended: false,
         }
     }
 
-    /// The same with gradients that travel so.
+    /// The same with this transport for gradients.
     #[must_use]
-    pub fn travelling(self, travel: Travel) -> Self {
-        Self { travel, ..self }
+    pub fn with_transport(self, transport: GradientTransport) -> Self {
+        Self { transport, ..self }
     }
 
-    /// The same with a timeline to keep.
+    /// The same with a timeline to record.
     #[must_use]
-    pub fn recording(self, timeline: Timeline) -> Self {
+    pub fn with_timeline(self, timeline: Timeline) -> Self {
         Self { timeline, ..self }
     }
 
     /// Works until the session ends, and gives the engine back, with the reason if it was
     /// this worker that could not go on.
     #[must_use]
-    pub fn run(mut self, inbox: &Receiver<Input>) -> Rest {
-        let failed = self.main_loop(inbox).err().map(|Failure(what)| what);
+    pub fn run(mut self, inbox: &Receiver<Input>) -> ComputeExit {
+        let failed = self.main_loop(inbox).err().map(|ComputeError(what)| what);
         if let Some(what) = &failed {
-            self.tell(0, worker_message::Body::Failed(v1::Failed { what: what.clone() }));
+            self.send(0, worker_message::Body::Failed(v1::Failed { what: what.clone() }));
             // The coordinator answers by ending the session.
             while !matches!(inbox.recv(), Ok(Input::End) | Err(_)) {}
         }
-        let mut held = self.held;
+        let mut states = self.retained_states;
         if let Some(committed) = self.committed {
-            held = std::iter::once(committed)
-                .chain(self.before.filter(|_| self.engine.before().is_some()))
-                .collect();
+            let previous = self.previous.filter(|_| self.engine.previous_state().is_some());
+            states = std::iter::once(committed).chain(previous).collect();
         }
-        Rest { engine: self.engine, held, failed }
+        ComputeExit { engine: self.engine, states, failed }
     }
 
-    fn main_loop(&mut self, inbox: &Receiver<Input>) -> Result<(), Failure> {
+    fn main_loop(&mut self, inbox: &Receiver<Input>) -> Result<(), ComputeError> {
         while !self.ended {
             let from = Instant::now();
             let Ok(input) = inbox.recv() else { return Ok(()) };
-            self.timeline.did(SpanKind::Wait, 0, from);
+            self.timeline.record(SpanKind::Wait, 0, from);
             self.take(input)?;
             self.drain(inbox)?;
             while !self.ended && self.advance(inbox)? {
@@ -223,7 +227,7 @@ impl Compute {
         Ok(())
     }
 
-    fn drain(&mut self, inbox: &Receiver<Input>) -> Result<(), Failure> {
+    fn drain(&mut self, inbox: &Receiver<Input>) -> Result<(), ComputeError> {
         loop {
             match inbox.try_recv() {
                 Ok(input) => self.take(input)?,
@@ -236,14 +240,14 @@ impl Compute {
         }
     }
 
-    fn tell(&self, step: u64, body: worker_message::Body) {
+    fn send(&self, step: u64, body: worker_message::Body) {
         let stamp = Some(Stamp { step, attempt: 0, ..self.stamp });
         let _ = self.control.send(WorkerMessage { stamp, body: Some(body) });
     }
 
-    // ---- What comes in ----
+    // ---- Inputs ----
 
-    fn take(&mut self, input: Input) -> Result<(), Failure> {
+    fn take(&mut self, input: Input) -> Result<(), ComputeError> {
         match input {
             Input::End => self.ended = true,
             Input::Gradient(stamp, body, permit) => self.gradients.push_back((stamp, body, permit)),
@@ -252,37 +256,41 @@ impl Compute {
         Ok(())
     }
 
-    fn take_control(&mut self, stamp: Stamp, body: coordinator_message::Body) -> Result<(), Failure> {
+    fn take_control(&mut self, stamp: Stamp, body: coordinator_message::Body) -> Result<(), ComputeError> {
         use coordinator_message::Body;
         match body {
             Body::Leaf(leaf) => {
-                let (number, test) = (leaf.leaf, leaf.test);
-                let shards = self.tree.map_or(0, Tree::shards);
-                // Two steps' leaves are what there can be, and a few of a test pass.
+                let (index, test) = (leaf.leaf, leaf.test);
+                let microbatches = self.tree.map_or(0, Tree::shards);
+                // The samples of two steps may be here at a time, and a few of a test pass.
                 let room = if test {
-                    self.tests.len() < MOST_TESTS
+                    self.tests.len() < MAX_TESTS
                 } else {
-                    number < shards && self.leaves.len() < 4 * shards as usize
+                    index < microbatches && self.microbatches.len() < 4 * microbatches as usize
                 };
                 if !room {
-                    return Err(Failure(format!(
-                        "the coordinator sent more samples than it has micro-shards (leaf {number})"
+                    return Err(ComputeError(format!(
+                        "the coordinator sent more samples than it has microbatches (microbatch {index})"
                     )));
                 }
-                let samples =
-                    convert::samples(leaf).map_err(|e| Failure(format!("the coordinator's samples: {e}")))?;
+                let wrong = |e: String| ComputeError(format!("the coordinator's samples: {e}"));
+                let samples = Microbatch::from_message(leaf).map_err(|e| wrong(e.to_string()))?;
+                self.engine.check(&samples).map_err(|e| wrong(e.to_string()))?;
                 if test {
-                    self.tests.push_back((stamp.step, number, samples));
+                    self.tests.push_back((stamp.step, index, samples));
                 } else {
-                    self.leaves.insert((stamp.step, number), samples);
+                    self.microbatches.insert((stamp.step, index), samples);
                 }
             }
             Body::Plan(plan) => {
-                let tree =
-                    self.tree.ok_or_else(|| Failure("the coordinator's number of shards is none".into()))?;
+                let tree = self.tree.ok_or_else(|| {
+                    ComputeError("the coordinator's number of microbatches cannot be used".into())
+                })?;
                 let nodes: VecDeque<Node> = plan.nodes.into_iter().map(Node).collect();
                 if let Some(bad) = nodes.iter().find(|n| !tree.contains(**n)) {
-                    return Err(Failure(format!("the coordinator planned {bad}, which the tree has not")));
+                    return Err(ComputeError(format!(
+                        "the coordinator planned {bad}, which is not in the tree"
+                    )));
                 }
                 let kind = match (plan.audit, plan.takeover) {
                     (true, _) => SpanKind::Audit,
@@ -290,8 +298,8 @@ impl Compute {
                     (false, false) => SpanKind::Compute,
                 };
                 let samples = plan.samples as usize;
-                if self.plans.len() >= MOST_WAITING || self.commits.len() >= MOST_WAITING {
-                    return Err(Failure("the coordinator is thousands of messages ahead".into()));
+                if self.plans.len() >= MAX_WAITING || self.commits.len() >= MAX_WAITING {
+                    return Err(ComputeError("the coordinator is thousands of messages ahead".into()));
                 }
                 let (step, attempt) = (stamp.step, stamp.attempt);
                 self.plans.push_back(Plan { step, attempt, samples, nodes, kind });
@@ -302,34 +310,34 @@ impl Compute {
             Body::Abort(abort) => {
                 tracing::info!(step = stamp.step, attempt = stamp.attempt, "aborted: {}", abort.reason);
                 // Attempts rise over all steps, and aborts come in their order.
-                self.void = (stamp.step, stamp.attempt);
-                let _ = self.items.send(Item::Void { attempt: stamp.attempt });
-                if self.second.as_ref().is_some_and(|s| self.is_void(s.step, s.attempt)) {
-                    self.second = None;
+                self.voided = (stamp.step, stamp.attempt);
+                let _ = self.commands.send(SendCommand::Void { attempt: stamp.attempt });
+                if self.pending_update.as_ref().is_some_and(|u| self.is_void(u.step, u.attempt)) {
+                    self.pending_update = None;
                 }
             }
-            // The handshake is over, and the ends are the pump's.
+            // The handshake is over, and the session loop handles the messages that end a session.
             _ => {}
         }
         Ok(())
     }
 
-    // ---- What is next ----
+    // ---- The next thing to do ----
 
     fn step(&self) -> Option<u64> {
         self.committed.map(|(step, _)| step)
     }
 
-    /// Does one thing whose turn has come; false if there is none.
-    fn advance(&mut self, inbox: &Receiver<Input>) -> Result<bool, Failure> {
+    /// Does one thing whose turn has come; returns false if there is none.
+    fn advance(&mut self, inbox: &Receiver<Input>) -> Result<bool, ComputeError> {
         Ok(self.advance_gradients()?
             || self.advance_commit()
             || self.advance_plan(inbox)?
             || self.advance_test()?
-            || self.advance_ahead())
+            || self.advance_prefetch())
     }
 
-    fn advance_gradients(&mut self) -> Result<bool, Failure> {
+    fn advance_gradients(&mut self) -> Result<bool, ComputeError> {
         let Some((stamp, body, _)) = self.gradients.front() else { return Ok(false) };
         let is_state = matches!(body, gradient_down::Body::State(_) | gradient_down::Body::StateChunk(_));
         // The sum of the step after next waits until the next one is committed.
@@ -345,24 +353,24 @@ impl Compute {
                 || self.is_void(stamp.step, stamp.attempt) => {}
             gradient_down::Body::Begin(begin) => {
                 let n = chunks(self.engine.manifest().len());
-                self.second = Some(Second {
+                self.pending_update = Some(PendingUpdate {
                     step: stamp.step,
                     attempt: stamp.attempt,
                     begin,
-                    held: Vec::new(),
+                    deferred: Vec::new(),
                     seen: vec![false; n],
                     missing: n,
                     clip: begin.unclipped.then_some(1.0),
                     applied: 0,
                     digest: Digest::default(),
-                    whole_at: None,
+                    complete_at: None,
                 });
             }
             gradient_down::Body::Reduced(reduced) => self.reduced(stamp, reduced)?,
             gradient_down::Body::Close(close) => {
-                if let Some(second) = self.second.as_mut().filter(|s| s.attempt == stamp.attempt) {
-                    second.clip = Some(close.clip);
-                    for reduced in std::mem::take(&mut second.held) {
+                if let Some(update) = self.pending_update.as_mut().filter(|u| u.attempt == stamp.attempt) {
+                    update.clip = Some(close.clip);
+                    for reduced in std::mem::take(&mut update.deferred) {
                         self.apply(&reduced)?;
                     }
                 }
@@ -373,39 +381,42 @@ impl Compute {
 
     // ---- The update ----
 
-    fn reduced(&mut self, stamp: Stamp, reduced: v1::Reduced) -> Result<(), Failure> {
-        let Some(second) = self.second.as_mut().filter(|s| s.attempt == stamp.attempt) else { return Ok(()) };
+    fn reduced(&mut self, stamp: Stamp, reduced: v1::Reduced) -> Result<(), ComputeError> {
+        let Some(update) = self.pending_update.as_mut().filter(|u| u.attempt == stamp.attempt) else {
+            return Ok(());
+        };
         let index = reduced.index as usize;
-        match second.seen.get_mut(index) {
+        match update.seen.get_mut(index) {
             Some(seen) if !*seen => *seen = true,
-            _ => return Err(Failure(format!("chunk {index} of the sum came twice, or is none"))),
+            _ => return Err(ComputeError(format!("chunk {index} of the sum came twice, or is none"))),
         }
-        second.missing -= 1;
-        if second.missing == 0 {
-            second.whole_at = Some(Instant::now());
+        update.missing -= 1;
+        if update.missing == 0 {
+            update.complete_at = Some(Instant::now());
         }
-        if second.clip.is_some() {
+        if update.clip.is_some() {
             self.apply(&reduced)
         } else {
-            second.held.push(reduced);
+            update.deferred.push(reduced);
             Ok(())
         }
     }
 
-    /// Applies a reduced chunk to the second buffer. One in shared memory is read only now,
-    /// while it is needed; it stays there until the step's commit is confirmed.
-    fn apply(&mut self, reduced: &v1::Reduced) -> Result<(), Failure> {
-        let Some(second) = &mut self.second else { return Ok(()) };
+    /// Applies a reduced chunk to the second buffer. A chunk in shared memory is read only now: it stays
+    /// there until the step's commit is confirmed.
+    fn apply(&mut self, reduced: &v1::Reduced) -> Result<(), ComputeError> {
+        let Some(pending) = &mut self.pending_update else { return Ok(()) };
         let from = Instant::now();
         let range = chunk_range(self.engine.manifest().len(), reduced.index as usize);
-        let wrong = |what: String| Failure(format!("chunk {} of the sum: {what}", reduced.index));
-        let (dtype, pool) = (self.travel.dtype, &self.pool);
+        let wrong = |what: String| ComputeError(format!("chunk {} of the sum: {what}", reduced.index));
+        let (dtype, pool) = (self.transport.dtype, &self.pool);
         let copied: Chunk;
-        let gradient: &[f32] = if let Some(place) = reduced.place {
-            let shared = self.travel.sums.as_ref();
-            let memory =
-                shared.ok_or_else(|| wrong("it is said to lie in memory that is not shared".into()))?;
-            let fetched = floats::fetch(dtype, memory, place, range.len(), pool);
+        let gradient: &[f32] = if let Some(slot) = reduced.place {
+            let shared = self.transport.sums.as_ref();
+            let memory = shared.ok_or_else(|| {
+                wrong("the coordinator says that it is in shared memory, but there is none".into())
+            })?;
+            let fetched = floats::fetch(dtype, memory, slot, range.len(), pool);
             copied = fetched.map_err(|e| wrong(e.to_string()))?;
             &copied
         } else if let Some(view) = floats::view(dtype, &reduced.data, range.len()) {
@@ -416,18 +427,17 @@ impl Compute {
             &copied
         };
         let update = Update {
-            learning_rate: second.begin.learning_rate,
-            momentum: second.begin.momentum,
-            clip: second.clip.unwrap_or(1.0),
+            learning_rate: pending.begin.learning_rate,
+            momentum: pending.begin.momentum,
+            clip: pending.clip.unwrap_or(1.0),
         };
         let part = self.engine.apply(update, range.start, gradient);
-        second.digest = second.digest.and(part);
-        second.applied += 1;
-        if second.applied == second.seen.len() {
-            let rest = self.engine.finish().map_err(|e| Failure(e.to_string()))?;
-            second.digest = second.digest.and(rest);
+        pending.digest = pending.digest.and(part);
+        pending.applied += 1;
+        if pending.applied == pending.seen.len() {
+            pending.digest = pending.digest.and(self.engine.finish_update()?);
         }
-        self.timeline.did(SpanKind::Apply, 0, from);
+        self.timeline.record(SpanKind::Apply, 0, from);
         Ok(())
     }
 
@@ -437,9 +447,9 @@ impl Compute {
             self.commits.pop_front();
             return true;
         }
-        let Some(second) = self
-            .second
-            .take_if(|s| s.step == step && step == at.saturating_add(1) && s.applied == s.seen.len())
+        let Some(update) = self
+            .pending_update
+            .take_if(|u| u.step == step && step == at.saturating_add(1) && u.applied == u.seen.len())
         else {
             return false;
         };
@@ -448,23 +458,23 @@ impl Compute {
             (Some(from), Some(to)) => to.saturating_duration_since(from).as_secs_f64(),
             _ => 0.0,
         };
-        if second.digest == digest {
+        if update.digest == digest {
             let from = Instant::now();
             self.engine.commit();
-            self.timeline.did(SpanKind::Apply, 0, from);
-            self.before = self.committed.replace((step, digest));
-            self.leaves.retain(|&(of, _), _| of > step);
-            self.ahead.retain(|&(of, _)| of > step);
+            self.timeline.record(SpanKind::Apply, 0, from);
+            self.previous = self.committed.replace((step, digest));
+            self.microbatches.retain(|&(of, _), _| of > step);
+            self.prefetched.retain(|&(of, _)| of > step);
         }
-        let began_at = self.began_at.take();
-        let spans = self.timeline.told();
-        // With another digest this replica stays where it was; the coordinator sends it away.
-        self.tell(
+        let contribution_began = self.contribution_began.take();
+        let spans = self.timeline.drain_spans();
+        // With another digest this replica stays at its step, and the coordinator sends it away.
+        self.send(
             step,
             worker_message::Body::Committed(v1::Committed {
-                digest: second.digest.0,
-                apply_seconds: between(second.whole_at, Some(Instant::now())),
-                round_seconds: between(began_at, second.whole_at),
+                digest: update.digest.0,
+                apply_seconds: between(update.complete_at, Some(Instant::now())),
+                round_seconds: between(contribution_began, update.complete_at),
                 spans,
             }),
         );
@@ -473,22 +483,22 @@ impl Compute {
 
     // ---- Samples of a later step ----
 
-    /// While the sum of a step is awaited, the samples of the one after go to the device.
-    fn advance_ahead(&mut self) -> bool {
+    /// While this worker waits for the sum of a step, the samples of the next one go to the device.
+    fn advance_prefetch(&mut self) -> bool {
         let Some(at) = self.step() else { return false };
-        let later = self.leaves.keys().filter(|&&(step, _)| step > at.saturating_add(1));
-        let Some(&key) = later.filter(|&key| !self.ahead.contains(key)).min() else { return false };
-        self.engine.prefetch(&self.leaves[&key]);
-        self.ahead.insert(key)
+        let later = self.microbatches.keys().filter(|&&(step, _)| step > at.saturating_add(1));
+        let Some(&key) = later.filter(|&key| !self.prefetched.contains(key)).min() else { return false };
+        self.engine.prefetch(&self.microbatches[&key]);
+        self.prefetched.insert(key)
     }
 
     // ---- A contribution ----
 
-    fn advance_plan(&mut self, inbox: &Receiver<Input>) -> Result<bool, Failure> {
+    fn advance_plan(&mut self, inbox: &Receiver<Input>) -> Result<bool, ComputeError> {
         let at = self.step();
         let (Some(plan), Some(at)) = (self.plans.front_mut(), at) else { return Ok(false) };
         let (step, attempt, samples, kind) = (plan.step, plan.attempt, plan.samples, plan.kind);
-        if step <= at || (step == self.void.0 && attempt <= self.void.1) {
+        if step <= at || (step == self.voided.0 && attempt <= self.voided.1) {
             self.plans.pop_front();
             return Ok(true);
         }
@@ -501,7 +511,7 @@ impl Compute {
                     self.contributed = (attempt, HashSet::new());
                 }
                 if kind != SpanKind::Audit && !self.contributed.1.insert(node) {
-                    return Err(Failure(format!("the coordinator planned {node} twice")));
+                    return Err(ComputeError(format!("the coordinator planned {node} twice")));
                 }
                 self.contribute(inbox, step, attempt, samples, node, kind)?;
             }
@@ -513,11 +523,11 @@ impl Compute {
     }
 
     fn is_void(&self, step: u64, attempt: u32) -> bool {
-        step == self.void.0 && attempt <= self.void.1
+        step == self.voided.0 && attempt <= self.voided.1
     }
 
-    /// Whether what is computed for this attempt is still wanted; not if others were faster
-    /// and the step is committed.
+    /// Whether a contribution to this attempt is still wanted: not if the attempt is void, or if other workers were
+    /// faster and the step is committed.
     fn wanted(&self, step: u64, attempt: u32) -> bool {
         !self.ended
             && !self.is_void(step, attempt)
@@ -527,7 +537,7 @@ impl Compute {
 
     // ---- The test pass ----
 
-    fn advance_test(&mut self) -> Result<bool, Failure> {
+    fn advance_test(&mut self) -> Result<bool, ComputeError> {
         let (Some((step, _, _)), Some(at)) = (self.tests.front(), self.step()) else { return Ok(false) };
         if *step > at {
             return Ok(false);
@@ -535,11 +545,10 @@ impl Compute {
         let Some((step, leaf, samples)) = self.tests.pop_front() else { return Ok(false) };
         if step == at {
             let from = Instant::now();
-            let answers = self.engine.predict(&samples).map_err(|e| Failure(e.to_string()))?;
-            let answers = answers.leaf(&samples, self.loss).to_message(leaf);
-            self.timeline.did(SpanKind::Test, 1, from);
-            let spans = self.timeline.told();
-            self.tell(step, worker_message::Body::Answers(v1::Answers { spans, ..answers }));
+            let Sums(sums) = self.engine.evaluate(&samples)?;
+            self.timeline.record(SpanKind::Test, 1, from);
+            let spans = self.timeline.drain_spans();
+            self.send(step, worker_message::Body::Evaluated(v1::Evaluated { leaf, sums, spans }));
         }
         Ok(true)
     }

@@ -1,15 +1,15 @@
-//! Whole states: sent by the coordinator to a newcomer, and back to a coordinator that has
-//! crashed (**RESUME-1**).
+//! Whole states: the coordinator sends one to a new worker, and a worker sends one to a coordinator that has
+//! crashed and lost its own (**RESUME-1**).
 
 use tally_numerics::digest::Digest;
 use tally_numerics::{chunk_range, chunks};
 use tally_proto::floats;
 use tally_proto::v1::{self, worker_message};
 
-use super::{Compute, Failure};
-use crate::session::sender::Item;
+use super::{Compute, ComputeError};
+use crate::session::sender::SendCommand;
 
-/// A state on its way in.
+/// A state that is being received.
 #[derive(Debug)]
 pub(super) struct Loading {
     step: u64,
@@ -20,18 +20,18 @@ pub(super) struct Loading {
 }
 
 impl Compute {
-    pub(super) fn state_begins(&mut self, step: u64, state: &v1::State) -> Result<(), Failure> {
+    pub(super) fn state_begins(&mut self, step: u64, state: &v1::State) -> Result<(), ComputeError> {
         let wanted = self.engine.manifest().len();
         if state.elements != wanted as u64 {
-            return Err(Failure(format!(
+            return Err(ComputeError(format!(
                 "the coordinator's state has {} elements, not {wanted}",
                 state.elements
             )));
         }
         self.committed = None;
-        self.before = None;
-        self.held.clear();
-        self.second = None;
+        self.previous = None;
+        self.retained_states.clear();
+        self.pending_update = None;
         self.loading = Some(Loading {
             step,
             digest: Digest(state.digest),
@@ -42,12 +42,14 @@ impl Compute {
         Ok(())
     }
 
-    pub(super) fn state_chunk(&mut self, chunk: &v1::StateChunk) -> Result<(), Failure> {
-        let Some(loading) = &mut self.loading else { return Err(Failure("a chunk of no state came".into())) };
+    pub(super) fn state_chunk(&mut self, chunk: &v1::StateChunk) -> Result<(), ComputeError> {
+        let Some(loading) = &mut self.loading else {
+            return Err(ComputeError("a chunk of a state came before the state was announced".into()));
+        };
         let into = if chunk.momentum { &mut loading.momentum } else { &mut loading.parameters };
         let range = chunk_range(into.len(), chunk.index as usize);
         floats::read(&chunk.data, &mut into[range])
-            .map_err(|e| Failure(format!("the coordinator's state: {e}")))?;
+            .map_err(|e| ComputeError(format!("the coordinator's state: {e}")))?;
         loading.missing = loading.missing.saturating_sub(1);
         if loading.missing > 0 {
             return Ok(());
@@ -55,46 +57,53 @@ impl Compute {
         let Some(loaded) = self.loading.take() else { return Ok(()) };
         let digest = self.engine.load(loaded.parameters, loaded.momentum);
         if digest != loaded.digest {
-            return Err(Failure(format!("the state came damaged: digest {digest}, not {}", loaded.digest)));
+            return Err(ComputeError(format!(
+                "the state came damaged: digest {digest}, not {}",
+                loaded.digest
+            )));
         }
         self.committed = Some((loaded.step, digest));
-        self.tell(loaded.step, worker_message::Body::Loaded(v1::Loaded { digest: digest.0 }));
+        self.send(loaded.step, worker_message::Body::Loaded(v1::Loaded { digest: digest.0 }));
         Ok(())
     }
 
-    /// Sends a state that was offered.
-    pub(super) fn upload(&mut self, step: u64) -> Result<(), Failure> {
-        let state = match self.held.iter().position(|(held, _)| *held == step) {
-            Some(0) => Some(self.engine.state().map_err(|e| Failure(e.to_string()))?),
-            Some(_) => self.engine.before(),
+    /// Sends a state that this worker said it has.
+    pub(super) fn upload(&mut self, step: u64) -> Result<(), ComputeError> {
+        let state = match self.retained_states.iter().position(|(retained, _)| *retained == step) {
+            Some(0) => Some(self.engine.state()?),
+            Some(_) => self.engine.previous_state(),
             None => None,
         };
-        let (parameters, momentum) = state
-            .ok_or_else(|| Failure(format!("the coordinator asks for step {step}, which is not held")))?;
+        let missing = || format!("the coordinator asks for step {step}, whose state is not here");
+        let (parameters, momentum) = state.ok_or_else(|| ComputeError(missing()))?;
         for (momentum, values) in [(false, parameters), (true, momentum)] {
             for index in 0..chunks(values.len()) {
                 let data = floats::copy(&values[chunk_range(values.len(), index)]);
                 let chunk = v1::StateChunk { momentum, index: index as u32, data };
-                let _ = self.items.send(Item::State { step, chunk });
+                let _ = self.commands.send(SendCommand::State { step, chunk });
             }
         }
         Ok(())
     }
 
-    /// The newest state that is held is the committed one; its digest is taken anew, so that
-    /// a worker never takes part with other bits than it thinks.
-    pub(super) fn keep(&mut self, step: u64, wanted: Digest) -> Result<(), Failure> {
-        if self.held.first().map(|(held, _)| *held) != Some(step) {
-            return Err(Failure(format!("the coordinator goes on from step {step}, which is not held")));
+    /// Resumes from the newest retained state, which is the committed one. Its digest is computed again, so that
+    /// a worker with damaged memory does not take part.
+    pub(super) fn keep(&mut self, step: u64, wanted: Digest) -> Result<(), ComputeError> {
+        if self.retained_states.first().map(|(retained, _)| *retained) != Some(step) {
+            return Err(ComputeError(format!(
+                "the coordinator resumes from step {step}, whose state is not here"
+            )));
         }
-        let (parameters, momentum) = self.engine.state().map_err(|e| Failure(e.to_string()))?;
+        let (parameters, momentum) = self.engine.state()?;
         let digest = self.engine.load(parameters, momentum);
         if digest != wanted {
-            return Err(Failure(format!("the state of step {step} was damaged while it was held")));
+            return Err(ComputeError(format!(
+                "the state of step {step} was damaged in this worker's memory"
+            )));
         }
-        self.held.clear();
+        self.retained_states.clear();
         self.committed = Some((step, digest));
-        self.tell(step, worker_message::Body::Loaded(v1::Loaded { digest: digest.0 }));
+        self.send(step, worker_message::Body::Loaded(v1::Loaded { digest: digest.0 }));
         Ok(())
     }
 }

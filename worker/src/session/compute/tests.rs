@@ -1,46 +1,110 @@
-//! The compute thread alone, between its queues.
+//! The compute thread alone, with both ends of its queues in the test.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 
+use tally_numerics::manifest::Manifest;
+use tally_numerics::schema::{LossSpec, Schema};
 use tally_numerics::{chunk_range, chunks, init, sum};
 use tokio::sync::Semaphore;
 
 use super::*;
-use crate::engine::ModelSpec;
-use crate::engine::backend::{self, BackendChoice};
+use crate::engine::Replica;
+use crate::engine::synthetic::{SyntheticEngine, SyntheticSpec};
 use crate::session::sender::Payload;
+
+/// The synthetic engine, which cannot read samples without bytes.
+struct TestEngine(SyntheticEngine);
+
+impl Replica for TestEngine {
+    fn manifest(&self) -> &Manifest {
+        self.0.manifest()
+    }
+
+    fn device_name(&self) -> String {
+        self.0.device_name()
+    }
+
+    fn numerics_class(&self) -> String {
+        self.0.numerics_class()
+    }
+
+    fn load(&mut self, parameters: Vec<f32>, momentum: Vec<f32>) -> Digest {
+        self.0.load(parameters, momentum)
+    }
+
+    fn state(&mut self) -> Result<(Vec<f32>, Vec<f32>), EngineError> {
+        self.0.state()
+    }
+
+    fn previous_state(&mut self) -> Option<(Vec<f32>, Vec<f32>)> {
+        self.0.previous_state()
+    }
+
+    fn apply(&mut self, update: Update, first: usize, gradient: &[f32]) -> Digest {
+        self.0.apply(update, first, gradient)
+    }
+
+    fn commit(&mut self) {
+        self.0.commit();
+    }
+}
+
+impl Engine for TestEngine {
+    fn check(&self, samples: &Microbatch) -> Result<(), EngineError> {
+        match samples.items().all(|item| !item.is_empty()) {
+            true => Ok(()),
+            false => Err(EngineError::Samples("a sample has no bytes".into())),
+        }
+    }
+
+    fn gradient(
+        &mut self,
+        samples: &Microbatch,
+        scale: f32,
+        out: &mut [f32],
+        ready: &mut dyn FnMut(&[f32]),
+    ) -> Result<Sums, EngineError> {
+        self.0.gradient(samples, scale, out, ready)
+    }
+
+    fn evaluate(&mut self, samples: &Microbatch) -> Result<Sums, EngineError> {
+        self.0.evaluate(samples)
+    }
+}
 
 /// A compute thread with a small synthetic engine, and both ends of its queues.
 struct Bench {
     inputs: Sender<Input>,
     heard: mpsc::UnboundedReceiver<WorkerMessage>,
-    items: mpsc::UnboundedReceiver<Item>,
+    commands: mpsc::UnboundedReceiver<SendCommand>,
     room: Arc<Semaphore>,
     /// A second engine that shows what should come out.
     twin: Box<dyn Engine>,
-    thread: std::thread::JoinHandle<Rest>,
+    thread: std::thread::JoinHandle<ComputeExit>,
 }
 
 const STAMP: Stamp = Stamp { run: 1, incarnation: 1, session: 1, step: 0, attempt: 0 };
 
 impl Bench {
     fn build() -> Box<dyn Engine> {
-        let model: ModelSpec = "synthetic:parameters=1000".parse().unwrap();
-        backend::build(&model, LabelLoss::default(), BackendChoice::Cpu, 0, 1).unwrap()
+        let loss = |name: &str| LossSpec { name: name.into(), label: name.into() };
+        let schema = Schema::new(vec![loss("a"), loss("b")], Vec::new(), None).unwrap();
+        let spec = SyntheticSpec { parameters: 1000, ..SyntheticSpec::default() };
+        Box::new(TestEngine(SyntheticEngine::new(spec, schema)))
     }
 
     fn new() -> Self {
         Self::with(Self::build(), Vec::new())
     }
 
-    fn with(engine: Box<dyn Engine>, held: Vec<(u64, Digest)>) -> Self {
+    fn with(engine: Box<dyn Engine>, states: Vec<(u64, Digest)>) -> Self {
         let (control, heard) = mpsc::unbounded_channel();
-        let (out, items) = mpsc::unbounded_channel();
+        let (out, commands) = mpsc::unbounded_channel();
         let (inputs, inbox) = channel();
-        let compute = Compute::new(engine, held, 4, LabelLoss::default(), STAMP, control, out);
+        let compute = Compute::new(engine, states, 4, STAMP, control, out);
         let thread = std::thread::spawn(move || compute.run(&inbox));
-        Self { inputs, heard, items, room: Arc::new(Semaphore::new(1000)), twin: Self::build(), thread }
+        Self { inputs, heard, commands, room: Arc::new(Semaphore::new(1000)), twin: Self::build(), thread }
     }
 
     fn control(&self, step: u64, attempt: u32, body: coordinator_message::Body) {
@@ -70,7 +134,7 @@ impl Bench {
         self.heard.blocking_recv().unwrap().body.unwrap()
     }
 
-    /// Sends a step's sum; returns the digest the referee would have.
+    /// Sends a step's sum; returns the digest that the coordinator would have.
     fn sum(&mut self, step: u64, attempt: u32) -> u64 {
         let gradient: Vec<f32> = (0..1000).map(|i| (step as f32) * 0.001 * i as f32).collect();
         let begin = v1::Begin { learning_rate: 0.1, momentum: 0.9, unclipped: false };
@@ -170,13 +234,13 @@ fn live_1_the_abort_of_a_step_leaves_the_step_before_alone() {
 }
 
 #[test]
-fn sum_1_a_subtree_is_the_sum_of_its_leaves_and_nodes_go_out_in_order() {
+fn sum_1_a_node_is_the_sum_of_its_microbatches_and_nodes_leave_in_order() {
     let mut bench = Bench::new();
     bench.load();
-    let samples = |id: u32| Samples::new(vec![id], vec![0; 784], vec![1], vec![2]).unwrap();
-    // Three samples in four leaves: the first is empty.
+    let samples = |id: u32| Microbatch::new([(id, vec![1].into())]);
+    // Three samples in four microbatches: the first is empty.
     for leaf in 1..4 {
-        let body = coordinator_message::Body::Leaf(convert::leaf(leaf, false, &samples(leaf)));
+        let body = coordinator_message::Body::Leaf(samples(leaf).to_message(leaf, false));
         bench.control(1, 0, body);
     }
     let plan = v1::Plan { samples: 3, nodes: vec![2, 3], ..Default::default() };
@@ -191,13 +255,15 @@ fn sum_1_a_subtree_is_the_sum_of_its_leaves_and_nodes_go_out_in_order() {
     let expect = [(2, floats::copy(&leaf(1))), (3, floats::copy(&right))];
     for (wanted, sum) in expect.clone() {
         assert!(
-            matches!(bench.items.blocking_recv(), Some(Item::Header { header, .. }) if header.node == wanted)
+            matches!(bench.commands.blocking_recv(), Some(SendCommand::Header { header, .. }) if header.node == wanted)
         );
-        let Some(Item::Chunk { node, data, .. }) = bench.items.blocking_recv() else { panic!("no chunk") };
-        let Payload::Bytes(data) = data else { panic!("there is no memory to put it into") };
+        let Some(SendCommand::Chunk { node, data, .. }) = bench.commands.blocking_recv() else {
+            panic!("no chunk")
+        };
+        let Payload::Bytes(data) = data else { panic!("there is no shared memory") };
         assert_eq!((node, data), (wanted, sum));
         assert!(
-            matches!(bench.items.blocking_recv(), Some(Item::Trailer { trailer, .. }) if trailer.node == wanted)
+            matches!(bench.commands.blocking_recv(), Some(SendCommand::Trailer { trailer, .. }) if trailer.node == wanted)
         );
     }
     // An audit of the same node gets the same bits, and sends their digest alone.
@@ -207,30 +273,29 @@ fn sum_1_a_subtree_is_the_sum_of_its_leaves_and_nodes_go_out_in_order() {
         panic!("no answer")
     };
     assert_eq!(audited.digest, tally_numerics::digest::of(0, &right, &right).0);
-    assert!(bench.items.try_recv().is_err());
+    assert!(bench.commands.try_recv().is_err());
     assert_eq!(bench.end(), None);
 }
 
-/// RESUME-1: what a worker holds after it lost its coordinator is what it can give back, and
-/// go on from.
+/// RESUME-1: a worker that lost its coordinator can send the states that it has, and resume from the newest.
 #[test]
-fn resume_1_the_state_that_is_held_is_offered_uploaded_and_kept() {
+fn resume_1_a_retained_state_is_offered_sent_and_resumed_from() {
     let mut bench = Bench::new();
     bench.load();
     let first = bench.sum(1, 1);
     bench.commit(1, first);
     assert_eq!(bench.committed(), first);
     bench.inputs.send(Input::End).unwrap();
-    let rest = bench.thread.join().unwrap();
-    let start = rest.held[1].1;
-    assert_eq!(rest.held, [(1, Digest(first)), (0, start)]);
+    let exit = bench.thread.join().unwrap();
+    let start = exit.states[1].1;
+    assert_eq!(exit.states, [(1, Digest(first)), (0, start)]);
 
-    let mut bench = Bench::with(rest.engine, rest.held);
+    let mut bench = Bench::with(exit.engine, exit.states);
     for (step, digest) in [(1, Digest(first)), (0, start)] {
         bench.control(step, 0, coordinator_message::Body::Upload(v1::Upload {}));
         let mut state = [vec![0.0; 1000], vec![0.0; 1000]];
         for _ in 0..2 * chunks(1000) {
-            let Some(Item::State { step: of, chunk }) = bench.items.blocking_recv() else {
+            let Some(SendCommand::State { step: of, chunk }) = bench.commands.blocking_recv() else {
                 panic!("no state")
             };
             assert_eq!(of, step);
@@ -241,35 +306,42 @@ fn resume_1_the_state_that_is_held_is_offered_uploaded_and_kept() {
     }
     bench.control(1, 0, coordinator_message::Body::Keep(v1::Keep { digest: first }));
     let Some(worker_message::Body::Loaded(loaded)) = bench.heard.blocking_recv().unwrap().body else {
-        panic!("it does not go on")
+        panic!("it does not resume")
     };
     assert_eq!(loaded.digest, first);
     assert_eq!(bench.end(), None);
 }
 
 #[test]
-fn rep_1_a_state_that_was_damaged_while_it_was_held_is_not_gone_on_from() {
+fn rep_1_a_state_that_was_damaged_in_memory_is_not_resumed_from() {
     let mut bench = Bench::new();
     bench.load();
     bench.inputs.send(Input::End).unwrap();
-    let mut rest = bench.thread.join().unwrap();
-    let (mut parameters, momentum) = rest.engine.state().unwrap();
+    let mut exit = bench.thread.join().unwrap();
+    let (mut parameters, momentum) = exit.engine.state().unwrap();
     parameters[7] += 1.0;
-    rest.engine.load(parameters, momentum);
-    let bench = Bench::with(rest.engine, rest.held.clone());
-    bench.control(0, 0, coordinator_message::Body::Keep(v1::Keep { digest: rest.held[0].1.0 }));
+    exit.engine.load(parameters, momentum);
+    let bench = Bench::with(exit.engine, exit.states.clone());
+    bench.control(0, 0, coordinator_message::Body::Keep(v1::Keep { digest: exit.states[0].1.0 }));
     assert!(bench.end().is_some_and(|why| why.contains("damaged")));
 }
 
 #[test]
-fn trust_1_a_coordinator_that_breaks_the_rules_is_left_with_a_reason() {
+fn trust_1_a_worker_leaves_a_coordinator_that_breaks_the_rules_and_says_why() {
     type Hostile = (fn(&mut Bench), &'static str);
-    let hostile: [Hostile; 5] = [
+    let hostile: [Hostile; 6] = [
         (
             |b| b.gradient(0, 0, gradient_down::Body::State(v1::State { elements: 5, digest: 0 })),
             "5 elements",
         ),
-        (|b| b.gradient(0, 0, gradient_down::Body::StateChunk(v1::StateChunk::default())), "no state"),
+        (|b| b.gradient(0, 0, gradient_down::Body::StateChunk(v1::StateChunk::default())), "announced"),
+        (
+            |b| {
+                let unreadable = Microbatch::new([(1, Vec::new().into())]).to_message(1, false);
+                b.control(1, 1, coordinator_message::Body::Leaf(unreadable));
+            },
+            "no bytes",
+        ),
         (
             |b| {
                 b.control(

@@ -1,4 +1,4 @@
-//! What a client shows a coordinator: a token, a certificate, and which ones it believes.
+//! The options of a client: the token and certificate that it presents, and the certificates that it trusts.
 
 use std::path::PathBuf;
 
@@ -9,20 +9,20 @@ use tonic::service::Interceptor;
 use tonic::transport::{Certificate, ClientTlsConfig, Identity};
 use tonic::{Request, Status};
 
-use super::pem;
-use super::token::Token;
+use crate::pem;
+use crate::token::Token;
 
-/// The variable that a token may be in.
+/// The environment variable that may hold the token.
 pub const TOKEN: &str = "TALLY_TOKEN";
 
-/// Options of everyone who connects to a coordinator.
+/// Options of every client of a coordinator.
 #[derive(Clone, Debug, Default, Args)]
 pub struct ClientAccess {
-    /// Speak TLS, and believe a coordinator whose certificate these sign or are (PEM)
+    /// Use TLS, and trust a coordinator whose certificate is one of these or is signed by one of them (PEM)
     #[arg(long, value_name = "FILE", help_heading = "Security")]
     pub tls_ca: Option<PathBuf>,
 
-    /// This side's certificate, where the coordinator asks for one (PEM)
+    /// This client's certificate, where the coordinator asks for one (PEM)
     #[arg(long, value_name = "FILE", requires_all = ["tls_ca", "tls_key"], help_heading = "Security")]
     pub tls_cert: Option<PathBuf>,
 
@@ -40,10 +40,10 @@ pub struct ClientAccess {
 }
 
 impl ClientAccess {
-    /// How TLS is to be spoken with `host`, if it is.
+    /// The TLS configuration for `host`, if TLS is used.
     ///
     /// # Errors
-    /// If a file can't be read or is not what it should be.
+    /// If a file cannot be read, or holds no certificate or key.
     pub fn tls(&self, host: &str) -> anyhow::Result<Option<ClientTlsConfig>> {
         let Some(path) = &self.tls_ca else { return Ok(None) };
         let ca = pem::read(path)?;
@@ -52,7 +52,7 @@ impl ClientAccess {
         let host = host.trim_start_matches('[').trim_end_matches(']');
         let name = self.tls_server_name.as_deref().unwrap_or(host);
         if rustls_pki_types::ServerName::try_from(name).is_err() {
-            bail!("{name} is no name that a certificate can have; give one with --tls-server-name");
+            bail!("{name} is not a name that a certificate can have; give one with --tls-server-name");
         }
         let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(ca)).domain_name(name);
         if let (Some(cert_path), Some(key_path)) = (&self.tls_cert, &self.tls_key) {
@@ -64,10 +64,10 @@ impl ClientAccess {
         Ok(Some(tls))
     }
 
-    /// What is sent with every call. Read anew for every connection, so that a token can change.
+    /// The credentials of every call. They are read for every connection, so that a changed token is used.
     ///
     /// # Errors
-    /// If there is a token that is none.
+    /// If the token cannot be read or used.
     pub fn bearer(&self) -> anyhow::Result<Bearer> {
         let Some(token) = Token::find(self.token_file.as_deref(), TOKEN)? else { return Ok(Bearer(None)) };
         let mut value: MetadataValue<Ascii> = token.bearer().parse().context("the token cannot be sent")?;
@@ -75,7 +75,7 @@ impl ClientAccess {
         Ok(Bearer(Some(value)))
     }
 
-    /// Whether a token would cross a network in the clear.
+    /// Whether the token would cross a network unencrypted.
     #[must_use]
     pub fn exposes_token(&self, host: &str, bearer: &Bearer) -> bool {
         let host = host.trim_start_matches('[').trim_end_matches(']');
@@ -89,7 +89,7 @@ impl ClientAccess {
 #[derive(Clone, Default)]
 pub struct Bearer(Option<MetadataValue<Ascii>>);
 
-/// Never the token.
+/// The token itself is never printed.
 impl std::fmt::Debug for Bearer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(if self.0.is_some() { "Bearer(…)" } else { "Bearer(none)" })
@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_in_the_clear_is_noticed_where_it_leaves_the_machine() {
+    fn an_unencrypted_token_is_noticed_where_it_leaves_the_machine() {
         let plain = ClientAccess::default();
         let shown = Bearer(Some("Bearer 0123456789abcdef".parse().unwrap()));
         for (host, exposed) in
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_not_what_it_should_be_is_named() {
+    fn a_file_without_a_sound_certificate_is_named() {
         let root = tempfile::tempdir().unwrap();
         let file = root.path().join("ca.pem");
         let access = ClientAccess { tls_ca: Some(file.clone()), ..ClientAccess::default() };
@@ -139,6 +139,6 @@ mod tests {
         assert!(error(None).contains("cannot read"));
         assert!(error(Some("nothing")).contains("holds no certificate"));
         let broken = error(Some("-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n"));
-        assert!(broken.contains("no sound PEM file") && broken.contains("ca.pem"), "{broken}");
+        assert!(broken.contains("not a sound PEM file") && broken.contains("ca.pem"), "{broken}");
     }
 }

@@ -2,16 +2,14 @@
 
 use std::time::Duration;
 
-use hyper_util::rt::TokioIo;
 use tally_proto::v1::cluster_client::ClusterClient;
 use thiserror::Error;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 
-use super::link::Link;
-use crate::access::client::{Bearer, ClientAccess};
+use crate::client::{Bearer, ClientAccess};
 
-/// A way to a coordinator, on which every call shows the token.
+/// A connection to a coordinator. Every call on it carries the token.
 pub type Connection = InterceptedService<Channel, Bearer>;
 /// A client of a coordinator.
 pub type Client = ClusterClient<Connection>;
@@ -19,7 +17,7 @@ pub type Client = ClusterClient<Connection>;
 /// Why there is no connection.
 #[derive(Debug, Error)]
 pub enum ConnectError {
-    /// The address is none.
+    /// The address is not `HOST:PORT`.
     #[error("--connect {address}: {reason}; give HOST:PORT, such as 10.0.0.7:50051")]
     Address {
         /// What was given.
@@ -27,10 +25,10 @@ pub enum ConnectError {
         /// What is wrong with it.
         reason: String,
     },
-    /// What was given to be shown, or to be believed, is not what it should be.
+    /// A certificate, a key or the token cannot be used.
     #[error("{0:#}")]
     Access(anyhow::Error),
-    /// Nobody answers there, or not as one that is believed.
+    /// Nothing answers there, or its certificate is not trusted.
     #[error("{0}")]
     Unreachable(String),
 }
@@ -38,7 +36,7 @@ pub enum ConnectError {
 /// The host of `HOST:PORT`.
 ///
 /// # Errors
-/// [`ConnectError::Address`] if it is no address.
+/// [`ConnectError::Address`] if it is not an address.
 pub fn host(address: &str) -> Result<&str, ConnectError> {
     let parts =
         address.rsplit_once(':').filter(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
@@ -51,10 +49,10 @@ pub fn host(address: &str) -> Result<&str, ConnectError> {
     }
 }
 
-/// How to reach `HOST:PORT`.
+/// The endpoint of `HOST:PORT`, with TLS as `access` says.
 ///
 /// # Errors
-/// [`ConnectError`] if it is no address, or if a certificate's file is none.
+/// [`ConnectError`] if it is not an address, or if a certificate cannot be read.
 pub fn endpoint(address: &str, access: &ClientAccess) -> Result<Endpoint, ConnectError> {
     let host = host(address)?;
     let wrong =
@@ -78,10 +76,10 @@ pub fn endpoint(address: &str, access: &ClientAccess) -> Result<Endpoint, Connec
         .keep_alive_while_idle(true))
 }
 
-/// Connects. Certificates and token are read anew each time, so that they can be renewed.
+/// Connects. Certificates and token are read each time, so that renewed ones are used.
 ///
 /// # Errors
-/// [`ConnectError`] in words.
+/// [`ConnectError`] says why there is no connection.
 pub async fn connect(address: &str, access: &ClientAccess) -> Result<Connection, ConnectError> {
     let endpoint = endpoint(address, access)?;
     let bearer = access.bearer().map_err(ConnectError::Access)?;
@@ -89,24 +87,9 @@ pub async fn connect(address: &str, access: &ClientAccess) -> Result<Connection,
     Ok(InterceptedService::new(channel, bearer))
 }
 
-/// The way to a coordinator in the same process: without a socket, so that nobody else is on it.
-///
-/// # Errors
-/// [`ConnectError::Unreachable`] if the coordinator is gone.
-pub async fn within(link: std::sync::Arc<dyn Link>) -> Result<Connection, ConnectError> {
-    let endpoint = endpoint("local:1", &ClientAccess::default())?;
-    let dial = move |_| {
-        let link = link.clone();
-        async move { link.dial().map(TokioIo::new) }
-    };
-    let channel = endpoint.connect_with_connector(tower::service_fn(dial)).await;
-    let channel = channel.map_err(|error| unreachable(&error, &ClientAccess::default()))?;
-    Ok(InterceptedService::new(channel, Bearer::default()))
-}
-
-/// Tonic says "transport error"; what happened is the last cause. Where both ends may have been
-/// started differently, say so.
-fn unreachable(error: &tonic::transport::Error, access: &ClientAccess) -> ConnectError {
+/// A connection error in words. Tonic's own text is "transport error"; the last cause says what happened. A hint
+/// follows where the options of the two sides do not fit together.
+pub(crate) fn unreachable(error: &tonic::transport::Error, access: &ClientAccess) -> ConnectError {
     let mut cause: &dyn std::error::Error = error;
     while let Some(next) = cause.source() {
         cause = next;

@@ -6,33 +6,33 @@ use rustls_pki_types::pem::{Error as PemError, PemObject as _};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use thiserror::Error;
 
-/// Why a file is not what TLS needs.
+/// Why TLS cannot use a file.
 #[derive(Debug, Error)]
 pub enum PemFileError {
-    /// It can't be read.
+    /// The file cannot be read.
     #[error("cannot read {}: {source}", path.display())]
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// It holds nothing of the kind.
+    /// The file holds no certificate or no key.
     #[error("{} holds no {what} in PEM (-----BEGIN …-----); {remedy}", path.display())]
     Nothing {
         /// The file.
         path: PathBuf,
-        /// What was looked for.
+        /// What was expected: a certificate or a key.
         what: &'static str,
-        /// What to do.
+        /// What the user can do.
         remedy: &'static str,
     },
-    /// It is damaged.
-    #[error("{} is no sound PEM file: {reason}", path.display())]
+    /// The file is damaged.
+    #[error("{} is not a sound PEM file: {reason}", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// What is wrong with it.
         reason: String,
     },
 }

@@ -1,8 +1,7 @@
 //! The shared secrets of a cluster.
 //!
-//! A token is compared in constant time, whatever its length, and no way of printing one
-//! shows it. It is read without the white space around it, since editors and `echo` add a
-//! newline.
+//! A token is compared in constant time, whatever its length, and neither `Debug` nor an error
+//! prints it. White space around it is dropped, since editors and `echo` add a newline.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -16,18 +15,18 @@ pub const SHORTEST: usize = 16;
 /// The most, so that it fits the headers of any HTTP server and proxy.
 pub const LONGEST: usize = 1024;
 
-/// Why something is no token.
+/// Why a text is not a token.
 #[derive(Debug, Error)]
 pub enum TokenError {
-    /// The file can't be read.
+    /// The file cannot be read.
     #[error("cannot read the token file {}: {source}", path.display())]
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// It is empty, or too short to be a secret.
+    /// The text is empty, or too short to be a secret.
     #[error(
         "the token in {place} has {length} characters, and a secret has at least {SHORTEST}; make one with: openssl rand -hex 32"
     )]
@@ -37,29 +36,29 @@ pub enum TokenError {
         /// Its length.
         length: usize,
     },
-    /// No secret is that long.
+    /// The text is longer than any secret.
     #[error("the token in {0} has more than {LONGEST} characters; is that the right file?")]
     Long(String),
-    /// It cannot be sent in a header.
+    /// The text cannot be sent in a header.
     #[error(
         "the token in {0} has characters other than visible ASCII ones; make one with: openssl rand -hex 32"
     )]
     Characters(String),
 }
 
-/// A secret that whoever shows it has been given.
+/// A secret; a client that presents it is taken for authorised.
 #[derive(Clone)]
 pub struct Token {
     secret: String,
-    /// What is compared: both sides of a comparison have one length, so that it tells nothing.
+    /// Tokens are compared by their digests: these have one length, so that the time reveals nothing.
     digest: [u8; 32],
 }
 
 impl Token {
-    /// A token from the text of `place`, which errors name.
+    /// A token from `text`; errors name `place`, where it was found.
     ///
     /// # Errors
-    /// [`TokenError`] if it is too short, too long, or can't be sent.
+    /// [`TokenError`] if it is too short, too long, or cannot be sent.
     pub fn new(text: &str, place: &str) -> Result<Self, TokenError> {
         let secret = text.trim();
         if secret.len() < SHORTEST {
@@ -74,10 +73,10 @@ impl Token {
         Ok(Self { secret: secret.into(), digest: digest(secret.as_bytes()) })
     }
 
-    /// Reads a file's.
+    /// The token in a file.
     ///
     /// # Errors
-    /// [`TokenError`] if it can't be read or holds none.
+    /// [`TokenError`] if it cannot be read or holds none.
     pub fn read(path: &Path) -> Result<Self, TokenError> {
         let text = std::fs::read(path).map_err(|source| TokenError::Read { path: path.into(), source })?;
         let place = path.display().to_string();
@@ -85,10 +84,10 @@ impl Token {
         Self::new(text, &place)
     }
 
-    /// The file's if one is named, else the environment's, if there is one.
+    /// The token in `file` if it is given, else the one in the environment variable, if that is set.
     ///
     /// # Errors
-    /// [`TokenError`] if what there is is no token.
+    /// [`TokenError`] if there is a text that is not a token.
     pub fn find(file: Option<&Path>, variable: &str) -> Result<Option<Self>, TokenError> {
         match (file, std::env::var_os(variable)) {
             (Some(path), _) => Self::read(path).map(Some),
@@ -100,13 +99,13 @@ impl Token {
         }
     }
 
-    /// Whether this is what somebody has shown; takes as long for any that is not.
+    /// Whether `shown` is this token. The comparison takes as long for any other text.
     #[must_use]
     pub fn is(&self, shown: &[u8]) -> bool {
         self.digest.ct_eq(&digest(shown)).into()
     }
 
-    /// The header that shows it: `authorization: Bearer …`.
+    /// The value of the `authorization` header: `Bearer …`.
     #[must_use]
     pub fn bearer(&self) -> String {
         format!("Bearer {}", self.secret)
@@ -119,7 +118,7 @@ impl PartialEq for Token {
     }
 }
 
-/// Never the secret.
+/// The secret itself is never printed.
 impl fmt::Debug for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Token(…)")
@@ -154,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_secret_is_refused_with_its_place() {
+    fn a_text_that_is_not_a_secret_is_refused_with_its_place() {
         for text in [
             "",
             " \n",

@@ -1,0 +1,13 @@
+//! How to reach a coordinator, for workers and for tools such as `coordinator status`.
+//!
+//! [`connect`] opens a connection over the network; [`local`] opens one to a coordinator in the same process.
+//! [`client`] holds the options that every client of a coordinator has: a token and TLS. [`token`] and [`mod@pem`]
+//! read secrets and certificates; the coordinator reads its own with them too (**TRUST-1**).
+
+#![forbid(unsafe_code)]
+
+pub mod client;
+pub mod connect;
+pub mod local;
+pub mod pem;
+pub mod token;

@@ -1,0 +1,63 @@
+//! How a session ends, and what a worker keeps for the next one.
+
+use tally_numerics::digest::Digest;
+use tally_proto::v1::coordinator_message;
+use tonic::{Code, Status};
+
+use crate::engine::Engine;
+
+/// How a session ended.
+#[derive(Debug)]
+pub enum SessionEnd {
+    /// The run is over.
+    Finished(String),
+    /// The coordinator will never take this worker.
+    Refused(String),
+    /// This worker can never compute.
+    Failed(String),
+    /// The connection or the coordinator is gone, or the coordinator sent this worker away. The worker tries again.
+    Lost(String),
+    /// The user asked this worker to leave.
+    Left,
+}
+
+impl SessionEnd {
+    /// The end of a session whose stream broke with this status.
+    #[must_use]
+    pub fn of_status(status: &Status) -> Self {
+        match status.code() {
+            Code::FailedPrecondition
+            | Code::InvalidArgument
+            | Code::Unimplemented
+            | Code::Unauthenticated
+            | Code::PermissionDenied => Self::Refused(status.message().into()),
+            _ => Self::Lost(status.message().into()),
+        }
+    }
+
+    /// The end of the session, if this message ends it.
+    #[must_use]
+    pub fn of_message(body: &coordinator_message::Body) -> Option<Self> {
+        match body {
+            coordinator_message::Body::Finished(f) => Some(Self::Finished(f.reason.clone())),
+            coordinator_message::Body::Refused(r) => Some(Self::Refused(r.reason.clone())),
+            coordinator_message::Body::Evicted(e) => {
+                Some(Self::Lost(format!("it sent this worker away: {}", e.reason)))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// The engine of the last session, which the next session uses if it fits (**RESUME-1**).
+#[derive(Default)]
+pub struct RetainedWorker {
+    /// The program's arguments that the engine was built for.
+    pub arguments: Option<String>,
+    /// The engine.
+    pub engine: Option<Box<dyn Engine>>,
+    /// The run of the last session, and the newest incarnation of its coordinator.
+    pub run: Option<(u64, u64)>,
+    /// Steps of that run whose state the engine still has, newest first, with their digests.
+    pub states: Vec<(u64, Digest)>,
+}

@@ -1,0 +1,246 @@
+//! One session: it moves messages between the network and the compute thread.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::time::Instant;
+
+use tally_proto::convert;
+use tally_proto::span::Clock;
+use tally_proto::v1::{
+    self, CoordinatorMessage, Stamp, WorkerMessage, coordinator_message, gradient_up, worker_message,
+};
+use tally_transport::connect::Connection;
+use tally_transport::local::{self, Down};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio_stream::StreamExt as _;
+use tonic::Streaming;
+
+use super::compute::{Compute, ComputeExit, GradientTransport, Input};
+use super::end::{RetainedWorker, SessionEnd};
+use super::handshake::{self, Admitted, next};
+use super::options::SessionOptions;
+use super::sender::{self, SendCommand};
+use super::slots::SlotPool;
+use super::timeline::Timeline;
+use crate::program::WorkerProgram;
+
+/// Messages of each stream that may wait for the compute thread; then the network waits.
+/// A chunk is 1 MiB, so this bounds the memory that a fast coordinator can make a worker use.
+const MAX_QUEUED: usize = 256;
+/// Chunks between the sender and the connection.
+const UP_CHANNEL: usize = 2;
+
+/// Takes part in a run until something ends the session. `welcomed` becomes true once the coordinator has
+/// let this worker in.
+pub async fn run(
+    options: &SessionOptions,
+    program: &Arc<dyn WorkerProgram>,
+    connection: Connection,
+    retained: &mut RetainedWorker,
+    welcomed: &mut bool,
+    leave: Pin<&mut impl Future<Output = ()>>,
+) -> SessionEnd {
+    match take_part(options, program, connection, retained, welcomed, leave).await {
+        Ok(end) | Err(end) => end,
+    }
+}
+
+async fn take_part(
+    options: &SessionOptions,
+    program: &Arc<dyn WorkerProgram>,
+    connection: Connection,
+    retained: &mut RetainedWorker,
+    welcomed: &mut bool,
+    mut leave: Pin<&mut impl Future<Output = ()>>,
+) -> Result<SessionEnd, SessionEnd> {
+    let admitted = tokio::select! {
+        admitted = handshake::admit(options, program, connection, retained) => admitted?,
+        () = leave.as_mut() => return Ok(SessionEnd::Left),
+    };
+    let Admitted { mut client, control, mut incoming, stamp, welcome, dtype, memory } = admitted;
+    let Some(engine) = retained.engine.take() else {
+        return Err(SessionEnd::Failed("there is no engine".into()));
+    };
+    let same_run = retained.run.is_some_and(|(run, _)| run == stamp.run);
+    let states = std::mem::take(&mut retained.states);
+    let states = if same_run { states } else { Vec::new() };
+    retained.run = Some((stamp.run, stamp.incarnation));
+    *welcomed = true;
+    let spare = if welcome.spare { ", as a spare until there is work" } else { "" };
+    let shared = if memory.is_some() { ", gradients through shared memory" } else { "" };
+    options.report(&format!(
+        "joined {}: {} on {}{shared}{spare}",
+        options.connect,
+        welcome.program,
+        engine.device_name()
+    ));
+
+    let (up, up_stream) = mpsc::channel(UP_CHANNEL);
+    let open = v1::Open { shares_memory: memory.is_some() };
+    let open = v1::GradientUp { stamp: Some(stamp), body: Some(gradient_up::Body::Open(open)) };
+    let _ = up.try_send(open);
+    let mut down = match local::open_gradients(options.local.as_deref(), &mut client, up_stream).await {
+        Ok(down) => down,
+        Err(status) => {
+            (retained.engine, retained.states) = (Some(engine), states);
+            return Err(SessionEnd::of_status(&status));
+        }
+    };
+    let offer = convert::offer(engine.manifest(), engine.device_name(), engine.numerics_class());
+    let _ =
+        control.send(WorkerMessage { stamp: Some(stamp), body: Some(worker_message::Body::Offer(offer)) });
+
+    let (commands, queue) = mpsc::unbounded_channel();
+    let (chunks, elements) = (tally_numerics::chunks(engine.manifest().len()), engine.manifest().len());
+    tracing::debug!(elements, chunks, "session {}", stamp.session);
+    let (sums, slots) = memory.map(|memory| (memory.down, Arc::new(SlotPool::new(memory.up)))).unzip();
+    let clock = Clock::start();
+    let timeline = if welcome.spans { Timeline::new(clock) } else { Timeline::default() };
+    tokio::spawn(sender::run(stamp, chunks, queue, up, slots.clone(), timeline.sends()));
+    let (inputs, inbox) = std::sync::mpsc::channel();
+    let (done, mut computed) = oneshot::channel();
+    let compute =
+        Compute::new(engine, states, welcome.microbatches, stamp, control.clone(), commands.clone())
+            .with_transport(GradientTransport { dtype, sums, slots })
+            .with_timeline(timeline);
+    let thread = std::thread::Builder::new().name("compute".into()).spawn(move || {
+        let _ = done.send(compute.run(&inbox));
+    });
+    if let Err(error) = thread {
+        return Err(SessionEnd::Failed(format!("no thread to compute with: {error}")));
+    }
+
+    let mut early = None;
+    let end = tokio::select! {
+        // The thread ends before it is asked to only by a panic.
+        result = &mut computed => {
+            early = Some(result);
+            SessionEnd::Failed(String::new())
+        }
+        end = forward_control(&mut incoming, stamp, inputs.clone(), &control, clock) => end,
+        end = forward_gradients(&mut down, stamp, inputs.clone(), &commands) => end,
+        () = leave.as_mut() => {
+            let bye = worker_message::Body::Leave(v1::Leave {});
+            let _ = control.send(WorkerMessage { stamp: Some(stamp), body: Some(bye) });
+            // The coordinator answers by ending the stream; this worker leaves whether it does or not.
+            let _ = tokio::time::timeout(std::time::Duration::from_secs(1), async {
+                while next(&mut incoming).await.is_ok() {}
+            }).await;
+            SessionEnd::Left
+        }
+    };
+    // The gradient stream may break a moment before the message that says why.
+    let end = match end {
+        SessionEnd::Lost(reason) => reason_of_loss(&mut incoming, reason).await,
+        other => other,
+    };
+    let _ = inputs.send(Input::End);
+    drop(inputs);
+    let result = match early {
+        Some(result) => result,
+        None => computed.await,
+    };
+    match result {
+        Ok(ComputeExit { failed: Some(what), .. }) => return Ok(SessionEnd::Failed(what)),
+        Ok(ComputeExit { engine, states, .. }) => {
+            (retained.engine, retained.states) = (Some(engine), states);
+        }
+        Err(_) => return Ok(SessionEnd::Failed("the compute thread panicked; please report this".into())),
+    }
+    Ok(end)
+}
+
+/// When one stream breaks, the other one often brings the message that says why.
+async fn reason_of_loss(incoming: &mut Streaming<CoordinatorMessage>, reason: String) -> SessionEnd {
+    let end = async {
+        loop {
+            match next(incoming).await {
+                Ok(message) => {
+                    if let Some(end) = message.body.as_ref().and_then(SessionEnd::of_message) {
+                        return Some(end);
+                    }
+                }
+                Err(_) => return None,
+            }
+        }
+    };
+    let end = tokio::time::timeout(std::time::Duration::from_millis(200), end).await;
+    end.ok().flatten().unwrap_or(SessionEnd::Lost(reason))
+}
+
+/// The stamp of a message, if the message belongs to this session.
+fn check(stamp: Option<Stamp>, ours: Stamp) -> Result<Stamp, SessionEnd> {
+    stamp
+        .filter(|s| (s.run, s.incarnation, s.session) == (ours.run, ours.incarnation, ours.session))
+        .ok_or_else(|| SessionEnd::Lost("it sent a message of another run, incarnation or session".into()))
+}
+
+async fn forward_control(
+    incoming: &mut Streaming<CoordinatorMessage>,
+    ours: Stamp,
+    inputs: Sender<Input>,
+    control: &mpsc::UnboundedSender<WorkerMessage>,
+    clock: Clock,
+) -> SessionEnd {
+    let room = Arc::new(Semaphore::new(MAX_QUEUED));
+    loop {
+        let message = match next(incoming).await {
+            Ok(message) => message,
+            Err(end) => return end,
+        };
+        let received = Instant::now();
+        let stamp = match check(message.stamp, ours) {
+            Ok(stamp) => stamp,
+            Err(end) => return end,
+        };
+        let Some(body) = message.body else { return SessionEnd::Lost("it sent an empty message".into()) };
+        if let Some(end) = SessionEnd::of_message(&body) {
+            return end;
+        }
+        // The answer leaves from here, so that it waits for nothing else.
+        if let coordinator_message::Body::Clock(v1::ClockQuestion { number }) = body {
+            let (received, sent) = (clock.at(received), clock.at(Instant::now()));
+            let answer = worker_message::Body::Clock(v1::ClockAnswer { number, received, sent });
+            let _ = control.send(WorkerMessage { stamp: Some(stamp), body: Some(answer) });
+            continue;
+        }
+        let Ok(permit) = room.clone().acquire_owned().await else {
+            return SessionEnd::Lost("closing".into());
+        };
+        if inputs.send(Input::Control(stamp, body, permit)).is_err() {
+            return SessionEnd::Lost("the engine failed".into());
+        }
+    }
+}
+
+async fn forward_gradients(
+    down: &mut Down,
+    ours: Stamp,
+    inputs: Sender<Input>,
+    commands: &mpsc::UnboundedSender<SendCommand>,
+) -> SessionEnd {
+    let room = Arc::new(Semaphore::new(MAX_QUEUED));
+    loop {
+        let message = match down.next().await {
+            Some(Ok(message)) => message,
+            None => return SessionEnd::Lost("it closed the connection".into()),
+            Some(Err(status)) => return SessionEnd::of_status(&status),
+        };
+        let stamp = match check(message.stamp, ours) {
+            Ok(stamp) => stamp,
+            Err(end) => return end,
+        };
+        let Some(body) = message.body else { return SessionEnd::Lost("it sent an empty message".into()) };
+        if let v1::gradient_down::Body::Reduced(reduced) = &body {
+            let _ = commands.send(SendCommand::Reduced { attempt: stamp.attempt, index: reduced.index });
+        }
+        let Ok(permit) = room.clone().acquire_owned().await else {
+            return SessionEnd::Lost("closing".into());
+        };
+        if inputs.send(Input::Gradient(stamp, body, permit)).is_err() {
+            return SessionEnd::Lost("the engine failed".into());
+        }
+    }
+}
