@@ -78,7 +78,7 @@ pub trait Program: WorkerProgram {
     ///
     /// # Errors
     /// If they cannot be made.
-    fn panels(&self, _checkpoints: PathBuf, _data: &Data) -> anyhow::Result<Panels> {
+    fn panels(&self, _checkpoints: PathBuf, _config: &RunConfig) -> anyhow::Result<Panels> {
         Ok(Panels::default())
     }
 }
