@@ -4,7 +4,7 @@
 use std::thread;
 
 use anyhow::Context as _;
-use tally_worker::engine::backend::BackendChoice;
+use tally_worker::device::BackendChoice;
 use tally_worker::session::{self, WorkerOptions};
 
 /// Works until the run is over.
