@@ -120,7 +120,7 @@ impl Options {
     #[must_use]
     pub fn kernels(&self) -> &'static str {
         match self.backend {
-            BackendChoice::CudaBurn | BackendChoice::Rehearsal => "burn",
+            BackendChoice::CudaBurn | BackendChoice::CpuAsGpu => "burn",
             _ => "tally",
         }
     }
