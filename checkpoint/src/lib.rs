@@ -37,7 +37,7 @@ mod tensors;
 mod weights;
 
 pub use error::{CheckpointError, remedy};
-pub use meta::{Meta, VERSION};
+pub use meta::{Meta, ProgramConfig, VERSION};
 pub use store::{Checkpoint, LINKS, Newest, clean, directory, link, list, newest_whole, prune, read, write};
 pub use weights::{Weights, read_weights, read_weights_from};
 

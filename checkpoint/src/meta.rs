@@ -18,6 +18,17 @@ pub const VERSION: u32 = 1;
 /// tensors takes.
 pub(crate) const MAX_MANIFEST: u64 = 64 << 20;
 
+/// What is trained: a program, with its arguments.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProgramConfig {
+    /// The program's name, which coordinator and workers must share: `mnist`.
+    pub name: String,
+    /// Which of its models, for people: `reference`.
+    pub variant: String,
+    /// Its arguments, as it reads them.
+    pub arguments: serde_json::Value,
+}
+
 /// What a checkpoint says of itself, beside its tensors.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Meta {
@@ -25,10 +36,8 @@ pub struct Meta {
     pub version: u32,
     /// The run's name.
     pub run: String,
-    /// The network's name.
-    pub model: String,
-    /// The label loss's name.
-    pub label_loss: String,
+    /// What was trained.
+    pub program: ProgramConfig,
     /// The last committed step that the tensors contain, from 1; 0 before the first.
     pub step: u64,
     /// The epoch of that step, from 1, begun and perhaps completed; 0 before the first.
@@ -126,8 +135,11 @@ pub(crate) mod tests {
         Meta {
             version: VERSION,
             run: "a \"run\"\nof two lines".into(),
-            model: "number-sum-difference".into(),
-            label_loss: "cross-entropy".into(),
+            program: ProgramConfig {
+                name: "mnist".into(),
+                variant: "a \"model\"".into(),
+                arguments: serde_json::json!({ "third": 1.0 / 3.0 }),
+            },
             step: u64::MAX - 1,
             epoch: 3,
             digest: Digest(0xfedc_ba98_7654_3210),

@@ -1,26 +1,12 @@
-//! The coordinator: deals samples to workers, sums their gradients, keeps the referee copy.
+//! The coordinator: deals samples to workers, sums their gradients, keeps the master copy of the state.
 //!
-//! [`core`] decides and knows no I/O; [`shell`] performs what it decides; [`run`] is a run
-//! on disk; [`view`] is what it shows of itself; [`cli`], [`console`], [`metrics`] and [`http`] are where
-//! people and machines see it; [`pictures`] draws the data.
-//! [`launch`] puts them together; [`local`] adds workers in the same process.
+//! tally-core decides and knows no I/O; [`server`] performs what it decides; [`access`] says who may do what;
+//! [`observer`] is how a run is shown. This library depends on nothing of the worker, and on no program.
 
 #![forbid(unsafe_code)]
 
 pub mod access;
-pub mod cli;
-pub mod console;
-pub mod core;
-pub mod http;
-pub mod launch;
-pub mod local;
-pub mod metrics;
-pub mod pictures;
-pub mod plan;
-pub mod predictions;
-pub mod report;
-pub mod run;
-pub mod shell;
-pub mod tensorboard;
+pub mod dataset;
+pub mod observer;
+pub mod server;
 pub mod timeline;
-pub mod view;

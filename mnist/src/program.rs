@@ -1,6 +1,8 @@
 //! The program as the cluster knows it: its name, its arguments, its losses and metrics.
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tally_checkpoint::ProgramConfig;
 use tally_worker::device::DeviceOptions;
 use tally_worker::engine::{Engine, EngineError};
 use tally_worker::program::WorkerProgram;
@@ -32,10 +34,23 @@ impl Arguments {
             .map_err(|error| EngineError::Arguments(format!("the arguments {text} of {NAME}: {error}")))
     }
 
-    /// The arguments as they are sent to workers.
+    /// Reads arguments as a run's configuration and a checkpoint have them.
+    ///
+    /// # Errors
+    /// As [`from_json`](Self::from_json).
+    pub fn from_value(value: &Value) -> Result<Self, EngineError> {
+        Self::from_json(&value.to_string())
+    }
+
+    /// The program with these arguments, as a run's configuration and a checkpoint have it.
     #[must_use]
-    pub fn to_json(&self) -> serde_json::Value {
-        serde_json::json!({ "model": self.model, "label_loss": self.label_loss })
+    pub fn config(&self) -> ProgramConfig {
+        let Self { model, label_loss } = self;
+        ProgramConfig {
+            name: NAME.into(),
+            variant: model.to_string(),
+            arguments: json!({ "model": model, "label_loss": label_loss }),
+        }
     }
 
     /// An engine for these arguments.
@@ -82,7 +97,9 @@ mod tests {
         let text = r#"{"model":"synthetic:parameters=9","label_loss":"softmax-nll"}"#;
         let arguments = Arguments::from_json(text).unwrap();
         assert_eq!(arguments.label_loss, LabelLoss::SoftmaxNll);
-        assert_eq!(Arguments::from_json(&arguments.to_json().to_string()).unwrap(), arguments);
+        let config = arguments.config();
+        assert_eq!(Arguments::from_value(&config.arguments).unwrap(), arguments);
+        assert_eq!((&config.name[..], &config.variant[..20]), (NAME, "synthetic:parameters"));
         let engine = MnistProgram.engine(text, &DeviceOptions::default()).unwrap();
         assert_eq!(engine.manifest().len(), 9);
     }

@@ -164,6 +164,13 @@ impl Schema {
         })
     }
 
+    /// The metric that picks the best checkpoint; `None` where the loss does.
+    #[must_use]
+    pub fn best(&self) -> Option<&MetricSpec> {
+        let best = self.best.as_ref()?;
+        self.metrics.iter().find(|metric| metric.name == *best)
+    }
+
     /// How many numbers the sums of a test microbatch have: the losses', then the metrics'.
     #[must_use]
     pub fn width(&self) -> usize {
@@ -224,15 +231,23 @@ impl Schema {
     /// A test pass in one line: `loss 0.0454, digit 98.74%, sum 96.72%`.
     #[must_use]
     pub fn summary(&self, evaluation: &Evaluation) -> String {
-        let ratios = self.ratios().map(|(m, _)| format!(", {} {:.2}%", m.label, 100.0 * evaluation.ratio(&m.name)));
-        format!("loss {:.4}{}", evaluation.total_loss(), ratios.collect::<String>())
+        self.describe(&evaluation.numbers())
+    }
+
+    /// A test pass in one line, as [`summary`](Self::summary), from its [`numbers`](Evaluation::numbers).
+    #[must_use]
+    pub fn describe(&self, numbers: &Named) -> String {
+        let number = |name: &str| numbers.get(name).copied().unwrap_or(0.0);
+        let ratios = self.ratios().map(|(m, _)| format!(", {} {:.2}%", m.label, 100.0 * number(&m.name)));
+        format!("loss {:.4}{}", number("loss"), ratios.collect::<String>())
     }
 }
 
 fn check_names<'a>(names: impl Iterator<Item = &'a String>) -> Result<(), BadSchema> {
     let mut seen = std::collections::BTreeSet::from(["total".to_owned()]);
     for name in names {
-        let sound = |(at, c): (usize, char)| c.is_ascii_lowercase() || at > 0 && (c.is_ascii_digit() || c == '_');
+        let sound =
+            |(at, c): (usize, char)| c.is_ascii_lowercase() || at > 0 && (c.is_ascii_digit() || c == '_');
         if name.is_empty() || name.len() > 64 || !name.chars().enumerate().all(sound) {
             return Err(BadSchema::Name(name.clone()));
         }
@@ -320,13 +335,18 @@ impl Evaluation {
         }
     }
 
+    /// The metrics that are one number.
+    pub fn ratios(&self) -> impl Iterator<Item = (&str, f64)> {
+        self.metrics.iter().filter_map(|(name, value)| match value {
+            MetricValue::Ratio(ratio) => Some((name.as_str(), *ratio)),
+            _ => None,
+        })
+    }
+
     /// The mean loss as `loss`, and every metric that is one number.
     #[must_use]
     pub fn numbers(&self) -> Named {
-        let ratios = self.metrics.iter().filter_map(|(name, value)| match value {
-            MetricValue::Ratio(ratio) => Some((name.clone(), *ratio)),
-            _ => None,
-        });
+        let ratios = self.ratios().map(|(name, ratio)| (name.to_owned(), ratio));
         std::iter::once(("loss".to_owned(), self.total_loss())).chain(ratios).collect()
     }
 }

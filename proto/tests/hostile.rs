@@ -1,13 +1,16 @@
 //! **TRUST-1** for messages: whatever bytes come, and whatever well-formed messages say,
 //! they are refused or are what they must be; nothing panics.
 
+#![allow(clippy::unwrap_used)]
+
 use proptest::collection::vec;
 use proptest::prelude::*;
 use prost::Message;
-use tally_proto::convert::{self, LeafAnswers};
+use tally_numerics::schema::{LossSpec, MetricKind, MetricSpec, Schema};
+use tally_proto::convert::{self, Microbatch};
 use tally_proto::span::{self, SpanKind};
 use tally_proto::v1::{self, CoordinatorMessage, GradientDown, GradientUp, WorkerMessage};
-use tally_proto::{MAX_FROM_WORKER, MAX_LEAF_SAMPLES, floats};
+use tally_proto::{MAX_FROM_WORKER, MAX_MICROBATCH, floats};
 
 /// Decodes and encodes: what was understood is understood the same again.
 fn decode<M: Message + Default + PartialEq>(bytes: &[u8]) {
@@ -41,21 +44,8 @@ fn float() -> impl Strategy<Value = f64> {
     ]
 }
 
-fn losses() -> impl Strategy<Value = Option<v1::Losses>> {
-    let losses = (float(), float(), float()).prop_map(|(label, sum, difference)| v1::Losses {
-        label,
-        sum,
-        difference,
-    });
-    proptest::option::weighted(0.9, losses)
-}
-
 fn time() -> impl Strategy<Value = f64> {
     prop_oneof![float(), 0f64..5.0, (0u8..5).prop_map(f64::from)]
-}
-
-fn count() -> impl Strategy<Value = usize> {
-    prop_oneof![0usize..4, 0usize..40]
 }
 
 fn tensor() -> impl Strategy<Value = v1::Tensor> {
@@ -90,46 +80,32 @@ proptest! {
 
     #[test]
     fn trust_1_samples_fit_together_or_are_refused(
-        leaf: u32, test: bool, ids in vec(any::<u32>(), 0..4), images in 0usize..4, stray in 0usize..2,
-        numbers in vec(0u8..12, 0..4), labels in vec(0u8..12, 0..4),
+        leaf: u32, test: bool, ids in vec(any::<u32>(), 0..4), lengths in vec(prop_oneof![0u32..5, any::<u32>()], 0..4),
+        stray in 0usize..2,
     ) {
-        let message = v1::Leaf {
-            leaf, test, ids: ids.clone(), pixels: vec![9; 784 * images + stray].into(),
-            numbers: numbers.clone().into(), labels: labels.clone().into(),
-        };
-        let n = ids.len();
-        let good = images == n && stray == 0 && numbers.len() == n && labels.len() == n
-            && numbers.iter().chain(&labels).all(|&digit| digit < 10);
-        let read = convert::samples(message);
-        prop_assert_eq!(read.is_ok(), good);
-        if let Ok(samples) = read {
-            // What an engine computes with these cannot overflow.
-            for i in 0..n {
-                prop_assert!(samples.sum(i) <= 18 && samples.difference(i) <= 9);
-            }
+        let bytes = lengths.iter().map(|&length| length as usize % 64).sum::<usize>() + stray;
+        let message = v1::Leaf { leaf, test, ids: ids.clone(), items: vec![9; bytes].into(), lengths: lengths.clone() };
+        let whole = lengths.iter().map(|&length| length as usize).sum::<usize>();
+        let read = Microbatch::from_message(message);
+        prop_assert_eq!(read.is_ok(), ids.len() == lengths.len() && whole == bytes);
+        if let Ok(microbatch) = read {
+            prop_assert!(microbatch.items().map(|item| item.len() as u32).eq(lengths));
         }
     }
 
     #[test]
-    fn trust_1_answers_have_the_counts_asked_for(
-        digits in vec(0u8..12, 0..5), sums in count(), differences in count(), losses in losses(),
-        wanted in prop_oneof![0usize..5, Just(usize::MAX / 4)],
-    ) {
-        let answers = v1::Answers {
-            leaf: 0, losses, digits: digits.clone().into(),
-            sums: vec![1; sums].into(), differences: vec![2; differences].into(), spans: Vec::new(),
-        };
-        if let Ok(read) = LeafAnswers::from_message(&answers, wanted) {
-            prop_assert_eq!((read.digits.len(), read.sums.len(), read.differences.len()), (wanted, wanted, wanted));
-            prop_assert!(read.digits.iter().all(|&digit| digit < 10));
+    fn trust_1_losses_and_metrics_are_as_many_as_the_schema_has(sums in vec(float(), 0..6)) {
+        let loss = |name: &str| LossSpec { name: name.into(), label: name.into() };
+        let kind = MetricKind::Ratio { higher_is_better: true };
+        let metric = MetricSpec { name: "right".into(), label: "right".into(), kind };
+        let schema = Schema::new(vec![loss("a"), loss("b")], vec![metric], None).unwrap();
+        if let Ok(read) = convert::losses(sums.clone(), 2) {
+            // As many as there can be microbatches, and the sum is still a number.
+            prop_assert!(sums.len() == 2 && read.scaled(4096.0).is_finite());
         }
-    }
-
-    #[test]
-    fn trust_1_receipts_have_sound_losses(leaf: u32, samples: u32, losses in losses()) {
-        if let Ok((.., read)) = convert::receipt(&v1::Receipt { leaf, samples, losses }) {
-            // As many as there can be leaves, and the sum is still a number.
-            prop_assert!(read.is_finite() && read.scaled(4096.0).total().is_finite());
+        if let Ok(read) = convert::evaluated(sums, &schema) {
+            // Losses may be NaN, metrics may not.
+            prop_assert!(read.0.len() == 4 && read.0[2..].iter().all(|sum| sum.is_finite()));
         }
     }
 
@@ -166,9 +142,9 @@ proptest! {
 }
 
 #[test]
-fn trust_1_a_leaf_has_a_largest_size() {
-    let many = v1::Leaf { ids: vec![0; MAX_LEAF_SAMPLES + 1], ..v1::Leaf::default() };
-    assert!(matches!(convert::samples(many), Err(convert::BadMessage::LeafTooLarge(_))));
+fn trust_1_a_microbatch_has_a_largest_size() {
+    let many = v1::Leaf { ids: vec![0; MAX_MICROBATCH + 1], ..v1::Leaf::default() };
+    assert_eq!(Microbatch::from_message(many), Err(convert::BadMessage::TooManySamples(MAX_MICROBATCH + 1)));
 }
 
 /// An element of a list takes two bytes of a message, however large it is in memory.

@@ -64,7 +64,7 @@ test("the page fills: figures, curves, workers, events, the configuration", asyn
   await row("anna").getByText("working").waitFor();
   await row(HOSTILE).getByText("working").waitFor();
   await page.locator("#log").getByText("anna").first().waitFor();
-  assert.match(await shown("tile-accuracy"), /^[\d.]+\s%/);
+  assert.match(await shown("tile-metric"), /^[\d.]+\s%/);
   await page.locator("#about summary").click();
   assert.match(await shown("config"), /train limit\s+12800/);
 });

@@ -2,9 +2,10 @@
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { brief, count, duration, number, percent } from "../../coordinator/assets/format.js";
-import { arrange, marks, slowest, spanAt } from "../../coordinator/assets/lanes-model.js";
-import { LOG_LIMIT, merge, whole } from "../../coordinator/assets/state.js";
+import { chartsOf } from "../../monitor/assets/charts-model.js";
+import { brief, count, duration, number, percent, ratio } from "../../monitor/assets/format.js";
+import { arrange, marks, slowest, spanAt } from "../../monitor/assets/lanes-model.js";
+import { LOG_LIMIT, merge, whole } from "../../monitor/assets/state.js";
 
 const thin = (text) => text.replaceAll("\u202f", " ");
 
@@ -14,7 +15,7 @@ test("numbers read as people write them, and what is missing is a dash", () => {
   assert.equal(number(110.6, 3), "111");
   assert.equal(number(0.00000123, 3), "1.23e-6");
   assert.equal(thin(percent(0.98765, 2)), "98.77 %");
-  for (const show of [count, number, percent, duration, brief]) {
+  for (const show of [count, number, percent, ratio, duration, brief]) {
     for (const nothing of [null, undefined, NaN, Infinity]) assert.equal(show(nothing), "–");
   }
 });
@@ -25,15 +26,16 @@ test("a length of time is told in the two units that matter, and never as 60 of 
   assert.deepEqual([0.000085, 0.0042, 0.142, 1.926].map(brief), ["85 µs", "4.2 ms", "142 ms", "1.93 s"]);
 });
 
-const points = (...steps) => ({ step: steps, total: steps.map((step) => 1 / step) });
+const points = (...steps) => ({ step: steps, "loss/total": steps.map((step) => 1 / step) });
 
 test("points are appended, a bucket that grew takes its place, and a new series replaces all", () => {
   const state = whole({ series: points(1, 2, 3) });
   merge(state, { points: points(4) });
   merge(state, { points: points(4, 5) });
   assert.deepEqual(state.series.step, [1, 2, 3, 4, 5]);
-  assert.equal(state.series.total.length, 5);
-  assert.equal(state.series.gradient_norm.length, 5, "a column that was not sent has its gaps");
+  assert.equal(state.series["loss/total"].length, 5);
+  merge(state, { points: { ...points(6), gradient_norm: [7] } });
+  assert.deepEqual(state.series.gradient_norm, [null, null, null, null, null, 7], "a column that was not sent has its gaps");
   merge(state, { series: points(2, 4), points: points(6) });
   assert.deepEqual(state.series.step, [2, 4, 6]);
 });
@@ -109,4 +111,17 @@ test("a moment finds its span, and a narrow one can still be pointed at", () => 
 test("an axis has round marks, and not too many", () => {
   assert.deepEqual(marks(1, 5), [0, 0.2, 0.4, 0.6000000000000001, 0.8, 1]);
   for (const length of [0.003, 0.7, 19, 4000]) assert.ok(marks(length, 8).length <= 10);
+});
+
+test("the charts are those of what the run measures", () => {
+  const metric = (name, kind, label = name) => ({ name, label, kind });
+  const lines = (schema, id) => chartsOf(schema).find((chart) => chart.id === id).lines.map(({ key, label }) => [key, label]);
+  const metrics = [metric("right", "ratio", "digit right"), metric("errors", "histogram"), metric("all", "ratio")];
+  const schema = { losses: [{ name: "a", label: "first" }, { name: "b", label: "second" }], metrics, best: "all" };
+  assert.deepEqual(lines(schema, "loss"), [["loss/total", "Total"], ["loss/a", "First"], ["loss/b", "Second"]]);
+  assert.deepEqual(lines(schema, "tests"), [["all", "All"], ["right", "Digit right"]], "the metric that picks the best comes first");
+  const small = { losses: [{ name: "a", label: "a" }], metrics: [], best: null };
+  assert.deepEqual(lines(small, "loss"), [["loss/total", "Total"]]);
+  const [tests] = chartsOf(small).filter((chart) => chart.id === "tests");
+  assert.equal(tests.value(tests.of({ step: 1, loss: 0.25, metrics: {} }, tests.lines[0].key)), "0.250", "without a metric the loss is shown");
 });

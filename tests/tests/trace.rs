@@ -125,7 +125,7 @@ fn a_trace_shows_each_worker_on_one_clock_and_who_took_over() {
         events(&journal, "takeover").into_iter().find(|t| !late.contains(&t["step"].as_u64().unwrap()));
     let takeover = takeover.unwrap_or_else(|| panic!("nothing was taken over: {journal:?}"));
     let taken = of(survivor).filter(|span| span.name == "takeover" && takeover["step"] == span.step());
-    let leaves: u64 = taken.map(|span| span.args["leaves"].as_u64().unwrap()).sum();
+    let leaves: u64 = taken.map(|span| span.args["microbatches"].as_u64().unwrap()).sum();
     assert_eq!(takeover["leaves"], leaves);
     let gone = |event: &&Value| event["name"] == "gone" && event["pid"] == killed;
     assert_eq!(trace.iter().filter(gone).count(), 1);

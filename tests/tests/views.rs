@@ -149,8 +149,8 @@ fn metrics_tell_of_steps_workers_seconds_and_bytes() {
     let parts = ["label", "sum", "difference"].map(|p| value(&format!("tally_loss{{part=\"{p}\"}}")));
     assert!((value("tally_loss{part=\"total\"}") - parts.iter().sum::<f64>()).abs() < 1e-9);
     assert!(value("tally_learning_rate") > 0.0 && value("tally_learning_rate") <= 0.1);
-    for answer in ["digit", "sum", "difference", "all"] {
-        assert!((0.0..=1.0).contains(&value(&format!("tally_test_accuracy_ratio{{answer=\"{answer}\"}}"))));
+    for metric in ["digit_accuracy", "sum_accuracy", "difference_accuracy", "all_correct"] {
+        assert!((0.0..=1.0).contains(&value(&format!("tally_test_metric_ratio{{metric=\"{metric}\"}}"))));
     }
     assert_eq!(value("tally_workers_joined_total"), 2.0);
     assert_eq!(value("tally_workers_lost_total{polite=\"true\"}"), 2.0);

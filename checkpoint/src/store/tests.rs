@@ -22,8 +22,11 @@ fn checkpoint(step: u64, salt: f32) -> Checkpoint {
     let meta = Meta {
         version: VERSION,
         run: "run".into(),
-        model: "net".into(),
-        label_loss: "cross-entropy".into(),
+        program: crate::ProgramConfig {
+            name: "tests".into(),
+            variant: "net".into(),
+            arguments: serde_json::json!({"loss": "cross-entropy"}),
+        },
         step,
         epoch: 1,
         digest: digest::of(0, &parameters, &momentum),

@@ -12,10 +12,10 @@ use anyhow::{Context as _, ensure};
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
-use tally_worker::access::client::TOKEN;
-use tally_worker::access::pem;
-use tally_worker::access::token::Token;
-use tally_worker::logging::in_one_line;
+use tally_transport::client::TOKEN;
+use tally_transport::pem;
+use tally_transport::token::Token;
+use tally_cli::logging::in_one_line;
 
 use super::options::AccessOptions;
 
@@ -26,7 +26,7 @@ const LOOK: Duration = Duration::from_secs(2);
 
 /// What is in force at one time.
 #[derive(Debug, Default)]
-pub struct Loaded {
+pub struct LoadedCredentials {
     /// TLS for gRPC; a client's certificate is asked for if there is a CA for them.
     pub grpc: Option<Arc<ServerConfig>>,
     /// TLS for HTTP. There a certificate may be missing: /healthz needs none.
@@ -39,7 +39,7 @@ pub struct Loaded {
     pub view: Option<Token>,
 }
 
-impl Loaded {
+impl LoadedCredentials {
     /// Whether nothing is asked of anyone.
     #[must_use]
     pub fn is_open(&self) -> bool {
@@ -51,7 +51,7 @@ impl Loaded {
 #[derive(Debug)]
 pub struct Credentials {
     options: AccessOptions,
-    current: RwLock<Arc<Loaded>>,
+    current: RwLock<Arc<LoadedCredentials>>,
     looks: Mutex<Looks>,
 }
 
@@ -81,12 +81,12 @@ impl Credentials {
 
     /// What is in force.
     #[must_use]
-    pub fn current(&self) -> Arc<Loaded> {
+    pub fn current(&self) -> Arc<LoadedCredentials> {
         self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Reads the files anew whenever their bytes have changed.
-    pub async fn keep_up(self: Arc<Self>) {
+    pub async fn reload_loop(self: Arc<Self>) {
         let mut ticks = tokio::time::interval(LOOK);
         loop {
             ticks.tick().await;
@@ -124,7 +124,7 @@ fn contents(o: &AccessOptions) -> Contents {
     files.into_iter().flatten().map(|path| std::fs::read(path).ok()).collect()
 }
 
-fn load(options: &AccessOptions) -> anyhow::Result<Loaded> {
+fn load(options: &AccessOptions) -> anyhow::Result<LoadedCredentials> {
     let train = Token::find(options.token_file.as_deref(), TOKEN)?;
     let view = Token::find(options.view_token_file.as_deref(), VIEW_TOKEN)?;
     ensure!(
@@ -142,7 +142,7 @@ fn load(options: &AccessOptions) -> anyhow::Result<Loaded> {
         }
         _ => (None, None),
     };
-    Ok(Loaded { grpc, web, certificates: options.tls_client_ca.is_some(), train, view })
+    Ok(LoadedCredentials { grpc, web, certificates: options.tls_client_ca.is_some(), train, view })
 }
 
 /// TLS 1.3 and 1.2 with forward secrecy, as rustls has them.

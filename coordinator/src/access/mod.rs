@@ -1,23 +1,22 @@
 //! Who may do what, and how much of it (**TRUST-1**).
 //!
 //! Both of the coordinator's ports are served by one loop ([`serve`]). A connection is counted
-//! among all ([`crowd`]) and watched from its first byte ([`guard`]): it has to make a whole,
+//! among all ([`connection_limiter`]) and watched from its first byte ([`connection_monitor`]): it has to make a whole,
 //! allowed request soon, may send only so much before it takes part, and ends when it is idle or
 //! does not take its answers. TLS is spoken with what [`credentials`] has read last, and
-//! every request passes the [`gate`], which knows what may be done without a token, with one
-//! that may look, and with one that may train. [`joins`] bounds how fast workers come in.
-//! [`health`] answers those who only want to know whether the coordinator is well.
+//! every request passes the [`permissions`], which knows what may be done without a token, with one
+//! that may look, and with one that may train. [`join_rate_limiter`] bounds how fast workers come in.
 
+mod banner;
+pub mod connection;
 pub mod credentials;
-pub mod crowd;
-pub mod gate;
-pub mod guard;
-pub mod health;
-pub mod joins;
+pub mod connection_limiter;
+pub mod permissions;
+pub mod connection_monitor;
+pub mod join_rate_limiter;
 pub mod options;
 pub mod serve;
 #[cfg(test)]
 mod tests;
-mod words;
 
-pub use words::greet;
+pub use banner::banner;

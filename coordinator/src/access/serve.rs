@@ -29,10 +29,11 @@ use tokio_rustls::TlsAcceptor;
 use tonic::Status;
 use tower::ServiceExt as _;
 
-use super::credentials::{Credentials, Loaded};
-use super::crowd::{Crowd, PER_ADDRESS, Standing};
-use super::gate::{self, Deed, Denied};
-use super::guard::{Connection, Guarded, Rules, Underway, Visitor};
+use super::credentials::{Credentials, LoadedCredentials};
+use super::connection_limiter::{ConnectionLimiter, PER_ADDRESS, TrustLevel};
+use super::permissions::{self, Permission, Denied};
+use super::connection::{Connection, InFlightRequest};
+use super::connection_monitor::{ConnectionMonitor, Rules};
 
 /// Streams of one connection at one time; a worker needs two.
 const STREAMS: u32 = 16;
@@ -72,7 +73,7 @@ pub struct Port {
     protocol: Protocol,
     router: Router,
     credentials: Arc<Credentials>,
-    crowd: Arc<Crowd>,
+    limiter: Arc<ConnectionLimiter>,
     bodies: Semaphore,
 }
 
@@ -80,8 +81,8 @@ impl Port {
     /// A port with at most `most` connections at one time.
     #[must_use]
     pub fn new(protocol: Protocol, router: Router, credentials: Arc<Credentials>, most: usize) -> Self {
-        let crowd = Crowd::new(protocol.name(), most, PER_ADDRESS);
-        Self { protocol, router, credentials, crowd, bodies: Semaphore::new(BODIES) }
+        let limiter = ConnectionLimiter::new(protocol.name(), most, PER_ADDRESS);
+        Self { protocol, router, credentials, limiter, bodies: Semaphore::new(BODIES) }
     }
 
     /// Serves a listener until `shutdown` is ready, and then until what is under way has ended.
@@ -111,7 +112,7 @@ impl Port {
         tokio::pin!(ended);
         // Strangers are not waited for longer than it takes to tell them.
         if tokio::time::timeout(LAST_WORD, &mut ended).await.is_err() {
-            port.crowd.close();
+            port.limiter.close();
             ended.await;
         }
     }
@@ -122,14 +123,14 @@ impl Port {
             Protocol::Grpc => Rules::GRPC,
             Protocol::Web => Rules::WEB,
         };
-        let visitor = Arc::new(Visitor::new(rules));
-        let place = match self.crowd.enter(peer.ip(), &visitor) {
+        let monitor = Arc::new(ConnectionMonitor::new(rules));
+        let place = match self.limiter.acquire(peer.ip(), &monitor) {
             Ok(place) => place,
             Err(full) => return tracing::debug!("a connection from {peer} is not taken: {full:?}"),
         };
-        let connection = Connection::new(peer, here, visitor, place);
+        let connection = Connection::new(peer, here, monitor, place);
         let _ = stream.set_nodelay(true);
-        let stream = Guarded::new(stream, &connection);
+        let stream = connection.monitored(stream);
         let loaded = self.credentials.current();
         let tls = match self.protocol {
             Protocol::Grpc => loaded.grpc.clone(),
@@ -179,9 +180,9 @@ impl Port {
         }
         let deed = self.deed(&request);
         // Whoever asks only how the coordinator is stays a stranger, where there are others.
-        let underway = (deed != Deed::Open || loaded.is_open()).then(|| {
-            let looks_on = self.protocol == Protocol::Grpc && deed != Deed::Train;
-            connection.request(if looks_on { Standing::Onlooker } else { Standing::Known })
+        let underway = (deed != Permission::Open || loaded.is_open()).then(|| {
+            let looks_on = self.protocol == Protocol::Grpc && deed != Permission::Train;
+            connection.request(if looks_on { TrustLevel::Onlooker } else { TrustLevel::Known })
         });
         let request = match self.protocol {
             Protocol::Grpc => {
@@ -189,7 +190,7 @@ impl Port {
                 request.map(Body::new)
             }
             // What is asked without a token has no body, and must not keep others from sending theirs.
-            Protocol::Web if deed == Deed::Open => request.map(|_| Body::empty()),
+            Protocol::Web if deed == Permission::Open => request.map(|_| Body::empty()),
             Protocol::Web => match self.whole(request).await {
                 Ok(request) => request,
                 Err(status) => return status.into_response(),
@@ -199,10 +200,10 @@ impl Port {
         response.map(|body| Body::new(Tracked { body, _underway: underway }))
     }
 
-    fn deed(&self, request: &Request<Incoming>) -> Deed {
+    fn deed(&self, request: &Request<Incoming>) -> Permission {
         match self.protocol {
-            Protocol::Grpc => gate::grpc_deed(request.uri().path()),
-            Protocol::Web => gate::web_deed(request.uri().path()),
+            Protocol::Grpc => permissions::grpc_permission(request.uri().path()),
+            Protocol::Web => permissions::http_permission(request.uri().path()),
         }
     }
 
@@ -210,12 +211,12 @@ impl Port {
         &self,
         request: &Request<Incoming>,
         connection: &Connection,
-        loaded: &Arc<Loaded>,
+        loaded: &Arc<LoadedCredentials>,
     ) -> Result<(), Denied> {
         let deed = self.deed(request);
-        gate::check(deed, loaded, connection.certificate(), request.headers())?;
-        if self.protocol == Protocol::Web && deed != Deed::Open {
-            gate::check_site(request, loaded, connection.here.ip().to_canonical().is_loopback())?;
+        permissions::check(deed, loaded, connection.certificate(), request.headers())?;
+        if self.protocol == Protocol::Web && deed != Permission::Open {
+            permissions::check_site(request, loaded, connection.here.ip().to_canonical().is_loopback())?;
         }
         Ok(())
     }
@@ -322,7 +323,7 @@ pub fn room(wanted: u32) -> usize {
 /// An answer that counts as under way until it is sent, or nobody takes it any more.
 struct Tracked {
     body: Body,
-    _underway: Option<Underway>,
+    _underway: Option<InFlightRequest>,
 }
 
 impl http_body::Body for Tracked {

@@ -2,15 +2,13 @@
 //!
 //! Workers tell their spans by clocks of their own, which are compared with the coordinator's over
 //! the control stream ([`clock`]). Moved to it, they become lanes, one a worker and a step, which
-//! metrics, pages and traces are fed with. Nothing here does I/O but [`trace`]'s thread.
+//! observers are told. Nothing here does I/O.
 
 pub mod clock;
-pub mod trace;
 
 pub use tally_proto::span::{Span, SpanKind};
 
-use crate::core::members::Session;
-use crate::view::lanes as view;
+use tally_core::cluster::Session;
 use clock::{Offset, WorkerClock};
 
 /// What a worker did between two reports.
@@ -24,16 +22,6 @@ pub struct Lane {
     pub error: f64,
     /// In the order of their starts, in seconds since 1970 by the coordinator's clock.
     pub spans: Vec<Span>,
-}
-
-impl Lane {
-    /// As pages show it.
-    #[must_use]
-    pub fn shown(&self) -> view::Lane {
-        let span = |s: &Span| view::Span { kind: s.kind.name(), start: s.start, end: s.end };
-        let spans = self.spans.iter().map(span).collect();
-        view::Lane { session: format!("{:x}", self.session), step: self.step, spans }
-    }
 }
 
 /// A worker's time: its clock, and how far its lanes have come.

@@ -56,19 +56,18 @@ const board = new DashboardBuilder('Tally')
     .withPanel(stat('Time left', 'At the pace of the last five minutes.', 's',
         [`(${value('tally_steps')} - ${value('tally_step')}) / rate(tally_steps_total{${run}}[5m])`, '']))
     .withPanel(stat('Epoch', 'From 1.', 'none', [value('tally_epoch'), '']))
-    .withPanel(stat('All three right', 'Test samples whose digit, sum and difference are all right, at the last test pass.', 'percentunit',
-        [value('tally_test_accuracy_ratio', 'answer="all"'), '']))
+    .withPanel(stat('Test loss', 'The mean loss of the last test pass.', 'none', [value('tally_test_loss'), '']))
     .withPanel(stat('Workers ready', 'Of those the run was started for.', 'none',
         [value('tally_workers', 'state="ready"'), 'ready'], [value('tally_workers_wanted'), 'wanted']))
     .withPanel(stat('Samples lost or used twice', 'Always 0 (DATA-1).', 'none',
         [`${value('tally_samples_lost_total')} + ${value('tally_samples_duplicated_total')}`, '']))
     .withPanel(curves('Loss', "The last step's mean loss, by part.", 'none', false, [value('tally_loss'), '{{part}}']))
-    .withPanel(curves('Test accuracy', 'Of the last test pass, by answer.', 'percentunit', false, [value('tally_test_accuracy_ratio'), '{{answer}}']))
+    .withPanel(curves('Test metrics', 'Of the last test pass, by metric.', 'percentunit', false, [value('tally_test_metric_ratio'), '{{metric}}']))
     .withPanel(curves('Learning rate and gradient norm', "The last step's; the norm is before clipping.", 'none', false,
         [value('tally_learning_rate'), 'learning rate'], [value('tally_gradient_norm'), 'gradient norm']))
 
     .withRow(new RowBuilder('Throughput'))
-    .withPanel(curves('Images a second', 'Training samples committed.', 'none', false, [rate('tally_samples_total'), 'images/s']))
+    .withPanel(curves('Samples a second', 'Training samples committed.', 'none', false, [rate('tally_samples_total'), 'samples/s']))
     .withPanel(curves('Step time', 'How long steps take.', 's', false,
         [quantile(0.5, 'tally_step_seconds'), 'median'], [quantile(0.95, 'tally_step_seconds'), '95th percentile'], [mean('tally_step_seconds'), 'mean']))
     .withPanel(curves('Where the time goes', 'Seconds of each second; the parts add up to 1.', 's', true,
@@ -99,8 +98,8 @@ const board = new DashboardBuilder('Tally')
     .withPanel(curves('Workers joined and lost', 'Since the start of the coordinator.', 'none', false,
         [value('tally_workers_joined_total'), 'joined'], [value('tally_workers_lost_total', 'polite="true"'), 'left'],
         [value('tally_workers_lost_total', 'polite="false"'), 'lost'], [`sum by (instance) (${value('tally_evictions_total')})`, 'sent away']))
-    .withPanel(curves('Micro-shards computed by others', 'Since the start: of lost workers, and beside late ones.', 'none', false,
-        [value('tally_shards_taken_over_total'), 'taken over'], [value('tally_shards_late_total'), 'late']))
+    .withPanel(curves('Microbatches computed by others', 'Since the start: of lost workers, and beside late ones.', 'none', false,
+        [value('tally_microbatches_taken_over_total'), 'taken over'], [value('tally_microbatches_speculative_total'), 'speculative']))
     .withPanel(curves('Done again, and found wrong', 'Since the start; all but audits with equal bits should stay 0 while nothing fails.', 'none', false,
         [value('tally_aborted_attempts_total'), 'attempts aborted'], [value('tally_steps_recomputed_total'), 'steps computed again'],
         [value('tally_evictions_total', 'drifted="true"'), 'replicas drifted'], [value('tally_audits_total'), 'audits, equal={{equal}}']))

@@ -16,7 +16,7 @@ use thiserror::Error;
 use crate::data::{BadSamples, PIXELS, Samples};
 use crate::network::outputs::softmax;
 use crate::network::{DigitEngine, ModelSpec, Outputs, backend};
-use crate::program::Arguments;
+use crate::program::{Arguments, NAME};
 
 /// Samples that are predicted at once.
 const BATCH: usize = 100;
@@ -30,12 +30,12 @@ pub enum PredictError {
     /// The device cannot be used, or failed; or the checkpoint's model has no network.
     #[error(transparent)]
     Engine(#[from] EngineError),
-    /// It names something that this version does not have.
+    /// It is of another program, or has arguments that this version does not know.
     #[error("{} cannot be used: {why}; use the Tally that wrote it", path.display())]
     Unknown {
         /// The checkpoint.
         path: PathBuf,
-        /// What it names.
+        /// What is unknown.
         why: String,
     },
     /// Its tensors are not the model's.
@@ -104,10 +104,10 @@ impl Prediction {
 /// [`PredictError::Unknown`] if this version does not have them.
 pub(crate) fn arguments(path: &Path, meta: &Meta) -> Result<Arguments, PredictError> {
     let unknown = |why| PredictError::Unknown { path: path.into(), why };
-    Ok(Arguments {
-        model: meta.model.parse().map_err(unknown)?,
-        label_loss: meta.label_loss.parse().map_err(unknown)?,
-    })
+    if meta.program.name != NAME {
+        return Err(unknown(format!("it is of the program {:?}, not of {NAME}", meta.program.name)));
+    }
+    Arguments::from_value(&meta.program.arguments).map_err(|error| unknown(error.to_string()))
 }
 
 /// Loads a checkpoint of a model into a replica of it.

@@ -11,7 +11,8 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
 use crate::data::{Mnist, Split};
-use crate::network::{ModelSpec, backend};
+use crate::network::{LabelLoss, ModelSpec, backend};
+use crate::program::Arguments;
 
 /// A checkpoint of the small network, with parameters drawn from the step's number.
 fn checkpoint(root: &Path, step: u64) {
@@ -21,8 +22,7 @@ fn checkpoint(root: &Path, step: u64) {
     let meta = Meta {
         version: tally_checkpoint::VERSION,
         run: "0".repeat(16),
-        model: "mlp".into(),
-        label_loss: "cross-entropy".into(),
+        program: Arguments { model: ModelSpec::Mlp, label_loss: LabelLoss::CrossEntropy }.config(),
         step,
         epoch: 1,
         digest: digest::of(0, &parameters, &momentum),

@@ -1,0 +1,150 @@
+//! Work that is given a second time: a lost worker's within the step (**LIVE-1**), and a
+//! late one's once its deadline is past.
+//!
+//! The deadline follows from what was measured: twice what the share should take to
+//! compute and to transfer. Past it, the share goes to others as well; the first answer
+//! wins, and since both have the same bits it does not matter whose it is. A worker is late
+//! only while the sum waits for it: one that has sent all that its credits allow is not.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tally_numerics::tree::Node;
+
+use super::Core;
+use super::assign::Load;
+use super::cluster::{Session, State};
+use super::events::{Action, ClusterEvent};
+use super::fault_injection::FaultInjection;
+
+/// A share may take so many times what it should …
+const SLACK: f64 = 2.0;
+/// … and this much more, for what no measurement foresees.
+const FLOOR: Duration = Duration::from_millis(50);
+
+impl Core {
+    /// When the last share of the step in flight is due, from the step's beginning.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Duration> {
+        let flight = self.flight.as_ref()?;
+        let due = self.members.0.values().filter(|m| m.leaves > 0).map(|m| m.due).max();
+        due.map(|due| due.saturating_sub(flight.started))
+    }
+
+    /// A worker has been given `leaves` more leaves.
+    pub(super) fn extend_deadline(&mut self, now: Duration, session: Session, leaves: u32, samples: usize) {
+        let mean_leaf = samples as f64 / f64::from(self.spec.tree.shards());
+        let seconds = self.members.per_sample(session) * mean_leaf * f64::from(leaves) + self.transfer;
+        if let Some(member) = self.members.0.get_mut(&session) {
+            // A day is longer than any share takes, and no overflow.
+            member.due =
+                member.due.max(now + FLOOR) + Duration::from_secs_f64((SLACK * seconds).min(86_400.0));
+        }
+    }
+
+    /// Time has passed: who is late?
+    pub(super) fn tick(&mut self, now: Duration) {
+        if self.recovery.is_some() {
+            return self.boundary(now);
+        }
+        if !self.injects(FaultInjection::ForgetTestMicrobatch) {
+            self.test_overdue(now);
+        }
+        let Some(flight) = &self.flight else { return };
+        if flight.closing {
+            return;
+        }
+        let mut late: Vec<(Session, Vec<Node>)> = Vec::new();
+        for (&session, member) in self.members.0.iter().filter(|(_, m)| now >= m.due) {
+            let waited_for =
+                |node: &&Node| flight.awaits(**node) && !flight.speculative.contains(&(session, **node));
+            let nodes: Vec<Node> = member.open.iter().filter(waited_for).copied().collect();
+            if !nodes.is_empty() {
+                late.push((session, nodes));
+            }
+        }
+        let step = flight.step;
+        for (session, nodes) in late {
+            let leaves = self.take_over(now, &nodes);
+            if leaves > 0 {
+                if let Some(flight) = &mut self.flight {
+                    flight.speculative.extend(nodes.into_iter().map(|node| (session, node)));
+                }
+                self.actions.push(Action::Report(ClusterEvent::Late { session, step, leaves }));
+            }
+        }
+        self.audit_overdue(now);
+    }
+
+    /// Deals nodes that a worker has not closed to others, and returns how many leaves.
+    pub(super) fn take_over(&mut self, now: Duration, nodes: &[Node]) -> u32 {
+        let Some(flight) = &self.flight else { return 0 };
+        if self.injects(FaultInjection::ForgetTakeover) {
+            return 0;
+        }
+        let mean_leaf = flight.samples as f64 / f64::from(self.spec.tree.shards());
+        let (step, attempt) = (flight.step, flight.attempt);
+        let is_late = |session: &Session| {
+            let member = &self.members.0[session];
+            now >= member.due && member.open.iter().any(|node| flight.awaits(*node))
+        };
+        let ready = self.members.ready();
+        let mut loads: BTreeMap<Session, Load> = BTreeMap::new();
+        for &session in &ready {
+            let member = &self.members.0[&session];
+            let per_leaf = self.members.per_sample(session) * mean_leaf;
+            let elapsed = now.saturating_sub(flight.started).as_secs_f64();
+            let todo = if member.open.is_empty() { 0.0 } else { f64::from(member.leaves) * per_leaf };
+            loads.insert(session, Load { busy: (todo - elapsed).max(0.0), per_leaf });
+        }
+        let mut dealt: BTreeMap<Session, Vec<Node>> = BTreeMap::new();
+        let mut leaves = 0;
+        for &node in nodes.iter().filter(|node| !flight.is_done(**node)) {
+            let has = |session: &Session| self.members.0[session].open.iter().any(|n| n.covers(node));
+            let free: Vec<Session> = ready.iter().copied().filter(|s| !has(s)).collect();
+            // Whoever is late itself gets more only if nobody else is there.
+            let prompt: Vec<Session> = free.iter().copied().filter(|s| !is_late(s)).collect();
+            let takers = if prompt.is_empty() { free } else { prompt };
+            if takers.is_empty() {
+                continue;
+            }
+            let mut theirs: Vec<Load> = takers.iter().map(|s| loads[s]).collect();
+            let shares = flight.deal(&[node], &mut theirs);
+            for ((session, share), load) in takers.into_iter().zip(shares).zip(theirs) {
+                loads.insert(session, load);
+                // What it has been given before, it computes or has computed.
+                let had = |n: &Node| {
+                    self.members.0[&session].open.contains(n) || flight.opened.contains(&(session, *n))
+                };
+                dealt.entry(session).or_default().extend(share.into_iter().filter(|n| !had(n)));
+            }
+            leaves += flight.full_leaves(node);
+        }
+        dealt.retain(|_, nodes| !nodes.is_empty());
+        if dealt.is_empty() {
+            return 0;
+        }
+        let full = |nodes: &[Node]| nodes.iter().map(|&node| flight.full_leaves(node)).sum();
+        let by = dealt.iter().map(|(&session, nodes)| (session, full(nodes))).collect();
+        self.actions.push(Action::Report(ClusterEvent::TakenOver { step, leaves, by }));
+        for (session, nodes) in dealt {
+            self.plan(now, session, step, attempt, nodes, true);
+        }
+        leaves
+    }
+
+    /// A step is over; whoever still had work in it is slower than it was thought to be,
+    /// and gets more when it has confirmed the step.
+    pub(super) fn measure_the_late(&mut self, now: Duration, started: Duration, samples: usize) {
+        let mean_leaf = samples as f64 / f64::from(self.spec.tree.shards());
+        let elapsed = now.saturating_sub(started).as_secs_f64();
+        for member in self.members.0.values_mut().filter(|m| m.state == State::Ready && !m.open.is_empty()) {
+            member.state = State::Loading;
+            let at_least = elapsed / (mean_leaf * f64::from(member.leaves)).max(1.0);
+            if member.per_sample.is_none_or(|known| at_least > known) {
+                member.per_sample = Some(at_least);
+            }
+        }
+        self.members.decay_idle_estimates();
+    }
+}

@@ -1,0 +1,447 @@
+//! What goes into the core and what comes out of it.
+
+use tally_numerics::digest::Digest;
+use tally_numerics::schema::Sums;
+use tally_numerics::tree::Node;
+
+use super::cluster::Session;
+use super::reduction::ReductionStep;
+
+/// What was computed for one leaf.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Receipt {
+    /// The leaf.
+    pub leaf: u32,
+    /// How many samples it has.
+    pub samples: u32,
+    /// The sums of its samples' losses.
+    pub losses: Sums,
+}
+
+/// How an audit ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AuditResult {
+    /// The same bits.
+    Equal,
+    /// This worker's bits were its own.
+    Alone(Session),
+    /// Nobody could tell who was right.
+    Undecided,
+}
+
+/// What a worker computes with.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DeviceInfo {
+    /// For people: `CPU (2 threads)`.
+    pub name: String,
+    /// What decides the bits of its gradients: workers of one class compute equal ones (**SUM-1**).
+    pub numerics_class: String,
+}
+
+/// What has happened.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A worker's hello and manifest were found right.
+    Joined {
+        /// Its session.
+        session: Session,
+        /// For people.
+        name: String,
+        /// What it computes with.
+        device: DeviceInfo,
+        /// Threads it computes with.
+        threads: u32,
+        /// Steps of this run whose state it holds, with their digests.
+        held: Vec<(u64, Digest)>,
+    },
+    /// The state it was asked for has come whole; the shell keeps it until
+    /// [`Action::Adopt`].
+    Uploaded {
+        /// Its session.
+        session: Session,
+        /// The state's step.
+        step: u64,
+        /// The digest of what came.
+        digest: Digest,
+    },
+    /// It has loaded the state it was sent, or found the one it holds to be right.
+    Loaded {
+        /// Its session.
+        session: Session,
+        /// The state's step.
+        step: u64,
+        /// The digest it computed.
+        digest: Digest,
+    },
+    /// A contribution is opened.
+    Header {
+        /// From whom.
+        from: AttemptId,
+        /// The node.
+        node: Node,
+        /// Digest of the replica it was computed with.
+        digest: Digest,
+        /// Digest of the sample ids.
+        samples: u64,
+    },
+    /// A chunk of a contribution has come. The shell has looked at its floats.
+    Chunk {
+        /// From whom.
+        from: AttemptId,
+        /// The node.
+        node: Node,
+        /// The chunk.
+        index: u32,
+        /// The digest of its floats, if [`Core::is_audited`](super::Core::is_audited) asks for it.
+        digest: Option<Digest>,
+        /// What is wrong with its floats, if anything.
+        fault: Option<String>,
+    },
+    /// A contribution is closed.
+    Trailer {
+        /// From whom.
+        from: AttemptId,
+        /// The node.
+        node: Node,
+        /// What was computed.
+        receipts: Vec<Receipt>,
+        /// Seconds it took.
+        computed: f64,
+    },
+    /// A worker's gradient has NaN or infinity in it.
+    NonFinite {
+        /// From whom.
+        from: AttemptId,
+        /// The node.
+        node: Node,
+        /// The tensor.
+        tensor: String,
+    },
+    /// The referee has applied the update of the step that was closed.
+    Applied {
+        /// Digest of its new state.
+        digest: Digest,
+    },
+    /// The root's norm is NaN or infinite: it must not be applied.
+    Diverged,
+    /// A worker has committed a step.
+    Committed {
+        /// Its session.
+        session: Session,
+        /// The step.
+        step: u64,
+        /// The digest of its new state.
+        digest: Digest,
+        /// Seconds it took to apply the update.
+        apply: f64,
+        /// Seconds from the beginning of its contribution to the last reduced chunk; 0 for a
+        /// spare.
+        round: f64,
+    },
+    /// A worker has answered a leaf of the test pass; the shell keeps the answers.
+    Answered {
+        /// Its session.
+        session: Session,
+        /// The state's step.
+        step: u64,
+        /// The leaf.
+        leaf: u32,
+    },
+    /// A worker has computed a node that another contributes.
+    Audited {
+        /// From whom.
+        from: AttemptId,
+        /// The node.
+        node: Node,
+        /// The digest of the sum it got.
+        digest: Digest,
+    },
+    /// Time has passed.
+    Tick,
+    /// A worker is gone, or has to go.
+    Lost {
+        /// Its session.
+        session: Session,
+        /// Why, in words.
+        reason: String,
+        /// It left by its own will.
+        polite: bool,
+    },
+    /// The shell is ready; a resumed run may have nothing left to do.
+    Wake,
+    /// The run is to stop after the step in flight.
+    Stop,
+}
+
+/// Which attempt a worker's message belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttemptId {
+    /// The sender.
+    pub session: Session,
+    /// The step it means.
+    pub step: u64,
+    /// The attempt it means.
+    pub attempt: u32,
+}
+
+/// What is to be done, in the order given.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// Send a worker the referee's state, what was broadcast of the step in flight, and from
+    /// then on everything that is.
+    SendState {
+        /// To whom.
+        session: Session,
+        /// The step and attempt in flight.
+        during: Option<(u64, u32)>,
+    },
+    /// Tell a worker that the state it holds is the committed one, send it what was broadcast
+    /// of the step in flight, and from then on everything that is.
+    Keep {
+        /// Whom.
+        session: Session,
+        /// The step and attempt in flight.
+        during: Option<(u64, u32)>,
+    },
+    /// Ask a worker for the state of a step.
+    Upload {
+        /// Whom.
+        session: Session,
+        /// The step.
+        step: u64,
+    },
+    /// Make the state that was uploaded the referee's.
+    Adopt {
+        /// Its step.
+        step: u64,
+    },
+    /// Send a worker the samples of a leaf.
+    SendLeaf {
+        /// To whom.
+        session: Session,
+        /// The step.
+        step: u64,
+        /// The leaf.
+        leaf: u32,
+        /// The samples' ids.
+        ids: Vec<u32>,
+    },
+    /// Send a worker a leaf of the test pass.
+    SendTestLeaf {
+        /// To whom.
+        session: Session,
+        /// The state's step.
+        step: u64,
+        /// The leaf.
+        leaf: u32,
+    },
+    /// Tell every replica that an attempt begins.
+    Begin {
+        /// The step.
+        step: u64,
+        /// The attempt.
+        attempt: u32,
+        /// Its learning rate.
+        learning_rate: f32,
+    },
+    /// Give a worker nodes to contribute.
+    Plan {
+        /// To whom.
+        session: Session,
+        /// The step.
+        step: u64,
+        /// The attempt.
+        attempt: u32,
+        /// Samples of the whole step.
+        samples: usize,
+        /// The nodes.
+        nodes: Vec<Node>,
+        /// They were another worker's first.
+        takeover: bool,
+    },
+    /// Have a worker compute a node and answer with [`Event::Audited`].
+    Audit {
+        /// Whom.
+        session: Session,
+        /// The step.
+        step: u64,
+        /// The attempt.
+        attempt: u32,
+        /// Samples of the whole step.
+        samples: usize,
+        /// The node.
+        node: Node,
+    },
+    /// Keep the chunk that was just handled as this node's value.
+    Take {
+        /// The node.
+        node: Node,
+        /// The chunk.
+        index: u32,
+    },
+    /// Do an addition of the tree.
+    Reduce(ReductionStep),
+    /// The root is whole: send the clip factor, apply the update to the referee's copy,
+    /// then say so with [`Event::Applied`] or [`Event::Diverged`].
+    Close {
+        /// The step.
+        step: u64,
+        /// The attempt.
+        attempt: u32,
+        /// Its learning rate.
+        learning_rate: f32,
+    },
+    /// Write the step's line to the journal, then tell every replica that it counts.
+    Commit(Box<Committed>),
+    /// An attempt is void: drop what was reduced, tell every replica.
+    Abort {
+        /// The step.
+        step: u64,
+        /// The attempt.
+        attempt: u32,
+        /// Why.
+        reason: String,
+    },
+    /// A worker has to go; its session is over.
+    Evict {
+        /// Who.
+        session: Session,
+        /// Why.
+        reason: String,
+        /// Its replica's digest was wrong (**REP-1**).
+        drifted: bool,
+    },
+    /// Write a checkpoint of the referee's state.
+    Checkpoint {
+        /// Its step.
+        step: u64,
+    },
+    /// A test pass begins.
+    TestBegin {
+        /// The state's step.
+        step: u64,
+        /// The epoch that is over.
+        epoch: u32,
+    },
+    /// Every leaf of the test pass is answered.
+    TestDone {
+        /// The state's step.
+        step: u64,
+        /// The epoch that is over.
+        epoch: u32,
+    },
+    /// Something worth a line in the journal and the log.
+    Report(ClusterEvent),
+    /// The run is over.
+    Finish(RunOutcome),
+}
+
+/// A committed step, as the journal tells it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Committed {
+    /// The step, from 1.
+    pub step: u64,
+    /// Its epoch, from 1.
+    pub epoch: u32,
+    /// The attempt that counted.
+    pub attempt: u32,
+    /// Means over the batch.
+    pub loss: Sums,
+    /// Samples of the batch.
+    pub samples: usize,
+    /// Workers that contributed.
+    pub workers: usize,
+    /// Wall time from the plans to the commit.
+    pub seconds: f64,
+    /// Seconds the slowest worker computed.
+    pub compute_seconds: f64,
+    /// Seconds from there until the root was whole.
+    pub transfer_seconds: f64,
+    /// Seconds the mean worker waited for the slowest.
+    pub waiting_seconds: f64,
+    /// Who computed longest.
+    pub slowest: Option<Session>,
+    /// Its learning rate.
+    pub learning_rate: f32,
+    /// Digest of the referee's new state.
+    pub digest: Digest,
+}
+
+/// Something that happened to the cluster.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ClusterEvent {
+    /// A worker is ready for work.
+    Ready {
+        /// Who.
+        session: Session,
+    },
+    /// A worker is gone.
+    Lost {
+        /// Who.
+        session: Session,
+        /// Its name.
+        name: String,
+        /// Why.
+        reason: String,
+        /// It left by its own will.
+        polite: bool,
+        /// It has been ready for work before.
+        was_ready: bool,
+    },
+    /// A restarted coordinator goes on from the state that a worker held.
+    Adopted {
+        /// Who held it.
+        session: Session,
+        /// Its step.
+        step: u64,
+    },
+    /// A worker is past its deadline: its leaves were dealt to others as well.
+    Late {
+        /// Who.
+        session: Session,
+        /// The step.
+        step: u64,
+        /// How many leaves.
+        leaves: u32,
+    },
+    /// Two workers have computed the same node.
+    Audited {
+        /// The step.
+        step: u64,
+        /// The node.
+        node: Node,
+        /// Who contributed it, by name.
+        owner: String,
+        /// Who checked it first, by name.
+        checker: String,
+        /// Whose bits were its own, by name.
+        alone: Option<String>,
+        /// How it ended.
+        result: AuditResult,
+    },
+    /// Leaves of a lost or late worker were dealt to others in the same step.
+    TakenOver {
+        /// The step.
+        step: u64,
+        /// How many leaves.
+        leaves: u32,
+        /// By whom, and how many leaves each (a late worker's may go to several).
+        by: Vec<(Session, u32)>,
+    },
+}
+
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RunOutcome {
+    /// All epochs are done.
+    Done,
+    /// It was asked to stop.
+    Stopped,
+    /// The loss or a gradient became NaN or infinite at this step.
+    Diverged {
+        /// The step.
+        step: u64,
+        /// The tensor in which it was found.
+        tensor: String,
+    },
+}

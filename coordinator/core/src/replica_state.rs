@@ -1,0 +1,123 @@
+//! Coming, going, and being a replica (**REP-1**).
+
+use std::time::Duration;
+
+use tally_numerics::digest::Digest;
+use tally_numerics::tree::Node;
+
+use super::Core;
+use super::cluster::{Member, Session, State};
+use super::events::{Action, ClusterEvent};
+use super::fault_injection::FaultInjection;
+
+impl Core {
+    pub(super) fn joined(&mut self, now: Duration, session: Session, member: Member) {
+        self.members.0.insert(session, member);
+        if self.recovery.is_some() {
+            self.offered(session);
+            self.boundary(now);
+        } else {
+            self.send_states();
+        }
+    }
+
+    /// Sends the committed state to everyone who waits for one and does not hold it, with
+    /// what is summed of the step in flight: if all who compute it fall silent, a newcomer can
+    /// (**LIVE-1**).
+    pub(super) fn send_states(&mut self) {
+        let during = match &self.flight {
+            // Its state is about to change.
+            Some(flight) if flight.closing => return,
+            flight => flight.as_ref().map(|f| (f.step, f.attempt)),
+        };
+        let (step, digest) = (self.committed, self.digest);
+        let any = self.injects(FaultInjection::KeepAnyRetainedState);
+        for (&session, member) in &mut self.members.0 {
+            if member.state == State::Joining {
+                member.state = State::Loading;
+                self.actions.push(
+                    if member.held.first() == Some(&(step, digest))
+                        || (any && member.held.contains(&(step, digest)))
+                    {
+                        Action::Keep { session, during }
+                    } else {
+                        Action::SendState { session, during }
+                    },
+                );
+                member.held.clear();
+            }
+        }
+    }
+
+    /// A replica says that it is at `step` with `digest`.
+    pub(super) fn confirmed(&mut self, now: Duration, session: Session, step: u64, digest: Digest) {
+        let Some(member) = self.members.0.get_mut(&session) else { return };
+        if member.state == State::Joining
+            || step > self.committed
+            || member.confirmed.is_some_and(|c| step <= c)
+        {
+            return self.evict(now, session, format!("it confirmed step {step} out of turn"), false);
+        }
+        let recent = self.recent.iter().find(|(of, _)| *of == step).map(|(_, digest)| *digest);
+        match recent {
+            Some(wanted) if wanted == digest || self.injects(FaultInjection::IgnoreDrift) => {}
+            Some(wanted) => {
+                let reason = format!("its replica drifted: digest {digest} at step {step}, not {wanted}");
+                return self.evict(now, session, reason, true);
+            }
+            None => return self.evict(now, session, format!("it lags at step {step}"), false),
+        }
+        let Some(member) = self.members.0.get_mut(&session) else { return };
+        member.confirmed = Some(step);
+        if member.state == State::Loading && step + 1 >= self.committed {
+            member.state = State::Ready;
+            if !std::mem::replace(&mut member.was_ready, true) {
+                self.actions.push(Action::Report(ClusterEvent::Ready { session }));
+            }
+            if self.flight.is_none() {
+                self.boundary(now);
+            } else {
+                self.deal_test_leaves(now);
+            }
+        }
+    }
+
+    pub(super) fn evict(&mut self, now: Duration, session: Session, reason: String, drifted: bool) {
+        if self.members.0.contains_key(&session) {
+            self.actions.push(Action::Evict { session, reason: reason.clone(), drifted });
+            self.lost(now, session, reason, false);
+        }
+    }
+
+    pub(super) fn lost(&mut self, now: Duration, session: Session, reason: String, polite: bool) {
+        let Some(member) = self.members.0.remove(&session) else { return };
+        let (name, was_ready) = (member.name, member.was_ready);
+        self.actions.push(Action::Report(ClusterEvent::Lost { session, name, reason, polite, was_ready }));
+        if self.recovery.is_some() {
+            self.offer_gone(session);
+            return self.boundary(now);
+        }
+        if !self.injects(FaultInjection::ForgetTestMicrobatch)
+            && let Some(test) = &mut self.test
+        {
+            test.give_back(member.testing);
+            self.deal_test_leaves(now);
+        }
+        self.audit_lost(session);
+        let Some(flight) = &mut self.flight else { return };
+        if flight.closing {
+            return;
+        }
+        if self.members.ready().is_empty() {
+            // Nobody is left to finish the step. Whoever comes next gets the committed
+            // state, so the attempt has to start from nothing.
+            self.abort("no worker is left");
+            return self.boundary(now);
+        }
+        // Who was waited for before it was given these may be waited for again.
+        let open: Vec<Node> = member.open.into_iter().collect();
+        flight.speculative.retain(|(_, late)| !open.iter().any(|node| late.covers(*node)));
+        self.take_over(now, &open);
+        self.close_if_complete();
+    }
+}

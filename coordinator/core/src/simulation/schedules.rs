@@ -1,0 +1,187 @@
+//! Random schedules of faults. A failing one prints its seed; `TALLY_TEST_SEED=N cargo test -p
+//! tally-coordinator schedules` runs that one alone.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::OnceLock;
+
+use super::*;
+
+const SCHEDULES: u64 = 2000;
+const FAULTS: u32 = 40;
+
+fn wanted() -> Digest {
+    static WANTED: OnceLock<Digest> = OnceLock::new();
+    *WANTED.get_or_init(undisturbed)
+}
+
+impl World {
+    /// A worker says that its gradient has NaN in it. Only one worker ever does in a
+    /// step: a second would mean that the model has diverged.
+    fn report_nan(&mut self, session: Session) {
+        let from = self.core.flight().map(|f| AttemptId { session, step: f.step, attempt: f.attempt });
+        let node = self.core.members().0.get(&session).and_then(|m| m.open.first().copied());
+        let others = self.core.members().ready().len() > 1;
+        let allowed = self.core.non_finite.is_none_or(|before| before == session && others);
+        if let (Some(from), Some(node), true) = (from, node, allowed) {
+            self.feed(Event::NonFinite { from, node, tensor: "conv1.weight".into() });
+        }
+    }
+
+    /// Something goes wrong with a worker.
+    fn fault(&mut self, at: usize) {
+        let kind = self.rng.below(14);
+        let chunk = |e: &Event| matches!(e, Event::Chunk { .. });
+        self.workers[at].faulty |= matches!(kind, 4 | 7..=9 | 13);
+        match kind {
+            0 => self.kill(at, false),
+            1 => self.kill(at, true),
+            2 => self.cut(at),
+            3 => {
+                self.workers.push(Worker::default());
+                self.join(self.workers.len() - 1);
+            }
+            4 => self.workers[at].corrupt = true,
+            // Frozen, or much slower than it was.
+            5 => self.workers[at].asleep = 20 + self.rng.below(400),
+            6 => self.now += Duration::from_millis(u64::from(self.rng.below(500))),
+            // A chunk that breaks the rules, after one that was wrong and could not be told.
+            7 => {
+                let speculative = self.core.flight().is_some_and(|f| !f.speculative.is_empty());
+                let next = if speculative { None } else { self.workers[at].send() };
+                if let Some(Event::Chunk { from, node, index, fault, .. }) = next {
+                    self.held = fault.map(|text| text + "!");
+                    self.feed(Event::Chunk { from, node, index, digest: None, fault: None });
+                    let fault = Some("broken".into());
+                    self.feed(Event::Chunk { from, node, index: index + 1, digest: None, fault });
+                } else if let Some(other) = next {
+                    self.feed(other);
+                }
+            }
+            // Said twice: a header, a chunk or a trailer.
+            8 => {
+                let said = self.workers[at].sent.front().cloned();
+                self.workers[at].sent.extend(said);
+            }
+            // A contribution with a hole in it.
+            9 => {
+                let sent = &mut self.workers[at].sent;
+                if let Some(hole) = sent.iter().position(chunk) {
+                    sent.remove(hole);
+                }
+            }
+            10 => self.crash(false),
+            11 => self.crash(true),
+            12 => self.crash_in_commit = true,
+            _ => {
+                if let Some(session) = self.workers[at].session {
+                    self.report_nan(session);
+                }
+            }
+        }
+    }
+
+    fn run(mut self, mut faults: u32) -> Self {
+        let mut turns = 0;
+        while self.outcome.is_none() {
+            turns += 1;
+            assert!(turns < 300_000, "LIVE-1: the run comes to its end; it stands at {:?}", self.core);
+            // A new run waits until it has as many workers as it was told.
+            let started = self.core.started || self.connected().len() >= self.core.spec().workers;
+            if started && faults > 0 && self.chance(40) {
+                faults -= 1;
+                let at = self.rng.below(self.workers.len() as u32) as usize;
+                self.fault(at);
+            } else {
+                self.turn();
+            }
+        }
+        self
+    }
+}
+
+fn schedule(seed: u64, fault: Option<FaultInjection>, talks: bool) -> Counts {
+    let mut world = World::new(seed, 1 + (seed % 5) as usize);
+    world.talks = talks;
+    world.fault = fault;
+    world.core.fault = fault;
+    let world = world.run(FAULTS);
+    world.check_whole(wanted());
+    world.counts
+}
+
+#[test]
+fn all_promises_hold_under_random_schedules() {
+    let alone =
+        std::env::var("TALLY_TEST_SEED").ok().map(|seed| seed.parse().expect("TALLY_TEST_SEED is a number"));
+    if let Some(seed) = alone {
+        println!("{:?}", schedule(seed, None, true));
+        return;
+    }
+    let mut all = Counts::default();
+    for seed in 0..SCHEDULES {
+        let result = catch_unwind(|| schedule(seed, None, false));
+        let counts = result.unwrap_or_else(|_| {
+            panic!(
+                "schedule {seed} broke a promise; TALLY_TEST_SEED={seed} cargo test -p tally-coordinator schedules"
+            )
+        });
+        assert!(counts.events >= 200, "schedule {seed} has only {} events", counts.events);
+        all.events += counts.events;
+        all.crashes += counts.crashes;
+        all.adopted += counts.adopted;
+        all.recomputed += counts.recomputed;
+        all.late += counts.late;
+        all.drifted += counts.drifted;
+        all.audits.extend(counts.audits);
+    }
+    println!(
+        "{SCHEDULES} schedules, {} events, {} crashes of the coordinator, {} states adopted, {} steps computed \
+         again, {} late shares, {} replicas drifted, {} audits",
+        all.events,
+        all.crashes,
+        all.adopted,
+        all.recomputed,
+        all.late,
+        all.drifted,
+        all.audits.len()
+    );
+    // What is never tried proves nothing.
+    for (what, count) in [("adopted", all.adopted), ("recomputed", all.recomputed), ("late", all.late)] {
+        assert!(count > 100, "only {count} {what}");
+    }
+}
+
+/// Breaks a rule and says which promise the schedules found broken.
+fn caught(rule: FaultInjection) -> String {
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let found = (0..SCHEDULES).find_map(|seed| {
+        let panic = catch_unwind(AssertUnwindSafe(|| schedule(seed, Some(rule), false))).err()?;
+        let text = panic.downcast_ref::<String>().cloned();
+        text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_string()))
+    });
+    std::panic::set_hook(hook);
+    found.unwrap_or_else(|| "nothing".into())
+}
+
+/// Each rule that is broken on purpose is noticed, as the promise that it keeps.
+#[test]
+fn a_broken_rule_is_noticed_by_the_schedules() {
+    let rules = [
+        (FaultInjection::ForgetTakeover, "LIVE-1"),
+        (FaultInjection::ForgetTestMicrobatch, "LIVE-1"),
+        (FaultInjection::CloseHalfContribution, "LIVE-1"),
+        (FaultInjection::KeepLedger, "DATA-1"),
+        (FaultInjection::AcceptOldAttempts, "LIVE-1"),
+        (FaultInjection::ForgiveViolation, "SUM-1"),
+        (FaultInjection::AcceptAnyReplica, "SUM-1"),
+        (FaultInjection::IgnoreDrift, "REP-1"),
+        (FaultInjection::AdoptAnyState, "REP-1"),
+        (FaultInjection::KeepAnyRetainedState, "RESUME-1"),
+    ];
+    for (rule, promise) in rules {
+        let found = caught(rule);
+        println!("{rule:?}: {found:.90}");
+        assert!(found.contains(promise), "{rule:?} is noticed as {found:.300}");
+    }
+}

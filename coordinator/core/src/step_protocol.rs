@@ -1,0 +1,352 @@
+//! One step, from its plans to its commit (**SUM-1**, **LIVE-1**).
+
+use std::time::Duration;
+
+use tally_numerics::digest::Digest;
+use tally_numerics::tree::Node;
+
+use super::Core;
+use super::RECENT;
+use super::assign::{self, Load};
+use super::cluster::{Member, Session};
+use super::events::{Action, AttemptId, Committed, Receipt, RunOutcome};
+use super::fault_injection::FaultInjection;
+use super::reduction::Contribution;
+use super::step::StepInFlight;
+
+impl Core {
+    /// Gives a worker nodes, and before them the samples it has not got yet.
+    pub(super) fn plan(
+        &mut self,
+        now: Duration,
+        session: Session,
+        step: u64,
+        attempt: u32,
+        nodes: Vec<Node>,
+        takeover: bool,
+    ) {
+        let Some(flight) = &self.flight else { return };
+        let samples = flight.samples;
+        if nodes.is_empty() {
+            return;
+        }
+        for &node in &nodes {
+            self.deal(session, step, node);
+        }
+        if let Some(member) = self.members.0.get_mut(&session) {
+            member.open.extend(nodes.iter().copied());
+        }
+        let leaves = nodes.iter().map(|n| self.spec.tree.leaves(*n).len() as u32).sum::<u32>();
+        self.extend_deadline(now, session, leaves, samples);
+        if let Some(member) = self.members.0.get_mut(&session) {
+            member.leaves += leaves;
+        }
+        self.actions.push(Action::Plan { session, step, attempt, samples, nodes, takeover });
+    }
+
+    /// Sends the samples of a node's leaves that the worker has not been sent.
+    pub(super) fn deal(&mut self, session: Session, step: u64, node: Node) {
+        let Some(member) = self.members.0.get_mut(&session) else { return };
+        for leaf in self.spec.tree.leaves(node) {
+            let ids = self.sampler.leaf_ids(self.spec.tree, step, leaf);
+            if !ids.is_empty() && member.dealt.insert((step, leaf)) {
+                self.actions.push(Action::SendLeaf { session, step, leaf, ids });
+            }
+        }
+    }
+
+    /// The quotas of the next step: the last ones while they serve within a tenth, so that
+    /// noise in the measurements moves nothing.
+    fn quotas(&mut self, ready: &[Session], loads: &[Load]) -> Vec<u32> {
+        let tree = self.spec.tree;
+        // What nodes take to come was measured with as many as the last step had. The sum's way
+        // down is in it, so it is rather too much.
+        let nodes = self
+            .last_quotas
+            .as_ref()
+            .map_or(0, |(_, quotas)| assign::runs(tree, 0..tree.shards(), quotas).iter().map(Vec::len).sum());
+        let per_node = self.transfer / nodes.max(1) as f64;
+        let best = assign::shares(tree, loads, per_node);
+        let seconds = |quotas: &[u32]| assign::seconds(tree, quotas, loads, per_node);
+        if let Some((who, quotas)) = &self.last_quotas
+            && who == ready
+            && seconds(quotas) <= 1.1 * seconds(&best)
+            && assign::makespan(quotas, loads) <= 1.1 * assign::makespan(&best, loads)
+        {
+            return quotas.clone();
+        }
+        self.last_quotas = Some((ready.to_vec(), best.clone()));
+        best
+    }
+
+    pub(super) fn start_step(&mut self, now: Duration) {
+        self.members.demote_lagging(self.committed);
+        let mut ready = self.members.ready();
+        let wanted = if self.started { 1 } else { self.spec.workers };
+        if ready.len() < wanted.max(1) {
+            return;
+        }
+        if ready.len() > 1 {
+            // Others compute what was NaN, to tell a broken worker from a broken model.
+            ready.retain(|session| Some(*session) != self.non_finite);
+        }
+        self.started = true;
+        let step = self.committed + 1;
+        self.attempt += 1;
+        let attempt = self.attempt;
+        let samples = self.sampler.batch_len(step);
+        let tree = self.spec.tree;
+        let mean_leaf = samples as f64 / f64::from(tree.shards());
+        let load =
+            |session: &Session| Load { busy: 0.0, per_leaf: self.members.per_sample(*session) * mean_leaf };
+        let loads: Vec<Load> = ready.iter().map(load).collect();
+        let quotas = self.quotas(&ready, &loads);
+        let nodes = assign::runs(tree, 0..tree.shards(), &quotas);
+        self.flight = Some(StepInFlight::new(tree, self.spec.chunks, step, attempt, samples, now));
+        let learning_rate = self.spec.optimizer.rate(step, self.spec.steps());
+        self.actions.push(Action::Begin { step, attempt, learning_rate });
+        for member in self.members.0.values_mut() {
+            member.open.clear();
+            member.leaves = 0;
+            member.computed = 0.0;
+            member.due = now;
+            member.dealt.retain(|&(dealt, _)| dealt >= step);
+        }
+        let full = |n: &Vec<Node>| n.iter().copied().filter(|n| !tree.is_empty(*n, samples)).collect();
+        let plans: Vec<(Session, Vec<Node>)> = ready.iter().copied().zip(nodes.iter().map(full)).collect();
+        for (session, nodes) in &plans {
+            self.plan(now, *session, step, attempt, nodes.clone(), false);
+        }
+        self.begin_audit(now, &plans);
+        // The next step's samples travel while this one is computed.
+        if step < self.spec.steps() {
+            for (session, nodes) in ready.drain(..).zip(nodes) {
+                for node in nodes {
+                    self.deal(session, step + 1, node);
+                }
+            }
+        }
+    }
+
+    /// The member and the flight, if the message belongs to the attempt in flight. One
+    /// that belongs to an earlier attempt is late, and no fault.
+    pub(super) fn current(&mut self, from: AttemptId) -> Option<(&mut Member, &mut StepInFlight)> {
+        let any = self.injects(FaultInjection::AcceptOldAttempts);
+        let flight = self.flight.as_mut()?;
+        let member = self.members.0.get_mut(&from.session)?;
+        let current = (from.step, from.attempt) == (flight.step, flight.attempt) || any;
+        (current && !flight.closing).then_some((member, flight))
+    }
+
+    pub(super) fn header(
+        &mut self,
+        now: Duration,
+        from: AttemptId,
+        node: Node,
+        digest: Digest,
+        samples: u64,
+    ) {
+        let (tree, wanted) = (self.spec.tree, self.digest);
+        let Some((member, flight)) = self.current(from) else { return };
+        let (step, session) = (flight.step, from.session);
+        if !tree.contains(node) || !member.open.contains(&node) || !flight.opened.insert((session, node)) {
+            return self.evict(now, session, format!("it opened {node}, which it was not given"), false);
+        }
+        if digest != wanted && !self.injects(FaultInjection::AcceptAnyReplica) {
+            let reason = format!("it computed with digest {digest}, not {wanted}");
+            return self.evict(now, session, reason, true);
+        }
+        if samples != self.sampler.node_digest(tree, step, node) {
+            self.evict(now, session, format!("it computed {node} on other samples than it was given"), false);
+        }
+    }
+
+    pub(super) fn chunk(
+        &mut self,
+        now: Duration,
+        from: AttemptId,
+        node: Node,
+        index: u32,
+        digest: Option<Digest>,
+        fault: Option<String>,
+    ) {
+        let chunks = self.spec.chunks;
+        let Some((_, flight)) = self.current(from) else { return };
+        let open =
+            flight.opened.contains(&(from.session, node)) && !flight.closed.contains(&(from.session, node));
+        let window = flight.reduction.emitted() as usize + tally_numerics::CREDIT_WINDOW;
+        let fault = if !open {
+            Some(format!("it sent a chunk of {node}, which is not open"))
+        } else if index >= chunks {
+            Some(format!("it sent chunk {index} of {chunks}"))
+        } else if index as usize >= window {
+            Some(format!("it sent chunk {index} of {node} without credit for it"))
+        } else {
+            fault
+        };
+        if let Some(fault) = fault {
+            return self.violated(now, from.session, fault);
+        }
+        let verdict = flight.reduction.contribute(node, index);
+        if flight.reduction.is_complete() {
+            flight.reduced.get_or_insert(now);
+        }
+        self.audit_chunk(from, node, digest);
+        let Contribution::Take(due) = verdict else { return };
+        self.actions.push(Action::Take { node, index });
+        self.actions.extend(due.into_iter().map(Action::Reduce));
+        self.close_if_complete();
+    }
+
+    pub(super) fn trailer(
+        &mut self,
+        now: Duration,
+        from: AttemptId,
+        node: Node,
+        receipts: Vec<Receipt>,
+        computed: f64,
+    ) {
+        let half = self.injects(FaultInjection::CloseHalfContribution);
+        let Some((member, flight)) = self.current(from) else { return };
+        let key = (from.session, node);
+        let fault = if !flight.opened.contains(&key) || !flight.closed.insert(key) {
+            Some(format!("it closed {node}, which is not open"))
+        } else if !half
+            && !(0..flight.reduction.chunks()).all(|chunk| flight.reduction.is_covered(node, chunk))
+        {
+            Some(format!("it closed {node} before all of its chunks had come"))
+        } else {
+            flight.check(node, &receipts).err()
+        };
+        if let Some(fault) = fault {
+            return self.violated(now, from.session, fault);
+        }
+        let samples: u32 = receipts.iter().map(|r| r.samples).sum();
+        member.open.remove(&node);
+        member.computed += computed.max(0.0);
+        member.measure(computed, samples as usize);
+        for receipt in receipts {
+            flight.receipts.entry(receipt.leaf).or_insert(receipt);
+        }
+        self.audit_closed(now, from, node);
+        self.close_if_complete();
+    }
+
+    pub(super) fn close_if_complete(&mut self) {
+        let Some(flight) = &mut self.flight else { return };
+        if flight.closing || !flight.is_complete() || flight.audit.is_some() {
+            return;
+        }
+        flight.closing = true;
+        let (step, attempt) = (flight.step, flight.attempt);
+        let learning_rate = self.spec.optimizer.rate(step, self.spec.steps());
+        self.actions.push(Action::Close { step, attempt, learning_rate });
+    }
+
+    pub(super) fn applied(&mut self, now: Duration, digest: Digest) {
+        let Some(flight) = self.flight.take() else { return };
+        let step = flight.step;
+        let loss = flight.loss();
+        let seconds = now.saturating_sub(flight.started).as_secs_f64();
+        let workers: Vec<(Session, &Member)> =
+            self.members.0.iter().filter(|(_, m)| m.leaves > 0).map(|(&session, m)| (session, m)).collect();
+        let last = workers.iter().max_by(|(_, a), (_, b)| a.computed.total_cmp(&b.computed));
+        let slowest = last.map_or(0.0, |(_, m)| m.computed);
+        let waiting =
+            workers.iter().map(|(_, m)| slowest - m.computed).sum::<f64>() / workers.len().max(1) as f64;
+        let reduced = flight.reduced.unwrap_or(now).saturating_sub(flight.started).as_secs_f64();
+        let transfer = (reduced - slowest).max(0.0);
+        self.transfer += 0.25 * (transfer - self.transfer);
+        let epoch = self.spec.schedule.position(step).0;
+        self.actions.push(Action::Commit(Box::new(Committed {
+            step,
+            epoch,
+            attempt: flight.attempt,
+            loss,
+            samples: flight.samples,
+            workers: workers.len(),
+            seconds,
+            compute_seconds: slowest,
+            transfer_seconds: transfer,
+            waiting_seconds: waiting,
+            slowest: last.map(|(session, _)| *session),
+            learning_rate: self.spec.optimizer.rate(step, self.spec.steps()),
+            digest,
+        })));
+        // What the receipts say was used, leaf by leaf.
+        for &leaf in flight.receipts.keys() {
+            let ids = self.sampler.leaf_ids(self.spec.tree, step, leaf);
+            self.ledger.commit(&ids);
+        }
+        for (session, node) in &flight.closed {
+            let samples: usize =
+                self.spec.tree.leaves(*node).map(|l| self.spec.tree.samples(l, flight.samples).len()).sum();
+            if let Some(member) = self.members.0.get_mut(session) {
+                member.samples += samples as u64;
+            }
+        }
+        self.measure_the_late(now, flight.started, flight.samples);
+        self.committed = step;
+        self.digest = digest;
+        if self.recent.len() == RECENT {
+            self.recent.pop_front();
+        }
+        self.recent.push_back((step, digest));
+        if let Some(session) = self.non_finite.take()
+            && self.members.0.get(&session).is_some_and(|member| member.leaves == 0)
+        {
+            self.evict(now, session, "it found NaN in a gradient where others found none".into(), false);
+        }
+        if step.is_multiple_of(self.spec.schedule.steps_per_epoch() as u64) {
+            self.ledger.end_epoch();
+        }
+        self.boundary(now);
+    }
+
+    /// A worker broke the rules after a header that was right. What was reduced may rest
+    /// on it, so the attempt is void.
+    pub(super) fn violated(&mut self, now: Duration, session: Session, fault: String) {
+        if self.injects(FaultInjection::ForgiveViolation) {
+            return self.evict(now, session, fault, false);
+        }
+        self.abort(&fault);
+        self.evict(now, session, fault, false);
+        self.boundary(now);
+    }
+
+    pub(super) fn abort(&mut self, reason: &str) {
+        if let Some(flight) = self.flight.take() {
+            let (step, attempt) = (flight.step, flight.attempt);
+            self.actions.push(Action::Abort { step, attempt, reason: reason.into() });
+        }
+    }
+
+    pub(super) fn non_finite(&mut self, now: Duration, from: AttemptId, node: Node, tensor: String) {
+        let Some((member, _)) = self.current(from) else { return };
+        if !member.open.contains(&node) {
+            return self.evict(
+                now,
+                from.session,
+                format!("it reported on {node}, which it was not given"),
+                false,
+            );
+        }
+        let (session, reason) = (from.session, format!("the gradient of {tensor} is not finite"));
+        let alone = self.members.ready().iter().all(|&ready| ready == session);
+        if self.non_finite.is_some_and(|before| before != session || alone) {
+            // Two workers have found it, or one, twice, that nobody can check.
+            return self.diverged(from.step, tensor);
+        }
+        self.non_finite = Some(session);
+        self.abort(&reason);
+        self.boundary(now);
+    }
+
+    pub(super) fn diverged(&mut self, step: u64, tensor: String) {
+        self.abort("the run has diverged");
+        if self.committed > 0 {
+            self.checkpoint();
+        }
+        self.finish(RunOutcome::Diverged { step, tensor });
+    }
+}

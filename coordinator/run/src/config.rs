@@ -1,0 +1,84 @@
+//! The configuration of a run, whole, as `run.json` keeps it.
+
+use serde::{Deserialize, Serialize};
+use tally_checkpoint::ProgramConfig;
+use tally_core::optimizer::OptimizerConfig;
+use tally_numerics::manifest::Manifest;
+use tally_numerics::schema::Schema;
+use tally_numerics::wire::WireDtype;
+/// The version of a run directory's layout. Raised whenever an older Tally could not go on with it in the same
+/// bits (`docs/compatibility.md`); what is new and only for people does not raise it.
+pub const RUN_VERSION: u32 = 1;
+
+/// Everything that decides a run's bits, and a little more for people.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunConfig {
+    /// [`RUN_VERSION`].
+    pub version: u32,
+    /// The version of Tally that started the run.
+    pub tally: String,
+    /// The run's random identity, 16 hex digits.
+    pub run: String,
+    /// What is trained.
+    pub program: ProgramConfig,
+    /// The losses and metrics that it measures.
+    pub schema: Schema,
+    /// The seed of order, numbers and initial parameters.
+    pub seed: u64,
+    /// Epochs of the run.
+    pub epochs: u32,
+    /// Samples of a step, over all workers.
+    pub batch_size: usize,
+    /// Microbatches that a step is cut into.
+    pub microbatches: u32,
+    /// `default` or `seed`, or `custom` if an option departs from both.
+    pub recipe: String,
+    /// The optimizer's settings.
+    pub optimizer: OptimizerConfig,
+    /// The data.
+    pub data: DataConfig,
+    /// Weights the run started from, if they were not drawn from the seed.
+    pub init: Option<InitConfig>,
+    /// Elements of a chunk.
+    pub chunk: usize,
+    /// Workers the run waited for.
+    pub workers: usize,
+    /// A checkpoint after every so many steps.
+    pub checkpoint_every: Option<u64>,
+    /// How many checkpoints are kept beside the best and the last.
+    pub keep_checkpoints: usize,
+    /// The share of steps in which a second worker checks another's bits.
+    #[serde(default)]
+    pub audit_rate: f64,
+    /// What gradients travel as.
+    #[serde(default)]
+    pub wire_dtype: WireDtype,
+    /// The network's tensors.
+    pub tensors: Manifest,
+}
+
+/// Which samples a run uses.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataConfig {
+    /// The directory they were read from; `None` for the embedded MNIST.
+    pub directory: Option<String>,
+    /// Only the first so many training samples.
+    pub train_limit: Option<usize>,
+    /// Only the first so many test samples.
+    pub test_limit: Option<usize>,
+    /// Training samples.
+    pub train_samples: usize,
+    /// Test samples.
+    pub test_samples: usize,
+    /// SHA-256 over all of them, in hex.
+    pub sha256: String,
+}
+
+/// Weights from a file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InitConfig {
+    /// Where they came from.
+    pub path: String,
+    /// `parameters_sha256` of the weights.
+    pub sha256: String,
+}

@@ -1,0 +1,9 @@
+//! A run on disk: its configuration, its journal, its summary. Checkpoints are tally-checkpoint's.
+
+#![forbid(unsafe_code)]
+
+pub mod config;
+pub mod directory;
+pub mod journal;
+pub mod record;
+pub mod summary;

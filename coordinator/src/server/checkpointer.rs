@@ -1,0 +1,109 @@
+//! Writes checkpoints on a thread of its own, from immutable snapshots, so that training
+//! does not wait for the disk (**CKPT-1**).
+//!
+//! One checkpoint is written at a time; if the next is due before the disk is done, the
+//! driver waits, since every waiting snapshot would hold a copy of the model.
+
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use tally_checkpoint::{self as checkpoint, Meta};
+
+use crate::server::master::Snapshot;
+
+/// What became of a job.
+#[derive(Debug)]
+pub struct Done {
+    /// The checkpoint's step.
+    pub step: u64,
+    /// Where it is, or why it could not be written.
+    pub result: Result<PathBuf, String>,
+    /// When it was begun.
+    pub from: Instant,
+    /// When it was done.
+    pub to: Instant,
+}
+
+#[derive(Debug)]
+enum Job {
+    Write(Box<Meta>, Snapshot),
+    Best(u64),
+}
+
+/// The writing thread.
+#[derive(Debug)]
+pub struct Checkpointer {
+    jobs: Option<SyncSender<Job>>,
+    done: Receiver<Done>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Checkpointer {
+    /// Starts the thread for checkpoints under `root`, of which the `keep` newest and the
+    /// best stay. `best` is the best so far.
+    #[must_use]
+    pub fn start(root: PathBuf, keep: usize, mut best: Option<u64>) -> Self {
+        let (jobs, inbox) = sync_channel(0);
+        let (outbox, done) = channel();
+        let work = move || {
+            for job in inbox {
+                match job {
+                    Job::Write(mut meta, snapshot) => {
+                        let (step, from) = (meta.step, Instant::now());
+                        let (parameters, momentum) = (snapshot.flat(false), snapshot.flat(true));
+                        drop(snapshot);
+                        meta.parameters_sha256 = meta.tensors.sha256(&parameters);
+                        let written = checkpoint::write(&root, &meta, &parameters, &momentum)
+                            .and_then(|path| checkpoint::link(&root, "last", step).map(|()| path))
+                            .and_then(|path| checkpoint::prune(&root, keep, best.as_slice()).map(|_| path));
+                        let result = written.map_err(|e| e.to_string());
+                        let _ = outbox.send(Done { step, result, from, to: Instant::now() });
+                    }
+                    Job::Best(step) => {
+                        best = Some(step);
+                        if let Err(error) = checkpoint::link(&root, "best", step) {
+                            tracing::warn!("cannot mark checkpoint {step} as the best: {error}");
+                        }
+                    }
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("checkpoints".into()).spawn(work).ok();
+        Self { jobs: Some(jobs), done, thread }
+    }
+
+    fn send(&self, job: Job) {
+        if let Some(jobs) = &self.jobs
+            && jobs.send(job).is_err()
+        {
+            tracing::error!("the thread that writes checkpoints has ended");
+        }
+    }
+
+    /// Has a checkpoint written, once the one before is. The thread fills in the
+    /// parameters' SHA-256.
+    pub fn write(&self, meta: Meta, snapshot: Snapshot) {
+        self.send(Job::Write(Box::new(meta), snapshot));
+    }
+
+    /// Marks a checkpoint as the best, once it is written.
+    pub fn best(&self, step: u64) {
+        self.send(Job::Best(step));
+    }
+
+    /// What was done since the last call.
+    pub fn poll(&self) -> Vec<Done> {
+        self.done.try_iter().collect()
+    }
+
+    /// Waits for the last checkpoint and ends the thread.
+    pub fn finish(&mut self) -> Vec<Done> {
+        self.jobs = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+        self.poll()
+    }
+}

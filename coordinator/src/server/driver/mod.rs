@@ -1,0 +1,371 @@
+//! The driver: one thread that feeds the core and performs its actions.
+//!
+//! It owns everything that a step changes: the core, the floats in flight, the master copy of the state, the
+//! journal. It never waits for a worker; what is to be sent is queued. Whatever happens is told to the observers.
+
+mod actions;
+mod inputs;
+mod reports;
+mod sending;
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use bytes::Bytes;
+use tally_checkpoint::Meta;
+use tally_cli::logging::in_one_line;
+use tally_core::cluster::Session;
+use tally_core::events::{
+    Action, AuditResult, ClusterEvent, Committed, DeviceInfo, Event, RunOutcome,
+};
+use tally_core::{Core, Phase};
+use tally_numerics::digest::{self, Digest};
+use tally_numerics::manifest::Manifest;
+use tally_numerics::schema::{Evaluation, Sums};
+use tally_numerics::update::Update;
+use tally_numerics::wire::WireDtype;
+use tally_numerics::{CHUNK, TEST_MICROBATCH, chunk_range, norm};
+use tally_proto::pool::{Chunk, Pool};
+use tally_proto::span::{Clock, Span};
+use tally_proto::v1::{self, CoordinatorMessage, GradientDown, coordinator_message, gradient_down};
+use tally_proto::{BF16, PROTOCOL, TIMELINE, convert, floats};
+use tally_run::config::RunConfig;
+use tally_run::directory::RunDirectory;
+use tally_run::journal::{History, JOURNAL_VERSION, Journal, JournalError, Line, StepLine};
+use tally_run::summary::{Summary, Times};
+use tokio::sync::mpsc;
+
+use super::checkpointer::Checkpointer;
+use super::input::{Hello, Input};
+use super::master_state::MasterState;
+use super::outbox::{Bulk, Control};
+use super::reduction_buffers::{ReductionBuffers, Shared};
+use super::shared_sums::SharedSums;
+use crate::dataset::{Dataset, microbatch};
+use crate::observer::{Context, Idle, Observer, RunEvent};
+use crate::timeline::WorkerTime;
+
+/// Workers that may be between their hello and their first work.
+const MAX_PENDING_WORKERS: usize = 4096;
+
+/// Bytes that may wait on a control stream: the samples of some steps, and thousands of
+/// plans and commits.
+const MAX_CONTROL_BYTES: usize = 64 << 20;
+
+/// The longest time between two ticks that observers are told of.
+const TICK_EVERY: Duration = Duration::from_secs(1);
+
+/// A worker that has said hello but cannot take part yet.
+#[derive(Debug)]
+struct PendingWorker {
+    hello: Hello,
+    control: Control,
+    bulk: Option<(Bulk, bool)>,
+    device: Option<DeviceInfo>,
+}
+
+/// A worker that takes part.
+#[derive(Debug)]
+struct ConnectedWorker {
+    control: Control,
+    bulk: Bulk,
+    /// It reads sums from shared memory.
+    reads_shared_sums: bool,
+    /// It has been sent a state, and gets what is broadcast.
+    replica: bool,
+    /// Its clock, if it tells of it.
+    time: Option<WorkerTime>,
+}
+
+/// A state on its way in from a worker, after a crash of the coordinator.
+#[derive(Debug)]
+struct Upload {
+    session: Session,
+    step: u64,
+    parameters: Vec<f32>,
+    momentum: Vec<f32>,
+    /// Chunks that have not come, of both.
+    missing: BTreeSet<(bool, u32)>,
+}
+
+/// What the driver is built from.
+pub struct DriverDeps {
+    /// The run's configuration.
+    pub config: RunConfig,
+    /// Its directory.
+    pub directory: RunDirectory,
+    /// Its journal.
+    pub journal: Journal,
+    /// What the journal says of the run so far.
+    pub history: History,
+    /// The decisions.
+    pub core: Core,
+    /// The master copy of the state, at the core's committed step.
+    pub master: MasterState,
+    /// The training samples.
+    pub train: Arc<dyn Dataset>,
+    /// The test samples.
+    pub test: Arc<dyn Dataset>,
+    /// How often this run has been started.
+    pub incarnation: u64,
+    /// The clock by which all times are told.
+    pub clock: Clock,
+    /// Who is told what happens, in this order.
+    pub observers: Vec<Box<dyn Observer>>,
+    /// Workers are to tell what they do when.
+    pub spans: bool,
+    /// Becomes true at the first step of this start.
+    pub started: Arc<AtomicBool>,
+}
+
+/// The driver's state.
+pub struct Driver {
+    config: RunConfig,
+    directory: RunDirectory,
+    journal: Journal,
+    history: History,
+    core: Core,
+    master: MasterState,
+    train: Arc<dyn Dataset>,
+    test: Arc<dyn Dataset>,
+    /// The run's identity, how often it has been started, and whether workers tell what they do when.
+    run: u64,
+    incarnation: u64,
+    spans: bool,
+    /// Set at the first step.
+    has_begun: Arc<AtomicBool>,
+    clock: Clock,
+    started: Instant,
+    observers: RefCell<Vec<Box<dyn Observer>>>,
+    last_tick: Instant,
+
+    pending: BTreeMap<Session, PendingWorker>,
+    workers: BTreeMap<Session, ConnectedWorker>,
+    /// Those whose queues are too long.
+    lagging: BTreeSet<Session>,
+    /// What the core has not handled yet, with the chunk that has come with it.
+    events: VecDeque<(Event, Option<Chunk>)>,
+    buffers: ReductionBuffers,
+    sums: SharedSums,
+    /// For sums on their way out.
+    pool: Pool,
+    upload: Option<Upload>,
+    squared_norm: f64,
+    /// The test microbatches that were evaluated.
+    evaluated: BTreeMap<u32, Sums>,
+    test_started: Duration,
+    last_test: Option<Evaluation>,
+    /// The best score and its step.
+    best: Option<(f64, u64)>,
+    last_step: Option<Committed>,
+    /// Wall seconds a step, smoothed.
+    step_seconds: f64,
+    checkpointer: Checkpointer,
+    totals: Totals,
+    times: Times,
+    /// The run was asked to stop.
+    stopping: bool,
+    /// The last checkpoint that could not be written, and why.
+    unsaved: Option<(u64, String)>,
+    outcome: Option<RunOutcome>,
+}
+
+/// What is counted for the summary.
+#[derive(Debug, Default)]
+struct Totals {
+    joined: u64,
+    lost: u64,
+    trained_seconds: f64,
+    trained_samples: u64,
+}
+
+impl Driver {
+    /// A driver about to start.
+    #[must_use]
+    pub fn new(deps: DriverDeps) -> Self {
+        let DriverDeps { config, directory, journal, history, core, master, train, test, .. } = deps;
+        let score = |(&step, evaluation): (&u64, &Evaluation)| (config.schema.score(evaluation), step);
+        let best = history.tests.iter().map(score).fold(None, |best: Option<(f64, u64)>, next| {
+            Some(best.filter(|b| b.0 >= next.0).unwrap_or(next))
+        });
+        let checkpointer = Checkpointer::start(
+            directory.checkpoints(),
+            config.keep_checkpoints,
+            best.map(|(_, step)| step),
+        );
+        Self {
+            run: u64::from_str_radix(&config.run, 16).unwrap_or(0),
+            incarnation: deps.incarnation,
+            spans: deps.spans,
+            has_begun: deps.started,
+            clock: deps.clock,
+            started: Instant::now(),
+            observers: RefCell::new(deps.observers),
+            last_tick: Instant::now(),
+            pending: BTreeMap::new(),
+            workers: BTreeMap::new(),
+            lagging: BTreeSet::new(),
+            events: VecDeque::new(),
+            buffers: ReductionBuffers::new(config.wire_dtype),
+            pool: Pool::default(),
+            sums: SharedSums::new(core.spec().chunks),
+            upload: None,
+            squared_norm: 0.0,
+            evaluated: BTreeMap::new(),
+            test_started: Duration::ZERO,
+            last_test: history.tests.last_key_value().map(|(_, evaluation)| evaluation.clone()),
+            best,
+            last_step: None,
+            step_seconds: 0.0,
+            checkpointer,
+            totals: Totals { joined: history.joined, lost: history.lost, ..Totals::default() },
+            times: Times::default(),
+            stopping: false,
+            unsaved: None,
+            outcome: None,
+            config,
+            directory,
+            journal,
+            history,
+            core,
+            master,
+            train,
+            test,
+        }
+    }
+
+    /// Drives the run to its end and returns what came out of it.
+    ///
+    /// # Errors
+    /// If the journal can't be written, or a step that was recomputed has other bits than
+    /// the journal recorded. What is on disk is intact then.
+    pub fn run(mut self, mut inputs: mpsc::Receiver<Input>) -> anyhow::Result<(RunOutcome, Summary)> {
+        let result = self.main_loop(&mut inputs).and_then(|()| self.conclude());
+        if let Err(error) = &result {
+            self.after_checkpoints(true);
+            self.observe(RunEvent::Failed(&in_one_line(error)));
+            self.observe(RunEvent::Ended { outcome: "failed" });
+            self.broadcast_finished(&format!("the coordinator stopped: {}", in_one_line(error)), true);
+        }
+        result
+    }
+
+    /// The last checkpoint, the journal's last line, the summary, and a word to the workers.
+    fn conclude(&mut self) -> anyhow::Result<(RunOutcome, Summary)> {
+        self.after_checkpoints(true);
+        let outcome = self.outcome.clone().unwrap_or(RunOutcome::Stopped);
+        let summary = self.summary(&outcome);
+        let (step, word) = (summary.steps, summary.outcome.clone());
+        self.record(&Line::End { step, outcome: word })?;
+        self.journal.sync()?;
+        self.directory.write_json("summary.json", &summary)?;
+        self.observe(RunEvent::Ended { outcome: &summary.outcome });
+        if let Some((_, error)) = self.unsaved.take_if(|(unsaved, _)| *unsaved == step) {
+            bail!(
+                "the state of step {step} could not be saved: {error}; make room and go on with --resume {}",
+                self.directory.path().display()
+            );
+        }
+        let reason = match &outcome {
+            RunOutcome::Done => "the run is done".to_string(),
+            RunOutcome::Stopped => "the run was stopped".to_string(),
+            RunOutcome::Diverged { step, .. } => format!("the run diverged at step {step}"),
+        };
+        self.broadcast_finished(&reason, outcome != RunOutcome::Done);
+        Ok((outcome, summary))
+    }
+
+    fn main_loop(&mut self, inputs: &mut mpsc::Receiver<Input>) -> anyhow::Result<()> {
+        let (step, _) = self.core.committed();
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        self.observe(RunEvent::Started { incarnation: self.incarnation });
+        self.record(&Line::Start {
+            version: JOURNAL_VERSION,
+            tally: env!("CARGO_PKG_VERSION").into(),
+            incarnation: self.incarnation,
+            step,
+            unix_seconds: now.map_or(0, |d| d.as_secs()),
+        })?;
+        self.tick();
+        if let Some((_, step)) = self.best {
+            // It may have been found just before the last stop.
+            self.checkpointer.best(step);
+        }
+        // A run that was done before it could say so has nothing to wait for.
+        self.push(Event::Wake);
+        self.handle_events()?;
+        while self.outcome.is_none() {
+            let Some(input) = inputs.blocking_recv() else { break };
+            self.input(input);
+            self.handle_events()?;
+            self.after_checkpoints(false);
+            if self.last_tick.elapsed() >= TICK_EVERY {
+                self.tick();
+            }
+        }
+        Ok(())
+    }
+
+    fn tick(&mut self) {
+        self.last_tick = Instant::now();
+        self.observe(RunEvent::Tick);
+    }
+
+    /// An event for the core's next turn.
+    fn push(&mut self, event: Event) {
+        self.events.push_back((event, None));
+    }
+
+    fn handle_events(&mut self) -> anyhow::Result<()> {
+        while let Some((event, mut chunk)) = self.events.pop_front() {
+            for action in self.core.handle(self.started.elapsed(), event) {
+                self.perform(action, &mut chunk)?;
+            }
+            self.disconnect_lagging();
+        }
+        Ok(())
+    }
+
+    /// The run as it is.
+    fn context(&self) -> Context<'_> {
+        Context {
+            core: &self.core,
+            clock: self.clock,
+            seconds: self.started.elapsed().as_secs_f64(),
+            stopping: self.stopping,
+            idle: self.idle(),
+            step_seconds: self.step_seconds,
+        }
+    }
+
+    /// Tells all observers.
+    fn observe(&self, event: RunEvent<'_>) {
+        let context = self.context();
+        for observer in self.observers.borrow_mut().iter_mut() {
+            observer.observe(&context, &event);
+        }
+    }
+
+    /// What time between steps is spent on, as things are.
+    fn idle(&self) -> Idle {
+        match self.core.phase() {
+            Phase::Recovering => Idle::Recovering,
+            Phase::Testing => Idle::Testing,
+            Phase::Training if self.core.members().any_ready() => Idle::Committing,
+            Phase::Waiting | Phase::Training | Phase::Finished => Idle::Waiting,
+        }
+    }
+
+    /// Writes a line to the journal, of which observers are told first.
+    ///
+    /// # Errors
+    /// If the journal can't be written.
+    fn record(&mut self, line: &Line) -> Result<(), JournalError> {
+        self.observe(RunEvent::Journal(line));
+        self.journal.append(line)
+    }
+}

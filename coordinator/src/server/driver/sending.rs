@@ -1,0 +1,172 @@
+//! What the driver sends: to one worker, or to all replicas.
+
+use super::*;
+
+impl Driver {
+    pub(super) fn stamp(&self, session: Session, step: u64, attempt: u32) -> Option<v1::Stamp> {
+        Some(v1::Stamp { run: self.run, incarnation: self.incarnation, session, step, attempt })
+    }
+
+    pub(super) fn control(
+        &self,
+        to: &Control,
+        session: Session,
+        step: u64,
+        attempt: u32,
+        body: coordinator_message::Body,
+    ) -> usize {
+        let stamp = self.stamp(session, step, attempt);
+        to.send(CoordinatorMessage { stamp, body: Some(body) })
+    }
+
+    pub(super) fn tell(
+        &mut self,
+        session: Session,
+        step: u64,
+        attempt: u32,
+        body: coordinator_message::Body,
+    ) {
+        if let Some(worker) = self.workers.get(&session)
+            && self.control(&worker.control, session, step, attempt, body) > MAX_CONTROL_BYTES
+        {
+            self.lagging.insert(session);
+        }
+    }
+
+    /// Queues a message for every replica.
+    pub(super) fn broadcast(&mut self, step: u64, attempt: u32, body: &gradient_down::Body) {
+        self.send_replicas(step, attempt, |_| body.clone());
+    }
+
+    /// Queues a chunk of the sum for every replica: where it lies, for those of this machine.
+    pub(super) fn broadcast_sum(&mut self, step: u64, attempt: u32, index: u32, chunk: &Shared) {
+        let near = |worker: &ConnectedWorker| worker.replica && worker.reads_shared_sums;
+        let any = self.workers.values().any(near);
+        let dtype = self.config.wire_dtype;
+        let data = floats::encode_shared(dtype, chunk.clone(), &self.pool);
+        let place = if any { self.sums.write(index, &data) } else { None };
+        if place.is_some() {
+            let near = self.workers.iter().filter(|(_, worker)| near(worker));
+            near.for_each(|(&session, _)| self.sums.published_to(session, step));
+        }
+        let sent = self.send_replicas(step, attempt, |worker| {
+            let place = place.filter(|_| worker.reads_shared_sums);
+            let data = if place.is_some() { Bytes::new() } else { data.clone() };
+            gradient_down::Body::Reduced(v1::Reduced { index, data, place })
+        });
+        self.observe(RunEvent::Sent { bytes: data.len() * sent });
+    }
+
+    /// Queues a message for each replica and returns how many there are.
+    fn send_replicas(
+        &mut self,
+        step: u64,
+        attempt: u32,
+        body: impl Fn(&ConnectedWorker) -> gradient_down::Body,
+    ) -> usize {
+        let limit = 16 * self.config.tensors.len() + (64 << 20);
+        let mut sent = 0;
+        for (&session, worker) in self.workers.iter().filter(|(_, worker)| worker.replica) {
+            let stamp = self.stamp(session, step, attempt);
+            if worker.bulk.send(GradientDown { stamp, body: Some(body(worker)) }) > limit {
+                self.lagging.insert(session);
+            }
+            sent += 1;
+        }
+        sent
+    }
+
+    pub(super) fn tell_replicas(&mut self, step: u64, attempt: u32, body: &coordinator_message::Body) {
+        for (&session, worker) in self.workers.iter().filter(|(_, worker)| worker.replica) {
+            if self.control(&worker.control, session, step, attempt, body.clone()) > MAX_CONTROL_BYTES {
+                self.lagging.insert(session);
+            }
+        }
+    }
+
+    /// Drops those whose queues hold more than a few models, or more than control messages
+    /// ever need; they can join again.
+    pub(super) fn disconnect_lagging(&mut self) {
+        while let Some(session) = self.lagging.pop_first() {
+            self.disconnect(session, "it lags too far behind".into());
+        }
+    }
+
+    pub(super) fn send_state(&mut self, session: Session) {
+        let (step, digest) = self.core.committed();
+        let stamp = self.stamp(session, step, 0);
+        let Some(worker) = self.workers.get_mut(&session) else { return };
+        worker.replica = true;
+        let send = |body| {
+            worker.bulk.send(GradientDown { stamp, body: Some(body) });
+        };
+        let elements = self.config.tensors.len() as u64;
+        send(gradient_down::Body::State(v1::State { elements, digest: digest.0 }));
+        let snapshot = self.master.snapshot();
+        for momentum in [false, true] {
+            for (index, chunk) in snapshot.chunks(momentum).enumerate() {
+                let data = floats::share(chunk);
+                let chunk = v1::StateChunk { momentum, index: index as u32, data };
+                send(gradient_down::Body::StateChunk(chunk));
+            }
+        }
+    }
+
+    /// Sends a newcomer what was broadcast of the step in flight.
+    pub(super) fn catch_up(&self, session: Session, during: Option<(u64, u32)>) {
+        let (Some((step, attempt)), Some(worker)) = (during, self.workers.get(&session)) else { return };
+        let stamp = self.stamp(session, step, attempt);
+        let send = |body| worker.bulk.send(GradientDown { stamp, body: Some(body) });
+        let rate = self.core.spec().optimizer.rate(step, self.core.spec().steps());
+        send(gradient_down::Body::Begin(self.begin(rate)));
+        for (index, chunk) in self.buffers.emitted() {
+            let data = floats::encode_shared(self.config.wire_dtype, chunk, &self.pool);
+            send(gradient_down::Body::Reduced(v1::Reduced { index, data, place: None }));
+        }
+    }
+
+    pub(super) fn begin(&self, learning_rate: f32) -> v1::Begin {
+        let recipe = &self.config.optimizer;
+        v1::Begin { learning_rate, momentum: recipe.momentum, unclipped: recipe.clip_norm.is_none() }
+    }
+
+    /// A chunk of a state that a worker was asked for (**RESUME-1**).
+    pub(super) fn state_chunk(
+        &mut self,
+        session: Session,
+        step: u64,
+        momentum: bool,
+        index: u32,
+        data: Result<Chunk, String>,
+    ) {
+        let asked = |u: &&mut Upload| {
+            (u.session, u.step) == (session, step) && u.missing.contains(&(momentum, index))
+        };
+        let Some(upload) = self.upload.as_mut().filter(asked) else {
+            return self.disconnect(session, "it sent a state that it was not asked for".into());
+        };
+        upload.missing.remove(&(momentum, index));
+        let values = match data {
+            Ok(values) => values,
+            Err(fault) => return self.disconnect(session, format!("the state that it sent is wrong: {fault}")),
+        };
+        let into = if momentum { &mut upload.momentum } else { &mut upload.parameters };
+        let range = chunk_range(into.len(), index as usize);
+        into[range].copy_from_slice(&values);
+        if upload.missing.is_empty() {
+            let digest = digest::of(0, &upload.parameters, &upload.momentum);
+            self.push(Event::Uploaded { session, step, digest });
+        }
+    }
+
+    pub(super) fn broadcast_finished(&mut self, reason: &str, stopped: bool) {
+        let body = coordinator_message::Body::Finished(v1::Finished { reason: reason.into(), stopped });
+        let pending = self.pending.iter().map(|(session, pending)| (*session, &pending.control));
+        let workers = self.workers.iter().map(|(session, worker)| (*session, &worker.control));
+        for (session, control) in pending.chain(workers) {
+            self.control(control, session, 0, 0, body.clone());
+        }
+        self.pending.clear();
+        self.workers.clear();
+    }
+}

@@ -1,0 +1,127 @@
+//! What reaches the driver.
+
+use std::time::Instant;
+
+use tally_core::cluster::Session;
+use tally_core::events::{AttemptId, DeviceInfo, Event};
+use tally_numerics::digest::Digest;
+use tally_numerics::manifest::Manifest;
+use tally_numerics::tree::Node;
+use tally_proto::pool::Chunk;
+use tally_proto::span::Span;
+use tally_proto::v1;
+use tokio::sync::oneshot;
+
+use super::outbox::{Bulk, Control};
+
+/// What a worker says of itself.
+#[derive(Clone, Debug)]
+pub struct Hello {
+    /// For people.
+    pub name: String,
+    /// Threads it computes with.
+    pub threads: u32,
+    /// What it can do beyond the protocol's version.
+    pub capabilities: Vec<String>,
+    /// Steps of this run whose state it holds, newest first, with their digests.
+    pub held: Vec<(u64, Digest)>,
+}
+
+/// What reaches the driver.
+#[derive(Debug)]
+pub enum Input {
+    /// A worker said hello and may come in.
+    Hello {
+        /// Its new session.
+        session: Session,
+        /// What it said.
+        hello: Hello,
+        /// Where to send to.
+        control: Control,
+        /// Memory that it may put its chunks into, if it is on this machine.
+        memory: Option<v1::Segment>,
+    },
+    /// It has shown its manifest.
+    Offer {
+        /// Its session.
+        session: Session,
+        /// The manifest, or what is wrong with it.
+        manifest: Result<Manifest, String>,
+        /// What it computes with.
+        device: DeviceInfo,
+    },
+    /// It has opened its gradient stream.
+    Attach {
+        /// Its session.
+        session: Session,
+        /// Where to send to.
+        bulk: Bulk,
+        /// It reads sums from shared memory.
+        reads_shared_sums: bool,
+        /// Told whether the session is one.
+        known: oneshot::Sender<bool>,
+    },
+    /// A message that is an event as it stands.
+    Event(Event),
+    /// A chunk with its floats.
+    Chunk {
+        /// From whom.
+        from: AttemptId,
+        /// The node.
+        node: Node,
+        /// The chunk.
+        index: u32,
+        /// The floats, or what is wrong with them.
+        data: Result<Chunk, String>,
+    },
+    /// A chunk of the state that a worker was asked for.
+    State {
+        /// From whom.
+        session: Session,
+        /// The state's step.
+        step: u64,
+        /// Of the momentum, not of the parameters.
+        momentum: bool,
+        /// The chunk.
+        index: u32,
+        /// The floats, or what is wrong with them.
+        data: Result<Chunk, String>,
+    },
+    /// A microbatch of the test pass, to be checked against what was asked.
+    Evaluated {
+        /// From whom.
+        session: Session,
+        /// The state's step.
+        step: u64,
+        /// Its losses and metrics.
+        evaluated: v1::Evaluated,
+    },
+    /// What a worker did when, by its clock.
+    Spans {
+        /// From whom.
+        session: Session,
+        /// The step that it has committed.
+        step: u64,
+        /// What it did.
+        spans: Vec<Span>,
+        /// When this came.
+        arrived: Instant,
+    },
+    /// What a worker's clock showed when it was asked.
+    Clock {
+        /// From whom.
+        session: Session,
+        /// The question.
+        number: u64,
+        /// When the question came, by the worker's clock.
+        received: f64,
+        /// When the answer left, by the worker's clock.
+        sent: f64,
+        /// When the answer came.
+        arrived: Instant,
+    },
+    /// Someone asks how it goes.
+    Status(oneshot::Sender<v1::StatusReply>),
+    /// The user asks to stop.
+    Stop,
+}

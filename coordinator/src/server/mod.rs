@@ -1,0 +1,18 @@
+//! Around the core: sockets, floats, files, threads.
+//!
+//! [`service`] turns what workers send into inputs; one thread, the [`driver`], feeds them
+//! to the core and performs its actions; [`outbox`] holds what waits to be sent, [`shared_sums`] what
+//! workers of this machine read without its being sent. Tokio's
+//! threads only move bytes, and nothing they do can block the driver.
+
+mod checkpointer;
+pub mod driver;
+pub mod health;
+pub mod input;
+pub mod master_state;
+pub mod outbox;
+pub mod reduction_buffers;
+pub mod service;
+pub mod shared_sums;
+mod status_cache;
+mod versions;

@@ -1,0 +1,76 @@
+//! The answers to those who ask how the run goes.
+//!
+//! The driver makes them, between the inputs of workers. However many ask, and however often, it is
+//! asked 20 times a second at most: looking must not slow training down (**TRUST-1**).
+
+use std::time::{Duration, Instant};
+
+use tally_proto::v1::StatusReply;
+use tokio::sync::{Mutex, mpsc, oneshot};
+use tonic::Status;
+
+use super::input::Input;
+
+/// How long an answer is as good as new.
+const FRESH: Duration = Duration::from_millis(50);
+
+/// The last answer. Those who wait for a new one wait here, and not before the driver.
+#[derive(Debug, Default)]
+pub struct StatusCache(Mutex<Option<(StatusReply, Instant)>>);
+
+impl StatusCache {
+    /// How the run goes, or went a moment ago.
+    ///
+    /// # Errors
+    /// [`Status::unavailable`] when it is over.
+    pub async fn answer(&self, driver: &mpsc::Sender<Input>) -> Result<StatusReply, Status> {
+        let over = || Status::unavailable("the run is over");
+        let mut last = self.0.lock().await;
+        if let Some((reply, at)) = &*last
+            && at.elapsed() < FRESH
+        {
+            return Ok(reply.clone());
+        }
+        let (reply, answer) = oneshot::channel();
+        driver.send(Input::Status(reply)).await.map_err(|_| over())?;
+        let reply = answer.await.map_err(|_| over())?;
+        *last = Some((reply.clone(), Instant::now()));
+        Ok(reply)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn trust_1_whoever_looks_often_is_not_in_the_way_of_workers() {
+        let (driver, mut inputs) = mpsc::channel(1);
+        let answers = tokio::spawn(async move {
+            let mut asked = 0;
+            while let Some(Input::Status(reply)) = inputs.recv().await {
+                asked += 1;
+                let _ = reply.send(StatusReply { step: asked, ..StatusReply::default() });
+            }
+            asked
+        });
+        let status_cache = Arc::new(StatusCache::default());
+        let ask = || {
+            let (status_cache, driver) = (status_cache.clone(), driver.clone());
+            tokio::spawn(async move { status_cache.answer(&driver).await })
+        };
+        let all: Vec<_> = (0..10_000).map(|_| ask()).collect();
+        for answer in all {
+            assert!(answer.await.unwrap().unwrap().step > 0);
+        }
+        // A later one is told something new.
+        tokio::time::sleep(FRESH).await;
+        let late = ask().await.unwrap().unwrap().step;
+        drop(driver);
+        let asked = answers.await.unwrap();
+        assert!(late == asked && asked < 1000, "the driver was asked {asked} times");
+    }
+}

@@ -1,0 +1,263 @@
+//! Progress on standard error: a bar for each epoch, or plain lines where the output is no terminal; a line for each
+//! test pass and each change in the cluster.
+
+use std::collections::BTreeSet;
+use std::io::IsTerminal as _;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use tally_coordinator::observer::{Context, Observer, RunEvent};
+use tally_core::Core;
+use tally_core::cluster::Session;
+use tally_core::events::{AuditResult, ClusterEvent, Committed};
+use tally_numerics::schema::{Evaluation, Schema, Sums};
+
+/// The time between two plain lines while training.
+const PLAIN_EVERY: Duration = Duration::from_secs(10);
+
+/// Standard error, with a bar where it is a terminal.
+#[derive(Debug)]
+pub struct Console {
+    bar: Option<ProgressBar>,
+    terminal: bool,
+    epoch: u32,
+    last_plain: Option<Instant>,
+    samples_per_second: f64,
+}
+
+/// Seconds as people write them: `3 s`, `4 min 05 s`, `2 h 03 min`.
+#[must_use]
+pub fn human_seconds(seconds: f64) -> String {
+    let s = seconds.max(0.0).round() as u64;
+    match s {
+        0..60 => format!("{s} s"),
+        60..3600 => format!("{} min {:02} s", s / 60, s % 60),
+        _ => format!("{} h {:02} min", s / 3600, s % 3600 / 60),
+    }
+}
+
+impl Console {
+    /// A console that draws a bar if standard error is a terminal.
+    #[must_use]
+    pub fn new() -> Self {
+        let terminal = std::io::stderr().is_terminal();
+        Self { bar: None, terminal, epoch: 0, last_plain: None, samples_per_second: 0.0 }
+    }
+
+    /// Prints a line above the bar.
+    pub fn note(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.println(text),
+            #[allow(clippy::print_stderr)]
+            None => eprintln!("{text}"),
+        }
+    }
+
+    /// Prints a warning above the bar.
+    pub fn warn(&self, text: &str) {
+        self.note(&format!("warning: {text}"));
+    }
+
+    /// A worker is ready for work.
+    pub fn joined(&self, name: &str, device: &str, core: &Core) {
+        let (step, _) = core.committed();
+        let ready = core.members().ready().len();
+        let wanted = core.spec().workers;
+        let of = if step == 0 && ready <= wanted {
+            format!("{ready} of {wanted}")
+        } else {
+            format!("now {ready}")
+        };
+        self.note(&format!("worker {name} is ready on {device} ({of})"));
+    }
+
+    /// A worker is gone.
+    pub fn lost(&self, name: &str, reason: &str, core: &Core) {
+        let ready = core.members().ready().len();
+        self.note(&format!("worker {name} is gone: {reason} ({ready} left)"));
+    }
+
+    /// A step counts.
+    pub fn step(&mut self, step: &Committed, schema: &Schema, core: &Core, seconds_left: f64) {
+        let shape = core.spec();
+        let per_epoch = shape.schedule.steps_per_epoch() as u64;
+        let now = step.samples as f64 / step.seconds.max(1e-9);
+        let new_epoch = self.epoch != step.epoch;
+        let first = self.samples_per_second == 0.0;
+        self.samples_per_second += if first { 1.0 } else { 0.1 } * (now - self.samples_per_second);
+        let index = (step.step - 1) % per_epoch + 1;
+        let left = human_seconds(seconds_left);
+        // The total loss comes first: a narrow terminal cuts the line off at its end.
+        let message = format!(
+            "loss {:.3}  {:.0} samples/s  {left} left{}",
+            step.loss.total(),
+            self.samples_per_second,
+            loss_parts(schema, &step.loss)
+        );
+        if self.terminal {
+            if new_epoch {
+                self.open_bar(step.epoch, shape.epochs, per_epoch);
+            }
+            if let Some(bar) = &self.bar {
+                bar.set_position(index);
+                bar.set_message(message);
+                if index == per_epoch {
+                    bar.abandon();
+                    self.bar = None;
+                }
+            }
+        } else if new_epoch
+            || index == per_epoch
+            || self.last_plain.is_none_or(|t| t.elapsed() >= PLAIN_EVERY)
+        {
+            self.last_plain = Some(Instant::now());
+            let epochs = shape.epochs;
+            self.note(&format!("epoch {}/{epochs}  step {index}/{per_epoch}  {message}", step.epoch));
+        }
+        self.epoch = step.epoch;
+    }
+
+    fn open_bar(&mut self, epoch: u32, epochs: u32, steps: u64) {
+        let bar = ProgressBar::with_draw_target(Some(steps), ProgressDrawTarget::stderr_with_hz(10));
+        let style = ProgressStyle::with_template("{prefix}  {bar:24.cyan/blue} {pos}/{len}  {wide_msg}");
+        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("━╸ "));
+        bar.set_prefix(format!("epoch {epoch}/{epochs}"));
+        self.bar = Some(bar);
+    }
+
+    /// A test pass begins.
+    pub fn test_begins(&mut self, epoch: u32) {
+        if self.terminal {
+            let bar = ProgressBar::new_spinner().with_message(format!("epoch {epoch}: testing"));
+            bar.enable_steady_tick(Duration::from_millis(120));
+            self.bar = Some(bar);
+        }
+    }
+
+    /// A test pass is done.
+    pub fn tested(&mut self, epoch: u32, result: &str, seconds: f64) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+        self.note(&format!("epoch {epoch}  {result}  ({})", human_seconds(seconds)));
+    }
+
+    /// The run is over.
+    pub fn end(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.abandon();
+        }
+    }
+}
+
+impl Default for Console {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The parts of a step's loss in parentheses; nothing where there is only one.
+fn loss_parts(schema: &Schema, means: &Sums) -> String {
+    if schema.losses().len() < 2 {
+        return String::new();
+    }
+    let parts = schema.losses().iter().zip(&means.0);
+    let parts: Vec<String> = parts.map(|(loss, mean)| format!("{} {mean:.3}", loss.label)).collect();
+    format!("  ({})", parts.join(", "))
+}
+
+/// Shows a run on a console.
+#[derive(Debug)]
+pub struct ConsoleObserver {
+    console: Console,
+    schema: Schema,
+    /// The workers that were late, and that a line has named.
+    named_late: BTreeSet<Session>,
+}
+
+impl ConsoleObserver {
+    /// Shows a run that measures this.
+    #[must_use]
+    pub fn new(console: Console, schema: Schema) -> Self {
+        Self { console, schema, named_late: BTreeSet::new() }
+    }
+
+    fn cluster(&mut self, context: &Context<'_>, event: &ClusterEvent) {
+        let core = context.core;
+        match event {
+            ClusterEvent::Ready { session } => {
+                if let Some(member) = core.members().0.get(session) {
+                    self.console.joined(&member.name, &member.device.name, core);
+                }
+            }
+            ClusterEvent::Lost { session, name, reason, was_ready: true, .. } => {
+                self.named_late.remove(session);
+                self.console.lost(name, reason, core);
+            }
+            ClusterEvent::Adopted { session, step } => {
+                let worker = context.worker_name(*session);
+                self.console.note(&format!("going on from step {step}, which worker {worker} held"));
+            }
+            ClusterEvent::Late { session, step, leaves } => {
+                let worker = context.worker_name(*session);
+                let due = core.deadline().unwrap_or_default().as_secs_f64();
+                let text = format!(
+                    "worker {worker} is late at step {step}: all was due {due:.2} s after its beginning; others compute \
+                     its {leaves} microbatches too"
+                );
+                // A worker that is late again and again gets one line.
+                if self.named_late.insert(*session) {
+                    self.console.note(&text);
+                } else {
+                    tracing::info!("{text}");
+                }
+            }
+            ClusterEvent::Audited { step, node, owner, checker, alone, result } => {
+                if *result == AuditResult::Equal {
+                    return;
+                }
+                let verdict = alone.as_ref().map_or_else(
+                    || "nobody could decide".to_string(),
+                    |name| format!("a third worker decided: {name} is sent away"),
+                );
+                self.console.warn(&format!(
+                    "audit of step {step}: workers {owner} and {checker} got different bits for node {}; {verdict}",
+                    node.0
+                ));
+            }
+            ClusterEvent::Lost { .. } | ClusterEvent::TakenOver { .. } => {}
+        }
+    }
+
+    fn tested(&mut self, epoch: u32, evaluation: &Evaluation, seconds: f64) {
+        self.console.tested(epoch, &self.schema.summary(evaluation), seconds);
+    }
+}
+
+impl Observer for ConsoleObserver {
+    fn observe(&mut self, context: &Context<'_>, event: &RunEvent<'_>) {
+        match *event {
+            RunEvent::Cluster(event) => self.cluster(context, event),
+            RunEvent::Committed { step, .. } => {
+                self.console.step(step, &self.schema, context.core, context.seconds_left());
+            }
+            RunEvent::TestBegun { epoch } => self.console.test_begins(epoch),
+            RunEvent::Tested { epoch, evaluation, seconds, .. } => self.tested(epoch, evaluation, seconds),
+            RunEvent::Note(text) => self.console.note(text),
+            RunEvent::Warning(text) => self.console.warn(text),
+            RunEvent::Ended { .. } => self.console.end(),
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_support::schema;
+
+    #[test]
+    fn the_parts_of_a_loss_are_named_by_their_labels() {
+        assert_eq!(loss_parts(&schema(), &Sums(vec![0.25, 1.5])), "  (loss a 0.250, loss b 1.500)");
+    }
+}

@@ -1,0 +1,222 @@
+//! The options that decide what is trained, and their defaults.
+//!
+//! They are all optional on the command line, so that a resumed run can tell what was
+//! asked for from what was not.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use anyhow::{Context as _, bail, ensure};
+use clap::Args;
+use tally_core::optimizer::{LrSchedule, OptimizerConfig};
+use tally_numerics::order::Schedule;
+use tally_numerics::tree::Tree;
+use tally_numerics::wire::WireDtype;
+use tally_proto::MAX_MICROBATCH;
+use tally_run::config::{RUN_VERSION, RunConfig};
+
+use crate::program::{Data, Program};
+
+/// The name of a recipe that an option departs from.
+pub const CUSTOM: &str = "custom";
+/// The seed unless told otherwise.
+pub const SEED: u64 = 1;
+
+/// A clip norm, or `none`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ClipNorm(pub Option<f32>);
+
+impl FromStr for ClipNorm {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "none" {
+            return Ok(Self(None));
+        }
+        let norm = text.parse().ok().filter(|n: &f32| n.is_finite() && *n > 0.0);
+        norm.map(|n| Self(Some(n))).ok_or_else(|| "a clip norm is a number over 0, or none".into())
+    }
+}
+
+/// Options that decide what is trained.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Training<O: Args> {
+    /// Epochs to train [default: 19, as the original]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000), help_heading = "Training")]
+    pub epochs: Option<u32>,
+
+    /// Samples of a step, over all workers [default: 64]
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    pub batch_size: Option<usize>,
+
+    /// Microbatches that a step is cut into: a power of two, fixed for the run. It bounds how many
+    /// workers can compute at once, and decides the bits [default: 8]
+    #[arg(long, alias = "shards", value_name = "N", help_heading = "Training")]
+    pub microbatches: Option<u32>,
+
+    /// The learning rate at its peak [default: 0.1]
+    #[arg(long, value_name = "RATE", help_heading = "Training")]
+    pub learning_rate: Option<f32>,
+
+    /// Momentum, as PyTorch defines it [default: 0.9]
+    #[arg(long, value_name = "M", help_heading = "Training")]
+    pub momentum: Option<f32>,
+
+    /// Clip the gradient's global norm to this; `none` does not [default: 2]
+    #[arg(long, value_name = "NORM", help_heading = "Training")]
+    pub clip_norm: Option<ClipNorm>,
+
+    /// Steps over which the rate rises [default: 200, at most a fifth of the run]
+    #[arg(long, value_name = "STEPS", help_heading = "Training")]
+    pub warmup_steps: Option<u64>,
+
+    /// How the rate goes on: constant, cosine or linear [default: linear]
+    #[arg(long, value_name = "SCHEDULE", help_heading = "Training")]
+    pub lr_schedule: Option<LrSchedule>,
+
+    /// What gradients travel as: f32, or bf16 for half the bytes, rounded at every node of the
+    /// tree. It decides the bits [default: f32]
+    #[arg(long, value_name = "DTYPE", help_heading = "Training")]
+    pub wire_dtype: Option<WireDtype>,
+
+    /// Seed of the order, the random numbers and the initial parameters [default: 1]
+    #[arg(long, value_name = "SEED", help_heading = "Training")]
+    pub seed: Option<u64>,
+
+    /// Start from these weights: a safetensors file with PyTorch's names, or a checkpoint
+    #[arg(long, value_name = "FILE", conflicts_with = "resume", help_heading = "Training")]
+    pub init: Option<PathBuf>,
+
+    /// The program's own options.
+    #[command(flatten)]
+    pub program: O,
+}
+
+impl<O: Args> Training<O> {
+    /// The configuration of a new run, and its samples: what was given, and defaults for the rest.
+    ///
+    /// # Errors
+    /// If a value cannot work, in one line that says which and why.
+    pub fn configure<P: Program<Options = O>>(
+        &self,
+        program: &P,
+        run: u64,
+        workers: u32,
+    ) -> anyhow::Result<(RunConfig, Data)> {
+        let defaults = program.defaults();
+        let epochs = self.epochs.unwrap_or(defaults.epochs);
+        let batch_size = self.batch_size.unwrap_or(defaults.batch_size);
+        let microbatches = self.microbatches.unwrap_or(defaults.microbatches);
+        let seed = self.seed.unwrap_or(SEED);
+        let data = program.data(&self.program, seed)?;
+        let samples = data.config.train_samples;
+        let schedule = Schedule::new(seed, samples, batch_size).context("--batch-size")?;
+        Tree::new(microbatches).context("--microbatches")?;
+        check_microbatch(batch_size.min(samples), microbatches)?;
+        let steps = schedule.steps_per_epoch() as u64 * u64::from(epochs);
+        let job = program.job(&self.program, steps)?;
+        let recipe = job.optimizer;
+        let optimizer = OptimizerConfig {
+            learning_rate: self.learning_rate.unwrap_or(recipe.learning_rate),
+            momentum: self.momentum.unwrap_or(recipe.momentum),
+            clip_norm: self.clip_norm.map_or(recipe.clip_norm, |clip| clip.0),
+            warmup_steps: self.warmup_steps.unwrap_or(recipe.warmup_steps),
+            lr_schedule: self.lr_schedule.unwrap_or(recipe.lr_schedule),
+        };
+        let rate = optimizer.learning_rate;
+        ensure!(rate.is_finite() && rate > 0.0, "--learning-rate is a number over 0, not {rate}");
+        let momentum = optimizer.momentum;
+        ensure!((0.0..1.0).contains(&momentum), "--momentum is at least 0 and under 1, not {momentum}");
+        let config = RunConfig {
+            version: RUN_VERSION,
+            tally: env!("CARGO_PKG_VERSION").into(),
+            run: format!("{run:016x}"),
+            tensors: job.tensors,
+            program: job.program,
+            schema: job.schema,
+            seed,
+            epochs,
+            batch_size,
+            microbatches,
+            recipe: if optimizer == recipe { job.recipe } else { CUSTOM.into() },
+            optimizer,
+            data: data.config.clone(),
+            init: None,
+            chunk: tally_numerics::CHUNK,
+            workers: workers as usize,
+            checkpoint_every: None,
+            keep_checkpoints: 3,
+            audit_rate: 0.0,
+            wire_dtype: self.wire_dtype.unwrap_or_default(),
+        };
+        Ok((config, data))
+    }
+
+    /// Checks what was given beside `--resume` against the run, and makes the one change
+    /// that is allowed: more or fewer epochs, where the rate does not depend on them.
+    ///
+    /// # Errors
+    /// If an option that is fixed for the run differs from it.
+    pub fn adjust<P: Program<Options = O>>(
+        &self,
+        program: &P,
+        config: &mut RunConfig,
+    ) -> anyhow::Result<()> {
+        let o = config.optimizer;
+        unchanged("--batch-size", self.batch_size.as_ref(), &config.batch_size, usize::to_string)?;
+        unchanged("--microbatches", self.microbatches.as_ref(), &config.microbatches, u32::to_string)?;
+        unchanged("--learning-rate", self.learning_rate.as_ref(), &o.learning_rate, f32::to_string)?;
+        unchanged("--momentum", self.momentum.as_ref(), &o.momentum, f32::to_string)?;
+        let clip = self.clip_norm.map(|c| c.0);
+        let shown = |clip: &Option<f32>| clip.map_or("none".into(), |clip| clip.to_string());
+        unchanged("--clip-norm", clip.as_ref(), &o.clip_norm, shown)?;
+        unchanged("--warmup-steps", self.warmup_steps.as_ref(), &o.warmup_steps, u64::to_string)?;
+        unchanged("--lr-schedule", self.lr_schedule.as_ref(), &o.lr_schedule, LrSchedule::to_string)?;
+        unchanged("--wire-dtype", self.wire_dtype.as_ref(), &config.wire_dtype, WireDtype::to_string)?;
+        unchanged("--seed", self.seed.as_ref(), &config.seed, u64::to_string)?;
+        program.resume(&self.program, config)?;
+        if let Some(epochs) = self.epochs.filter(|&epochs| epochs != config.epochs) {
+            ensure!(
+                o.lr_schedule == LrSchedule::Constant,
+                "--epochs cannot change on --resume under --lr-schedule {}, since the rate of every step depends on it; \
+                 leave it out, or start a new run with --init from a checkpoint",
+                o.lr_schedule
+            );
+            config.epochs = epochs;
+        }
+        Ok(())
+    }
+}
+
+/// Checks that the microbatches of a batch fit into messages.
+///
+/// # Errors
+/// If one has too many samples.
+pub fn check_microbatch(batch_size: usize, microbatches: u32) -> anyhow::Result<()> {
+    let samples = batch_size.div_ceil(microbatches.max(1) as usize);
+    ensure!(
+        samples <= MAX_MICROBATCH,
+        "--batch-size {batch_size} over --microbatches {microbatches} makes microbatches of {samples} samples; the \
+         most is {MAX_MICROBATCH}: raise --microbatches"
+    );
+    Ok(())
+}
+
+/// Checks an option that is fixed for a run.
+///
+/// # Errors
+/// If it was given beside `--resume` and is not as the run has it.
+pub fn unchanged<T: PartialEq>(
+    option: &str,
+    given: Option<&T>,
+    run: &T,
+    shown: impl Fn(&T) -> String,
+) -> anyhow::Result<()> {
+    match given {
+        Some(given) if given != run => bail!(
+            "{option} {} cannot change on --resume: the run has {}; leave it out, or start a new run",
+            shown(given),
+            shown(run)
+        ),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,166 @@
+//! A run as it is before the first step of this start: made anew, or read from its directory.
+
+use std::path::Path;
+
+use anyhow::{Context as _, bail, ensure};
+use tally_coordinator::server::master_state::MasterState;
+use tally_numerics::init;
+use tally_run::config::{InitConfig, RunConfig};
+use tally_run::directory::RunDirectory;
+use tally_run::journal::{History, Journal};
+
+use crate::cli::TrainOptions;
+use crate::program::{Data, Program};
+
+/// A run as it is before its first step of this start.
+pub struct Prepared {
+    /// Its configuration.
+    pub config: RunConfig,
+    /// Its directory.
+    pub directory: RunDirectory,
+    /// Its journal.
+    pub journal: Journal,
+    /// What the journal says of it.
+    pub history: History,
+    /// Its samples.
+    pub data: Data,
+    /// The committed step of the state.
+    pub step: u64,
+    /// The state.
+    pub master: MasterState,
+    /// The newest checkpoint's step, and when it was written.
+    pub checkpoint: Option<(u64, std::time::SystemTime)>,
+}
+
+/// A new run.
+///
+/// # Errors
+/// If an option cannot work, or something cannot be read or written, in one line.
+pub fn new_run<P: Program>(program: &P, options: &TrainOptions<P::Options>) -> anyhow::Result<Prepared> {
+    let run = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), std::process::id());
+    let (mut config, data) = options.training.configure(program, run, options.workers)?;
+    config.checkpoint_every = options.checkpoint_every;
+    config.keep_checkpoints = options.keep_checkpoints.map_or(config.keep_checkpoints, |k| k as usize);
+    config.audit_rate = options.audit_rate.unwrap_or(0.0);
+    let parameters = match &options.training.init {
+        None => init::parameters(&config.tensors, config.seed),
+        Some(path) => {
+            let weights = tally_checkpoint::read_weights(path, &config.tensors)?;
+            if !weights.unknown.is_empty() {
+                tracing::warn!(
+                    "{} has tensors that {} has not: {}",
+                    path.display(),
+                    config.program.variant,
+                    weights.unknown.join(", ")
+                );
+            }
+            let sha256 = config.tensors.sha256(&weights.values);
+            config.init = Some(InitConfig { path: path.display().to_string(), sha256 });
+            weights.values
+        }
+    };
+    let directory = RunDirectory::create(options.run_dir.as_deref())?;
+    let (journal, history) = Journal::open(&directory.file("journal.jsonl"))?;
+    // A run can start again from nothing, so its first state is kept as well.
+    directory.write_json("run.json", &config)?;
+    let master = MasterState::new(&parameters, &vec![0.0; parameters.len()]);
+    Ok(Prepared { config, directory, journal, history, data, step: 0, master, checkpoint: None })
+}
+
+/// A run that was stopped, or whose coordinator was killed (**RESUME-1**).
+///
+/// # Errors
+/// If the directory is not whole, or the data or an option is not what the run had, in one line.
+pub fn resumed_run<P: Program>(
+    program: &P,
+    options: &TrainOptions<P::Options>,
+    path: &Path,
+) -> anyhow::Result<Prepared> {
+    let (directory, mut config) = RunDirectory::open(path)?;
+    options.training.adjust(program, &mut config)?;
+    config.workers = options.workers as usize;
+    config.checkpoint_every = options.checkpoint_every.or(config.checkpoint_every);
+    config.keep_checkpoints = options.keep_checkpoints.map_or(config.keep_checkpoints, |k| k as usize);
+    config.audit_rate = options.audit_rate.unwrap_or(config.audit_rate);
+    check_build(program, &config, path)?;
+    let data = program.recorded_data(&config, None)?;
+    ensure!(
+        data.config.sha256 == config.data.sha256,
+        "the data is not what {} was trained on; name the directory with the same files by --data-dir",
+        path.display()
+    );
+    let (journal, history) = Journal::open(&directory.file("journal.jsonl"))?;
+    let last = history.digests.last_key_value().map_or(0, |(step, _)| *step);
+    tally_checkpoint::clean(&directory.checkpoints())?;
+    let found = tally_checkpoint::newest_whole(&directory.checkpoints(), Some(last))?;
+    for skipped in &found.skipped {
+        tracing::warn!("skipped a damaged checkpoint: {}", skipped.1);
+    }
+    let mut written = None;
+    let (step, master) = match found.checkpoint {
+        Some(checkpoint) => {
+            let (meta, step) = (&checkpoint.meta, checkpoint.meta.step);
+            let files = std::fs::metadata(tally_checkpoint::directory(&directory.checkpoints(), step));
+            written = files.and_then(|files| files.modified()).ok().map(|at| (step, at));
+            ensure!(
+                meta.run == config.run && history.digests.get(&step) == Some(&meta.digest),
+                "checkpoint {step} in {} is not of this run's journal; remove it and resume again",
+                path.display()
+            );
+            (step, MasterState::new(&checkpoint.parameters, &checkpoint.momentum))
+        }
+        None => {
+            if last > 0 {
+                tracing::warn!("there is no whole checkpoint; computing again from the start");
+            }
+            let parameters = initial_parameters(&config)?;
+            (0, MasterState::new(&parameters, &vec![0.0; parameters.len()]))
+        }
+    };
+    directory.write_json("run.json", &config)?;
+    Ok(Prepared { config, directory, journal, history, data, step, master, checkpoint: written })
+}
+
+/// Whether this build computes the run as the one that began it.
+///
+/// # Errors
+/// If its model or its chunks are others, with the version to use.
+pub fn check_build<P: Program>(program: &P, config: &RunConfig, path: &Path) -> anyhow::Result<()> {
+    ensure!(
+        config.program.name == program.name(),
+        "{} is a run of the program {:?}, and this is {:?}; use the program that began it",
+        path.display(),
+        config.program.name,
+        program.name()
+    );
+    ensure!(
+        config.tensors == program.manifest(&config.program)?,
+        "{} was trained with another {} model than this version has; use Tally {}",
+        path.display(),
+        config.program.variant,
+        config.tally
+    );
+    ensure!(
+        config.chunk == tally_numerics::CHUNK,
+        "{} was trained with chunks of {} elements, this version has {}; use Tally {}",
+        path.display(),
+        config.chunk,
+        tally_numerics::CHUNK,
+        config.tally
+    );
+    Ok(())
+}
+
+/// The parameters that a run started from: drawn from its seed, or those of its `--init`.
+///
+/// # Errors
+/// If the file of `--init` is not there, or does not hold what it did.
+pub fn initial_parameters(config: &RunConfig) -> anyhow::Result<Vec<f32>> {
+    let Some(from) = &config.init else { return Ok(init::parameters(&config.tensors, config.seed)) };
+    let weights = tally_checkpoint::read_weights(from.path.as_ref(), &config.tensors)
+        .with_context(|| format!("the weights that the run started from must be at {}", from.path))?;
+    if config.tensors.sha256(&weights.values) != from.sha256 {
+        bail!("{} does not hold the weights that the run started from; put them back there", from.path);
+    }
+    Ok(weights.values)
+}
