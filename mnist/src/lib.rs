@@ -4,7 +4,7 @@
 //! * [`data`]: MNIST, its IDX files, and the random numbers.
 //! * [`network`]: the networks and their engines, losses and metrics; [`program`] offers them to a cluster.
 //! * [`predict`] and [`evaluate`] use a checkpoint; [`digit_image`] turns pictures into digits for it.
-//! * [`prediction_server`], [`sample_grid`] and [`gallery`] show digits with a checkpoint's predictions.
+//! * [`panels`], [`prediction_server`], [`sample_grid`] and [`gallery`] show digits with a checkpoint's predictions.
 
 #![deny(unsafe_code)]
 
@@ -14,6 +14,7 @@ pub mod digit_image;
 pub mod evaluate;
 pub mod gallery;
 pub mod network;
+pub mod panels;
 pub mod predict;
 pub mod prediction_server;
 pub mod program;

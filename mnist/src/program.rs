@@ -1,11 +1,32 @@
 //! The program as the cluster knows it: its name, its arguments, its losses and metrics.
 
+use std::borrow::Cow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::ensure;
+use clap::{Args, ValueEnum};
+use maud::Markup;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use tally::cli::options::{CUSTOM, unchanged};
+use tally::cli::report::ReportOptions;
+use tally::program::{Data, Defaults, Job, ModelCosts, Program};
 use tally_checkpoint::ProgramConfig;
+use tally_coordinator::dataset::Dataset;
+use tally_core::optimizer::{LrSchedule, OptimizerConfig};
+use tally_monitor::http::Panels;
+use tally_numerics::manifest::Manifest;
+use tally_run::config::{DataConfig, RunConfig};
+use tally_run::record::Record;
 use tally_worker::device::DeviceOptions;
 use tally_worker::engine::{Engine, EngineError};
 use tally_worker::program::WorkerProgram;
+
+use crate::data::{DataOptions, MnistWithNumbers, PIXELS};
+use crate::gallery::Gallery;
+use crate::panels::PANELS;
+use crate::prediction_server::PredictionServer;
 
 pub use crate::network::backend::manifest;
 pub use crate::network::metrics::schema;
@@ -34,23 +55,10 @@ impl Arguments {
             .map_err(|error| EngineError::Arguments(format!("the arguments {text} of {NAME}: {error}")))
     }
 
-    /// Reads arguments as a run's configuration and a checkpoint have them.
-    ///
-    /// # Errors
-    /// As [`from_json`](Self::from_json).
-    pub fn from_value(value: &Value) -> Result<Self, EngineError> {
-        Self::from_json(&value.to_string())
-    }
-
-    /// The program with these arguments, as a run's configuration and a checkpoint have it.
+    /// The arguments as they are sent to workers.
     #[must_use]
-    pub fn config(&self) -> ProgramConfig {
-        let Self { model, label_loss } = self;
-        ProgramConfig {
-            name: NAME.into(),
-            variant: model.to_string(),
-            arguments: json!({ "model": model, "label_loss": label_loss }),
-        }
+    pub fn to_json(&self) -> serde_json::Value {
+        serde_json::json!({ "model": self.model, "label_loss": self.label_loss })
     }
 
     /// An engine for these arguments.
@@ -87,6 +95,213 @@ impl WorkerProgram for MnistProgram {
     }
 }
 
+/// A named set of training options.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Recipe {
+    /// Trains fast and does not diverge: rate 0.1 with warm-up, along a line to zero, clipped at 2
+    #[default]
+    Default,
+    /// The original's: rate 0.01, constant, unclipped, softmax-nll. It is unstable and may
+    /// diverge within 100 steps
+    #[value(alias = "seed")]
+    Original,
+}
+
+impl Recipe {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Default => "default",
+            Self::Original => "original",
+        }
+    }
+
+    fn label_loss(self) -> LabelLoss {
+        match self {
+            Self::Default => LabelLoss::CrossEntropy,
+            Self::Original => LabelLoss::SoftmaxNll,
+        }
+    }
+
+    /// The optimizer of a run of `steps` steps.
+    fn optimizer(self, steps: u64) -> OptimizerConfig {
+        match self {
+            Self::Default => OptimizerConfig {
+                learning_rate: 0.1,
+                momentum: 0.9,
+                clip_norm: Some(2.0),
+                warmup_steps: 200.min(steps / 5),
+                lr_schedule: LrSchedule::Linear,
+            },
+            Self::Original => OptimizerConfig {
+                learning_rate: 0.01,
+                momentum: 0.9,
+                clip_norm: None,
+                warmup_steps: 0,
+                lr_schedule: LrSchedule::Constant,
+            },
+        }
+    }
+}
+
+/// The program's own options of a run.
+#[derive(Clone, Debug, Default, Args)]
+pub struct MnistOptions {
+    /// A set of training options; any of them given beside it wins [default: default]
+    #[arg(long, value_enum, help_heading = "Training")]
+    pub recipe: Option<Recipe>,
+
+    /// Loss of the digit's answer: cross-entropy, or softmax-nll as the original [default:
+    /// cross-entropy]
+    #[arg(long, value_name = "LOSS", help_heading = "Training")]
+    pub label_loss: Option<LabelLoss>,
+
+    /// The network: reference, mlp (small and quick), or
+    /// synthetic:parameters=N,us-per-sample=N,jitter=F (none at all, to measure) [default: reference]
+    #[arg(long, value_name = "MODEL", help_heading = "Training")]
+    pub model: Option<ModelSpec>,
+
+    /// The data.
+    #[command(flatten)]
+    pub data: DataOptions,
+}
+
+impl Program for MnistProgram {
+    type Options = MnistOptions;
+
+    fn defaults(&self) -> Defaults {
+        Defaults { epochs: 19, batch_size: 64, microbatches: 8 }
+    }
+
+    fn data(&self, options: &MnistOptions, seed: u64) -> anyhow::Result<Data> {
+        load(&options.data, seed)
+    }
+
+    fn recorded_data(&self, config: &RunConfig, data_dir: Option<&Path>) -> anyhow::Result<Data> {
+        let mut options = DataOptions::from(&config.data);
+        if let Some(directory) = data_dir {
+            options.data_dir = Some(directory.into());
+        }
+        load(&options, config.seed)
+    }
+
+    fn job(&self, options: &MnistOptions, steps: u64) -> anyhow::Result<Job> {
+        let recipe = options.recipe.unwrap_or_default();
+        let model = options.model.clone().unwrap_or(ModelSpec::Reference);
+        let label_loss = options.label_loss.unwrap_or(recipe.label_loss());
+        let departs = label_loss != recipe.label_loss();
+        Ok(Job {
+            tensors: manifest(&model),
+            program: ProgramConfig {
+                name: NAME.into(),
+                variant: model.to_string(),
+                arguments: Arguments { model, label_loss }.to_json(),
+            },
+            schema: schema(),
+            optimizer: recipe.optimizer(steps),
+            recipe: if departs { CUSTOM } else { recipe.name() }.into(),
+        })
+    }
+
+    fn resume(&self, options: &MnistOptions, config: &mut RunConfig) -> anyhow::Result<()> {
+        let run = Arguments::from_json(&config.program.arguments.to_string())?;
+        unchanged("--label-loss", options.label_loss.as_ref(), &run.label_loss, LabelLoss::to_string)?;
+        unchanged("--model", options.model.as_ref(), &run.model, ModelSpec::to_string)?;
+        // A custom recipe is one whose parts were given; they are compared one by one.
+        if let Some(recipe) = options.recipe.filter(|_| config.recipe != CUSTOM) {
+            unchanged("--recipe", Some(&recipe.name().to_owned()), &config.recipe, String::clone)?;
+        }
+        let data = &mut config.data;
+        let limit = |limit: &Option<usize>| limit.map_or("none".into(), |limit| limit.to_string());
+        unchanged("--train-limit", options.data.train_limit.map(Some).as_ref(), &data.train_limit, limit)?;
+        unchanged("--test-limit", options.data.test_limit.map(Some).as_ref(), &data.test_limit, limit)?;
+        if let Some(directory) = &options.data.data_dir {
+            // The files may have moved; their SHA-256 is compared when they are read.
+            data.directory = Some(directory.display().to_string());
+        }
+        Ok(())
+    }
+
+    fn manifest(&self, program: &ProgramConfig) -> anyhow::Result<Manifest> {
+        Ok(manifest(&Arguments::from_json(&program.arguments.to_string())?.model))
+    }
+
+    fn model_costs(&self, variant: Option<&str>) -> anyhow::Result<ModelCosts> {
+        let model: ModelSpec = variant.unwrap_or("reference").parse().map_err(anyhow::Error::msg)?;
+        let synthetic = matches!(model, ModelSpec::Synthetic(_));
+        Ok(ModelCosts {
+            parameters: manifest(&model).len(),
+            // Tally's own kernels compute a node in one go.
+            fused: model == ModelSpec::Reference,
+            uses_core: !synthetic,
+            first_chunk: if synthetic { 0.0 } else { FIRST_CHUNK },
+            sample_bytes: SAMPLE_BYTES,
+            samples: 70_000,
+        })
+    }
+
+    fn untimed(&self, arguments: &serde_json::Value) -> serde_json::Value {
+        match Arguments::from_json(&arguments.to_string()) {
+            Ok(Arguments { model: ModelSpec::Synthetic(mut spec), label_loss }) => {
+                spec.per_sample = Duration::ZERO;
+                Arguments { model: ModelSpec::Synthetic(spec), label_loss }.to_json()
+            }
+            _ => arguments.clone(),
+        }
+    }
+
+    fn panels(&self, checkpoints: PathBuf, config: &RunConfig) -> anyhow::Result<Panels> {
+        let data = DataOptions::from(&config.data).load()?;
+        let test = MnistWithNumbers::test(data.test, config.seed);
+        let routes = PredictionServer::start(checkpoints, test)?.routes();
+        Ok(Panels { routes, ..PANELS.clone() })
+    }
+
+    fn report_sections(&self, record: &Record, options: &ReportOptions) -> anyhow::Result<Vec<Markup>> {
+        if options.pictures == 0 {
+            return Ok(Vec::new());
+        }
+        let (config, count) = (&record.config, options.pictures as usize);
+        let data = DataOptions::from(&config.data);
+        let gallery =
+            Gallery::of(&record.path.join("checkpoints"), &data, config.seed, count, &options.device)?;
+        Ok(vec![gallery.markup()])
+    }
+}
+
+/// The share of the reference network's computing after which the first chunk of its gradient leaves: the forward
+/// pass, and the last layer's part of the backward pass. Measured by `scaling figures`.
+pub const FIRST_CHUNK: f64 = 0.44;
+
+/// Bytes of a sample on the wire: its pixels, its number, its label and its id.
+pub const SAMPLE_BYTES: f64 = (PIXELS + 2 + 3) as f64;
+
+fn load(options: &DataOptions, seed: u64) -> anyhow::Result<Data> {
+    let data = options.load()?;
+    let config = DataConfig {
+        directory: options.data_dir.as_ref().map(|directory| directory.display().to_string()),
+        train_limit: options.train_limit,
+        test_limit: options.test_limit,
+        train_samples: data.train.len(),
+        test_samples: data.test.len(),
+        sha256: data.sha256(),
+    };
+    let train = Arc::new(MnistWithNumbers::train(data.train, seed));
+    let test = Arc::new(MnistWithNumbers::test(data.test, seed));
+    Ok(Data { train, test, config })
+}
+
+impl Dataset for MnistWithNumbers {
+    fn len(&self) -> usize {
+        MnistWithNumbers::len(self)
+    }
+
+    fn item(&self, id: u32) -> anyhow::Result<Cow<'_, [u8]>> {
+        let len = MnistWithNumbers::len(self);
+        ensure!((id as usize) < len, "there is no sample {id}: the data has {len}, numbered from 0");
+        Ok(MnistWithNumbers::item(self, id))
+    }
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -97,9 +312,7 @@ mod tests {
         let text = r#"{"model":"synthetic:parameters=9","label_loss":"softmax-nll"}"#;
         let arguments = Arguments::from_json(text).unwrap();
         assert_eq!(arguments.label_loss, LabelLoss::SoftmaxNll);
-        let config = arguments.config();
-        assert_eq!(Arguments::from_value(&config.arguments).unwrap(), arguments);
-        assert_eq!((&config.name[..], &config.variant[..20]), (NAME, "synthetic:parameters"));
+        assert_eq!(Arguments::from_json(&arguments.to_json().to_string()).unwrap(), arguments);
         let engine = MnistProgram.engine(text, &DeviceOptions::default()).unwrap();
         assert_eq!(engine.manifest().len(), 9);
     }

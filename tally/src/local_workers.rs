@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use tally_transport::local::LocalTransport;
 use tally_worker::device::DeviceOptions;
 use tally_worker::program::WorkerProgram;
-use tally_worker::session::{self, WorkerOptions};
+use tally_worker::session::{self, SessionOptions};
 
 /// Threads of each of `workers` workers on this machine's cores.
 #[must_use]
@@ -39,11 +39,11 @@ pub fn start(
     let devices = program.cuda_devices().unwrap_or(1).max(1);
     (1..=workers)
         .map(|number| {
-            let options = WorkerOptions {
+            let options = SessionOptions {
                 device: DeviceOptions { device: (number - 1) % devices, ..device.clone() },
                 name: format!("local-{number}"),
                 local: Some(transport.clone()),
-                ..WorkerOptions::new(host.clone())
+                ..SessionOptions::new(host.clone())
             };
             let program = program.clone();
             let work = move || -> anyhow::Result<()> {

@@ -16,7 +16,7 @@ use tally_worker::program::WorkerProgram;
 use crate::cli::report::ReportOptions;
 
 /// A program: its options, its data, its model. Its engines are the [`WorkerProgram`]'s.
-pub trait Program: WorkerProgram {
+pub trait Program: WorkerProgram + 'static {
     /// The program's own options on the command line of a run.
     type Options: clap::Args + Clone + Default + std::fmt::Debug + Send + Sync + 'static;
 
@@ -78,7 +78,7 @@ pub trait Program: WorkerProgram {
     ///
     /// # Errors
     /// If they cannot be made.
-    fn panels(&self, _checkpoints: PathBuf, _data: &Data) -> anyhow::Result<Panels> {
+    fn panels(&self, _checkpoints: PathBuf, _config: &RunConfig) -> anyhow::Result<Panels> {
         Ok(Panels::default())
     }
 }

@@ -17,7 +17,7 @@ use tally_coordinator::server::service::{Local, Service};
 use tally_core::events::{Event, RunOutcome};
 use tally_core::recovery::Recorded;
 use tally_core::{Core, RunSpec};
-use tally_monitor::{Monitor, MonitorOptions, human_seconds};
+use tally_monitor::{Monitor, MonitorOptions, Run, human_seconds};
 use tally_numerics::chunks;
 use tally_numerics::order::Schedule;
 use tally_numerics::tree::Tree;
@@ -104,9 +104,15 @@ async fn train<P: Program>(
     let run_path = directory.path().display().to_string();
     let last = history.digests.last_key_value().map_or(0, |(last, _)| *last);
     let (steps, per_epoch) = (spec.steps(), spec.schedule.steps_per_epoch() as u64);
-    let panels = program.panels(directory.checkpoints(), &data)?;
-    let (observers, monitor) =
-        monitor.observe(&config, &directory, incarnation, steps, last, resumed, checkpoint)?;
+    let panels = program.panels(directory.checkpoints(), &config)?;
+    let (observers, monitor) = monitor.observe(&Run {
+        config: &config,
+        directory: directory.path(),
+        incarnation,
+        steps,
+        resumed,
+        checkpoint,
+    })?;
     for line in greeting(options, &config, &run_path, address, web_address, resumed.then_some((step, last))) {
         monitor.note(&line);
     }

@@ -122,6 +122,12 @@ impl Members {
         ready.map(|(&session, _)| session).collect()
     }
 
+    /// Whether any can be given work.
+    #[must_use]
+    pub fn any_ready(&self) -> bool {
+        self.0.values().any(|member| member.state == State::Ready)
+    }
+
     /// The sessions that hold or are being sent a state, and so follow every step.
     #[must_use]
     pub fn replicas(&self) -> Vec<Session> {

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use tally_checkpoint::{self as checkpoint, Meta};
 
-use crate::server::master::Snapshot;
+use super::master_state::Snapshot;
 
 /// What became of a job.
 #[derive(Debug)]

@@ -34,7 +34,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::input::{Hello, Input};
 use super::status_cache::StatusCache;
-use super::outbox::{Bulk, Control, OutboxStream, outbox};
+use super::outbox::{OutboxStream, outbox};
 use super::versions::Versions;
 use crate::access::connection::Connection;
 use crate::access::join_rate_limiter::JoinRateLimiter;
@@ -154,7 +154,7 @@ impl Service {
                 let manifest = convert::manifest(offer).map_err(|e| e.to_string());
                 Input::Offer { session, manifest, device }
             }
-            Body::LoadedCredentials(m) => Input::Event(Event::LoadedCredentials { session, step, digest: Digest(m.digest) }),
+            Body::Loaded(m) => Input::Event(Event::Loaded { session, step, digest: Digest(m.digest) }),
             Body::Committed(m) => Input::Event(Event::Committed {
                 session,
                 step,

@@ -1,3 +1,6 @@
 //! Commands for people.
 
+pub mod coordinator;
 pub mod samples;
+pub mod schedule;
+pub mod worker;

@@ -30,12 +30,12 @@ pub enum PredictError {
     /// The device cannot be used, or failed; or the checkpoint's model has no network.
     #[error(transparent)]
     Engine(#[from] EngineError),
-    /// It is of another program, or has arguments that this version does not know.
+    /// It names something that this version does not have.
     #[error("{} cannot be used: {why}; use the Tally that wrote it", path.display())]
     Unknown {
         /// The checkpoint.
         path: PathBuf,
-        /// What is unknown.
+        /// What it names.
         why: String,
     },
     /// Its tensors are not the model's.
@@ -105,9 +105,9 @@ impl Prediction {
 pub(crate) fn arguments(path: &Path, meta: &Meta) -> Result<Arguments, PredictError> {
     let unknown = |why| PredictError::Unknown { path: path.into(), why };
     if meta.program.name != NAME {
-        return Err(unknown(format!("it is of the program {:?}, not of {NAME}", meta.program.name)));
+        return Err(unknown(format!("it is of the program {:?}", meta.program.name)));
     }
-    Arguments::from_value(&meta.program.arguments).map_err(|error| unknown(error.to_string()))
+    Arguments::from_json(&meta.program.arguments.to_string()).map_err(|error| unknown(error.to_string()))
 }
 
 /// Loads a checkpoint of a model into a replica of it.

@@ -11,8 +11,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
 use crate::data::{Mnist, Split};
-use crate::network::{LabelLoss, ModelSpec, backend};
-use crate::program::Arguments;
+use crate::network::{ModelSpec, backend};
 
 /// A checkpoint of the small network, with parameters drawn from the step's number.
 fn checkpoint(root: &Path, step: u64) {
@@ -22,7 +21,8 @@ fn checkpoint(root: &Path, step: u64) {
     let meta = Meta {
         version: tally_checkpoint::VERSION,
         run: "0".repeat(16),
-        program: Arguments { model: ModelSpec::Mlp, label_loss: LabelLoss::CrossEntropy }.config(),
+        model: "mlp".into(),
+        label_loss: "cross-entropy".into(),
         step,
         epoch: 1,
         digest: digest::of(0, &parameters, &momentum),

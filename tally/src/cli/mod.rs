@@ -3,7 +3,6 @@
 pub mod options;
 pub mod plan;
 pub mod report;
-pub mod schedule;
 pub mod status;
 pub mod verify;
 

@@ -1,21 +1,19 @@
 //! `coordinator report`: a run, or two compared, as one HTML file.
 
-use std::fs;
 use std::path::PathBuf;
 
-use anyhow::{Context as _, ensure};
 use clap::Args;
-use tally_worker::cli::DeviceOptions;
-use tally_worker::logging::{LogOptions, in_one_line};
+use maud::html;
+use tally_cli::logging::{LogOptions, in_one_line};
+use tally_monitor::report;
+use tally_worker::device::DeviceOptions;
 
-use crate::report::gallery::Gallery;
-use crate::report::page;
-use crate::report::story::Story;
+use crate::program::Program;
 
 /// Options of `coordinator report`.
 #[derive(Debug, Args)]
 pub struct ReportOptions {
-    /// The run's directory, or two to compare. Nothing in them is touched; runs may be going on
+    /// The run's directory, and perhaps another to compare it with
     #[arg(value_name = "RUN_DIR", num_args = 1..=2, required = true)]
     pub runs: Vec<PathBuf>,
 
@@ -23,12 +21,11 @@ pub struct ReportOptions {
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
 
-    /// Show N test digits with the best checkpoint's answers, and up to N of its mistakes; 0
-    /// leaves them out and reads no checkpoint
+    /// Pictures of samples at most, and as many of mistakes; 0 for none
     #[arg(long, value_name = "N", default_value_t = 12, value_parser = clap::value_parser!(u32).range(0..=200))]
     pub pictures: u32,
 
-    /// What to compute the answers with.
+    /// What computes their predictions.
     #[command(flatten)]
     pub device: DeviceOptions,
 
@@ -37,42 +34,20 @@ pub struct ReportOptions {
     pub log: LogOptions,
 }
 
-/// Writes the report and returns a line that says what of.
+/// Writes the report and returns a line that describes it.
 ///
 /// # Errors
-/// If a directory holds no run, or the file can't be written. Checkpoints or data that can't be
-/// read leave the pictures out, and the report says why.
-pub fn run(options: &ReportOptions) -> anyhow::Result<String> {
+/// If a directory holds no run, or the file can't be written.
+pub fn run<P: Program>(program: &P, options: &ReportOptions) -> anyhow::Result<String> {
     options.log.init()?;
-    let mut runs = options.runs.iter().map(|path| Story::read(path)).collect::<anyhow::Result<Vec<_>>>()?;
-    ensure!(
-        options.runs.iter().all(|run| !options.out.starts_with(run)) || !options.out.exists(),
-        "{} is a file of the run; choose another one with --out",
-        options.out.display()
-    );
-    if options.pictures > 0 {
-        for run in &mut runs {
-            match Gallery::of(&run.record, options.pictures as usize, &options.device) {
-                Ok(gallery) => run.gallery = Some(gallery),
-                Err(error) => run.no_gallery = Some(in_one_line(&error)),
-            }
+    let runs = report::read(&options.runs, &options.out)?;
+    let mut sections = Vec::new();
+    for run in &runs {
+        match program.report_sections(&run.record, options) {
+            Ok(own) if own.is_empty() => {}
+            Ok(own) => sections.push(html! { h3 { (run.name) } @for section in &own { (section) } }),
+            Err(error) => sections.push(html! { p.quiet { "No samples of " (run.name) ": " (in_one_line(&error)) } }),
         }
     }
-    let page = page::page(&runs);
-    fs::write(&options.out, &page)
-        .with_context(|| format!("cannot write {}; choose another file with --out", options.out.display()))?;
-    let of: Vec<String> = runs
-        .iter()
-        .map(|run| {
-            format!(
-                "{} ({}, step {} of {})",
-                run.name,
-                run.state.word(),
-                run.record.last(),
-                run.steps_wanted()
-            )
-        })
-        .collect();
-    let size = page.len().div_ceil(1024);
-    Ok(format!("the report of {} is in {} ({size} KiB)", of.join(" and "), options.out.display()))
+    report::write(&runs, &sections, &options.out)
 }

@@ -5,9 +5,14 @@ use std::io::Write as _;
 use anyhow::Context as _;
 use clap::Args;
 use serde::Serialize;
-use tally_data::{Paired, Schedule};
+use tally_numerics::order::Schedule;
 
-use super::options::{BATCH_SIZE, DataOptions, SEED};
+use crate::data::{DataOptions, MnistWithNumbers};
+
+/// The batch size of a run, unless told otherwise.
+const BATCH_SIZE: usize = 64;
+/// The seed of a run, unless told otherwise.
+const SEED: u64 = 1;
 
 /// Options of `coordinator schedule`.
 #[derive(Debug, Args)]
@@ -45,7 +50,7 @@ pub fn run(options: &ScheduleOptions, out: &mut impl std::io::Write) -> anyhow::
     let data = options.data.load()?;
     let schedule =
         Schedule::new(options.seed, data.train.len(), options.batch_size).context("--batch-size")?;
-    let train = Paired::train(data.train, options.seed);
+    let train = MnistWithNumbers::train(data.train, options.seed);
     let order = schedule.order(options.epoch);
     let mut out = std::io::BufWriter::new(out);
     for index in 0..schedule.steps_per_epoch() {

@@ -1,0 +1,56 @@
+//! The `coordinator` command: train, or one of the commands beside it.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::{Parser, Subcommand};
+use tally::cli::{TrainOptions, print_line};
+
+use super::{samples, schedule};
+use crate::MnistProgram;
+use crate::program::MnistOptions;
+
+/// Trains one network on many machines, with the same bits however many there are.
+///
+/// Waits for workers, deals them samples, sums their gradients every step and hands the
+/// sum back. `coordinator --workers 4` needs four times `worker --connect HOST:50051`;
+/// with --local it needs nothing else.
+#[derive(Debug, Parser)]
+#[command(name = "coordinator", version, max_term_width = 100, args_conflicts_with_subcommands = true)]
+pub struct Cli {
+    /// Train (the default), or one of these
+    #[command(subcommand)]
+    pub command: Option<Command>,
+
+    /// The options of training.
+    #[command(flatten)]
+    pub train: TrainOptions<MnistOptions>,
+}
+
+/// The commands beside training.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Those of every program.
+    #[command(flatten)]
+    Common(tally::cli::Command),
+    /// Draw samples of the data, with a network's answers if there is one
+    Samples(samples::SamplesOptions),
+    /// Print an epoch's order and random numbers, a line of JSON a step
+    Schedule(schedule::ScheduleOptions),
+}
+
+/// Does what the command line asks for.
+///
+/// # Errors
+/// In one line, with what to do.
+pub fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
+    let program = Arc::new(MnistProgram);
+    match &cli.command {
+        None => tally::cli::run(&program, None, &cli.train),
+        Some(Command::Common(command)) => tally::cli::run(&program, Some(command), &cli.train),
+        Some(Command::Samples(options)) => samples::run(options).map(|text| print_line(&text)),
+        Some(Command::Schedule(options)) => {
+            schedule::run(options, &mut std::io::stdout().lock()).map(|()| ExitCode::SUCCESS)
+        }
+    }
+}
