@@ -1,5 +1,5 @@
-//! The layers that networks are made of. All pass a NaN on, so that a run that diverges
-//! shows it: Burn's own ReLU and max-pool lose NaNs on some backends.
+//! The layers of networks. All of them propagate NaNs, so that a diverged run is noticed: Burn's own ReLU and max-pool lose
+//! NaNs on some backends.
 
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
@@ -72,7 +72,7 @@ fn convolve<B: ConvolutionBackend>(
 
 /// `if x <= 0 { +0 } else { x }`.
 ///
-/// Spelled out because `max(x, 0)`, which burn-flex computes, makes 0 of a NaN.
+/// Written so because `max(x, 0)`, which burn-flex computes, is 0 for a NaN.
 pub fn relu<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
     let off = x.clone().lower_equal_elem(0.0);
     x.mask_fill(off, 0.0)
@@ -81,9 +81,8 @@ pub fn relu<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
 /// The greatest of each 2×2 window; the first of equals in row-major order takes the
 /// gradient.
 ///
-/// A window whose NaN is not its first value would lose it. So 0 times the sum of all
-/// inputs is added: that is NaN if any input is NaN or infinite, and otherwise, inputs
-/// being a ReLU's, it is `+0` and changes nothing.
+/// A window whose NaN is not its first value would lose the NaN. So 0 times the sum of all inputs is added. That is NaN if
+/// any input is NaN or infinite. Otherwise it is `+0`, because inputs are results of a ReLU, and changes nothing.
 pub fn max_pool<B: Backend>(x: Tensor<B, 4>) -> Tensor<B, 4> {
     let alarm = x.clone().detach().sum().mul_scalar(0.0).reshape([1, 1, 1, 1]);
     module::max_pool2d(x, [2, 2], [2, 2], [0, 0], [1, 1], false) + alarm
