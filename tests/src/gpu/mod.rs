@@ -16,8 +16,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
-use tally_worker::engine::backend::{self, BackendChoice};
 use tally_worker::device::Precision;
+use tally_worker::engine::backend::{self, BackendChoice};
 use tally_worker::engine::{Engine, EngineError, LabelLoss, ModelSpec};
 
 use self::report::Report;

@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 
 use prost::Message as _;
+use tally_numerics::schema::{LossSpec, Schema};
 use tally_proto::span::{self, Clock};
 use tally_proto::v1::{
     Abort, Begin, Close, Commit, Committed, CoordinatorMessage, GradientDown, Keep, Leaf, Plan, Reduced,
     Stamp, State, StateChunk, Upload, Welcome, coordinator_message, gradient_down, worker_message,
 };
-use tally_numerics::schema::{LossSpec, Schema};
 use tally_worker::engine::Replica as _;
 use tally_worker::engine::synthetic::{SyntheticEngine, SyntheticSpec};
 use tally_worker::session::compute::{Compute, ComputeExit, Input};
@@ -55,9 +55,8 @@ pub fn play(script: &[u8]) {
     let shards = if script.rarely(64) { script.small(SHARDS) } else { SHARDS };
     let timeline = Timeline::new(Clock::start());
     let sends = timeline.sends();
-    let compute =
-        Compute::new(Box::new(engine()), Vec::new(), shards, OURS, control, commands.clone())
-            .with_timeline(timeline);
+    let compute = Compute::new(Box::new(engine()), Vec::new(), shards, OURS, control, commands.clone())
+        .with_timeline(timeline);
     let room = Arc::new(Semaphore::new(Semaphore::MAX_PERMITS));
     let mut hostile = Hostile { inputs, commands, room, sent: 0, twin: engine(), at: OURS };
     let thread = std::thread::spawn(move || compute.run(&inbox));
@@ -98,7 +97,8 @@ fn send(queue: mpsc::UnboundedReceiver<SendCommand>, sends: SendTrack) {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let (up, mut sent) = mpsc::channel(2);
     runtime.block_on(async {
-        let sender = tokio::spawn(sender::run(OURS, tally_numerics::chunks(ELEMENTS), queue, up, None, sends));
+        let sender =
+            tokio::spawn(sender::run(OURS, tally_numerics::chunks(ELEMENTS), queue, up, None, sends));
         while let Some(message) = sent.recv().await {
             assert!(message.encoded_len() <= tally_proto::MAX_FROM_WORKER);
         }
