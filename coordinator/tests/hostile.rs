@@ -9,12 +9,12 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
 use serde_json::{Value, json};
-use tally_coordinator::cli::options::Training;
-use tally_coordinator::run::directory;
-use tally_coordinator::run::journal::{self, Journal};
-use tally_coordinator::run::record::Record;
-use tally_data::Mnist;
-use tally_data::mnist::Split;
+use tally::cli::options::Training;
+use tally_run::directory;
+use tally_run::journal::{self, Journal};
+use tally_run::record::Record;
+use tally_mnist::Mnist;
+use tally_mnist::data::Split;
 
 /// A value that may stand where a number or text should.
 fn value() -> impl Strategy<Value = Value> {

@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use tally_coordinator::run::{directory, journal};
+use tally_run::{directory, journal};
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let path = Path::new("run");

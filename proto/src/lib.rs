@@ -15,11 +15,11 @@ pub mod version;
 /// The generated messages and service.
 #[allow(missing_docs, clippy::all, rust_2018_idioms, rustdoc::all)]
 pub mod v1 {
-    tonic::include_proto!("tally.v1");
+    include!("generated/tally.v1.rs");
 }
 
 /// The descriptions of all messages and services, for server reflection.
-pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+pub const DESCRIPTORS: &[u8] = include_bytes!("generated/descriptors.bin");
 
 pub use version::PROTOCOL;
 

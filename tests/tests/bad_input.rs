@@ -120,8 +120,8 @@ fn a_missing_file_is_named() {
 #[test]
 fn counts_that_cannot_work_are_named() {
     for (option, value, words) in [
-        ("--shards", "3", "power of two"),
-        ("--shards", "0", "power of two"),
+        ("--microbatches", "3", "power of two"),
+        ("--microbatches", "0", "power of two"),
         ("--batch-size", "0", "at least one sample"),
         ("--train-limit", "0", "limit of 1 to 60000"),
         ("--train-limit", "60001", "limit of 1 to 60000"),
@@ -132,8 +132,8 @@ fn counts_that_cannot_work_are_named() {
         let name = if option == "--train-limit" { "training split" } else { option };
         is_refused_before_it_starts(&[option, value], &[name, words]);
     }
-    let huge = ["--train-limit", "60000", "--batch-size", "60000", "--shards", "1"];
-    is_refused_before_it_starts(&huge, &["--batch-size 60000", "raise --shards"]);
+    let huge = ["--train-limit", "60000", "--batch-size", "60000", "--microbatches", "1"];
+    is_refused_before_it_starts(&huge, &["--batch-size 60000", "raise --microbatches"]);
     // What clap itself refuses has clap's shape: the error, then where to find help.
     for (option, value) in [
         ("--workers", "0"),

@@ -21,7 +21,7 @@ use tempfile::TempDir;
 const SECRET: &str = "a-secret-of-those-who-train";
 
 fn programs() -> [Command; 2] {
-    [tally_cli::command::<tally_coordinator::cli::Cli>(), tally_cli::command::<tally_worker::cli::Cli>()]
+    [tally_cli::command::<tally_mnist::cli::coordinator::Cli>(), tally_cli::command::<tally_mnist::cli::worker::Cli>()]
 }
 
 fn built(mut command: Command) -> Command {

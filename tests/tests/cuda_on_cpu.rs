@@ -86,7 +86,7 @@ const GPU: [&str; 4] = ["--backend", "cuda", "--precision", "f32"];
 #[test]
 fn sum_1_any_number_of_gpus_has_the_same_bits() {
     for wire in ["f32", "bf16"] {
-        let options = ["--wire-dtype", wire, "--shards", "4"];
+        let options = ["--wire-dtype", wire, "--microbatches", "4"];
         let one = train(&[&GPU], &options);
         let two = train(&[&GPU, &GPU], &options);
         assert_eq!(one.sha256(), two.sha256(), "{wire}");

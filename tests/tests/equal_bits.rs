@@ -60,7 +60,7 @@ fn sum_1_a_small_network_has_the_same_bits_for_any_workers() {
 /// sample or one, since 4 samples are cut into 16.
 #[test]
 fn sum_1_a_short_last_batch_with_empty_leaves_has_the_same_bits_for_any_workers() {
-    let options = ["--model", "mlp", "--batch-size", "24", "--shards", "16", "--epochs", "4"];
+    let options = ["--model", "mlp", "--batch-size", "24", "--microbatches", "16", "--epochs", "4"];
     clusters_agree(&ALL, 20, &[&options[..], &["--train-limit", "100", "--test-limit", "30"]].concat());
 }
 
@@ -81,7 +81,7 @@ fn sum_1_gradients_as_bfloat16_have_the_same_bits_for_any_workers() {
 /// whole subtree may be empty.
 #[test]
 fn sum_1_a_batch_smaller_than_the_shards_has_the_same_bits_for_any_workers() {
-    let options = ["--model", "mlp", "--batch-size", "5", "--shards", "32", "--epochs", "2"];
+    let options = ["--model", "mlp", "--batch-size", "5", "--microbatches", "32", "--epochs", "2"];
     clusters_agree(&ALL, 20, &[&options[..], &["--train-limit", "50", "--test-limit", "10"]].concat());
 }
 
@@ -91,7 +91,7 @@ fn sum_1_a_batch_smaller_than_the_shards_has_the_same_bits_for_any_workers() {
 fn sum_1_the_reference_network_has_the_same_bits_for_any_workers() {
     let clusters: [(Train, usize); 4] =
         [(train_local, 1), (train_apart, 2), (train_local, 3), (train_apart, 4)];
-    let options = ["--model", "reference", "--batch-size", "5", "--shards", "4", "--epochs", "1"];
+    let options = ["--model", "reference", "--batch-size", "5", "--microbatches", "4", "--epochs", "1"];
     clusters_agree(&clusters, 20, &[&options[..], &["--train-limit", "100", "--test-limit", "8"]].concat());
     // Rounded, by an engine that adds a subtree up itself.
     let rounded = ["--train-limit", "20", "--test-limit", "8", "--wire-dtype", "bf16"];
@@ -104,7 +104,7 @@ fn sum_1_workers_that_compute_as_gpus_have_the_same_bits_for_any_number_of_them(
     let options = ["--model", "mlp", "--epochs", "1", "--train-limit", "320", "--test-limit", "30"];
     let clusters: [(Train, usize); 3] = [(train_local, 1), (train_local, 2), (train_local, 3)];
     for wire in ["f32", "bf16"] {
-        let way = ["--backend", "rehearsal", "--wire-dtype", wire];
+        let way = ["--backend", "cpu-as-gpu", "--wire-dtype", wire];
         clusters_agree(&clusters, 5, &[&options[..], &way].concat());
     }
 }

@@ -119,7 +119,7 @@ fn live_1_the_only_worker_may_be_replaced() {
 #[test]
 fn live_1_a_spare_takes_over() {
     let run = RunDir::new();
-    let cluster = ["--workers", "3", "--shards", "2", "--run-dir", run.arg()].map(String::from);
+    let cluster = ["--workers", "3", "--microbatches", "2", "--run-dir", run.arg()].map(String::from);
     let coordinator = Coordinator::start(cluster.into_iter().chain(options(2000, 100)));
     let workers = Worker::start_many(coordinator.grpc_port(), 3);
     run.wait_for_step(3);

@@ -40,7 +40,7 @@ fn a_plan_says_when_the_link_is_the_limit_and_what_helps() {
 fn a_plan_starts_from_a_run() {
     let model = "synthetic:parameters=5000,us-per-sample=2000";
     let options = ["--model", model, "--train-limit", "320", "--test-limit", "2", "--epochs", "1"];
-    let record = train_local(2, &[&options[..], &["--shards", "4", "--batch-size", "32"]].concat());
+    let record = train_local(2, &[&options[..], &["--microbatches", "4", "--batch-size", "32"]].concat());
     let plan = plan(&["--run", record.arg(), "--workers", "2"]);
     assert_eq!(
         (&plan["batch_size"], &plan["shards"], &plan["parameters"]),
@@ -55,7 +55,7 @@ fn a_plan_starts_from_a_run() {
 #[test]
 fn what_can_not_be_planned_is_refused() {
     let plan = |options: &[&str]| run("coordinator", [&["plan"], options].concat());
-    plan(&["--sample-time", "5ms", "--shards", "7"]).is_refused(&["--shards", "power of two"]);
+    plan(&["--sample-time", "5ms", "--microbatches", "7"]).is_refused(&["--microbatches", "power of two"]);
     plan(&["--sample-time", "5ms", "--batch-size", "0"]).is_refused(&["--batch-size"]);
     let nowhere = RunDir::new();
     plan(&["--run", nowhere.arg()]).is_refused(&[nowhere.arg()]);

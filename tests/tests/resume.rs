@@ -170,7 +170,7 @@ fn resume_1_options_that_decide_the_bits_cannot_change() {
     for (option, value) in [
         ("--seed", "2"),
         ("--batch-size", "32"),
-        ("--shards", "4"),
+        ("--microbatches", "4"),
         ("--learning-rate", "0.5"),
         ("--clip-norm", "none"),
         ("--lr-schedule", "constant"),

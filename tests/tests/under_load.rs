@@ -14,7 +14,7 @@ use tally_tests::flood::record::Recorder;
 use tally_tests::flood::{Flood, Target, Visit};
 use tally_tests::secrets::Secrets;
 use tally_tests::undisturbed::{coordinator_with, is_undisturbed, stop};
-use tally_worker::access::client::ClientAccess;
+use tally_transport::client::ClientAccess;
 
 /// Connections at one time, and those that are opened before it is enough.
 const AT_ONCE: usize = 600;

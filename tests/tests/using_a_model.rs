@@ -7,8 +7,8 @@ use std::path::Path;
 
 use image::{GrayImage, imageops};
 use serde_json::Value;
-use tally_data::Mnist;
-use tally_data::samples::SIDE;
+use tally_mnist::Mnist;
+use tally_mnist::data::SIDE;
 use tally_tests::cluster::{Coordinator, RunDir, events, run};
 
 /// A run of the small network that has learnt a little.

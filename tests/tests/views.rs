@@ -9,7 +9,7 @@ use std::net::{Ipv4Addr, TcpStream};
 
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
-use tally_data::{Mnist, Paired};
+use tally_mnist::{Mnist, MnistWithNumbers};
 use tally_tests::cluster::{Coordinator, DEADLINE, RunDir, Signal, Worker, events, run as run_binary};
 
 /// DATA-1, DATA-2: an epoch has every sample once, each with the number that is drawn for it.
@@ -22,7 +22,7 @@ fn data_1_the_schedule_of_an_epoch_has_every_sample_once() {
         output.stdout.lines().map(|l| serde_json::from_str(l).unwrap()).collect::<Vec<Value>>()
     };
     let second = lines("2");
-    let train = Paired::train(Mnist::embedded().unwrap().limit(Some(1000), None).unwrap().train, 7);
+    let train = MnistWithNumbers::train(Mnist::embedded().unwrap().limit(Some(1000), None).unwrap().train, 7);
     let mut seen = BTreeSet::new();
     for (index, line) in second.iter().enumerate() {
         let keys: Vec<&String> = line.as_object().unwrap().keys().collect();
@@ -79,7 +79,7 @@ fn status_tells_what_a_cluster_is_doing() {
         "epoch ",
         "/500",
         "/1000",
-        "images/s",
+        "samples/s",
         "loss ",
         "last test: digit",
         "worker-1",
@@ -239,7 +239,7 @@ fn ckpt_1_evaluate_prints_the_test_line_of_the_run() {
 #[test]
 fn a_checkpoint_has_exactly_the_names_and_shapes_of_pytorch() {
     let run = RunDir::new();
-    let options = ["--batch-size", "1", "--shards", "1", "--epochs", "1", "--train-limit", "1"];
+    let options = ["--batch-size", "1", "--microbatches", "1", "--epochs", "1", "--train-limit", "1"];
     let cluster = ["--local", "--backend", "cpu", "--run-dir", run.arg(), "--test-limit", "1"];
     Coordinator::start([&cluster[..], &options].concat()).succeed();
 
@@ -311,7 +311,7 @@ fn plain_output_has_no_control_characters() {
         assert!(!text.chars().any(|c| c.is_control() && c != '\n'), "{text:?}");
     }
     assert!(coordinator.stderr().contains("epoch 2/2  step 2/2  loss "), "{}", coordinator.stderr());
-    for words in ["4 steps in ", "images/s", &run.sha256(), "checkpoints/last", "checkpoints/best"] {
+    for words in ["4 steps in ", "samples/s", &run.sha256(), "checkpoints/last", "checkpoints/best"] {
         assert!(coordinator.stdout().contains(words), "no {words:?} in {}", coordinator.stdout());
     }
 }

@@ -248,7 +248,7 @@ fn main() -> anyhow::Result<()> {
     let synthetic = |workers: usize, way: Way| -> anyhow::Result<Measured> {
         let shards = workers.to_string();
         let model = "synthetic:parameters=6402764";
-        let extra = ["--model", model, "--shards", &shards, "--clip-norm", "1e30"];
+        let extra = ["--model", model, "--microbatches", &shards, "--clip-norm", "1e30"];
         cluster(workers, 1, 60, workers, way, &extra)
     };
     let (mut reduce, mut reduce_peer) = (vec![vec![Vec::new(); 3]; 3], vec![Vec::new(); 3]);

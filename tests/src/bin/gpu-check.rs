@@ -9,17 +9,17 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use tally_tests::gpu;
-use tally_worker::{logging, work};
+use tally_cli::logging;
 
 fn main() -> ExitCode {
     let program = env::args().nth(1).unwrap_or_default();
     match program.as_str() {
         "coordinator" => {
-            let cli = tally_coordinator::cli::Cli::parse_from(env::args_os().skip(1));
+            let cli = tally_mnist::cli::coordinator::Cli::parse_from(env::args_os().skip(1));
             logging::exit_code(tally_coordinator::launch::run(&cli.train))
         }
         "worker" => {
-            logging::exit_code(work::run(&tally_worker::cli::Cli::parse_from(env::args_os().skip(1))))
+            logging::exit_code(work::run(&tally_mnist::cli::worker::Cli::parse_from(env::args_os().skip(1))))
         }
         _ => gpu::run(&gpu::Options::parse()),
     }

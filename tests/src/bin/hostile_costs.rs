@@ -17,7 +17,7 @@ use tally_tests::cluster::{Coordinator, RunDir, Worker, events};
 use tally_tests::flood::{Flood, Target, Visit};
 use tally_tests::secrets::Secrets;
 use tally_tests::statistics::median;
-use tally_worker::access::client::ClientAccess;
+use tally_transport::client::ClientAccess;
 
 /// Measure what hostile connections cost.
 #[derive(Debug, Parser)]

@@ -13,14 +13,14 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use clap::Parser;
-use tally_coordinator::metrics::{self, workers::WorkerSeries};
+use tally_monitor::metrics::{self, workers::WorkerSeries};
 use tally_coordinator::timeline::clock::Offset;
-use tally_coordinator::timeline::trace::Trace;
+use tally_monitor::trace::Trace;
 use tally_coordinator::timeline::{Lane, Span, SpanKind, WorkerTime};
-use tally_coordinator::view::View;
-use tally_coordinator::view::feed::{Clock, Feed};
-use tally_coordinator::view::spent::Spent;
-use tally_coordinator::view::state::About;
+use tally_monitor::view::View;
+use tally_monitor::view::feed::{Clock, Feed};
+use tally_monitor::view::spent::Spent;
+use tally_monitor::view::state::About;
 use tally_tests::cluster::{Coordinator, RunDir, Worker, events};
 use tally_tests::statistics::median;
 

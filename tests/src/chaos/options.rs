@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
-use tally_worker::engine::ModelSpec;
+use tally_mnist::ModelSpec;
 
 use super::plan::Settings;
 
@@ -144,7 +144,7 @@ impl Options {
             of("--model", model),
             of("--epochs", &epochs),
             of("--batch-size", &BATCH),
-            of("--shards", &self.shards),
+            of("--microbatches", &self.shards),
             of("--train-limit", &self.samples),
             of("--test-limit", &100),
             of("--lr-schedule", &"constant"),
@@ -177,7 +177,7 @@ impl Options {
     pub fn command(&self) -> String {
         let mut text = format!(
             "cargo run -p tally-tests --bin chaos -- --seed {} --minutes {} --action-every {} --workers {} --guests {} --encores {} \
-             --shards {} --model {} --samples {} --checkpoint-every {}",
+             --microbatches {} --model {} --samples {} --checkpoint-every {}",
             self.seed,
             self.minutes,
             self.action_every,

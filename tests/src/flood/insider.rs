@@ -5,7 +5,7 @@ use tally_proto::v1::{
     Chunk, Committed, CoordinatorMessage, Failed, GradientUp, Header, Hello, Leave, Open, Stamp,
     StatusRequest, Trailer, WorkerMessage, coordinator_message, gradient_up, worker_message,
 };
-use tally_worker::session::connect::{Client, connect};
+use tally_transport::connect::{Client, connect};
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;

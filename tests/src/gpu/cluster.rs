@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail, ensure};
 use serde::Serialize;
 use serde_json::Value;
-use tally_worker::engine::burn::Precision;
+use tally_worker::device::Precision;
 
 use super::Options;
 
@@ -59,7 +59,7 @@ pub fn run(options: &Options, precision: Precision, workers: usize) -> anyhow::R
     let count = workers.to_string();
     let mut coordinator = Command::new(&this);
     coordinator.args(["coordinator", "--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"]);
-    coordinator.args(["--epochs", "1", "--workers", &count, "--batch-size", &batch, "--shards", &shards]);
+    coordinator.args(["--epochs", "1", "--workers", &count, "--batch-size", &batch, "--microbatches", &shards]);
     coordinator.args(["--train-limit", &limit, "--test-limit", "10"]).arg("--run-dir").arg(&run);
     coordinator.stdout(Stdio::null()).stderr(fs::File::create(&log)?);
     let mut coordinator = Kill(coordinator.spawn().context("cannot start a coordinator")?);

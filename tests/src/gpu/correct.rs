@@ -2,12 +2,12 @@
 
 use anyhow::ensure;
 use serde::Serialize;
-use tally_data::Samples;
+use tally_mnist::Samples;
 use tally_numerics::digest::Digest;
 use tally_numerics::init;
 use tally_numerics::update::Update;
 use tally_numerics::wire::WireDtype;
-use tally_worker::engine::burn::Precision;
+use tally_worker::device::Precision;
 use tally_worker::engine::{Engine, LabelLoss, apply_whole};
 
 use super::Options;

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use serde::Serialize;
-use tally_worker::engine::burn::Precision;
+use tally_worker::device::Precision;
 
 use super::cluster::Cluster;
 use super::correct::{Golden, Repetition, Updates};
@@ -110,7 +110,7 @@ impl fmt::Display for Report {
             "update",
             "least",
             "first",
-            "images/s",
+            "samples/s",
             "PT fp32",
             "PT tf32",
             "PT bf16"
@@ -129,7 +129,7 @@ impl fmt::Display for Report {
                 s.update_ms,
                 s.least_ms,
                 s.first_ms,
-                s.images_per_second,
+                s.samples_per_second,
                 peers[0],
                 peers[1],
                 peers[2]

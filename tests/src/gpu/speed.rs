@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::Value;
 use tally_numerics::update::Update;
 use tally_worker::devices::visible;
-use tally_worker::engine::burn::Precision;
+use tally_worker::device::Precision;
 
 use super::Options;
 use super::correct::{apply, ready};
@@ -39,7 +39,7 @@ pub struct Steps {
     /// The first step, with the choosing and compiling of kernels.
     pub first_ms: f64,
     /// At the median.
-    pub images_per_second: f64,
+    pub samples_per_second: f64,
 }
 
 /// Times steps with a batch as one leaf, its samples uploaded ahead as a session does it.
@@ -65,7 +65,7 @@ pub fn steps(options: &Options, precision: Precision, batch: usize) -> anyhow::R
     let gradient_ms = median(first_part[UNTIMED..].iter().copied());
     let least_ms = whole[UNTIMED..].iter().copied().fold(f64::INFINITY, f64::min);
     let precision = precision.to_string();
-    let images_per_second = batch as f64 / step_ms * 1e3;
+    let samples_per_second = batch as f64 / step_ms * 1e3;
     let update_ms = step_ms - gradient_ms;
     let kernels = options.kernels();
     Ok(Steps {
@@ -77,7 +77,7 @@ pub fn steps(options: &Options, precision: Precision, batch: usize) -> anyhow::R
         update_ms,
         least_ms,
         first_ms,
-        images_per_second,
+        samples_per_second,
     })
 }
 

@@ -14,24 +14,25 @@ use std::task::{Context, Poll, Waker};
 use bytes::Bytes;
 use http_body::Frame;
 use prost::Message;
-use tally_coordinator::cli::options::Training;
-use tally_coordinator::console::Console;
-use tally_coordinator::core::events::Outcome;
-use tally_coordinator::core::recovery::Recorded;
-use tally_coordinator::core::{Core, Shape};
-use tally_coordinator::metrics::workers::WorkerSeries;
-use tally_coordinator::run::directory::RunDirectory;
-use tally_coordinator::run::journal::{self, History, Journal};
-use tally_coordinator::run::summary::Summary;
-use tally_coordinator::shell::driver::{Driver, Parts};
-use tally_coordinator::shell::outbox::OutboxStream;
-use tally_coordinator::shell::referee::Referee;
-use tally_coordinator::shell::service::{Input, Service};
-use tally_coordinator::view::View;
-use tally_coordinator::view::feed::{Clock, Feed};
-use tally_coordinator::view::state::About;
-use tally_data::mnist::Split;
-use tally_data::{Mnist, Paired, Schedule};
+use tally::cli::options::Training;
+use tally_monitor::console::Console;
+use tally_core::events::Outcome;
+use tally_core::recovery::Recorded;
+use tally_core::{Core, Shape};
+use tally_monitor::metrics::workers::WorkerSeries;
+use tally_run::directory::RunDirectory;
+use tally_run::journal::{self, History, Journal};
+use tally_run::summary::Summary;
+use tally_coordinator::server::driver::{Driver, Parts};
+use tally_coordinator::server::outbox::OutboxStream;
+use tally_coordinator::server::master_state::MasterState;
+use tally_coordinator::server::service::{Input, Service};
+use tally_monitor::view::View;
+use tally_monitor::view::feed::{Clock, Feed};
+use tally_monitor::view::state::About;
+use tally_mnist::data::Split;
+use tally_mnist::{Mnist, MnistWithNumbers};
+use tally_numerics::order::Schedule;
 use tally_numerics::digest;
 use tally_numerics::init;
 use tally_numerics::manifest::Manifest;
@@ -110,7 +111,7 @@ fn driver(root: &std::path::Path) -> (Driver, u64, Manifest) {
     let directory = RunDirectory::create(Some(&root.join("run"))).unwrap();
     let (journal, history): (Journal, History) = Journal::open(&directory.file("journal.jsonl")).unwrap();
     let parameters = init::parameters(&config.tensors, config.seed);
-    let referee = Referee::new(&parameters, &vec![0.0; parameters.len()]);
+    let referee = MasterState::new(&parameters, &vec![0.0; parameters.len()]);
     let shape = Shape {
         tree: Tree::new(config.shards).unwrap(),
         chunks: 1,
@@ -136,8 +137,8 @@ fn driver(root: &std::path::Path) -> (Driver, u64, Manifest) {
         journal,
         history,
         referee,
-        train: Paired::train(data.train, seed),
-        test: Paired::test(data.test, seed),
+        train: MnistWithNumbers::train(data.train, seed),
+        test: MnistWithNumbers::test(data.test, seed),
         incarnation: 1,
         console: Console::new(),
         started: Arc::new(AtomicBool::new(false)),

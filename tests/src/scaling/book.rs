@@ -6,8 +6,8 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
-use tally_coordinator::plan::cluster::{FIRST_CHUNK, SAMPLE};
-use tally_coordinator::plan::{Cluster, Computing, Costs, Network, step_seconds};
+use tally_capacity::cluster::{FIRST_CHUNK, SAMPLE};
+use tally_capacity::{Cluster, Computing, Costs, Network, step_seconds};
 use tally_numerics::tree::Tree;
 use tally_numerics::wire::WireDtype;
 
@@ -135,7 +135,7 @@ impl Book {
         Panel {
             title: [
                 format!("All on {} cores: 1 MiB gradients, 1 ms a sample", self.cores),
-                "images/s of 1 024 micro-shards; lines predicted, dots measured".into(),
+                "samples/s of 1 024 micro-shards; lines predicted, dots measured".into(),
             ],
             curves: vec![curve("sockets", None), curve("1 Gbit/s", Some(1e9))],
             ideal: 1000.0,
@@ -179,7 +179,7 @@ fn rack() -> Panel {
     Panel {
         title: [
             "Predicted: the reference network, 4.8 ms a sample".into(),
-            "images/s of batch 4 096, 1 024 micro-shards; 16 cores".into(),
+            "samples/s of batch 4 096, 1 024 micro-shards; 16 cores".into(),
         ],
         curves: vec![
             curve("1 Gbit/s", 1e9, f32),

@@ -5,9 +5,9 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use tally_coordinator::plan::{Costs, step_seconds};
-use tally_data::Samples;
-use tally_data::samples::PIXELS;
+use tally_capacity::{Costs, step_seconds};
+use tally_mnist::Samples;
+use tally_mnist::data::PIXELS;
 use tally_numerics::wire::WireDtype;
 use tally_numerics::{CHUNK, norm};
 use tally_worker::engine::Engine as _;

@@ -1,8 +1,8 @@
 //! A measured case as `coordinator plan` sees it, and how far apart they are.
 
 use serde::{Deserialize, Serialize};
-use tally_coordinator::plan::cluster::SAMPLE;
-use tally_coordinator::plan::{Cluster, Computing, Network, predict};
+use tally_capacity::cluster::SAMPLE;
+use tally_capacity::{Cluster, Computing, Network, predict};
 use tally_numerics::CHUNK;
 use tally_numerics::tree::Tree;
 use tally_worker::engine::{ModelSpec, backend};

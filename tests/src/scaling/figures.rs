@@ -2,11 +2,11 @@
 
 use std::time::Instant;
 
-use tally_data::{Mnist, Paired, Samples};
+use tally_mnist::{Mnist, MnistWithNumbers, Samples};
 use tally_numerics::CHUNK;
 use tally_numerics::wire::WireDtype;
 use tally_worker::engine::backend::{self, BackendChoice};
-use tally_worker::engine::{LabelLoss, ModelSpec};
+use tally_mnist::{LabelLoss, ModelSpec};
 
 use super::calibrate::LARGE;
 use super::cases::MEBI;
@@ -76,7 +76,7 @@ pub fn first_step(model: &str, times: usize) -> f64 {
 /// # Errors
 /// If there are no samples or there is no engine.
 pub fn first_chunk(times: usize) -> anyhow::Result<f64> {
-    let train = Paired::train(Mnist::embedded()?.train, 1);
+    let train = MnistWithNumbers::train(Mnist::embedded()?.train, 1);
     let leaves = (0..4).map(|leaf| train.samples(&(8 * leaf..8 * leaf + 8).collect::<Vec<u32>>()));
     let leaves: Vec<Samples> = leaves.collect::<Result<_, _>>()?;
     let leaves: Vec<&Samples> = leaves.iter().collect();

@@ -152,7 +152,7 @@ fn start(case: &Case, network: Option<&Network>, run: &RunDir) -> (Process, Vec<
         ["--workers", &workers],
         ["--model", &case.model],
         ["--batch-size", &batch],
-        ["--shards", &shards],
+        ["--microbatches", &shards],
         ["--wire-dtype", &dtype],
         ["--epochs", "100000"],
         ["--lr-schedule", "constant"],
