@@ -28,10 +28,10 @@ pub struct LogOptions {
 }
 
 impl LogOptions {
-    /// Starts logging for the process; a second call in one process changes nothing.
+    /// Starts logging for the process. A second call has no effect.
     ///
     /// # Errors
-    /// If the level is none.
+    /// If the level is not one of the five, nor a filter.
     pub fn init(&self) -> anyhow::Result<()> {
         let filter = EnvFilter::try_new(&self.log_level).map_err(|e| {
             anyhow::anyhow!("--log-level {}: {e}; use error, warn, info, debug or trace", self.log_level)
@@ -62,7 +62,7 @@ pub fn exit_code(result: anyhow::Result<ExitCode>) -> ExitCode {
     }
 }
 
-/// Whoever read our output has read enough: `… | head` is no failure.
+/// Whether the reader of the output closed it early, as in `… | head`: that is not a failure.
 fn is_closed_pipe(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         let io = cause.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
@@ -71,7 +71,7 @@ fn is_closed_pipe(error: &anyhow::Error) -> bool {
     })
 }
 
-/// An error with its causes, each said once: many say their cause in their own words already.
+/// An error with its causes on one line. A cause is left out if the error before it already contains its text.
 #[must_use]
 pub fn in_one_line(error: &anyhow::Error) -> String {
     let mut line = String::new();

@@ -10,11 +10,11 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use serde_json::{Value, json};
 use tally::cli::options::Training;
+use tally_mnist::Mnist;
+use tally_mnist::data::Split;
 use tally_run::directory;
 use tally_run::journal::{self, Journal};
 use tally_run::record::Record;
-use tally_mnist::Mnist;
-use tally_mnist::data::Split;
 
 /// A value that may stand where a number or text should.
 fn value() -> impl Strategy<Value = Value> {

@@ -2,12 +2,14 @@
 //! random number.
 //!
 //! * [`data`]: MNIST, its IDX files, and the random numbers.
-//! * [`network`]: the networks and their engines, losses and metrics; [`program`] offers them to a cluster.
+//! * [`network`]: the networks and their engines, losses and metrics; [`arguments`] offers them to a worker, [`program`] to a
+//!   coordinator.
 //! * [`predict`] and [`evaluate`] use a checkpoint; [`digit_image`] turns pictures into digits for it.
 //! * [`panels`], [`prediction_server`], [`sample_grid`] and [`gallery`] show digits with a checkpoint's predictions.
 
 #![deny(unsafe_code)]
 
+pub mod arguments;
 pub mod cli;
 pub mod data;
 pub mod digit_image;
@@ -20,6 +22,8 @@ pub mod prediction_server;
 pub mod program;
 pub mod sample_grid;
 
+pub use arguments::MnistProgram;
 pub use data::{Mnist, MnistWithNumbers, Samples};
+pub use network::backend::manifest;
+pub use network::metrics::schema;
 pub use network::{LabelLoss, ModelSpec};
-pub use program::{MnistProgram, manifest, schema};

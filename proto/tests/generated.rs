@@ -22,6 +22,9 @@ fn the_generated_code_is_that_of_the_proto_file() {
             std::fs::copy(&made, &kept).unwrap();
         }
         let equal = std::fs::read(&made).unwrap() == std::fs::read(&kept).unwrap();
-        assert!(equal, "src/generated/{name} is stale: TALLY_GENERATE=1 cargo test -p tally-proto --test generated");
+        assert!(
+            equal,
+            "src/generated/{name} is stale: TALLY_GENERATE=1 cargo test -p tally-proto --test generated"
+        );
     }
 }

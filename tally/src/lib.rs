@@ -7,6 +7,7 @@
 
 pub mod cli;
 pub mod local_workers;
+pub mod options;
 pub mod prepare;
 pub mod program;
 pub mod replay;

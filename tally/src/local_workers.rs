@@ -36,7 +36,7 @@ pub fn start(
         SocketAddr::V6(a) if a.ip().is_unspecified() => format!("[::1]:{}", a.port()),
         other => other.to_string(),
     };
-    let devices = program.cuda_devices().unwrap_or(1).max(1);
+    let devices = if device.backend.may_use_cuda() { program.cuda_devices().unwrap_or(1).max(1) } else { 1 };
     (1..=workers)
         .map(|number| {
             let options = SessionOptions {

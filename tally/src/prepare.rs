@@ -9,7 +9,7 @@ use tally_run::config::{InitConfig, RunConfig};
 use tally_run::directory::RunDirectory;
 use tally_run::journal::{History, Journal};
 
-use crate::cli::TrainOptions;
+use crate::options::TrainOptions;
 use crate::program::{Data, Program};
 
 /// A run as it is before its first step of this start.

@@ -13,7 +13,7 @@ use tally_run::config::{DataConfig, RunConfig};
 use tally_run::record::Record;
 use tally_worker::program::WorkerProgram;
 
-use crate::cli::report::ReportOptions;
+use crate::options::ReportOptions;
 
 /// A program: its options, its data, its model. Its engines are the [`WorkerProgram`]'s.
 pub trait Program: WorkerProgram + 'static {
@@ -70,7 +70,11 @@ pub trait Program: WorkerProgram + 'static {
     ///
     /// # Errors
     /// If they cannot be made; the report is written without them and says so.
-    fn report_sections(&self, _record: &Record, _options: &ReportOptions) -> anyhow::Result<Vec<maud::Markup>> {
+    fn report_sections(
+        &self,
+        _record: &Record,
+        _options: &ReportOptions,
+    ) -> anyhow::Result<Vec<maud::Markup>> {
         Ok(Vec::new())
     }
 

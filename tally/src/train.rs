@@ -31,8 +31,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, mpsc, oneshot};
 
-use crate::cli::TrainOptions;
 use crate::local_workers;
+use crate::options::TrainOptions;
 use crate::prepare::{Prepared, new_run, resumed_run};
 use crate::program::Program;
 
@@ -66,10 +66,7 @@ pub fn run<P: Program>(program: &Arc<P>, options: &TrainOptions<P::Options>) -> 
     result
 }
 
-async fn train<P: Program>(
-    program: &Arc<P>,
-    options: &TrainOptions<P::Options>,
-) -> anyhow::Result<ExitCode> {
+async fn train<P: Program>(program: &Arc<P>, options: &TrainOptions<P::Options>) -> anyhow::Result<ExitCode> {
     // From here on a signal stops the run politely, even if it comes before there is one.
     let signals = signal(SignalKind::interrupt()).and_then(|i| Ok((i, signal(SignalKind::terminate())?)));
     // The ports first: a run directory should not be made for a run that can't start.
@@ -152,8 +149,7 @@ async fn train<P: Program>(
 
     let (stop_grpc, grpc_stopped) = oneshot::channel::<()>();
     let (stop_web, web_stopped) = oneshot::channel::<()>();
-    let service =
-        Service::new((run, incarnation), elements, losses, dtype, inputs.clone(), Pool::default());
+    let service = Service::new((run, incarnation), elements, losses, dtype, inputs.clone(), Pool::default());
     let health = Health::new().await;
     let services = health.services(service.clone())?;
     let transport: Arc<dyn LocalTransport> = Arc::new(Local::new(service, services.clone()));

@@ -21,7 +21,10 @@ use tempfile::TempDir;
 const SECRET: &str = "a-secret-of-those-who-train";
 
 fn programs() -> [Command; 2] {
-    [tally_cli::command::<tally_mnist::cli::coordinator::Cli>(), tally_cli::command::<tally_mnist::cli::worker::Cli>()]
+    [
+        tally_cli::command::<tally_mnist::cli::coordinator::Cli>(),
+        tally_cli::command::<tally_mnist::cli::worker::Cli>(),
+    ]
 }
 
 fn built(mut command: Command) -> Command {

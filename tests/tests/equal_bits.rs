@@ -104,7 +104,7 @@ fn sum_1_workers_that_compute_as_gpus_have_the_same_bits_for_any_number_of_them(
     let options = ["--model", "mlp", "--epochs", "1", "--train-limit", "320", "--test-limit", "30"];
     let clusters: [(Train, usize); 3] = [(train_local, 1), (train_local, 2), (train_local, 3)];
     for wire in ["f32", "bf16"] {
-        let way = ["--backend", "rehearsal", "--wire-dtype", wire];
+        let way = ["--backend", "cpu-as-gpu", "--wire-dtype", wire];
         clusters_agree(&clusters, 5, &[&options[..], &way].concat());
     }
 }

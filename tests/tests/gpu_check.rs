@@ -13,7 +13,7 @@ fn gpu_check(line: &str) -> Output {
 #[test]
 fn it_finds_out_everything_of_a_device() {
     let small = "--batches 8,16 --steps 2 --repeats 2 --workers 1,2 --cluster-batch 8";
-    for backend in ["rehearsal", "cpu"] {
+    for backend in ["cpu-as-gpu", "cpu"] {
         let output = gpu_check(&format!("--backend {backend} {small}"));
         let (table, log) =
             (String::from_utf8(output.stdout).unwrap(), String::from_utf8_lossy(&output.stderr));

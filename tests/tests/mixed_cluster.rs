@@ -6,7 +6,7 @@ use tally_tests::cluster::{Coordinator, RunDir, Worker, events};
 
 const CPU: [&str; 4] = ["--name", "cpu", "--backend", "cpu"];
 /// Computes as a GPU does, with a CPU's arithmetic.
-const GPU: [&str; 4] = ["--name", "gpu", "--backend", "rehearsal"];
+const GPU: [&str; 4] = ["--name", "gpu", "--backend", "cpu-as-gpu"];
 
 fn train(run: &RunDir, workers: &[[&str; 4]], options: &[&str]) {
     let count = workers.len().to_string();

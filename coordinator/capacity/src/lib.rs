@@ -7,9 +7,9 @@
 //! something takes no time. `docs/scaling.md` holds it against real clusters.
 
 pub mod advice;
-pub mod event_simulation;
 pub mod cluster;
 pub mod costs;
+pub mod event_simulation;
 pub mod memory;
 pub mod pieces;
 pub mod step;

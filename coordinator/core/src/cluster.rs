@@ -6,10 +6,17 @@ use std::time::Duration;
 use tally_numerics::digest::Digest;
 use tally_numerics::tree::Node;
 
-use super::events::DeviceInfo;
-
 /// One stay of one worker; never used again.
 pub type Session = u64;
+
+/// What a worker computes with.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DeviceInfo {
+    /// For people: `CPU (2 threads)`.
+    pub name: String,
+    /// What decides the bits of its gradients: workers of one class compute equal ones (**SUM-1**).
+    pub numerics_class: String,
+}
 
 /// How far a member's replica is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,7 +4,7 @@ use tally_numerics::digest::Digest;
 use tally_numerics::schema::Sums;
 use tally_numerics::tree::Node;
 
-use super::cluster::Session;
+use super::cluster::{DeviceInfo, Session};
 use super::reduction::ReductionStep;
 
 /// What was computed for one leaf.
@@ -27,15 +27,6 @@ pub enum AuditResult {
     Alone(Session),
     /// Nobody could tell who was right.
     Undecided,
-}
-
-/// What a worker computes with.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct DeviceInfo {
-    /// For people: `CPU (2 threads)`.
-    pub name: String,
-    /// What decides the bits of its gradients: workers of one class compute equal ones (**SUM-1**).
-    pub numerics_class: String,
 }
 
 /// What has happened.

@@ -178,6 +178,9 @@ mod tests {
 
     #[test]
     fn the_last_leaf_may_be_short() {
-        assert_eq!((microbatches(10_000), microbatches(101), microbatches(100), microbatches(1)), (100, 2, 1, 1));
+        assert_eq!(
+            (microbatches(10_000), microbatches(101), microbatches(100), microbatches(1)),
+            (100, 2, 1, 1)
+        );
     }
 }

@@ -103,7 +103,11 @@ impl ConnectionLimiter {
     ///
     /// # Errors
     /// If there is no room, and nobody to make it.
-    pub fn acquire(self: &Arc<Self>, address: IpAddr, monitor: &Arc<ConnectionMonitor>) -> Result<ConnectionSlot, Full> {
+    pub fn acquire(
+        self: &Arc<Self>,
+        address: IpAddr,
+        monitor: &Arc<ConnectionMonitor>,
+    ) -> Result<ConnectionSlot, Full> {
         let address = address_key(address);
         let mut state = self.state();
         let here = state.by_address.get(&address).copied().unwrap_or(0);
@@ -181,7 +185,8 @@ impl Drop for ConnectionSlot {
         let standing = *self.standing.get_mut().unwrap_or_else(PoisonError::into_inner);
         let mut state = self.limiter.state();
         // One that was driven out is not counted any more.
-        let counted = standing > TrustLevel::Onlooker || state.yielding.remove(&(standing, self.id)).is_some();
+        let counted =
+            standing > TrustLevel::Onlooker || state.yielding.remove(&(standing, self.id)).is_some();
         if counted {
             state.all -= 1;
             if standing != TrustLevel::Member {
@@ -201,7 +206,10 @@ mod tests {
         [10, 0, 0, last].into()
     }
 
-    fn enter(limiter: &Arc<ConnectionLimiter>, from: IpAddr) -> Result<(ConnectionSlot, Arc<ConnectionMonitor>), Full> {
+    fn enter(
+        limiter: &Arc<ConnectionLimiter>,
+        from: IpAddr,
+    ) -> Result<(ConnectionSlot, Arc<ConnectionMonitor>), Full> {
         let monitor = Arc::new(ConnectionMonitor::default());
         limiter.acquire(from, &monitor).map(|place| (place, monitor))
     }

@@ -12,10 +12,10 @@ use anyhow::{Context as _, ensure};
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
+use tally_cli::logging::in_one_line;
 use tally_transport::client::TOKEN;
 use tally_transport::pem;
 use tally_transport::token::Token;
-use tally_cli::logging::in_one_line;
 
 use super::options::AccessOptions;
 

@@ -9,12 +9,12 @@
 
 mod banner;
 pub mod connection;
-pub mod credentials;
 pub mod connection_limiter;
-pub mod permissions;
 pub mod connection_monitor;
+pub mod credentials;
 pub mod join_rate_limiter;
 pub mod options;
+pub mod permissions;
 pub mod serve;
 #[cfg(test)]
 mod tests;

@@ -83,7 +83,12 @@ pub fn http_permission(path: &str) -> Permission {
 ///
 /// # Errors
 /// Why it is not.
-pub fn check(deed: Permission, loaded: &LoadedCredentials, certificate: bool, headers: &HeaderMap) -> Result<(), Denied> {
+pub fn check(
+    deed: Permission,
+    loaded: &LoadedCredentials,
+    certificate: bool,
+    headers: &HeaderMap,
+) -> Result<(), Denied> {
     if deed == Permission::Open {
         return Ok(());
     }
@@ -124,7 +129,11 @@ fn bearer_token(headers: &HeaderMap) -> Option<Vec<u8>> {
 ///
 /// # Errors
 /// Why it cannot.
-pub fn check_site<B>(request: &Request<B>, loaded: &Arc<LoadedCredentials>, loopback: bool) -> Result<(), Denied> {
+pub fn check_site<B>(
+    request: &Request<B>,
+    loaded: &Arc<LoadedCredentials>,
+    loopback: bool,
+) -> Result<(), Denied> {
     let header = |name| request.headers().get(name).and_then(|value| value.to_str().ok());
     let host = header(HOST).unwrap_or_default();
     if loopback && loaded.is_open() && !is_local(host) {
@@ -163,7 +172,12 @@ mod tests {
 
     fn loaded(train: bool, view: bool, certificates: bool) -> LoadedCredentials {
         let token = |on: bool, text| on.then(|| Token::new(text, "test").unwrap());
-        LoadedCredentials { train: token(train, TRAIN), view: token(view, VIEW), certificates, ..LoadedCredentials::default() }
+        LoadedCredentials {
+            train: token(train, TRAIN),
+            view: token(view, VIEW),
+            certificates,
+            ..LoadedCredentials::default()
+        }
     }
 
     fn headers(authorization: &str) -> HeaderMap {

@@ -29,11 +29,11 @@ use tokio_rustls::TlsAcceptor;
 use tonic::Status;
 use tower::ServiceExt as _;
 
-use super::credentials::{Credentials, LoadedCredentials};
-use super::connection_limiter::{ConnectionLimiter, PER_ADDRESS, TrustLevel};
-use super::permissions::{self, Permission, Denied};
 use super::connection::{Connection, InFlightRequest};
+use super::connection_limiter::{ConnectionLimiter, PER_ADDRESS, TrustLevel};
 use super::connection_monitor::{ConnectionMonitor, Rules};
+use super::credentials::{Credentials, LoadedCredentials};
+use super::permissions::{self, Denied, Permission};
 
 /// Streams of one connection at one time; a worker needs two.
 const STREAMS: u32 = 16;

@@ -2,8 +2,9 @@
 
 use std::time::Instant;
 
+use tally_core::cluster::DeviceInfo;
 use tally_core::cluster::Session;
-use tally_core::events::{AttemptId, DeviceInfo, Event};
+use tally_core::events::{AttemptId, Event};
 use tally_numerics::digest::Digest;
 use tally_numerics::manifest::Manifest;
 use tally_numerics::tree::Node;

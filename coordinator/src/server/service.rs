@@ -14,11 +14,11 @@ use std::time::Duration;
 use std::time::Instant;
 
 use axum::Router;
-use tally_numerics::{CREDIT_WINDOW, chunk_range};
 use tally_numerics::digest::Digest;
 use tally_numerics::norm::first_non_finite;
 use tally_numerics::tree::Node;
 use tally_numerics::wire::WireDtype;
+use tally_numerics::{CREDIT_WINDOW, chunk_range};
 use tally_proto::segment::Segment;
 use tally_proto::span;
 use tally_proto::v1::cluster_server::Cluster;
@@ -33,14 +33,15 @@ use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::input::{Hello, Input};
-use super::status_cache::StatusCache;
 use super::outbox::{OutboxStream, outbox};
+use super::status_cache::StatusCache;
 use super::versions::Versions;
 use crate::access::connection::Connection;
 use crate::access::join_rate_limiter::JoinRateLimiter;
 use crate::access::serve::serve_within;
-use tally_core::events::{DeviceInfo, Event, AttemptId, Receipt};
+use tally_core::cluster::DeviceInfo;
 use tally_core::cluster::Session;
+use tally_core::events::{AttemptId, Event, Receipt};
 use tally_proto::pool::{Chunk, Pool};
 
 /// How long a stream may be without its first message.

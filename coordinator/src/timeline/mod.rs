@@ -8,8 +8,8 @@ pub mod clock;
 
 pub use tally_proto::span::{Span, SpanKind};
 
-use tally_core::cluster::Session;
 use clock::{Offset, WorkerClock};
+use tally_core::cluster::Session;
 
 /// What a worker did between two reports.
 #[derive(Clone, Debug, PartialEq)]

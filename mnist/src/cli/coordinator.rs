@@ -4,7 +4,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::{Parser, Subcommand};
-use tally::cli::{TrainOptions, print_line};
+use tally::cli::print_line;
+use tally::options::TrainOptions;
 
 use super::{samples, schedule};
 use crate::MnistProgram;

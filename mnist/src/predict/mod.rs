@@ -13,10 +13,10 @@ use tally_worker::device::DeviceOptions;
 use tally_worker::engine::{EngineError, Replica};
 use thiserror::Error;
 
+use crate::arguments::{Arguments, NAME};
 use crate::data::{BadSamples, PIXELS, Samples};
 use crate::network::outputs::softmax;
 use crate::network::{DigitEngine, ModelSpec, Outputs, backend};
-use crate::program::{Arguments, NAME};
 
 /// Samples that are predicted at once.
 const BATCH: usize = 100;

@@ -21,8 +21,11 @@ fn checkpoint(root: &Path, step: u64) {
     let meta = Meta {
         version: tally_checkpoint::VERSION,
         run: "0".repeat(16),
-        model: "mlp".into(),
-        label_loss: "cross-entropy".into(),
+        program: tally_checkpoint::ProgramConfig {
+            name: crate::arguments::NAME.into(),
+            variant: "mlp".into(),
+            arguments: serde_json::json!({ "model": "mlp", "label_loss": "cross-entropy" }),
+        },
         step,
         epoch: 1,
         digest: digest::of(0, &parameters, &momentum),

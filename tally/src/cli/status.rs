@@ -6,8 +6,8 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use clap::Args;
 use serde_json::json;
-use tally_proto::v1::{NamedValue, StatusReply, StatusRequest};
 use tally_monitor::human_seconds;
+use tally_proto::v1::{NamedValue, StatusReply, StatusRequest};
 use tally_transport::client::ClientAccess;
 use tally_transport::connect::{self, Client, ConnectError};
 

@@ -144,11 +144,7 @@ impl Verdict {
 /// # Errors
 /// If the directory, the data or the device can't be used; and if anything differs, with the
 /// first step that does and what that means.
-pub fn run<P: Program>(
-    program: &P,
-    options: &VerifyOptions,
-    out: &mut impl Write,
-) -> anyhow::Result<()> {
+pub fn run<P: Program>(program: &P, options: &VerifyOptions, out: &mut impl Write) -> anyhow::Result<()> {
     options.log.init()?;
     let begun = Instant::now();
     let record = Record::read(&options.run)?;

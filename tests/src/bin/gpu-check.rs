@@ -8,8 +8,8 @@ use std::env;
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use tally_tests::gpu;
 use tally_cli::logging;
+use tally_tests::gpu;
 
 fn main() -> ExitCode {
     let program = env::args().nth(1).unwrap_or_default();

@@ -13,10 +13,10 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use clap::Parser;
-use tally_monitor::metrics::{self, workers::WorkerSeries};
 use tally_coordinator::timeline::clock::Offset;
-use tally_monitor::trace::Trace;
 use tally_coordinator::timeline::{Lane, Span, SpanKind, WorkerTime};
+use tally_monitor::metrics::{self, workers::WorkerSeries};
+use tally_monitor::trace::Trace;
 use tally_monitor::view::View;
 use tally_monitor::view::feed::{Clock, Feed};
 use tally_monitor::view::spent::Spent;

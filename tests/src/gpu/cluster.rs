@@ -59,7 +59,16 @@ pub fn run(options: &Options, precision: Precision, workers: usize) -> anyhow::R
     let count = workers.to_string();
     let mut coordinator = Command::new(&this);
     coordinator.args(["coordinator", "--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"]);
-    coordinator.args(["--epochs", "1", "--workers", &count, "--batch-size", &batch, "--microbatches", &shards]);
+    coordinator.args([
+        "--epochs",
+        "1",
+        "--workers",
+        &count,
+        "--batch-size",
+        &batch,
+        "--microbatches",
+        &shards,
+    ]);
     coordinator.args(["--train-limit", &limit, "--test-limit", "10"]).arg("--run-dir").arg(&run);
     coordinator.stdout(Stdio::null()).stderr(fs::File::create(&log)?);
     let mut coordinator = Kill(coordinator.spawn().context("cannot start a coordinator")?);

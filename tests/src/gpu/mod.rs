@@ -16,8 +16,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
-use tally_worker::engine::backend::{self, BackendChoice};
 use tally_worker::device::Precision;
+use tally_worker::engine::backend::{self, BackendChoice};
 use tally_worker::engine::{Engine, EngineError, LabelLoss, ModelSpec};
 
 use self::report::Report;
@@ -120,7 +120,7 @@ impl Options {
     #[must_use]
     pub fn kernels(&self) -> &'static str {
         match self.backend {
-            BackendChoice::CudaBurn | BackendChoice::Rehearsal => "burn",
+            BackendChoice::CudaBurn | BackendChoice::CpuAsGpu => "burn",
             _ => "tally",
         }
     }

@@ -8,8 +8,8 @@ use anyhow::Context as _;
 use serde::Serialize;
 use serde_json::Value;
 use tally_numerics::update::Update;
-use tally_worker::devices::visible;
 use tally_worker::device::Precision;
+use tally_worker::devices::visible;
 
 use super::Options;
 use super::correct::{apply, ready};

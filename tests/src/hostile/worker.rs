@@ -4,16 +4,17 @@ use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 
 use prost::Message as _;
+use tally_numerics::schema::{LossSpec, Schema};
 use tally_proto::span::{self, Clock};
 use tally_proto::v1::{
     Abort, Begin, Close, Commit, Committed, CoordinatorMessage, GradientDown, Keep, Leaf, Plan, Reduced,
     Stamp, State, StateChunk, Upload, Welcome, coordinator_message, gradient_down, worker_message,
 };
-use tally_worker::engine::backend::{self, BackendChoice};
-use tally_worker::engine::{Engine, LabelLoss};
-use tally_worker::session::compute::{Compute, Input, Rest};
-use tally_worker::session::sender::{self, Item};
-use tally_worker::session::timeline::{Sends, Timeline};
+use tally_worker::engine::Replica as _;
+use tally_worker::engine::synthetic::{SyntheticEngine, SyntheticSpec};
+use tally_worker::session::compute::{Compute, ComputeExit, Input};
+use tally_worker::session::sender::{self, SendCommand};
+use tally_worker::session::timeline::{SendTrack, Timeline};
 use tokio::sync::{Semaphore, mpsc};
 
 use super::Script;
@@ -24,19 +25,20 @@ const OURS: Stamp = Stamp { run: 7, incarnation: 1, session: 9, step: 0, attempt
 /// Inputs of a script; the longest scripts end here.
 const MOST: usize = 4096;
 
-fn engine() -> Box<dyn Engine> {
-    let model = format!("synthetic:parameters={ELEMENTS}").parse().unwrap();
-    backend::build(&model, LabelLoss::default(), BackendChoice::Cpu, 0, 1).unwrap()
+fn engine() -> SyntheticEngine {
+    let loss = LossSpec { name: "loss".into(), label: "loss".into() };
+    let schema = Schema::new(vec![loss], Vec::new(), None).unwrap();
+    SyntheticEngine::new(SyntheticSpec { parameters: ELEMENTS, ..SyntheticSpec::default() }, schema)
 }
 
 /// What the coordinator of a script believes of its worker, and what it sends.
 struct Hostile {
     inputs: Sender<Input>,
-    items: mpsc::UnboundedSender<Item>,
+    commands: mpsc::UnboundedSender<SendCommand>,
     room: Arc<Semaphore>,
     sent: usize,
     /// A replica that shows the right digests.
-    twin: Box<dyn Engine>,
+    twin: SyntheticEngine,
     at: Stamp,
 }
 
@@ -49,15 +51,14 @@ pub fn play(script: &[u8]) {
     let mut script = Script::new(script);
     let (inputs, inbox) = channel();
     let (control, mut heard) = mpsc::unbounded_channel();
-    let (items, queue) = mpsc::unbounded_channel();
+    let (commands, queue) = mpsc::unbounded_channel();
     let shards = if script.rarely(64) { script.small(SHARDS) } else { SHARDS };
     let timeline = Timeline::new(Clock::start());
     let sends = timeline.sends();
-    let compute =
-        Compute::new(engine(), Vec::new(), shards, LabelLoss::default(), OURS, control, items.clone())
-            .recording(timeline);
+    let compute = Compute::new(Box::new(engine()), Vec::new(), shards, OURS, control, commands.clone())
+        .with_timeline(timeline);
     let room = Arc::new(Semaphore::new(Semaphore::MAX_PERMITS));
-    let mut hostile = Hostile { inputs, items, room, sent: 0, twin: engine(), at: OURS };
+    let mut hostile = Hostile { inputs, commands, room, sent: 0, twin: engine(), at: OURS };
     let thread = std::thread::spawn(move || compute.run(&inbox));
     // Most scripts begin with a good state, since nothing is computed before.
     if !script.rarely(8) {
@@ -73,7 +74,7 @@ pub fn play(script: &[u8]) {
     hostile.settle(hostile.sent.min(64));
     let _ = hostile.inputs.send(Input::End);
     drop(hostile);
-    let Rest { engine, failed, .. } = thread.join().expect("the compute thread does not panic");
+    let ComputeExit { engine, failed, .. } = thread.join().expect("the compute thread does not panic");
     assert_eq!(engine.manifest().len(), ELEMENTS);
     let mut said = false;
     while let Ok(message) = heard.try_recv() {
@@ -92,11 +93,12 @@ pub fn play(script: &[u8]) {
 }
 
 /// Has the sender send what the compute thread gave it, as far as credits go.
-fn send(queue: mpsc::UnboundedReceiver<Item>, sends: Sends) {
+fn send(queue: mpsc::UnboundedReceiver<SendCommand>, sends: SendTrack) {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let (up, mut sent) = mpsc::channel(2);
     runtime.block_on(async {
-        let sender = tokio::spawn(sender::run(OURS, tally_numerics::chunks(ELEMENTS), queue, up, None, sends));
+        let sender =
+            tokio::spawn(sender::run(OURS, tally_numerics::chunks(ELEMENTS), queue, up, None, sends));
         while let Some(message) = sent.recv().await {
             assert!(message.encoded_len() <= tally_proto::MAX_FROM_WORKER);
         }
@@ -150,7 +152,7 @@ impl Hostile {
         };
         self.sent += 1;
         if let gradient_down::Body::Reduced(reduced) = &body {
-            let _ = self.items.send(Item::Reduced { attempt: stamp.attempt, index: reduced.index });
+            let _ = self.commands.send(SendCommand::Reduced { attempt: stamp.attempt, index: reduced.index });
         }
         let permit = self.room.clone().try_acquire_owned().unwrap();
         let _ = self.inputs.send(Input::Gradient(stamp, body, permit));
@@ -312,15 +314,11 @@ fn begin(script: &mut Script<'_>) -> Begin {
 fn leaf(number: u32, script: &mut Script<'_>) -> Leaf {
     let n = usize::from(script.byte() % 3);
     let ids = (0..n).map(|_| script.small(3)).collect();
-    let pixels = if script.rarely(64) { script.bytes().to_vec() } else { vec![9; 784 * n] };
-    let digits = if script.rarely(64) { script.bytes().to_vec() } else { vec![3; n] };
-    let labels = vec![4; n];
-    Leaf {
-        leaf: number,
-        test: false,
-        ids,
-        pixels: pixels.into(),
-        numbers: digits.into(),
-        labels: labels.into(),
-    }
+    let items = if script.rarely(64) { script.bytes().to_vec() } else { vec![9; 3 * n] };
+    let lengths = if script.rarely(64) {
+        script.bytes().iter().map(|&byte| u32::from(byte)).collect()
+    } else {
+        vec![3; n]
+    };
+    Leaf { leaf: number, test: false, ids, items: items.into(), lengths }
 }

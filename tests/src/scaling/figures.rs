@@ -2,11 +2,11 @@
 
 use std::time::Instant;
 
+use tally_mnist::{LabelLoss, ModelSpec};
 use tally_mnist::{Mnist, MnistWithNumbers, Samples};
 use tally_numerics::CHUNK;
 use tally_numerics::wire::WireDtype;
 use tally_worker::engine::backend::{self, BackendChoice};
-use tally_mnist::{LabelLoss, ModelSpec};
 
 use super::calibrate::LARGE;
 use super::cases::MEBI;

@@ -1,11 +1,13 @@
 //! Many workers in one process. Each has its own connection, thread for it and thread to compute, as a
 //! process of its own would; only the program's memory is there once.
 
+use std::sync::Arc;
 use std::thread;
 
 use anyhow::Context as _;
-use tally_worker::device::BackendChoice;
-use tally_worker::session::{self, WorkerOptions};
+use tally_mnist::MnistProgram;
+use tally_worker::device::{BackendChoice, DeviceOptions};
+use tally_worker::session::{self, SessionOptions};
 
 /// Works until the run is over.
 ///
@@ -14,16 +16,19 @@ use tally_worker::session::{self, WorkerOptions};
 pub fn work(connect: &str, workers: usize) -> anyhow::Result<()> {
     let started: Vec<_> = (0..workers)
         .map(|number| {
-            let options = WorkerOptions {
+            let options = SessionOptions {
                 name: format!("swarm-{number}"),
-                backend: BackendChoice::Cpu,
-                threads: 1,
+                device: DeviceOptions {
+                    backend: BackendChoice::Cpu,
+                    threads: Some(1),
+                    ..DeviceOptions::default()
+                },
                 share_memory: false,
-                ..WorkerOptions::new(connect.to_owned())
+                ..SessionOptions::new(connect.to_owned())
             };
             let work = move || -> anyhow::Result<()> {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-                runtime.block_on(session::run(options, std::future::pending()))
+                runtime.block_on(session::run(options, Arc::new(MnistProgram), std::future::pending()))
             };
             thread::Builder::new().name("net".into()).spawn(work).context("cannot start a worker's thread")
         })

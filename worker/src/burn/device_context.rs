@@ -90,7 +90,7 @@ impl DeviceContext<Flex> {
         Ok(Self {
             backend: "CPU",
             name: format!("CPU (as a GPU, {threads})"),
-            numerics_class: format!("rehearsal, {}", Simd::widest()),
+            numerics_class: format!("cpu-as-gpu, {}", Simd::widest()),
             device: FlexDevice,
             memory: Memory::Device,
             precision,

@@ -1,8 +1,8 @@
 //! A replica in a device's memory (**REP-1**), as [`host_replica`](crate::engine::host_replica) is one in the host's.
 //!
 //! Parameters and momentum stay on the device, in float32, as two flat tensors. The summed
-//! gradient is uploaded once, stretch by stretch as it comes, and the whole update is one operation of
-//! the backend ([`UpdateBackend`]), which takes the digest along. Only that is read back.
+//! gradient is uploaded once, in stretches as they come, and the whole update is one operation of the
+//! backend ([`UpdateBackend`]), which also computes the digest. Only the digest is read back.
 
 use std::collections::BTreeMap;
 
@@ -35,7 +35,7 @@ pub struct DeviceReplica<B: UpdateBackend> {
 }
 
 impl<B: UpdateBackend> DeviceReplica<B> {
-    /// A committed state, uploaded, and its digest, taken of what is uploaded.
+    /// Uploads a committed state, and returns its digest, computed before the upload.
     ///
     /// # Panics
     /// If the two differ in length; and as the backend does, if the device fails.
@@ -56,7 +56,7 @@ impl<B: UpdateBackend> DeviceReplica<B> {
     /// Parameters and momentum of the committed state, read back.
     ///
     /// # Errors
-    /// What the backend said when it did not give them.
+    /// The backend's message if it does not give them back.
     pub fn state(&self) -> Result<Read, String> {
         self.committed.read()
     }
@@ -82,7 +82,7 @@ impl<B: UpdateBackend> DeviceReplica<B> {
     /// Makes the next state when all stretches are there, and returns its digest; the zero digest if there is none.
     ///
     /// # Errors
-    /// If stretches are missing or overlap, or what the backend said when it failed.
+    /// Says where stretches are missing or overlap; or the backend's message if it failed.
     pub fn finish_update(&mut self) -> Result<Digest, String> {
         let Some(update) = self.update.take() else { return Ok(Digest::default()) };
         let stretches = self.stretches.iter().map(|(&first, stretch)| (first, stretch.dims()[0]));

@@ -1,5 +1,5 @@
-//! The layers that networks are made of. All pass a NaN on, so that a run that diverges
-//! shows it: Burn's own ReLU and max-pool lose NaNs on some backends.
+//! The layers of networks. All of them propagate NaNs, so that a diverged run is noticed: Burn's own ReLU and max-pool lose
+//! NaNs on some backends.
 
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
@@ -70,20 +70,11 @@ fn convolve<B: ConvolutionBackend>(
     B::convolution(x, weights, bias, padding, activation)
 }
 
-/// `if x <= 0 { +0 } else { x }`.
-///
-/// Spelled out because `max(x, 0)`, which burn-flex computes, makes 0 of a NaN.
-pub fn relu<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
-    let off = x.clone().lower_equal_elem(0.0);
-    x.mask_fill(off, 0.0)
-}
-
 /// The greatest of each 2×2 window; the first of equals in row-major order takes the
 /// gradient.
 ///
-/// A window whose NaN is not its first value would lose it. So 0 times the sum of all
-/// inputs is added: that is NaN if any input is NaN or infinite, and otherwise, inputs
-/// being a ReLU's, it is `+0` and changes nothing.
+/// A window whose NaN is not its first value would lose the NaN. So 0 times the sum of all inputs is added. That is NaN if
+/// any input is NaN or infinite. Otherwise it is `+0`, because inputs are results of a ReLU, and changes nothing.
 pub fn max_pool<B: Backend>(x: Tensor<B, 4>) -> Tensor<B, 4> {
     let alarm = x.clone().detach().sum().mul_scalar(0.0).reshape([1, 1, 1, 1]);
     module::max_pool2d(x, [2, 2], [2, 2], [0, 0], [1, 1], false) + alarm
@@ -98,17 +89,6 @@ mod tests {
 
     fn values<const D: usize>(x: Tensor<Flex, D>) -> Vec<f32> {
         x.into_data().to_vec().unwrap()
-    }
-
-    #[test]
-    fn relu_keeps_nan_and_gives_a_positive_zero() {
-        let x = Tensor::<Flex, 1>::from_floats(
-            [-1.0, -0.0, 0.0, 2.0, f32::NAN, f32::INFINITY],
-            &Default::default(),
-        );
-        let y = values(relu(x));
-        assert_eq!(y[..4].iter().map(|y| y.to_bits()).collect::<Vec<_>>(), [0, 0, 0, 2.0f32.to_bits()]);
-        assert!(y[4].is_nan() && y[5] == f32::INFINITY);
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub mod device_context;
 pub mod device_replica;
 pub mod layers;
 pub mod parameters;
+pub mod relu;
 pub mod sum;
 pub mod update;
 

@@ -12,9 +12,9 @@ mod worker;
 use tally_numerics::tree::Node;
 use tally_numerics::wire::WireDtype;
 
-use super::event_simulation::{EventSimulation, LaneId, PoolId};
 use super::cluster::Cluster;
-use tally_core::reduction::{ReductionStep, Reduction, Contribution};
+use super::event_simulation::{EventSimulation, LaneId, PoolId};
+use tally_core::reduction::{Contribution, Reduction, ReductionStep};
 use worker::Worker;
 
 /// Steps that are played. The last is looked at: it begins as the one before it did.

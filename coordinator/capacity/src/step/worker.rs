@@ -2,12 +2,12 @@
 
 use std::collections::VecDeque;
 
-use tally_numerics::tree::Node;
 use tally_numerics::CREDIT_WINDOW;
+use tally_numerics::tree::Node;
 
 use super::{Down, Event, Player, Up};
-use crate::event_simulation::{EventSimulation, LaneId, PoolId};
 use crate::cluster::Cluster;
+use crate::event_simulation::{EventSimulation, LaneId, PoolId};
 use crate::pieces::{Piece, pieces};
 
 /// Where computing shares cores with everything else it is cut into pieces of so many seconds,

@@ -17,8 +17,9 @@ use tally_numerics::order::Schedule;
 use tally_numerics::random::{Purpose, Stream};
 use tally_numerics::tree::{Node, Tree};
 
+use super::cluster::DeviceInfo;
 use super::cluster::{Session, State};
-use super::events::{Action, AttemptId, AuditResult, ClusterEvent, DeviceInfo, Event, RunOutcome};
+use super::events::{Action, AttemptId, AuditResult, ClusterEvent, Event, RunOutcome};
 use super::fault_injection::FaultInjection;
 use super::optimizer::{LrSchedule, OptimizerConfig};
 use super::recovery::Recorded;

@@ -73,7 +73,9 @@ impl Driver {
                     self.admit(session);
                 }
             }
-            Input::Spans { session, step, spans, arrived } => self.worker_spans(session, step, &spans, arrived),
+            Input::Spans { session, step, spans, arrived } => {
+                self.worker_spans(session, step, &spans, arrived)
+            }
             Input::Clock { session, number, received, sent, arrived } => {
                 self.clock_answer(session, number, (received, sent), arrived);
             }
@@ -132,14 +134,19 @@ impl Driver {
         if !complete {
             return;
         }
-        let Some(PendingWorker { hello, control, bulk: Some((bulk, reads_shared_sums)), device: Some(device) }) =
-            self.pending.remove(&session)
+        let Some(PendingWorker {
+            hello,
+            control,
+            bulk: Some((bulk, reads_shared_sums)),
+            device: Some(device),
+        }) = self.pending.remove(&session)
         else {
             return;
         };
         let Hello { name, threads, capabilities, held } = hello;
         let time = capabilities.iter().any(|c| c == TIMELINE).then(|| WorkerTime::new(self.clock.unix()));
-        self.workers.insert(session, ConnectedWorker { control, bulk, reads_shared_sums, replica: false, time });
+        self.workers
+            .insert(session, ConnectedWorker { control, bulk, reads_shared_sums, replica: false, time });
         self.observe(RunEvent::Connected { session, name: &name, device: &device.name });
         self.ask_clocks();
         self.push(Event::Joined { session, name, device, threads, held });

@@ -18,10 +18,9 @@ use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use tally_checkpoint::Meta;
 use tally_cli::logging::in_one_line;
+use tally_core::cluster::DeviceInfo;
 use tally_core::cluster::Session;
-use tally_core::events::{
-    Action, AuditResult, ClusterEvent, Committed, DeviceInfo, Event, RunOutcome,
-};
+use tally_core::events::{Action, AuditResult, ClusterEvent, Committed, Event, RunOutcome};
 use tally_core::{Core, Phase};
 use tally_numerics::digest::{self, Digest};
 use tally_numerics::manifest::Manifest;
@@ -192,11 +191,8 @@ impl Driver {
         let best = history.tests.iter().map(score).fold(None, |best: Option<(f64, u64)>, next| {
             Some(best.filter(|b| b.0 >= next.0).unwrap_or(next))
         });
-        let checkpointer = Checkpointer::start(
-            directory.checkpoints(),
-            config.keep_checkpoints,
-            best.map(|(_, step)| step),
-        );
+        let checkpointer =
+            Checkpointer::start(directory.checkpoints(), config.keep_checkpoints, best.map(|(_, step)| step));
         Self {
             run: u64::from_str_radix(&config.run, 16).unwrap_or(0),
             incarnation: deps.incarnation,

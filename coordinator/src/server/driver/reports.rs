@@ -21,7 +21,8 @@ impl Driver {
             parameters_sha256: self.config.tensors.sha256(&self.master.snapshot().flat(false)),
             digest: digest.to_string(),
             wall_seconds: before.seconds + self.started.elapsed().as_secs_f64(),
-            samples_per_second: self.totals.trained_samples as f64 / self.totals.trained_seconds.max(f64::MIN_POSITIVE),
+            samples_per_second: self.totals.trained_samples as f64
+                / self.totals.trained_seconds.max(f64::MIN_POSITIVE),
             median_seconds: self.times.medians(),
             samples: self.core.samples_committed(),
             samples_lost: ledger.lost(),

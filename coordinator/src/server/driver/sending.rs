@@ -148,7 +148,9 @@ impl Driver {
         upload.missing.remove(&(momentum, index));
         let values = match data {
             Ok(values) => values,
-            Err(fault) => return self.disconnect(session, format!("the state that it sent is wrong: {fault}")),
+            Err(fault) => {
+                return self.disconnect(session, format!("the state that it sent is wrong: {fault}"));
+            }
         };
         let into = if momentum { &mut upload.momentum } else { &mut upload.parameters };
         let range = chunk_range(into.len(), index as usize);

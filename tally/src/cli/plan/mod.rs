@@ -16,7 +16,7 @@ use tally_numerics::wire::WireDtype;
 
 use self::measured::Measured;
 use self::units::{Bits, Count, Seconds, Workers};
-use super::options::check_microbatch;
+use crate::options::check_microbatch;
 use crate::program::{ModelCosts, Program};
 
 /// Options of `coordinator plan`.

@@ -17,7 +17,7 @@ use burn_autodiff::Autodiff;
 use burn_flex::Flex;
 
 use self::layer::Layer;
-use super::layers::relu;
+use super::relu::relu;
 
 /// The activation after a convolution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,8 +1,8 @@
 //! The update as a GPU kernel.
 //!
 //! `fma` is a fused multiply-add by definition in CUDA, and the one product beside it, `g·c`, is
-//! rounded before it is a summand: nothing is left that a compiler may contract. What the
-//! digest needs of 64-bit arithmetic is spelled out in 32-bit words, which every GPU has.
+//! rounded before it is added: nothing is left that a compiler may contract. The digest's 64-bit
+//! arithmetic is written out in 32-bit words, which every GPU has.
 
 use burn::tensor::{DType, Shape};
 use burn_cubecl::CubeRuntime;
@@ -12,7 +12,7 @@ use tally_numerics::update::Update;
 
 /// Threads of a block.
 const UNITS: u32 = 256;
-/// Blocks at most. Each leaves eight bytes of the digest for the host to add up.
+/// The most blocks. Each writes eight bytes of the digest, which the host adds up.
 const MOST_CUBES: usize = 1024;
 
 /// The low words of SplitMix64's constants, see `tally_numerics::digest::mix`.
@@ -45,7 +45,7 @@ fn mix(index: u32, parameter: f32, momentum: f32) -> (u32, u32) {
     fold(z.0, z.1, 31u32)
 }
 
-/// Each thread takes every so-manieth element; a block's first thread adds up the block's digest.
+/// The threads take the elements in turn; a block's first thread adds up the block's digest.
 #[cube(launch)]
 fn update_kernel(
     gradient: &Array<f32>,

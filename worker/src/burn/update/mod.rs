@@ -1,9 +1,9 @@
-//! The optimizer's update as an operation that a backend has of its own (**REP-1**).
+//! The optimizer's update as an additional operation of a backend (**REP-1**).
 //!
-//! Burn's tensors have no fused multiply-add, and a product that is rounded before it is added
-//! gives other bits than [`Update`] spells out. So each backend says how it does the whole
-//! update: burn-flex, in the host's memory, by the very function that the coordinator uses; GPUs
-//! by a kernel that says `fma` and takes the digest in the same pass (`device.rs`).
+//! Burn's tensors have no fused multiply-add, and a product that is rounded before it is added gives other bits than
+//! [`Update`]. So each backend has its own implementation of the whole update: burn-flex, in the host's memory, calls the
+//! same function as the coordinator; GPUs have a kernel that uses `fma` and computes the digest in the same pass
+//! (`device.rs`).
 
 #[cfg(feature = "cuda")]
 mod device;
@@ -16,15 +16,15 @@ use burn_flex::Flex;
 use tally_numerics::digest::Digest;
 use tally_numerics::update::Update;
 
-/// A state that an update made.
+/// The state after an update.
 #[derive(Debug)]
 pub struct Updated<B: Backend> {
     /// The new parameters.
     pub parameters: Tensor<B, 1>,
     /// The new momentum.
     pub momentum: Tensor<B, 1>,
-    /// The new state's digest in parts: the low and the high half of a number, and again. Their
-    /// wrapping sum is the digest. On the device until [`digest`](Self::digest) waits for it.
+    /// The new state's digest in parts, each a low and a high half; the wrapping sum of the parts is the digest. It is on
+    /// the device until [`digest`](Self::digest) reads it.
     pub parts: Tensor<B, 1, Int>,
 }
 
@@ -32,7 +32,7 @@ impl<B: Backend> Updated<B> {
     /// Waits for the device, and adds the digest's parts up.
     ///
     /// # Errors
-    /// What the backend said when it did not give them.
+    /// The backend's message if it does not give them back.
     pub fn digest(&self) -> Result<Digest, String> {
         let data = self.parts.clone().try_into_data().map_err(|error| error.to_string())?;
         // A backend's integers may be signed, and as wide as they like: 32 bits of each count.
@@ -42,10 +42,10 @@ impl<B: Backend> Updated<B> {
     }
 }
 
-/// A backend that a replica can be kept on.
+/// A backend on which a replica can be kept.
 pub trait UpdateBackend: Backend {
-    /// The state after a step, by [`Update`]'s formula with its roundings; the four vectors are
-    /// whole ones of equal length, in float32.
+    /// The state after a step, by the formula of [`Update`] with its roundings; the three vectors are of equal length, in
+    /// float32.
     fn update(
         update: Update,
         gradient: Tensor<Self, 1>,
@@ -54,11 +54,11 @@ pub trait UpdateBackend: Backend {
     ) -> Updated<Self>;
 }
 
-/// Whether a device rounds an update as it must, by one of 1 021 elements: among them sums of
-/// which a product that is rounded on its own would change every third.
+/// Checks that a device rounds an update as [`Update`] does, with 1 021 elements; a product that is rounded on its own
+/// would change a third of them.
 ///
 /// # Errors
-/// What is wrong with it, in words.
+/// Says what the device does wrong.
 pub fn check<B: UpdateBackend>(device: &B::Device) -> Result<(), String> {
     let numbers = |seed: u32| -> Vec<f32> {
         let bits = (0..1021u32).map(|i| (i + 1021 * seed).wrapping_mul(2_654_435_761));
@@ -72,7 +72,7 @@ pub fn check<B: UpdateBackend>(device: &B::Device) -> Result<(), String> {
     if digest == update.apply(0, &gradient, &mut parameters, &mut momentum) {
         return Ok(());
     }
-    Err("it does not round an update as it must: its multiply-add is not a fused one".into())
+    Err("it does not round an update as it must: its multiply-add is not fused".into())
 }
 
 impl UpdateBackend for Flex {
@@ -111,7 +111,7 @@ mod tests {
 
     use super::*;
 
-    /// The check is one: what it computes tells fused multiply-adds from others.
+    /// The check can fail: it distinguishes fused multiply-adds from others.
     #[test]
     fn a_device_that_rounds_twice_would_be_found() {
         check::<Flex>(&FlexDevice).unwrap();

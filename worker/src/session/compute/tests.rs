@@ -382,8 +382,8 @@ fn trust_1_a_worker_leaves_a_coordinator_that_breaks_the_rules_and_says_why() {
     for (break_rules, word) in hostile {
         let mut bench = Bench::new();
         break_rules(&mut bench);
-        let told = bench.hear();
-        assert!(matches!(&told, worker_message::Body::Failed(f) if f.what.contains(word)), "{told:?}");
+        let said = bench.hear();
+        assert!(matches!(&said, worker_message::Body::Failed(f) if f.what.contains(word)), "{said:?}");
         assert!(bench.end().is_some_and(|why| why.contains(word)));
     }
 }

@@ -3,7 +3,8 @@
 
 use burn::tensor::Tensor;
 use tally_numerics::manifest::TensorSpec;
-use tally_worker::burn::layers::{linear, linear_tensors, relu};
+use tally_worker::burn::layers::{linear, linear_tensors};
+use tally_worker::burn::relu::relu;
 use tally_worker::burn::{ConvolutionBackend, Parameters};
 
 use crate::data::PIXELS;

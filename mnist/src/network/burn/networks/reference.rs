@@ -5,8 +5,9 @@
 use burn::tensor::Tensor;
 use tally_numerics::manifest::TensorSpec;
 use tally_worker::burn::layers::{
-    convolution, convolution_relu, convolution_tensors, linear, linear_tensors, max_pool, relu,
+    convolution, convolution_relu, convolution_tensors, linear, linear_tensors, max_pool,
 };
+use tally_worker::burn::relu::relu;
 use tally_worker::burn::{ConvolutionBackend, Parameters};
 
 use crate::network::burn::network::{Network, OutputTensors};

@@ -156,11 +156,7 @@ impl<O: Args> Training<O> {
     ///
     /// # Errors
     /// If an option that is fixed for the run differs from it.
-    pub fn adjust<P: Program<Options = O>>(
-        &self,
-        program: &P,
-        config: &mut RunConfig,
-    ) -> anyhow::Result<()> {
+    pub fn adjust<P: Program<Options = O>>(&self, program: &P, config: &mut RunConfig) -> anyhow::Result<()> {
         let o = config.optimizer;
         unchanged("--batch-size", self.batch_size.as_ref(), &config.batch_size, usize::to_string)?;
         unchanged("--microbatches", self.microbatches.as_ref(), &config.microbatches, u32::to_string)?;
