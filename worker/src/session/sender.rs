@@ -12,7 +12,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use tally_numerics::CREDIT_WINDOW;
 use tally_proto::v1::gradient_up::Body;
-use tally_proto::v1::{Chunk, GradientUp, Header, Stamp, StateChunk, Trailer};
+use tally_proto::v1::{Chunk, ContributionBegin, ContributionEnd, GradientUp, MessageContext, StateChunk};
 use tokio::sync::mpsc;
 
 use super::slots::SlotPool;
@@ -175,7 +175,7 @@ impl Outgoing {
         for at in 0..self.nodes.len() {
             let node = &mut self.nodes[at];
             if let Some(header) = node.header.take() {
-                return Some(Body::Header(header));
+                return Some(Body::ContributionBegin(header));
             }
             // A chunk that is summed already need not be sent.
             while node
@@ -190,20 +190,20 @@ impl Outgoing {
             {
                 // A slot may have become free since the chunk was computed.
                 let write = |data: &Bytes| self.slots.as_ref()?.write(self.attempt, index, data);
-                let (data, place) = match data {
+                let (data, slot) = match data {
                     Payload::Slot(slot) => (Bytes::new(), Some(slot)),
                     Payload::Bytes(data) => match write(&data) {
                         Some(slot) => (Bytes::new(), Some(slot)),
                         None => (data, None),
                     },
                 };
-                return Some(Body::Chunk(Chunk { node: node.node, index, data, place }));
+                return Some(Body::Chunk(Chunk { node: node.node, index, data, slot }));
             }
             if node.chunks.is_empty()
                 && let Some(trailer) = node.trailer.take()
             {
                 self.nodes.remove(at);
-                return Some(Body::Trailer(trailer));
+                return Some(Body::ContributionEnd(trailer));
             }
         }
         None
@@ -212,7 +212,7 @@ impl Outgoing {
 
 /// Sends until the session ends. Chunks go into `slots` where there are some.
 pub async fn run(
-    stamp: Stamp,
+    context: MessageContext,
     chunks: usize,
     mut commands: mpsc::UnboundedReceiver<SendCommand>,
     up: mpsc::Sender<GradientUp>,
@@ -229,8 +229,8 @@ pub async fn run(
             }
             let Some((step, attempt, body)) = outgoing.next() else { break };
             from.get_or_insert_with(Instant::now);
-            let stamp = Stamp { step, attempt, ..stamp };
-            if up.send(GradientUp { stamp: Some(stamp), body: Some(body) }).await.is_err() {
+            let context = MessageContext { step, attempt, ..context };
+            if up.send(GradientUp { context: Some(context), body: Some(body) }).await.is_err() {
                 return;
             }
         }
@@ -257,11 +257,11 @@ mod tests {
         let mut sent = Vec::new();
         while let Some((_, _, body)) = out.next() {
             sent.push(match body {
-                Body::Header(h) => format!("h{}", h.node),
+                Body::ContributionBegin(h) => format!("h{}", h.node),
                 Body::Chunk(c) => format!("{}.{}", c.node, c.index),
-                Body::Trailer(t) => format!("t{}", t.node),
+                Body::ContributionEnd(t) => format!("t{}", t.node),
                 Body::StateChunk(c) => format!("s{}", c.index),
-                Body::Open(_) => "open".into(),
+                Body::StreamOpen(_) => "open".into(),
             });
         }
         sent.join(" ")
