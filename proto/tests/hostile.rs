@@ -183,7 +183,7 @@ fn the_largest_messages_of_an_honest_worker_fit() {
     let offer = v1::ModelManifest {
         tensors: vec![tensor; tally_numerics::manifest::MAX_TENSORS],
         device: "d".repeat(256),
-        kind: "k".repeat(256),
+        numerics_class: "k".repeat(256),
     };
     let offer = v1::worker_message::Body::ModelManifest(offer);
     assert!(WorkerMessage { context, body: Some(offer) }.encoded_len() <= MAX_FROM_WORKER);
