@@ -149,8 +149,8 @@ impl Service {
         Ok(match message.body.ok_or("an empty message")? {
             Body::Hello(_) => return Err("a second hello".into()),
             Body::ModelManifest(mut offer) => {
-                let [name, numerics_class] =
-                    [&mut offer.device, &mut offer.numerics_class].map(|text| printable(&std::mem::take(text), 256));
+                let [name, numerics_class] = [&mut offer.device, &mut offer.numerics_class]
+                    .map(|text| printable(&std::mem::take(text), 256));
                 let device = DeviceInfo { name, numerics_class };
                 let manifest = convert::manifest(offer).map_err(|e| e.to_string());
                 Input::Offer { session, manifest, device }

@@ -22,13 +22,13 @@ use super::timeline::SendTrack;
 #[derive(Debug)]
 pub enum SendCommand {
     /// A node's contribution begins.
-    Header {
+    ContributionBegin {
         /// The step.
         step: u64,
         /// The attempt.
         attempt: u32,
         /// The message.
-        header: Header,
+        header: ContributionBegin,
     },
     /// The next chunk of a node.
     Chunk {
@@ -42,11 +42,11 @@ pub enum SendCommand {
         data: Payload,
     },
     /// The node's contribution is complete.
-    Trailer {
+    ContributionEnd {
         /// The attempt.
         attempt: u32,
         /// The message.
-        trailer: Trailer,
+        trailer: ContributionEnd,
     },
     /// A chunk of the state that the coordinator asked for. It needs no credit.
     State {
@@ -82,9 +82,9 @@ pub enum Payload {
 #[derive(Debug)]
 struct Node {
     node: u32,
-    header: Option<Header>,
+    header: Option<ContributionBegin>,
     chunks: VecDeque<(u32, Payload)>,
-    trailer: Option<Trailer>,
+    trailer: Option<ContributionEnd>,
 }
 
 /// The contributions of one attempt. Attempts only ever rise, over all steps.
@@ -128,7 +128,7 @@ impl Outgoing {
 
     fn take(&mut self, command: SendCommand) {
         match command {
-            SendCommand::Header { step, attempt, header } if self.advance_to_attempt(attempt) => {
+            SendCommand::ContributionBegin { step, attempt, header } if self.advance_to_attempt(attempt) => {
                 self.step = step;
                 let node = header.node;
                 self.nodes.push(Node { node, header: Some(header), chunks: VecDeque::new(), trailer: None });
@@ -138,7 +138,7 @@ impl Outgoing {
                     node.chunks.push_back((index, data));
                 }
             }
-            SendCommand::Trailer { attempt, trailer } if self.advance_to_attempt(attempt) => {
+            SendCommand::ContributionEnd { attempt, trailer } if self.advance_to_attempt(attempt) => {
                 if let Some(node) = self.nodes.iter_mut().find(|n| n.node == trailer.node) {
                     node.trailer = Some(trailer);
                 }
@@ -245,11 +245,18 @@ mod tests {
     use super::*;
 
     fn contribute(out: &mut Outgoing, attempt: u32, node: u32, chunks: u32) {
-        out.take(SendCommand::Header { step: 1, attempt, header: Header { node, digest: 0, samples: 0 } });
+        out.take(SendCommand::ContributionBegin {
+            step: 1,
+            attempt,
+            header: ContributionBegin { node, digest: 0, samples: 0 },
+        });
         for index in 0..chunks {
             out.take(SendCommand::Chunk { attempt, node, index, data: Payload::Bytes(Bytes::new()) });
         }
-        out.take(SendCommand::Trailer { attempt, trailer: Trailer { node, ..Default::default() } });
+        out.take(SendCommand::ContributionEnd {
+            attempt,
+            trailer: ContributionEnd { node, ..Default::default() },
+        });
     }
 
     /// `h2` a header, `2.0` chunk 0 of node 2, `t2` a trailer.

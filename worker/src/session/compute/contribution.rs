@@ -68,7 +68,7 @@ impl Compute {
         if !audit {
             let header =
                 v1::ContributionBegin { node: node.0, digest: digest.0, samples: digest::of_samples(ids) };
-            let _ = self.commands.send(SendCommand::Header { step, attempt, header });
+            let _ = self.commands.send(SendCommand::ContributionBegin { step, attempt, header });
         }
         let from = Instant::now();
         self.contribution_began.get_or_insert(from);
@@ -100,7 +100,7 @@ impl Compute {
         });
         let (receipts, compute_seconds) = (receipts.collect(), result.seconds);
         let trailer = v1::ContributionEnd { node: node.0, receipts, compute_seconds };
-        let _ = self.commands.send(SendCommand::Trailer { attempt, trailer });
+        let _ = self.commands.send(SendCommand::ContributionEnd { attempt, trailer });
         Ok(())
     }
 

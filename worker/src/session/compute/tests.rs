@@ -255,7 +255,7 @@ fn sum_1_a_node_is_the_sum_of_its_microbatches_and_nodes_leave_in_order() {
     let expect = [(2, floats::copy(&leaf(1))), (3, floats::copy(&right))];
     for (wanted, sum) in expect.clone() {
         assert!(
-            matches!(bench.commands.blocking_recv(), Some(SendCommand::Header { header, .. }) if header.node == wanted)
+            matches!(bench.commands.blocking_recv(), Some(SendCommand::ContributionBegin { header, .. }) if header.node == wanted)
         );
         let Some(SendCommand::Chunk { node, data, .. }) = bench.commands.blocking_recv() else {
             panic!("no chunk")
@@ -263,7 +263,7 @@ fn sum_1_a_node_is_the_sum_of_its_microbatches_and_nodes_leave_in_order() {
         let Payload::Bytes(data) = data else { panic!("there is no shared memory") };
         assert_eq!((node, data), (wanted, sum));
         assert!(
-            matches!(bench.commands.blocking_recv(), Some(SendCommand::Trailer { trailer, .. }) if trailer.node == wanted)
+            matches!(bench.commands.blocking_recv(), Some(SendCommand::ContributionEnd { trailer, .. }) if trailer.node == wanted)
         );
     }
     // An audit of the same node gets the same bits, and sends their digest alone.
