@@ -1,10 +1,9 @@
 //! What the person who started the run sees: a bar an epoch, or plain lines where the
 //! output is no terminal; a line for each test pass and each change in the cluster.
 
-use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use tally_cli::output::{self, Level};
 
 use crate::core::Core;
 use crate::core::events::Committed;
@@ -13,13 +12,28 @@ use tally_worker::scores::{Scores, test_line};
 /// How often a plain line is printed while training.
 const PLAIN_EVERY: Duration = Duration::from_secs(10);
 
-/// Where progress goes: standard error.
+/// How often the bar is made anew; it is drawn no oftener.
+pub const BAR_EVERY: Duration = Duration::from_millis(100);
+/// Cells of a bar.
+const CELLS: u64 = 24;
+
+/// Where progress goes: standard error, by way of [`output`], so that training never waits for it.
 pub struct Console {
-    bar: Option<ProgressBar>,
     terminal: bool,
+    colours: bool,
     epoch: u32,
-    last_plain: Option<Instant>,
+    told: Option<Instant>,
     images_per_second: f64,
+}
+
+/// A bar of which `done` of `all` is full.
+#[must_use]
+pub fn bar(done: u64, all: u64, colours: bool) -> String {
+    let halves = (2 * CELLS * done.min(all)).checked_div(all).unwrap_or(2 * CELLS);
+    let (full, half) = ((halves / 2) as usize, (halves % 2) as usize);
+    let (on, off) = if colours { ("\x1b[36m", "\x1b[0m") } else { ("", "") };
+    let empty = CELLS as usize - full - half;
+    format!("{on}{}{}{off}{}", "━".repeat(full), "╸".repeat(half), " ".repeat(empty))
 }
 
 /// Seconds as people write them: `3 s`, `4 min 05 s`, `2 h 03 min`.
@@ -37,22 +51,18 @@ impl Console {
     /// A console that draws a bar if standard error is a terminal.
     #[must_use]
     pub fn new() -> Self {
-        let terminal = std::io::stderr().is_terminal();
-        Self { bar: None, terminal, epoch: 0, last_plain: None, images_per_second: 0.0 }
+        let colours = std::env::var_os("NO_COLOR").is_none();
+        Self { terminal: output::is_terminal(), colours, epoch: 0, told: None, images_per_second: 0.0 }
     }
 
-    /// Prints a line above the bar.
+    /// A line above the bar.
     pub fn note(&self, text: &str) {
-        match &self.bar {
-            Some(bar) => bar.println(text),
-            #[allow(clippy::print_stderr)]
-            None => eprintln!("{text}"),
-        }
+        output::note(Level::Info, text);
     }
 
-    /// Prints a warning above the bar.
+    /// A warning above the bar.
     pub fn warn(&self, text: &str) {
-        self.note(&format!("warning: {text}"));
+        output::note(Level::Warn, text);
     }
 
     /// A worker is ready for work.
@@ -83,6 +93,12 @@ impl Console {
         let first = self.images_per_second == 0.0;
         self.images_per_second += if first { 1.0 } else { 0.1 } * (now - self.images_per_second);
         let index = (step.step - 1) % per_epoch + 1;
+        let every = if self.terminal { BAR_EVERY } else { PLAIN_EVERY };
+        self.epoch = step.epoch;
+        if !new_epoch && index != per_epoch && self.told.is_some_and(|told| told.elapsed() < every) {
+            return;
+        }
+        self.told = Some(Instant::now());
         let loss = step.loss;
         let left = human_seconds(seconds_left);
         // What matters most comes first: a narrow terminal cuts the line off at its end.
@@ -94,64 +110,55 @@ impl Console {
             loss.sum,
             loss.difference
         );
-        if self.terminal {
-            if new_epoch {
-                self.open_bar(step.epoch, shape.epochs, per_epoch);
-            }
-            if let Some(bar) = &self.bar {
-                bar.set_position(index);
-                bar.set_message(message);
-                if index == per_epoch {
-                    bar.abandon();
-                    self.bar = None;
-                }
-            }
-        } else if new_epoch
-            || index == per_epoch
-            || self.last_plain.is_none_or(|t| t.elapsed() >= PLAIN_EVERY)
-        {
-            self.last_plain = Some(Instant::now());
-            let epochs = shape.epochs;
-            self.note(&format!("epoch {}/{epochs}  step {index}/{per_epoch}  {message}", step.epoch));
+        let epoch = format!("epoch {}/{}", step.epoch, shape.epochs);
+        if !self.terminal {
+            return self.note(&format!("{epoch}  step {index}/{per_epoch}  {message}"));
         }
-        self.epoch = step.epoch;
-    }
-
-    fn open_bar(&mut self, epoch: u32, epochs: u32, steps: u64) {
-        let bar = ProgressBar::with_draw_target(Some(steps), ProgressDrawTarget::stderr_with_hz(10));
-        let style = ProgressStyle::with_template("{prefix}  {bar:24.cyan/blue} {pos}/{len}  {wide_msg}");
-        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("━╸ "));
-        bar.set_prefix(format!("epoch {epoch}/{epochs}"));
-        self.bar = Some(bar);
+        let line = format!("{epoch}  {} {index}/{per_epoch}  {message}", bar(index, per_epoch, self.colours));
+        if index == per_epoch {
+            output::status(None);
+            self.note(&line);
+        } else {
+            output::status(Some(line));
+        }
     }
 
     /// A test pass begins.
     pub fn test_begins(&mut self, epoch: u32) {
         if self.terminal {
-            let bar = ProgressBar::new_spinner().with_message(format!("epoch {epoch}: testing"));
-            bar.enable_steady_tick(Duration::from_millis(120));
-            self.bar = Some(bar);
+            output::status(Some(format!("epoch {epoch}: testing")));
         }
     }
 
     /// A test pass is done.
     pub fn tested(&mut self, epoch: u32, scores: &Scores, seconds: f64) {
-        if let Some(bar) = self.bar.take() {
-            bar.finish_and_clear();
-        }
+        output::status(None);
         self.note(&format!("epoch {epoch}  {}  ({})", test_line(scores), human_seconds(seconds)));
     }
 
     /// The run is over.
     pub fn end(&mut self) {
-        if let Some(bar) = self.bar.take() {
-            bar.abandon();
-        }
+        output::status(None);
     }
 }
 
 impl Default for Console {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bar_is_as_wide_whatever_is_done_and_full_at_the_end() {
+        for (done, all) in [(0, 100), (1, 100), (50, 100), (99, 100), (100, 100), (7, 5), (0, 0)] {
+            assert_eq!(bar(done, all, false).chars().count() as u64, CELLS, "{done} of {all}");
+        }
+        assert_eq!(bar(1, 48, false).trim_end(), "╸");
+        assert_eq!(bar(2, 48, false).trim_end(), "━");
+        assert_eq!(bar(48, 48, false), "━".repeat(CELLS as usize));
     }
 }

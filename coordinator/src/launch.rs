@@ -4,14 +4,13 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, bail, ensure};
 use tally_data::{Mnist, Paired, Schedule};
 use tally_exact::tree::Tree;
 use tally_exact::{chunks, init};
 use tokio::net::TcpListener;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, mpsc, oneshot};
 
@@ -19,6 +18,7 @@ use crate::access::credentials::Credentials;
 use crate::access::health::Health;
 use crate::access::serve::{Port, Protocol, room};
 
+use crate::apart::Apart;
 use crate::cli::TrainOptions;
 use crate::cli::options::DataOptions;
 use crate::console::{Console, human_seconds};
@@ -31,6 +31,7 @@ use crate::run::directory::RunDirectory;
 use crate::run::journal::{self, History, Journal};
 use crate::run::summary::Summary;
 use crate::shell::driver::{Driver, Parts};
+use crate::shell::pulse::Pulse;
 use crate::shell::referee::Referee;
 use crate::shell::service::{Input, Local, Service};
 use crate::tensorboard::EventFile;
@@ -39,8 +40,10 @@ use crate::view::View;
 use crate::view::feed::{Clock, Feed};
 use crate::view::state::About;
 use crate::{access, http, local, metrics};
+use tally_cli::output::{self, Level};
 use tally_proto::pool::Pool;
 use tally_worker::session::link::Link;
+use tally_worker::signals::{self, STOPPED_EARLY, Signals};
 
 /// Where workers connect to, unless told otherwise.
 const PORT: u16 = 50051;
@@ -51,9 +54,8 @@ const INPUTS: usize = 64;
 const GRACE: Duration = Duration::from_secs(5);
 /// How often the core looks at its clock.
 const TICK: Duration = Duration::from_millis(10);
-/// What a supervised run that was stopped before its end exits with: `EX_TEMPFAIL` of sysexits(3).
-/// A supervisor that counts 0 as the end of the job must start it again.
-const STOPPED_EARLY: u8 = 75;
+/// How long the start may take to come to its first step when a signal has asked to stop.
+const BEGIN: Duration = Duration::from_secs(3);
 /// How long workers may take to hear that the run is over.
 const FAREWELL: Duration = Duration::from_secs(2);
 /// How long pages may take to be told.
@@ -81,6 +83,8 @@ struct Prepared {
     data: Mnist,
     step: u64,
     referee: Referee,
+    /// The step of the newest checkpoint, and when it was written.
+    newest: Option<(u64, SystemTime)>,
 }
 
 fn new_run(options: &TrainOptions) -> anyhow::Result<Prepared> {
@@ -94,6 +98,9 @@ fn new_run(options: &TrainOptions) -> anyhow::Result<Prepared> {
         None => init::parameters(&config.tensors, config.seed),
         Some(path) => {
             let weights = tally_checkpoint::read_weights(path, &config.tensors)?;
+            if !weights.taken_off.is_empty() {
+                tracing::info!("{}: {} is taken off the tensors' names", path.display(), weights.taken_off);
+            }
             if !weights.unknown.is_empty() {
                 tracing::warn!(
                     "{} has tensors that {} has not: {}",
@@ -112,7 +119,7 @@ fn new_run(options: &TrainOptions) -> anyhow::Result<Prepared> {
     // A run can start again from nothing, so its first state is kept as well.
     directory.write_json("run.json", &config)?;
     let referee = Referee::new(&parameters, &vec![0.0; parameters.len()]);
-    Ok(Prepared { config, directory, journal, history, data, step: 0, referee })
+    Ok(Prepared { config, directory, journal, history, data, step: 0, referee, newest: None })
 }
 
 fn resumed_run(options: &TrainOptions, path: &std::path::Path) -> anyhow::Result<Prepared> {
@@ -150,12 +157,13 @@ fn resumed_run(options: &TrainOptions, path: &std::path::Path) -> anyhow::Result
     for skipped in &found.skipped {
         tracing::warn!("skipped a damaged checkpoint: {}", skipped.1);
     }
+    let mut newest = None;
     let (step, referee) = match found.checkpoint {
         Some(checkpoint) => {
             let (meta, step) = (&checkpoint.meta, checkpoint.meta.step);
             let files = std::fs::metadata(tally_checkpoint::directory(&directory.checkpoints(), step));
             if let Ok(written) = files.and_then(|files| files.modified()) {
-                metrics::newest_checkpoint(step, written);
+                newest = Some((step, written));
             }
             ensure!(
                 meta.run == config.run && history.digests.get(&step) == Some(&meta.digest),
@@ -182,12 +190,14 @@ fn resumed_run(options: &TrainOptions, path: &std::path::Path) -> anyhow::Result
         }
     };
     directory.write_json("run.json", &config)?;
-    Ok(Prepared { config, directory, journal, history, data, step, referee })
+    Ok(Prepared { config, directory, journal, history, data, step, referee, newest })
 }
 
 async fn train(options: &TrainOptions) -> anyhow::Result<ExitCode> {
     // From here on a signal stops the run politely, even if it comes before there is one.
-    let signals = signal(SignalKind::interrupt()).and_then(|i| Ok((i, signal(SignalKind::terminate())?)));
+    let signals = Signals::listen(false).context("cannot listen for signals")?;
+    let begun = Arc::new(AtomicBool::new(false));
+    tokio::spawn(end_what_has_not_begun(signals.clone(), begun.clone(), options.supervised));
     let console = Console::new();
     // The ports first: a run directory should not be made for a run that can't start.
     let loopback = if options.local { [127, 0, 0, 1] } else { [0, 0, 0, 0] };
@@ -212,7 +222,7 @@ async fn train(options: &TrainOptions) -> anyhow::Result<ExitCode> {
         Some(path) => resumed_run(options, path)?,
         None => new_run(options)?,
     };
-    let Prepared { config, directory, mut journal, history, data, step, referee } = prepared;
+    let Prepared { config, directory, mut journal, history, data, step, referee, newest } = prepared;
     let incarnation = directory.next_incarnation()?;
     let schedule = Schedule::new(config.seed, data.train.len(), config.batch_size)?;
     let shape = Shape {
@@ -236,7 +246,8 @@ async fn train(options: &TrainOptions) -> anyhow::Result<ExitCode> {
     let run_path = directory.path().display().to_string();
     let last = history.digests.last_key_value().map_or(0, |(last, _)| *last);
     if let Some(events) = &options.tensorboard {
-        journal.follow(Box::new(event_file(events, &directory, last)?));
+        let events = event_file(events, &directory, last)?;
+        journal.follow(Box::new(Apart::start("TensorBoard's event file", events)?));
     }
     let test = Paired::test(data.test, config.seed);
     let predictions = Predictions::start(directory.checkpoints(), test.clone())?;
@@ -254,7 +265,10 @@ async fn train(options: &TrainOptions) -> anyhow::Result<ExitCode> {
     let started = Arc::new(AtomicBool::new(false));
     let run_dir = directory.path().to_path_buf();
     let feed = show(clock, &config, &directory, incarnation, shape.steps(), resumed)?;
+    let pulse = Pulse::start();
     let core = Core::new(shape, step, referee.digest(), recorded);
+    // Before the first scrape.
+    metrics::start(&config, incarnation, &core, newest);
     let driver = Driver::new(Parts {
         train: Paired::train(data.train, config.seed),
         test,
@@ -271,6 +285,7 @@ async fn train(options: &TrainOptions) -> anyhow::Result<ExitCode> {
         series: exporter.workers(),
         trace,
         started: started.clone(),
+        pulse: pulse.clone(),
     });
     let (done, mut finished) = oneshot::channel();
     std::thread::Builder::new().name("driver".into()).spawn(move || {
@@ -280,7 +295,7 @@ async fn train(options: &TrainOptions) -> anyhow::Result<ExitCode> {
     let (stop_grpc, grpc_stopped) = oneshot::channel::<()>();
     let (stop_web, web_stopped) = oneshot::channel::<()>();
     let service = Service::new((run, incarnation), elements, dtype, inputs.clone(), Pool::default());
-    let health = Health::new().await;
+    let health = Health::new(pulse).await;
     let services = health.services(service.clone())?;
     let link: Arc<dyn Link> = Arc::new(Local::new(service, services.clone()));
     let workers = Port::new(Protocol::Grpc, services, credentials.clone(), most);
@@ -296,6 +311,7 @@ async fn train(options: &TrainOptions) -> anyhow::Result<ExitCode> {
     tokio::spawn(health.clone().ready_with(inputs.clone()));
     tokio::spawn(exporter.keep_up(run_dir));
     let asked = Arc::new(Notify::new());
+    begun.store(true, Ordering::Relaxed);
     tokio::spawn(stop_on_signal(signals, inputs.clone(), health.clone(), asked.clone()));
     tokio::spawn(tick(inputs.clone()));
 
@@ -426,30 +442,23 @@ async fn tick(inputs: mpsc::Sender<Input>) {
     }
 }
 
-/// The first interrupt stops the run after the step in flight, or the lingering after it, and is told to
-/// `asked`; the second ends the process at once.
-async fn stop_on_signal(
-    signals: std::io::Result<(Signal, Signal)>,
-    inputs: mpsc::Sender<Input>,
-    health: Health,
-    asked: Arc<Notify>,
-) {
-    let Ok((mut interrupt, mut terminate)) = signals else {
-        return tracing::warn!("cannot listen for signals; Ctrl-C ends the process at once");
-    };
-    let mut first = true;
-    loop {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
-        if !std::mem::take(&mut first) {
-            std::process::exit(130);
-        }
-        asked.notify_one();
-        health.stopping().await;
-        // A run that is over has nobody left to stop.
-        let _ = inputs.send(Input::Stop).await;
+/// A signal stops the run after the step in flight, or the lingering after it, and is told to `asked`.
+async fn stop_on_signal(signals: Signals, inputs: mpsc::Sender<Input>, health: Health, asked: Arc<Notify>) {
+    signals.asked().await;
+    asked.notify_one();
+    health.stopping().await;
+    // A run that is over has nobody left to stop.
+    let _ = inputs.send(Input::Stop).await;
+}
+
+/// A start that waits for something when it is asked to stop (a token's file that is a pipe, a file system that
+/// is gone) has no run to stop politely yet, and nothing to lose.
+async fn end_what_has_not_begun(signals: Signals, begun: Arc<AtomicBool>, supervised: bool) {
+    let number = signals.asked().await;
+    tokio::time::sleep(BEGIN).await;
+    if !begun.load(Ordering::Relaxed) {
+        output::note(Level::Warn, "stopped before the run has begun");
+        signals::end(if supervised { i32::from(STOPPED_EARLY) } else { 128 + number });
     }
 }
 
@@ -478,7 +487,6 @@ async fn failed_local(
     }
 }
 
-#[allow(clippy::print_stdout)]
 fn conclude(outcome: &Outcome, summary: &Summary, run_path: &str) -> anyhow::Result<()> {
     if let Outcome::Diverged { step, tensor } = outcome {
         let kept = if summary.steps > 0 {
@@ -491,26 +499,28 @@ fn conclude(outcome: &Outcome, summary: &Summary, run_path: &str) -> anyhow::Res
              --clip-norm 2, or --recipe default"
         );
     }
-    println!(
+    output::result(&format!(
         "{} steps in {} ({:.0} images/s)",
         summary.steps,
         human_seconds(summary.wall_seconds),
         summary.images_per_second
-    );
+    ));
     if let Some(t) = &summary.test {
-        println!(
+        output::result(&format!(
             "test: digit {:.2}%, sum {:.2}%, difference {:.2}%, all three {:.2}%",
             100.0 * t.digit_accuracy,
             100.0 * t.sum_accuracy,
             100.0 * t.difference_accuracy,
             100.0 * t.all_correct
-        );
+        ));
     }
-    println!("parameters SHA-256 {}", summary.parameters_sha256);
+    output::result(&format!("parameters SHA-256 {}", summary.parameters_sha256));
     if *outcome == Outcome::Stopped {
-        println!("stopped; go on with: coordinator --resume {run_path}");
+        output::result(&format!("stopped; go on with: coordinator --resume {run_path}"));
     } else {
-        println!("the model is in {run_path}/checkpoints/last, the best one in {run_path}/checkpoints/best");
+        output::result(&format!(
+            "the model is in {run_path}/checkpoints/last, the best one in {run_path}/checkpoints/best"
+        ));
     }
     Ok(())
 }

@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 pub mod access;
+mod apart;
 pub mod cli;
 pub mod console;
 pub mod core;

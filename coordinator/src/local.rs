@@ -51,7 +51,7 @@ pub fn start(
             };
             let work = move || -> anyhow::Result<()> {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-                runtime.block_on(session::run(options, std::future::pending()))
+                runtime.block_on(session::run(options, std::future::pending())).map(drop)
             };
             std::thread::Builder::new()
                 .name(format!("worker-{number}"))

@@ -4,6 +4,8 @@
 
 use std::process::ExitCode;
 
+use anyhow::Context as _;
+use tally_cli::output;
 use tally_coordinator::cli::{Cli, Command, plan, report, samples, schedule, status, verify};
 use tally_coordinator::launch;
 
@@ -14,8 +16,8 @@ fn main() -> ExitCode {
         Some(Command::Plan(options)) => {
             plan::run(options, &mut std::io::stdout().lock()).map(|()| ExitCode::SUCCESS)
         }
-        Some(Command::Report(options)) => report::run(options).map(say),
-        Some(Command::Samples(options)) => samples::run(options).map(say),
+        Some(Command::Report(options)) => report::run(options).and_then(say),
+        Some(Command::Samples(options)) => samples::run(options).and_then(say),
         Some(Command::Schedule(options)) => {
             schedule::run(options, &mut std::io::stdout().lock()).map(|()| ExitCode::SUCCESS)
         }
@@ -27,14 +29,13 @@ fn main() -> ExitCode {
             .build()
             .map_err(Into::into)
             .and_then(|runtime| runtime.block_on(status::run(options)))
-            .map(|text| say(text.trim_end())),
+            .and_then(|text| say(text.trim_end())),
     };
     tally_worker::logging::exit_code(result)
 }
 
 /// What a command has to say, on standard output.
-#[allow(clippy::print_stdout)]
-fn say(text: impl AsRef<str>) -> ExitCode {
-    println!("{}", text.as_ref());
-    ExitCode::SUCCESS
+fn say(text: impl AsRef<str>) -> anyhow::Result<ExitCode> {
+    output::print(text.as_ref()).context("cannot write to standard output")?;
+    Ok(ExitCode::SUCCESS)
 }

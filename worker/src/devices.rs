@@ -18,6 +18,8 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::cli::WorkOptions;
 use crate::engine::backend::BackendChoice;
+use crate::session::Parting;
+use crate::signals::STOPPED_EARLY;
 
 /// Set for a worker that another process started, one of several: it leaves when that one is gone.
 const ONE_OF_SEVERAL: &str = "TALLY_ONE_OF_SEVERAL";
@@ -118,10 +120,19 @@ struct Worker {
     /// When to start it again, if it is to be.
     due: Option<Instant>,
     wait: Duration,
-    failed: bool,
+    ended: Ended,
 }
 
-/// Starts a worker for each device, and waits until all have ended; `leave` is handed on.
+/// How a worker ended that is not to be started again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ended {
+    Well,
+    Early,
+    Badly,
+}
+
+/// Starts a worker for each device, and waits until all have ended; `leave` is handed on. They are done if one of
+/// them has seen the run's end.
 ///
 /// # Errors
 /// If none can be started, or one could not go on.
@@ -129,7 +140,7 @@ pub async fn run(
     devices: &Devices,
     options: &WorkOptions,
     leave: impl Future<Output = ()>,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Parting> {
     let numbers = devices.numbers()?;
     ensure!(!numbers.is_empty(), "there are no devices for --devices {devices}");
     let name = options.session().name;
@@ -138,7 +149,7 @@ pub async fn run(
     let mut workers = Vec::with_capacity(numbers.len());
     for device in numbers {
         let child = Some(start(device)?);
-        workers.push(Worker { device, child, due: None, wait: FIRST_WAIT, failed: false });
+        workers.push(Worker { device, child, due: None, wait: FIRST_WAIT, ended: Ended::Early });
     }
     let mut leaving = false;
     let mut look = tokio::time::interval(LOOK);
@@ -159,9 +170,10 @@ pub async fn run(
         }
     }
     let failed: Vec<String> =
-        workers.iter().filter(|w| w.failed).map(|worker| worker.device.to_string()).collect();
+        workers.iter().filter(|w| w.ended == Ended::Badly).map(|worker| worker.device.to_string()).collect();
     ensure!(failed.is_empty(), "the worker on device {} could not go on; it said why", failed.join(", "));
-    Ok(())
+    let done = workers.iter().any(|worker| worker.ended == Ended::Well);
+    Ok(if done { Parting::Done } else { Parting::Early })
 }
 
 impl Worker {
@@ -177,7 +189,11 @@ impl Worker {
         let Some(status) = ended else { return Ok(()) };
         self.child = None;
         if !was_killed(status) {
-            self.failed |= !status.success();
+            self.ended = match status.code() {
+                Some(0) => Ended::Well,
+                Some(code) if code == i32::from(STOPPED_EARLY) => Ended::Early,
+                _ => Ended::Badly,
+            };
         } else if !leaving {
             tracing::warn!(device = self.device, wait = ?self.wait, "a worker was killed ({status}); starting it again");
             self.due = Some(Instant::now() + self.wait);

@@ -17,4 +17,5 @@ pub mod picture;
 pub mod predict;
 pub mod scores;
 pub mod session;
+pub mod signals;
 pub mod work;

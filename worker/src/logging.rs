@@ -4,6 +4,7 @@ use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
+use tally_cli::output::{self, Level};
 use tracing_subscriber::EnvFilter;
 
 /// How a line of the log looks.
@@ -28,7 +29,8 @@ pub struct LogOptions {
 }
 
 impl LogOptions {
-    /// Starts logging for the process; a second call in one process changes nothing.
+    /// Starts logging for the process; a second call in one process changes nothing. What is logged goes the
+    /// way of all output, for which nothing waits ([`output`]); so does a panic's message.
     ///
     /// # Errors
     /// If the level is none.
@@ -39,27 +41,39 @@ impl LogOptions {
         // Colours are for terminals; in a file or a pipe they are noise.
         let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
         let logs =
-            tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours);
+            tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| output::Log).with_ansi(colours);
         let _ = match self.log_format {
             LogFormat::Text => logs.try_init(),
-            LogFormat::Json => logs.json().try_init(),
+            LogFormat::Json => {
+                output::as_json();
+                logs.json().try_init()
+            }
         };
+        std::panic::set_hook(Box::new(|panic| {
+            let thread = std::thread::current();
+            let backtrace = std::backtrace::Backtrace::capture();
+            let told = format!("thread {} {panic}\n{backtrace}", thread.name().unwrap_or("without a name"));
+            output::note(Level::Error, told.trim_end());
+            output::flush();
+        }));
         Ok(())
     }
 }
 
-/// The exit code of a command; an error is printed on one line.
+/// The exit code of a command; an error is printed on one line. All that was said is written by then, if
+/// somebody takes it.
 #[must_use]
-#[allow(clippy::print_stderr)]
 pub fn exit_code(result: anyhow::Result<ExitCode>) -> ExitCode {
-    match result {
+    let code = match result {
         Ok(code) => code,
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {}", in_one_line(&error));
+            output::note(Level::Error, &in_one_line(&error));
             ExitCode::FAILURE
         }
-    }
+    };
+    output::flush();
+    code
 }
 
 /// Whoever read our output has read enough: `… | head` is no failure.

@@ -1,5 +1,4 @@
-//! The HTTP side: the dashboard and what it is fed with, metrics for Prometheus, and a sign
-//! of life.
+//! The HTTP side: the dashboard and what it is fed with, and metrics for Prometheus.
 
 mod api;
 mod assets;
@@ -24,7 +23,6 @@ const POLICY: &str = "default-src 'self'; img-src 'self' data: blob:; object-src
 /// All that is served; `more` are the routes of others, which get the same headers.
 pub fn router(feed: Feed, metrics: Exporter, more: Router) -> Router {
     Router::new()
-        .route("/healthz", get(|| async { "ok\n" }))
         .route("/metrics", get(render).with_state((metrics, feed.clone())))
         .merge(api::routes(feed))
         .merge(assets::routes())

@@ -1,12 +1,13 @@
-//! The metrics that Prometheus scrapes: `tally_…` with base units, and the process's own. Those of each
-//! worker are apart, in [`mod@workers`].
+//! The metrics that Prometheus scrapes: `tally_…` with base units, and the process's own. All are announced
+//! before they have a value, in `announced`; those of each worker are apart, in [`mod@workers`].
 
+mod announced;
 pub mod workers;
 
 use std::path::PathBuf;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics::{counter, gauge, histogram};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 use metrics_process::Collector;
 
@@ -84,130 +85,28 @@ pub fn install() -> Result<Exporter, BuildError> {
     let handle = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &SECONDS)?
         .install_recorder()?;
-    describe();
+    announced::announce();
     let process = Collector::default();
     process.describe();
     Ok(Exporter { handle, process, workers: WorkerSeries::default() })
 }
 
-fn describe() {
-    describe_gauge!("tally_build_info", "Always 1; its labels tell the version.");
-    describe_gauge!("tally_run_info", "Always 1; its labels tell the run and the model.");
-    describe_gauge!("tally_incarnation", "How often this run's coordinator has been started.");
-    describe_gauge!("tally_step", "The last committed step.");
-    describe_gauge!("tally_steps", "Steps of the whole run.");
-    describe_gauge!("tally_epoch", "The epoch of the last committed step, from 1.");
-    describe_counter!("tally_steps_total", "Steps committed since this start.");
-    describe_counter!("tally_samples_total", "Training samples committed since this start.");
-    describe_counter!("tally_samples_lost_total", "Samples that an epoch ended without; always 0.");
-    describe_counter!("tally_samples_duplicated_total", "Samples used twice in an epoch; always 0.");
-    describe_gauge!("tally_loss", "The last step's mean loss, by part.");
-    describe_gauge!("tally_gradient_norm", "The last step's gradient norm before clipping.");
-    describe_gauge!("tally_learning_rate", "The last step's learning rate.");
-    describe_gauge!("tally_test_accuracy_ratio", "The last test pass's share of right answers, by answer.");
-    describe_gauge!("tally_test_loss", "The last test pass's mean loss.");
-    describe_gauge!("tally_workers", "Workers by state.");
-    describe_gauge!("tally_workers_wanted", "Workers the run waits for at its start.");
-    describe_histogram!("tally_step_seconds", Unit::Seconds, "Wall time of a step.");
-    describe_histogram!("tally_step_compute_seconds", Unit::Seconds, "Computing of a step's slowest worker.");
-    describe_histogram!(
-        "tally_step_transfer_seconds",
-        Unit::Seconds,
-        "From the slowest worker's last computing to the whole sum."
-    );
-    describe_histogram!(
-        "tally_step_waiting_seconds",
-        Unit::Seconds,
-        "The mean worker's wait for the slowest."
-    );
-    describe_histogram!(
-        "tally_worker_apply_seconds",
-        Unit::Seconds,
-        "A worker's update, after the whole sum came."
-    );
-    describe_histogram!(
-        "tally_worker_round_seconds",
-        Unit::Seconds,
-        "From the beginning of a worker's contribution to the whole sum."
-    );
-    describe_histogram!("tally_test_seconds", Unit::Seconds, "Wall time of a test pass.");
-    describe_counter!(
-        "tally_gradient_received_bytes_total",
-        Unit::Bytes,
-        "Gradient bytes taken from workers."
-    );
-    describe_counter!(
-        "tally_gradient_sent_bytes_total",
-        Unit::Bytes,
-        "Summed gradient bytes sent to workers."
-    );
-    describe_counter!("tally_workers_joined_total", "Workers that became ready.");
-    describe_counter!("tally_workers_lost_total", "Workers gone, by whether they left by their own will.");
-    describe_counter!("tally_evictions_total", "Workers sent away, by whether their replica had drifted.");
-    describe_counter!("tally_aborted_attempts_total", "Steps that had to start again.");
-    describe_counter!("tally_shards_taken_over_total", "Micro-shards of lost workers computed by others.");
-    describe_counter!(
-        "tally_shards_late_total",
-        "Micro-shards that others computed too, as a worker was late."
-    );
-    describe_gauge!("tally_step_deadline_seconds", Unit::Seconds, "When the last step's last share was due.");
-    describe_counter!(
-        "tally_audits_total",
-        "Shares that a second worker computed too, by whether the bits were equal."
-    );
-    describe_counter!("tally_steps_recomputed_total", "Steps that a resumed run had to compute again.");
-    describe_counter!("tally_checkpoints_total", "Checkpoints, by result.");
-    describe_gauge!("tally_checkpoint_step", "The step of the newest checkpoint.");
-    describe_gauge!(
-        "tally_checkpoint_time_seconds",
-        Unit::Seconds,
-        "When the newest checkpoint was written, in seconds since 1970."
-    );
-    describe_gauge!(
-        "tally_run_dir_free_bytes",
-        Unit::Bytes,
-        "Bytes that may be written to the run directory's file system."
-    );
-    describe_gauge!("tally_run_dir_size_bytes", Unit::Bytes, "The size of that file system.");
-}
-
-/// What is known before the first step. Counters start at 0, so that rates exist.
-pub fn start(config: &RunConfig, incarnation: u64) {
-    gauge!("tally_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+/// What is known before the first step, of a run whose newest checkpoint, if there is one, is of `checkpoint`.
+pub fn start(config: &RunConfig, incarnation: u64, core: &Core, checkpoint: Option<(u64, SystemTime)>) {
     gauge!("tally_run_info", "run" => config.run.clone(), "model" => config.model.to_string()).set(1.0);
     gauge!("tally_incarnation").set(incarnation as f64);
     gauge!("tally_workers_wanted").set(config.workers as f64);
-    for name in [
-        "tally_steps_total",
-        "tally_samples_total",
-        "tally_samples_lost_total",
-        "tally_samples_duplicated_total",
-        "tally_gradient_received_bytes_total",
-        "tally_gradient_sent_bytes_total",
-        "tally_workers_joined_total",
-        "tally_aborted_attempts_total",
-        "tally_shards_taken_over_total",
-        "tally_shards_late_total",
-        "tally_steps_recomputed_total",
-    ] {
-        counter!(name).absolute(0);
-    }
-    for equal in ["true", "false"] {
-        counter!("tally_audits_total", "equal" => equal).absolute(0);
-    }
-    for polite in ["true", "false"] {
-        counter!("tally_workers_lost_total", "polite" => polite).absolute(0);
-        counter!("tally_evictions_total", "drifted" => polite).absolute(0);
-    }
-    for result in ["written", "failed"] {
-        counter!("tally_checkpoints_total", "result" => result).absolute(0);
-    }
+    let (shape, (step, _)) = (core.shape(), core.committed());
+    gauge!("tally_step").set(step as f64);
+    gauge!("tally_steps").set(shape.steps() as f64);
+    gauge!("tally_epoch").set(f64::from(shape.schedule.position(step.max(1)).0));
+    let (step, written) = checkpoint.unwrap_or((0, SystemTime::now()));
+    newest_checkpoint(step, written);
 }
 
 /// A step counts.
 pub fn step(step: &Committed, gradient_norm: f64, core: &Core) {
     gauge!("tally_step").set(step.step as f64);
-    gauge!("tally_steps").set(core.shape().steps() as f64);
     gauge!("tally_epoch").set(f64::from(step.epoch));
     counter!("tally_steps_total").increment(1);
     counter!("tally_samples_total").increment(step.samples as u64);
@@ -279,6 +178,11 @@ pub fn lost(polite: bool) {
     counter!("tally_workers_lost_total", "polite" => polite.to_string()).increment(1);
 }
 
+/// A worker has come and gone, and nothing came of it.
+pub fn in_vain() {
+    counter!("tally_workers_in_vain_total").increment(1);
+}
+
 /// A worker was sent away.
 pub fn evicted(drifted: bool) {
     counter!("tally_evictions_total", "drifted" => drifted.to_string()).increment(1);
@@ -323,7 +227,7 @@ pub fn checkpoint(written: bool, step: u64) {
 }
 
 /// The newest checkpoint is of this step, and was written then.
-pub fn newest_checkpoint(step: u64, written: SystemTime) {
+fn newest_checkpoint(step: u64, written: SystemTime) {
     gauge!("tally_checkpoint_step").set(step as f64);
     let unix = written.duration_since(UNIX_EPOCH).unwrap_or_default();
     gauge!("tally_checkpoint_time_seconds").set(unix.as_secs_f64());

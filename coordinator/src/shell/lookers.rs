@@ -13,29 +13,47 @@ use super::service::Input;
 
 /// How long an answer is as good as new.
 const FRESH: Duration = Duration::from_millis(50);
+/// How long the driver may take to answer; whoever asks waits a little longer.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// The last answer. Those who wait for a new one wait here, and not before the driver.
 #[derive(Debug, Default)]
-pub struct Lookers(Mutex<Option<(StatusReply, Instant)>>);
+pub struct Lookers(Mutex<Option<(Result<StatusReply, Status>, Instant)>>);
 
 impl Lookers {
     /// How the run goes, or went a moment ago.
     ///
     /// # Errors
-    /// [`Status::unavailable`] when it is over.
+    /// [`Status::unavailable`] when it is over, or the driver does not answer.
     pub async fn answer(&self, driver: &mpsc::Sender<Input>) -> Result<StatusReply, Status> {
+        self.answer_within(driver, PATIENCE).await
+    }
+
+    async fn answer_within(
+        &self,
+        driver: &mpsc::Sender<Input>,
+        patience: Duration,
+    ) -> Result<StatusReply, Status> {
         let over = || Status::unavailable("the run is over");
         let mut last = self.0.lock().await;
         if let Some((reply, at)) = &*last
             && at.elapsed() < FRESH
         {
-            return Ok(reply.clone());
+            return reply.clone();
         }
         let (reply, answer) = oneshot::channel();
-        driver.send(Input::Status(reply)).await.map_err(|_| over())?;
-        let reply = answer.await.map_err(|_| over())?;
+        let asked = async {
+            driver.send(Input::Status(reply)).await.map_err(|_| over())?;
+            answer.await.map_err(|_| over())
+        };
+        let stuck = |_| {
+            Err(Status::unavailable(format!(
+                "its driver has not answered for {patience:?}; most likely the disk of the run directory does not answer"
+            )))
+        };
+        let reply = tokio::time::timeout(patience, asked).await.unwrap_or_else(stuck);
         *last = Some((reply.clone(), Instant::now()));
-        Ok(reply)
+        reply
     }
 }
 
@@ -45,6 +63,17 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+
+    #[tokio::test]
+    async fn whoever_asks_a_driver_that_stands_still_is_told_so_and_so_is_who_asked_meanwhile() {
+        let (driver, _inputs) = mpsc::channel(64);
+        let (lookers, moment) = (Lookers::default(), Duration::from_millis(100));
+        let (one, two) =
+            tokio::join!(lookers.answer_within(&driver, moment), lookers.answer_within(&driver, moment));
+        for reply in [one, two] {
+            assert!(reply.unwrap_err().message().contains("has not answered for 100ms"));
+        }
+    }
 
     #[tokio::test]
     async fn trust_1_whoever_looks_often_is_not_in_the_way_of_workers() {

@@ -10,6 +10,8 @@ pub mod board;
 pub mod driver;
 mod lookers;
 pub mod outbox;
+pub mod pulse;
 pub mod referee;
+mod returns;
 pub mod service;
 mod versions;

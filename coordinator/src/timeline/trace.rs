@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::{Lane, Span, SpanKind};
+use crate::apart::{LAST, end_within};
 use crate::core::members::Session;
 
 /// Events that may wait for the disk.
@@ -170,8 +171,10 @@ impl Trace {
 impl Drop for Trace {
     fn drop(&mut self) {
         self.items = None;
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+        if let Some(thread) = self.thread.take()
+            && !end_within(&thread, LAST)
+        {
+            tracing::warn!("the trace is cut off: it is not written within {} s", LAST.as_secs());
         }
     }
 }

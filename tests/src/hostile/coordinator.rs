@@ -25,6 +25,7 @@ use tally_coordinator::run::journal::{self, History, Journal};
 use tally_coordinator::run::summary::Summary;
 use tally_coordinator::shell::driver::{Driver, Parts};
 use tally_coordinator::shell::outbox::OutboxStream;
+use tally_coordinator::shell::pulse::Pulse;
 use tally_coordinator::shell::referee::Referee;
 use tally_coordinator::shell::service::{Input, Service};
 use tally_coordinator::view::View;
@@ -141,6 +142,7 @@ fn driver(root: &std::path::Path) -> (Driver, u64, Manifest) {
         incarnation: 1,
         console: Console::new(),
         started: Arc::new(AtomicBool::new(false)),
+        pulse: Pulse::start(),
     });
     (driver, run, tensors)
 }

@@ -67,9 +67,11 @@ pub async fn next(stream: &mut Streaming<CoordinatorMessage>) -> Result<Coordina
 /// How the session ends, if this message ends it.
 pub fn last_word(body: &coordinator_message::Body) -> Option<Ended> {
     match body {
-        coordinator_message::Body::Finished(f) => Some(Ended::Finished(f.reason.clone())),
+        coordinator_message::Body::Finished(f) => {
+            Some(Ended::Finished { reason: f.reason.clone(), stopped: f.stopped })
+        }
         coordinator_message::Body::Refused(r) => Some(Ended::Refused(r.reason.clone())),
-        coordinator_message::Body::Evicted(e) => Some(Ended::Lost(format!("it sent us away: {}", e.reason))),
+        coordinator_message::Body::Evicted(e) => Some(Ended::SentAway(e.reason.clone())),
         _ => None,
     }
 }
@@ -166,7 +168,7 @@ async fn build_engine(options: &WorkerOptions, kept: &mut Kept, welcome: &v1::We
     let built = tokio::task::spawn_blocking(build).await;
     let engine =
         built.map_err(|e| Ended::Failed(e.to_string()))?.map_err(|e| Ended::Failed(e.to_string()))?;
-    *kept = Kept { spec: Some(spec), engine: Some(engine), run: kept.run, held: Vec::new() };
+    *kept = Kept { spec: Some(spec), engine: Some(engine), run: kept.run, ..Kept::default() };
     Ok(())
 }
 

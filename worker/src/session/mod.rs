@@ -10,6 +10,7 @@ pub mod compute;
 pub mod connect;
 pub mod handshake;
 pub mod link;
+pub mod pause;
 pub mod places;
 pub mod pump;
 pub mod sender;
@@ -20,6 +21,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
+use tally_cli::output::{self, Level};
 use tally_exact::digest::Digest;
 
 use crate::access::client::ClientAccess;
@@ -28,11 +30,7 @@ use crate::engine::backend::BackendChoice;
 use crate::engine::burn::Precision;
 use connect::{ConnectError, Connection};
 use link::Link;
-
-/// Waits between two tries grow from this …
-const FIRST_WAIT: Duration = Duration::from_millis(100);
-/// … to this, so that a restarted coordinator finds its workers back soon.
-const LONGEST_WAIT: Duration = Duration::from_secs(2);
+use pause::{Pause, Stay};
 
 /// What a worker is started with.
 #[derive(Clone, Debug)]
@@ -86,27 +84,40 @@ impl WorkerOptions {
 
     fn tell(&self, text: &str) {
         if self.tell {
-            #[allow(clippy::print_stderr)]
-            {
-                eprintln!("{text}");
-            }
+            output::note(Level::Info, text);
         } else {
             tracing::info!(worker = self.name, "{text}");
         }
     }
 }
 
+/// How a worker's work ended, where it ended well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parting {
+    /// The coordinator ended the run.
+    Done,
+    /// The worker was told to leave before that.
+    Early,
+}
+
 /// How a session ended.
 #[derive(Debug)]
 pub enum Ended {
-    /// The run is over.
-    Finished(String),
+    /// The run is over, or was stopped before its end.
+    Finished {
+        /// In words.
+        reason: String,
+        /// It was stopped.
+        stopped: bool,
+    },
     /// The coordinator does not take this worker, now or later.
     Refused(String),
     /// This worker cannot compute, now or later.
     Failed(String),
-    /// The connection or the coordinator is gone, or sent this worker away: try again.
+    /// The connection or the coordinator is gone: try again.
     Lost(String),
+    /// The coordinator sent this worker away, which may try again.
+    SentAway(String),
     /// The user asked to leave.
     Left,
 }
@@ -122,6 +133,8 @@ pub struct Kept {
     pub run: Option<(u64, u64)>,
     /// Steps of that run whose state the engine holds, newest first, with their digests.
     pub held: Vec<(u64, Digest)>,
+    /// Steps that it confirmed in the last session.
+    pub steps: u64,
 }
 
 async fn reach(options: &WorkerOptions) -> Result<Connection, ConnectError> {
@@ -131,53 +144,66 @@ async fn reach(options: &WorkerOptions) -> Result<Connection, ConnectError> {
     }
 }
 
-/// Works until the run is over or `leave` is ready.
+/// Works until the run is over or `leave` is ready, and returns which of them it was.
 ///
 /// # Errors
 /// If no coordinator was found within the time limit, where there is one, or it refused this worker.
-pub async fn run(options: WorkerOptions, leave: impl Future<Output = ()>) -> anyhow::Result<()> {
+pub async fn run(options: WorkerOptions, leave: impl Future<Output = ()>) -> anyhow::Result<Parting> {
     tokio::pin!(leave);
     let mut kept = Kept::default();
-    let mut wait = FIRST_WAIT;
+    let mut pause = Pause::default();
+    let mut run = None;
     let mut alone_since = Instant::now();
     let mut told = false;
+    let mut parting = Parting::Early;
     loop {
         let connection = tokio::select! {
             connection = reach(&options) => connection,
-            () = &mut leave => return Ok(()),
+            () = &mut leave => return Ok(parting),
         };
         let reason = match connection {
             Ok(connection) => {
-                let welcomed = &mut false;
+                let (welcomed, since) = (&mut false, Instant::now());
                 let ended = pump::session(&options, connection, &mut kept, welcomed, leave.as_mut()).await;
                 if *welcomed {
+                    if kept.steps > 0 {
+                        parting = Parting::Early;
+                    }
                     alone_since = Instant::now();
-                    wait = FIRST_WAIT;
+                    // Another coordinator, or the same started anew: what was before says nothing.
+                    if std::mem::replace(&mut run, kept.run) != kept.run {
+                        pause = Pause::default();
+                    }
                 }
-                match ended {
-                    Ended::Finished(reason) if options.stay => {
-                        options.tell(&format!("finished: {reason}; waiting for the next coordinator"));
+                let mut lost = |reason: String, sent_away: bool| {
+                    // Something that answers but never lets us in is told of once, below.
+                    if *welcomed {
+                        let stay = Stay { steps: kept.steps, lasted: since.elapsed(), sent_away };
+                        let again = again(&reason, pause.stayed(stay), pause.next(), &kept);
+                        options.tell(&format!("lost the coordinator: {reason}; {again}"));
                         told = true;
+                    }
+                    reason
+                };
+                match ended {
+                    Ended::Finished { reason, stopped } if options.stay => {
+                        options.tell(&format!("finished: {reason}; waiting for the next coordinator"));
+                        (told, pause) = (true, Pause::default());
+                        parting = if stopped { Parting::Early } else { Parting::Done };
                         reason
                     }
-                    Ended::Finished(reason) => {
+                    Ended::Finished { reason, .. } => {
                         options.tell(&format!("finished: {reason}"));
-                        return Ok(());
+                        return Ok(Parting::Done);
                     }
                     Ended::Left => {
                         options.tell("left the cluster");
-                        return Ok(());
+                        return Ok(Parting::Early);
                     }
                     Ended::Failed(reason) => bail!("{reason}"),
                     Ended::Refused(reason) => bail!("{} refused this worker: {reason}", options.connect),
-                    Ended::Lost(reason) => {
-                        // Something that answers but never lets us in is told of once, below.
-                        if *welcomed {
-                            options.tell(&format!("lost the coordinator: {reason}; trying again"));
-                            told = true;
-                        }
-                        reason
-                    }
+                    Ended::Lost(reason) => lost(reason, false),
+                    Ended::SentAway(reason) => lost(format!("it sent us away: {reason}"), true),
                 }
             }
             Err(ConnectError::Access(error)) if !told => return Err(error),
@@ -196,9 +222,21 @@ pub async fn run(options: WorkerOptions, leave: impl Future<Output = ()>) -> any
             told = true;
         }
         tokio::select! {
-            () = tokio::time::sleep(wait) => {}
-            () = &mut leave => return Ok(()),
+            () = tokio::time::sleep(pause.unanswered()) => {}
+            () = &mut leave => return Ok(parting),
         }
-        wait = (wait * 2).min(LONGEST_WAIT);
     }
+}
+
+/// What is said of the next try, after so many stays in vain.
+fn again(reason: &str, in_vain: u32, pause: Duration, kept: &Kept) -> String {
+    if in_vain < 2 {
+        return "trying again".into();
+    }
+    let state = kept.engine.as_ref().map_or(0, |engine| 8 * engine.manifest().len());
+    format!(
+        "this was stay {in_vain} in a row of which nothing came: {}; trying again in {} s",
+        pause::cause(reason, state),
+        pause.as_secs()
+    )
 }

@@ -62,6 +62,7 @@ async fn take_part(
     let held = if same_run { held } else { Vec::new() };
     kept.run = Some((stamp.run, stamp.incarnation));
     *welcomed = true;
+    kept.steps = 0;
     let spare = if welcome.spare { ", as a spare until there is work" } else { "" };
     let way = if memory.is_some() { ", gradients through shared memory" } else { "" };
     options.tell(&format!(
@@ -146,7 +147,9 @@ async fn take_part(
     };
     match result {
         Ok(Rest { failed: Some(what), .. }) => return Ok(Ended::Failed(what)),
-        Ok(Rest { engine, held, .. }) => (kept.engine, kept.held) = (Some(engine), held),
+        Ok(Rest { engine, held, steps, .. }) => {
+            (kept.engine, kept.held, kept.steps) = (Some(engine), held, steps)
+        }
         Err(_) => return Ok(Ended::Failed("the compute thread panicked; please report this".into())),
     }
     Ok(ended)

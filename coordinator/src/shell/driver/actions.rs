@@ -208,7 +208,7 @@ impl Driver {
             tensors: config.tensors.clone(),
             config: serde_json::to_value(config).context("cannot describe the run")?,
         };
-        self.checkpointer.write(meta, snapshot);
+        self.parts.pulse.patiently(|| self.checkpointer.write(meta, snapshot));
         self.show_time(Part::Checkpointing);
         Ok(())
     }
@@ -250,7 +250,7 @@ impl Driver {
         self.show_test(step, epoch, &scores);
         if self.best.is_none_or(|(best, _)| scores.all_correct > best) {
             self.best = Some((scores.all_correct, step));
-            self.checkpointer.best(step);
+            self.parts.pulse.patiently(|| self.checkpointer.best(step));
         }
         if !self.parts.history.tests.contains_key(&step) {
             self.record(&Line::Test { step, epoch, seconds, scores: scores.clone() })?;
@@ -273,9 +273,19 @@ impl Driver {
                 }
                 metrics::joined();
             }
-            Note::Lost { session, met: false, .. } => self.forget(session),
+            Note::Lost { session, met: false, name, reason, polite } => {
+                self.forget(session);
+                if !polite {
+                    self.in_vain(&name, &reason);
+                }
+            }
             Note::Lost { session, name, reason, polite, .. } => {
                 self.forget(session);
+                if reason == LAGS {
+                    self.in_vain(&name, &reason);
+                } else {
+                    self.returns.took_part(&name);
+                }
                 self.told_late.remove(&session);
                 self.lost += u64::from(!polite);
                 metrics::lost(polite);
@@ -316,6 +326,20 @@ impl Driver {
         }
         metrics::workers(&self.parts.core);
         Ok(())
+    }
+
+    /// A worker has come and gone, and nothing came of it.
+    pub(super) fn in_vain(&mut self, name: &str, reason: &str) {
+        metrics::in_vain();
+        if let Some(times) = self.returns.in_vain(name, Instant::now()) {
+            let state = 8 * self.parts.config.tensors.len();
+            let cause = cause(reason, state);
+            let told = format!(
+                "worker {name} has come and gone {times} times, and nothing came of it: {reason}; {cause}"
+            );
+            self.parts.console.warn(&told);
+            self.show_warning(told);
+        }
     }
 
     fn forget(&mut self, session: Session) {

@@ -7,7 +7,11 @@ impl Driver {
         match input {
             Input::Event(event) => {
                 if let Event::Lost { session, reason, polite } = &event {
-                    self.guests.remove(session);
+                    if let Some(guest) = self.guests.remove(session)
+                        && !polite
+                    {
+                        self.in_vain(&guest.hello.name, reason);
+                    }
                     if !polite {
                         self.send_away(*session, reason);
                     }

@@ -33,7 +33,9 @@ use tokio::sync::mpsc;
 use super::arena::{Arena, Shared};
 use super::board::Board;
 use super::outbox::{Bulk, Control};
+use super::pulse::Pulse;
 use super::referee::Referee;
+use super::returns::Returns;
 use super::service::{Hello, Input};
 use crate::console::Console;
 use crate::core::events::{Action, Committed, Device, Event, Finding, Note, Outcome};
@@ -54,6 +56,7 @@ use tally_proto::pool::{Chunk, Pool};
 use tally_worker::logging::in_one_line;
 use tally_worker::scores::TEST_LEAF;
 use tally_worker::scores::{self, Scores};
+use tally_worker::session::pause::{LAGS, cause};
 
 /// Workers that may be between their hello and their first work.
 const MOST_GUESTS: usize = 4096;
@@ -127,6 +130,8 @@ pub struct Parts {
     pub trace: Option<Trace>,
     /// Becomes true at the first step of this start.
     pub started: Arc<AtomicBool>,
+    /// Beats with every input.
+    pub pulse: Pulse,
 }
 
 /// The driver's state.
@@ -140,6 +145,8 @@ pub struct Driver {
     lagging: BTreeSet<Session>,
     /// Those that were late, and of whom it was told.
     told_late: BTreeSet<Session>,
+    /// Those that come and go in vain.
+    returns: Returns,
     events: VecDeque<Event>,
     arena: Arena,
     board: Board,
@@ -196,6 +203,7 @@ impl Driver {
             peers: BTreeMap::new(),
             lagging: BTreeSet::new(),
             told_late: BTreeSet::new(),
+            returns: Returns::default(),
             events: VecDeque::new(),
             arena: Arena::new(parts.config.wire_dtype),
             pool: Pool::default(),
@@ -232,7 +240,9 @@ impl Driver {
     /// If the journal can't be written, or a step that was recomputed has other bits than
     /// the journal recorded. What is on disk is intact then.
     pub fn run(mut self, mut inputs: mpsc::Receiver<Input>) -> anyhow::Result<(Outcome, Summary)> {
-        let result = self.main_loop(&mut inputs).and_then(|()| self.conclude());
+        let driven = self.main_loop(&mut inputs);
+        self.parts.pulse.rest();
+        let result = driven.and_then(|()| self.conclude());
         if let Err(error) = &result {
             self.after_checkpoints(true);
             self.show_warning(in_one_line(error));
@@ -278,7 +288,6 @@ impl Driver {
             step,
             unix_seconds: now.map_or(0, |d| d.as_secs()),
         })?;
-        metrics::start(&self.parts.config, self.parts.incarnation);
         metrics::workers(&self.parts.core);
         self.show_members();
         if let Some((_, step)) = self.best {
@@ -290,6 +299,7 @@ impl Driver {
         self.handle_events()?;
         while self.outcome.is_none() {
             let Some(input) = inputs.blocking_recv() else { break };
+            self.parts.pulse.beat();
             self.input(input);
             self.handle_events()?;
             self.held = None;

@@ -88,7 +88,7 @@ impl Driver {
     /// ever need; they can join again.
     pub(super) fn drop_laggards(&mut self) {
         while let Some(session) = self.lagging.pop_first() {
-            self.lose(session, "it lags too far behind".into());
+            self.lose(session, LAGS.into());
         }
     }
 

@@ -81,6 +81,8 @@ pub struct Rest {
     pub engine: Box<dyn Engine>,
     /// Steps whose state it holds, newest first, with their digests.
     pub held: Vec<(u64, Digest)>,
+    /// Steps that it confirmed.
+    pub steps: u64,
     /// Why this worker cannot go on, if it cannot.
     pub failed: Option<String>,
 }
@@ -133,6 +135,8 @@ pub struct Compute {
     /// When this step's first contribution was begun.
     began_at: Option<Instant>,
     timeline: Timeline,
+    /// Steps that were confirmed.
+    steps: u64,
     ended: bool,
 }
 
@@ -174,6 +178,7 @@ impl Compute {
             tests: VecDeque::new(),
             began_at: None,
             timeline: Timeline::default(),
+            steps: 0,
             ended: false,
         }
     }
@@ -206,7 +211,7 @@ impl Compute {
                 .chain(self.before.filter(|_| self.engine.before().is_some()))
                 .collect();
         }
-        Rest { engine: self.engine, held, failed }
+        Rest { engine: self.engine, held, steps: self.steps, failed }
     }
 
     fn main_loop(&mut self, inbox: &Receiver<Input>) -> Result<(), Failure> {
@@ -453,6 +458,7 @@ impl Compute {
             self.engine.commit();
             self.timeline.did(SpanKind::Apply, 0, from);
             self.before = self.committed.replace((step, digest));
+            self.steps += 1;
             self.leaves.retain(|&(of, _), _| of > step);
             self.ahead.retain(|&(of, _)| of > step);
         }
