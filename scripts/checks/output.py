@@ -216,12 +216,12 @@ def what_nothing_but_answers_says_that_it_could_not():
 def as_json_every_line_is_an_object():
     with Run() as run:
         command = run.command("--log-format", "json", "--log-level", "info", epochs=2)
-        variables = environment() | {"TALLY_EPOCH": "2"}
+        variables = environment() | {"TALLY_EPOCSH": "2"}
         ended = subprocess.run([str(it) for it in command], cwd=run.directory, env=variables, capture_output=True, timeout=DEADLINE)
         assert ended.returncode == 0, ended.stderr
         said = [json.loads(line) for line in ended.stderr.splitlines() + ended.stdout.splitlines()]
         words = [line["fields"]["message"] for line in said]
-        for wanted in ["TALLY_EPOCH in the environment", "epoch 1/2", "parameters SHA-256"]:
+        for wanted in ["TALLY_EPOCSH in the environment", "epoch 1/2", "parameters SHA-256"]:
             assert any(wanted in message for message in words), f"no {wanted!r} in {words}"
         assert all(line["level"] and line["timestamp"] for line in said)
         # It is there already: an error at the start.
