@@ -179,7 +179,7 @@ pub async fn run(options: WorkerOptions, leave: impl Future<Output = ()>) -> any
                     // Something that answers but never lets us in is told of once, below.
                     if *welcomed {
                         let stay = Stay { steps: kept.steps, lasted: since.elapsed(), sent_away };
-                        let again = again(&reason, pause.stayed(stay), pause.next(), &kept);
+                        let again = again(pause.stayed(stay), pause.next(), &kept);
                         options.tell(&format!("lost the coordinator: {reason}; {again}"));
                         told = true;
                     }
@@ -229,14 +229,14 @@ pub async fn run(options: WorkerOptions, leave: impl Future<Output = ()>) -> any
 }
 
 /// What is said of the next try, after so many stays in vain.
-fn again(reason: &str, in_vain: u32, pause: Duration, kept: &Kept) -> String {
+fn again(in_vain: u32, pause: Duration, kept: &Kept) -> String {
     if in_vain < 2 {
         return "trying again".into();
     }
     let state = kept.engine.as_ref().map_or(0, |engine| 8 * engine.manifest().len());
     format!(
         "this was stay {in_vain} in a row of which nothing came: {}; trying again in {} s",
-        pause::cause(reason, state),
+        pause::cause(state),
         pause.as_secs()
     )
 }

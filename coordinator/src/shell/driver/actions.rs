@@ -333,9 +333,9 @@ impl Driver {
         metrics::in_vain();
         if let Some(times) = self.returns.in_vain(name, Instant::now()) {
             let state = 8 * self.parts.config.tensors.len();
-            let cause = cause(reason, state);
             let told = format!(
-                "worker {name} has come and gone {times} times, and nothing came of it: {reason}; {cause}"
+                "worker {name} has come and gone {times} times, and nothing came of it: {reason}; {}",
+                cause(state)
             );
             self.parts.console.warn(&told);
             self.show_warning(told);
