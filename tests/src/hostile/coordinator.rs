@@ -142,6 +142,7 @@ fn driver(root: &std::path::Path) -> (Driver, u64, Manifest) {
         incarnation: 1,
         console: Console::new(),
         started: Arc::new(AtomicBool::new(false)),
+        pulse: Pulse::start(),
     });
     (driver, run, tensors)
 }

@@ -82,6 +82,8 @@ pub struct ComputeExit {
     pub engine: Box<dyn Engine>,
     /// Steps whose state the engine still has, newest first, with their digests.
     pub states: Vec<(u64, Digest)>,
+    /// The number of steps that it confirmed.
+    pub steps: u64,
     /// Why this worker cannot go on, if it cannot.
     pub failed: Option<String>,
 }
@@ -140,6 +142,8 @@ pub struct Compute {
     /// When this step's first contribution began.
     contribution_began: Option<Instant>,
     timeline: Timeline,
+    /// Steps that were confirmed.
+    steps: u64,
     ended: bool,
 }
 
@@ -179,6 +183,7 @@ impl Compute {
             tests: VecDeque::new(),
             contribution_began: None,
             timeline: Timeline::default(),
+            steps: 0,
             ended: false,
         }
     }
@@ -210,7 +215,7 @@ impl Compute {
             let previous = self.previous.filter(|_| self.engine.previous_state().is_some());
             states = std::iter::once(committed).chain(previous).collect();
         }
-        ComputeExit { engine: self.engine, states, failed }
+        ComputeExit { engine: self.engine, states, steps: self.steps, failed }
     }
 
     fn main_loop(&mut self, inbox: &Receiver<Input>) -> Result<(), ComputeError> {
@@ -463,6 +468,7 @@ impl Compute {
             self.engine.commit();
             self.timeline.record(SpanKind::Apply, 0, from);
             self.previous = self.committed.replace((step, digest));
+            self.steps += 1;
             self.microbatches.retain(|&(of, _), _| of > step);
             self.prefetched.retain(|&(of, _)| of > step);
         }
