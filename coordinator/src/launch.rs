@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
+use tally_data::kept::quoted;
 use tally_data::{Mnist, Paired, Schedule};
 use tally_exact::tree::Tree;
 use tally_exact::{chunks, init};
@@ -20,7 +21,7 @@ use crate::access::health::Health;
 use crate::access::serve::{Port, Protocol, room};
 
 use crate::cli::TrainOptions;
-use crate::cli::options::DataOptions;
+use crate::cli::options::remarks;
 use crate::console::{Console, human_seconds};
 use crate::core::events::{Event, Outcome};
 use crate::core::recovery::Recorded;
@@ -28,7 +29,8 @@ use crate::core::{Core, Shape};
 use crate::predictions::Predictions;
 use crate::run::config::{InitConfig, RunConfig};
 use crate::run::directory::RunDirectory;
-use crate::run::journal::{self, History, Journal};
+use crate::run::journal::{self, History, Journal, JournalError};
+use crate::run::replay;
 use crate::run::summary::Summary;
 use crate::shell::driver::{Driver, Parts};
 use crate::shell::referee::Referee;
@@ -103,7 +105,7 @@ fn new_run(options: &TrainOptions) -> anyhow::Result<Prepared> {
                 );
             }
             let sha256 = config.tensors.sha256(&weights.values);
-            config.init = Some(InitConfig { path: path.display().to_string(), sha256 });
+            config.init = Some(InitConfig { path: path.as_path().into(), sha256 });
             weights.values
         }
     };
@@ -117,6 +119,7 @@ fn new_run(options: &TrainOptions) -> anyhow::Result<Prepared> {
 
 fn resumed_run(options: &TrainOptions, path: &std::path::Path) -> anyhow::Result<Prepared> {
     let (directory, mut config) = RunDirectory::open(path)?;
+    let started_from = config.init.clone();
     options.training.adjust(&mut config)?;
     config.workers = options.workers as usize;
     config.checkpoint_every = options.checkpoint_every.or(config.checkpoint_every);
@@ -137,22 +140,26 @@ fn resumed_run(options: &TrainOptions, path: &std::path::Path) -> anyhow::Result
         tally_exact::CHUNK,
         config.tally
     );
-    let data = DataOptions::from(&config.data).load()?;
-    ensure!(
-        data.sha256() == config.data.sha256,
-        "the data is not what {} was trained on; name the directory with the same files by --data-dir",
-        path.display()
-    );
+    if config.init != started_from {
+        // Somebody says that they have moved: then they are there.
+        replay::initial(&config)?;
+    }
+    let data = config.data.load(options.training.data.data_dir.as_deref())?;
     let (journal, history) = Journal::open(&directory.file("journal.jsonl"))?;
     let last = history.digests.last_key_value().map_or(0, |(step, _)| *step);
     tally_checkpoint::clean(&directory.checkpoints())?;
-    let found = tally_checkpoint::newest_whole(&directory.checkpoints(), Some(last))?;
+    let found = tally_checkpoint::newest_whole(&directory.checkpoints(), None)?;
     for skipped in &found.skipped {
         tracing::warn!("skipped a damaged checkpoint: {}", skipped.1);
     }
     let (step, referee) = match found.checkpoint {
         Some(checkpoint) => {
             let (meta, step) = (&checkpoint.meta, checkpoint.meta.step);
+            if meta.run == config.run && step > last {
+                let checkpoint = tally_checkpoint::directory(&directory.checkpoints(), step);
+                let path = directory.file("journal.jsonl");
+                return Err(JournalError::Short { path, last, checkpoint, step }.into());
+            }
             let files = std::fs::metadata(tally_checkpoint::directory(&directory.checkpoints(), step));
             if let Ok(written) = files.and_then(|files| files.modified()) {
                 metrics::newest_checkpoint(step, written);
@@ -168,16 +175,7 @@ fn resumed_run(options: &TrainOptions, path: &std::path::Path) -> anyhow::Result
             if last > 0 {
                 tracing::warn!("there is no whole checkpoint; computing again from the start");
             }
-            let parameters = match &config.init {
-                None => init::parameters(&config.tensors, config.seed),
-                Some(from) => {
-                    let weights = tally_checkpoint::read_weights(from.path.as_ref(), &config.tensors)?;
-                    if config.tensors.sha256(&weights.values) != from.sha256 {
-                        bail!("{} does not hold the weights that the run started from", from.path);
-                    }
-                    weights.values
-                }
-            };
+            let parameters = replay::initial(&config)?;
             (0, Referee::new(&parameters, &vec![0.0; parameters.len()]))
         }
     };
@@ -213,7 +211,7 @@ async fn train(options: &TrainOptions) -> anyhow::Result<ExitCode> {
         None => new_run(options)?,
     };
     let Prepared { config, directory, mut journal, history, data, step, referee } = prepared;
-    let incarnation = directory.next_incarnation()?;
+    let incarnation = directory.next_incarnation(history.incarnation)?;
     let schedule = Schedule::new(config.seed, data.train.len(), config.batch_size)?;
     let shape = Shape {
         tree: Tree::new(config.shards)?,
@@ -233,7 +231,8 @@ async fn train(options: &TrainOptions) -> anyhow::Result<ExitCode> {
         grace: if options.local { Duration::ZERO } else { GRACE },
     };
     let tested = recorded.tested(step);
-    let run_path = directory.path().display().to_string();
+    let given = directory.given().to_path_buf();
+    let run_path = given.display().to_string();
     let last = history.digests.last_key_value().map_or(0, |(last, _)| *last);
     if let Some(events) = &options.tensorboard {
         journal.follow(Box::new(event_file(events, &directory, last)?));
@@ -243,6 +242,9 @@ async fn train(options: &TrainOptions) -> anyhow::Result<ExitCode> {
     let web_address = web.local_addr()?;
     greet(&console, options, &config, &run_path, address, web_address, (resumed, step, last));
     access::greet(&console, &credentials.current(), address, web_address);
+    for remark in remarks(&config) {
+        console.warn(&remark);
+    }
     if step >= shape.steps() && u64::from(tested) * schedule.steps_per_epoch() as u64 >= shape.steps() {
         console
             .note("this run is done already; start a new one, or raise --epochs under a constant schedule");
@@ -319,7 +321,7 @@ async fn train(options: &TrainOptions) -> anyhow::Result<ExitCode> {
     let _ = tokio::time::timeout(FAREWELL, server).await;
     let _ = tokio::time::timeout(LAST_LOOK, web).await;
     let (outcome, summary) = result?;
-    conclude(&outcome, &summary, &run_path)?;
+    conclude(&outcome, &summary, &given)?;
     if options.linger && outcome == Outcome::Done {
         Console::new().note(&format!("serving http://{web_address} until a signal comes"));
         asked.notified().await;
@@ -479,10 +481,12 @@ async fn failed_local(
 }
 
 #[allow(clippy::print_stdout)]
-fn conclude(outcome: &Outcome, summary: &Summary, run_path: &str) -> anyhow::Result<()> {
+fn conclude(outcome: &Outcome, summary: &Summary, run: &Path) -> anyhow::Result<()> {
+    // Where there are no symbolic links, the directory that is meant.
+    let checkpoint = |name| tally_checkpoint::files::follow(&run.join("checkpoints").join(name));
     if let Outcome::Diverged { step, tensor } = outcome {
         let kept = if summary.steps > 0 {
-            format!("the last good state, step {}, is in {run_path}/checkpoints/last", summary.steps)
+            format!("the last good state, step {}, is in {}", summary.steps, checkpoint("last").display())
         } else {
             "no step was committed".into()
         };
@@ -508,9 +512,10 @@ fn conclude(outcome: &Outcome, summary: &Summary, run_path: &str) -> anyhow::Res
     }
     println!("parameters SHA-256 {}", summary.parameters_sha256);
     if *outcome == Outcome::Stopped {
-        println!("stopped; go on with: coordinator --resume {run_path}");
+        println!("stopped; go on with: coordinator --resume {}", quoted(run));
     } else {
-        println!("the model is in {run_path}/checkpoints/last, the best one in {run_path}/checkpoints/best");
+        let [last, best] = ["last", "best"].map(checkpoint);
+        println!("the model is in {}, the best one in {}", last.display(), best.display());
     }
     Ok(())
 }

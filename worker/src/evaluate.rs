@@ -21,7 +21,7 @@ pub struct EvaluateOptions {
     #[arg(long, value_name = "DIR")]
     pub checkpoint: PathBuf,
 
-    /// Four IDX files of 28×28 digits [default: the embedded MNIST]
+    /// Four IDX files of 28×28 digits [default: the run's own data, from where it was]
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
 
@@ -48,11 +48,19 @@ pub fn run(options: &EvaluateOptions) -> anyhow::Result<String> {
     let (config, loss) = (&predictor.meta().config, predictor.label_loss());
     let wrong = || format!("the manifest of {} does not tell the run's seed", options.checkpoint.display());
     let seed = config.get("seed").and_then(serde_json::Value::as_u64).with_context(wrong)?;
-    let limit = config.pointer("/data/test_limit").and_then(serde_json::Value::as_u64).map(|n| n as usize);
+    let trained_on = predictor.data()?;
     let data = match &options.data_dir {
-        Some(directory) => Mnist::from_dir(directory)?,
-        None => Mnist::embedded()?,
+        None => trained_on.whole(None)?,
+        Some(directory) => {
+            let data = Mnist::from_dir(directory)?;
+            if !trained_on.is(&data) {
+                tracing::warn!("{} is not the data that the run was trained on", directory.display());
+            }
+            data
+        }
     };
+    // A set of others may have fewer than the run was tested with.
+    let limit = trained_on.test_limit.map(|limit| limit.min(data.test.len()));
     let data = data.limit(None, options.test_limit.or(limit))?;
     let test = Paired::test(data.test, seed);
     let mut answers = BTreeMap::new();

@@ -153,6 +153,21 @@ impl TrainOptions {
     }
 }
 
+/// Refuses a file whose name says that it holds something else than is written to it.
+///
+/// # Errors
+/// If it ends in none of `endings`, and in some other.
+fn is_of_kind(out: &Path, kind: &str, endings: &[&str]) -> anyhow::Result<()> {
+    let ending = out.extension().map(|ending| ending.to_string_lossy().to_ascii_lowercase());
+    anyhow::ensure!(
+        ending.as_ref().is_none_or(|ending| endings.contains(&ending.as_str())),
+        "--out {}: what is written is {kind}; give it a name that ends in .{}",
+        out.display(),
+        endings[0]
+    );
+    Ok(())
+}
+
 /// A share, from 0 to 1.
 fn rate(text: &str) -> Result<f64, String> {
     let rate = text.parse().ok().filter(|rate: &f64| (0.0..=1.0).contains(rate));

@@ -8,14 +8,14 @@ use std::str::FromStr;
 
 use anyhow::{Context as _, bail, ensure};
 use clap::{Args, ValueEnum};
-use tally_data::{Mnist, Schedule};
+use tally_data::{DataConfig, Mnist, Schedule};
 use tally_exact::tree::Tree;
 use tally_exact::wire::WireDtype;
 use tally_proto::MAX_LEAF_SAMPLES;
 use tally_worker::engine::{LabelLoss, ModelSpec};
 
 use crate::core::recipe::{LrSchedule, Recipe};
-use crate::run::config::{DataConfig, RunConfig};
+use crate::run::config::RunConfig;
 
 /// A named set of training options.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -101,8 +101,9 @@ pub struct Training {
     #[arg(long, value_name = "MODEL", help_heading = "Training")]
     pub model: Option<ModelSpec>,
 
-    /// Start from these weights: a safetensors file with PyTorch's names, or a checkpoint
-    #[arg(long, value_name = "FILE", conflicts_with = "resume", help_heading = "Training")]
+    /// Start from these weights: a safetensors file with PyTorch's names, or a checkpoint; with --resume, where
+    /// the weights that the run started from are now
+    #[arg(long, value_name = "FILE", help_heading = "Training")]
     pub init: Option<PathBuf>,
 
     /// The data.
@@ -141,24 +142,7 @@ impl DataOptions {
     }
 
     fn config(&self, data: &Mnist) -> DataConfig {
-        DataConfig {
-            directory: self.data_dir.as_ref().map(|d| d.display().to_string()),
-            train_limit: self.train_limit,
-            test_limit: self.test_limit,
-            train_samples: data.train.len(),
-            test_samples: data.test.len(),
-            sha256: data.sha256(),
-        }
-    }
-}
-
-impl From<&DataConfig> for DataOptions {
-    fn from(config: &DataConfig) -> Self {
-        Self {
-            data_dir: config.directory.as_ref().map(PathBuf::from),
-            train_limit: config.train_limit,
-            test_limit: config.test_limit,
-        }
+        DataConfig::of(self.data_dir.as_deref(), self.train_limit, self.test_limit, data)
     }
 }
 
@@ -295,7 +279,17 @@ impl Training {
         same("--test-limit", self.data.test_limit.map(Some).as_ref(), &config.data.test_limit, limit)?;
         if let Some(directory) = &self.data.data_dir {
             // The files may have moved; their SHA-256 is compared when they are read.
-            config.data.directory = Some(directory.display().to_string());
+            config.data.directory = Some(directory.as_path().into());
+        }
+        if let Some(init) = &self.init {
+            // So may these; their SHA-256 is compared if they are needed again.
+            match &mut config.init {
+                Some(from) => from.path = init.as_path().into(),
+                None => bail!(
+                    "--init {} cannot change on --resume: the run started from its seed; leave it out, or start a new run",
+                    init.display()
+                ),
+            }
         }
         if let Some(epochs) = self.epochs.filter(|&epochs| epochs != config.epochs) {
             ensure!(
@@ -307,5 +301,93 @@ impl Training {
             config.epochs = epochs;
         }
         Ok(())
+    }
+}
+
+/// Of what was asked for, what works and can hardly be meant: each with what it comes to.
+#[must_use]
+pub fn remarks(config: &RunConfig) -> Vec<String> {
+    let RunConfig { batch_size, shards, workers, audit_rate, .. } = *config;
+    let samples = config.data.train_samples;
+    let steps = samples.div_ceil(batch_size.max(1)) as u64 * u64::from(config.epochs);
+    let warmup = config.optimizer.warmup_steps;
+    let mut remarks = Vec::new();
+    if warmup >= steps && warmup > 0 {
+        remarks.push(format!(
+            "--warmup-steps {warmup} is no less than the run's {steps} steps: the learning rate never goes beyond its rise"
+        ));
+    }
+    if audit_rate > 0.0 && workers == 1 {
+        remarks.push(format!(
+            "--audit-rate {audit_rate} needs two workers, and --workers is 1: nothing is audited until a second one joins"
+        ));
+    }
+    if let Some(every) = config.checkpoint_every.filter(|every| *every > steps) {
+        remarks.push(format!(
+            "--checkpoint-every {every} is more than the run's {steps} steps: checkpoints come at the ends of epochs alone"
+        ));
+    }
+    let batch = batch_size.min(samples);
+    if shards as usize > batch {
+        remarks.push(format!(
+            "--shards {shards} cuts a step of {batch} samples: no more than {batch} workers can compute at once, and the other \
+             micro-shards are empty"
+        ));
+    }
+    remarks
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use tally_data::Split;
+
+    use super::*;
+
+    fn configure(change: impl FnOnce(&mut Training)) -> RunConfig {
+        let split = |name, n: usize| Split::new(name, vec![0; n * 784], vec![0; n]).unwrap();
+        let data = Mnist { train: split("training", 64), test: split("test", 1) };
+        let mut training = Training {
+            epochs: Some(2),
+            batch_size: Some(16),
+            model: Some("synthetic:parameters=10".parse().unwrap()),
+            ..Training::default()
+        };
+        change(&mut training);
+        training.configure(&data, 1, 1).unwrap()
+    }
+
+    #[test]
+    fn what_can_hardly_be_meant_is_remarked_upon() {
+        assert_eq!(remarks(&configure(|_| {})), [""; 0]);
+        let told = |config: &RunConfig, words: &[&str]| {
+            let remarks = remarks(config);
+            assert!(matches!(&remarks[..], [one] if words.iter().all(|word| one.contains(word))), "{remarks:?}");
+        };
+        told(&configure(|t| t.warmup_steps = Some(8)), &["--warmup-steps 8", "8 steps"]);
+        assert!(remarks(&configure(|t| t.warmup_steps = Some(7))).is_empty());
+        told(&configure(|t| t.shards = Some(32)), &["--shards 32", "16 samples"]);
+        let mut config = configure(|_| {});
+        (config.audit_rate, config.checkpoint_every) = (0.5, Some(8));
+        told(&config, &["--audit-rate 0.5", "--workers"]);
+        (config.workers, config.checkpoint_every) = (2, Some(9));
+        told(&config, &["--checkpoint-every 9", "8 steps"]);
+    }
+
+    /// A moved data directory or file of weights is kept so that it is found from anywhere.
+    #[test]
+    fn what_a_run_is_read_from_is_kept_as_an_absolute_path() {
+        let here = std::env::current_dir().unwrap();
+        let config = configure(|t| t.data.data_dir = Some("data".into()));
+        assert_eq!(config.data.directory.unwrap().as_ref(), here.join("data"));
+
+        let mut config = configure(|_| {});
+        let moved = Training { init: Some("w.safetensors".into()), ..Training::default() };
+        let error = moved.adjust(&mut config).unwrap_err().to_string();
+        assert!(error.contains("--init") && error.contains("from its seed"), "{error}");
+        let from = std::path::Path::new("/old/w.safetensors").into();
+        config.init = Some(crate::run::config::InitConfig { path: from, sha256: "its own".into() });
+        moved.adjust(&mut config).unwrap();
+        assert_eq!(config.init.unwrap().path.as_ref(), here.join("w.safetensors"));
     }
 }

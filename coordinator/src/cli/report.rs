@@ -1,13 +1,14 @@
 //! `coordinator report`: a run, or two compared, as one HTML file.
 
-use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, ensure};
 use clap::Args;
+use tally_checkpoint::files::write_whole;
 use tally_worker::cli::DeviceOptions;
 use tally_worker::logging::{LogOptions, in_one_line};
 
+use super::is_of_kind;
 use crate::report::gallery::Gallery;
 use crate::report::page;
 use crate::report::story::Story;
@@ -44,6 +45,7 @@ pub struct ReportOptions {
 /// read leave the pictures out, and the report says why.
 pub fn run(options: &ReportOptions) -> anyhow::Result<String> {
     options.log.init()?;
+    is_of_kind(&options.out, "HTML", &["html", "htm", "xhtml"])?;
     let mut runs = options.runs.iter().map(|path| Story::read(path)).collect::<anyhow::Result<Vec<_>>>()?;
     ensure!(
         options.runs.iter().all(|run| !options.out.starts_with(run)) || !options.out.exists(),
@@ -59,7 +61,7 @@ pub fn run(options: &ReportOptions) -> anyhow::Result<String> {
         }
     }
     let page = page::page(&runs);
-    fs::write(&options.out, &page)
+    write_whole(&options.out, page.as_bytes())
         .with_context(|| format!("cannot write {}; choose another file with --out", options.out.display()))?;
     let of: Vec<String> = runs
         .iter()

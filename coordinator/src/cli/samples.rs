@@ -1,16 +1,17 @@
 //! `coordinator samples`: a picture of the data, and of what a network makes of it.
 
-use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, ensure};
 use clap::{Args, ValueEnum};
 use serde_json::Value;
+use tally_checkpoint::files::write_whole;
 use tally_data::Paired;
 use tally_worker::cli::DeviceOptions;
 use tally_worker::logging::LogOptions;
 use tally_worker::predict::Predictor;
 
+use super::is_of_kind;
 use super::options::{DataOptions, SEED};
 use crate::pictures::{self, Grid, MOST_TILES};
 
@@ -73,6 +74,7 @@ pub struct SamplesOptions {
 /// If the checkpoint, the data or the device can't be used, or the file can't be written.
 pub fn run(options: &SamplesOptions) -> anyhow::Result<String> {
     options.log.init()?;
+    is_of_kind(&options.out, "PNG", &["png"])?;
     let count = options.columns as usize * options.rows as usize;
     ensure!(
         count <= MOST_TILES,
@@ -86,10 +88,13 @@ pub fn run(options: &SamplesOptions) -> anyhow::Result<String> {
     };
     let config = predictor.as_ref().map(|p| &p.meta().config);
     let seed = config.and_then(|c| c.get("seed")).and_then(Value::as_u64);
-    let directory =
-        config.and_then(|c| c.pointer("/data/directory")).and_then(Value::as_str).map(PathBuf::from);
-    let data =
-        DataOptions { data_dir: options.data_dir.clone().or(directory), ..DataOptions::default() }.load()?;
+    let trained_on = predictor.as_ref().map(Predictor::data).transpose()?;
+    let data = match (&options.data_dir, trained_on) {
+        (None, Some(data)) => data.whole(None)?,
+        (directory, _) => {
+            DataOptions { data_dir: directory.clone(), ..DataOptions::default() }.load()?
+        }
+    };
     let seed = options.seed.or(seed).unwrap_or(SEED);
     let (data, split) = match options.split {
         Which::Train => (Paired::train(data.train, seed), "train"),
@@ -115,7 +120,7 @@ pub fn run(options: &SamplesOptions) -> anyhow::Result<String> {
     };
     let grid = Grid { title: format!("MNIST {seen}"), subtitle, columns: options.columns as usize, tiles };
     let png = grid.png()?;
-    fs::write(&options.out, png)
+    write_whole(&options.out, &png)
         .with_context(|| format!("cannot write {}; choose another file with --out", options.out.display()))?;
     Ok(line)
 }

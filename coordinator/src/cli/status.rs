@@ -39,6 +39,7 @@ pub async fn run(options: &StatusOptions) -> anyhow::Result<String> {
             "no coordinator answers at {} ({reason}); is it running, and is this its --listen?",
             options.connect
         ),
+        Err(ConnectError::Mistaken(reason)) => bail!("{} is no coordinator for this side: {reason}", options.connect),
         other => other?,
     };
     let mut client = Client::new(connection);

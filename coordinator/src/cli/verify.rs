@@ -13,7 +13,6 @@ use serde::Serialize;
 use tally_worker::cli::DeviceOptions;
 use tally_worker::logging::LogOptions;
 
-use super::options::DataOptions;
 use crate::console::human_seconds;
 use crate::run::record::Record;
 use crate::run::replay::{Recomputed, Replay, Start, milestones};
@@ -38,6 +37,10 @@ pub struct VerifyOptions {
     /// Where the run's data is now, if it has moved
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
+
+    /// Where the weights that the run started from (--init) are now, if they have moved
+    #[arg(long, value_name = "FILE")]
+    pub init: Option<PathBuf>,
 
     /// Print the result as JSON
     #[arg(long)]
@@ -146,13 +149,12 @@ impl Verdict {
 pub fn run(options: &VerifyOptions, out: &mut impl Write) -> anyhow::Result<()> {
     options.log.init()?;
     let begun = Instant::now();
-    let record = Record::read(&options.run)?;
+    let mut record = Record::read(&options.run)?;
+    if let (Some(moved), Some(from)) = (&options.init, &mut record.config.init) {
+        from.path = moved.as_path().into();
+    }
     let (first, last) = options.steps.unwrap_or_default().within(record.last())?;
-    let data = DataOptions {
-        data_dir: options.data_dir.clone().or(record.config.data.directory.as_ref().map(PathBuf::from)),
-        ..DataOptions::from(&record.config.data)
-    };
-    let data = data.load()?;
+    let data = record.config.data.load(options.data_dir.as_deref())?;
     let mut start = Start::nearest(&record, first - 1)?;
     let skipped = std::mem::take(&mut start.skipped);
     let device = &options.device;

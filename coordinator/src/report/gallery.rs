@@ -2,7 +2,6 @@
 //! mistakes it is surest of.
 
 use std::io::Cursor;
-use std::path::PathBuf;
 
 use anyhow::Context as _;
 use base64::Engine as _;
@@ -15,7 +14,6 @@ use tally_worker::cli::DeviceOptions;
 use tally_worker::predict::Predictor;
 
 use super::story::Story;
-use crate::cli::options::DataOptions;
 use crate::pictures::{self, Tile};
 use crate::run::record::Record;
 
@@ -55,11 +53,7 @@ impl Gallery {
             }
         };
         let mut predictor = Predictor::load(&path, checkpoint, device)?;
-        let data = DataOptions {
-            data_dir: record.config.data.directory.as_ref().map(PathBuf::from),
-            ..DataOptions::default()
-        };
-        let test = Paired::test(data.load()?.test, record.config.seed);
+        let test = Paired::test(record.config.data.whole(None)?.test, record.config.seed);
         let tiles = pictures::tiles(&test, "test", 0, SEARCHED, Some(&mut predictor))?;
         let (searched, step) = (tiles.len(), predictor.meta().step);
         let first = tiles[..count.min(searched)].to_vec();

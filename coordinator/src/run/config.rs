@@ -1,6 +1,8 @@
 //! The configuration of a run, whole, as `run.json` keeps it.
 
 use serde::{Deserialize, Serialize};
+use tally_data::DataConfig;
+use tally_data::kept::KeptPath;
 use tally_exact::manifest::Manifest;
 use tally_exact::wire::WireDtype;
 use tally_worker::engine::{LabelLoss, ModelSpec};
@@ -58,28 +60,11 @@ pub struct RunConfig {
     pub tensors: Manifest,
 }
 
-/// Which samples a run uses.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DataConfig {
-    /// The directory they were read from; `None` for the embedded MNIST.
-    pub directory: Option<String>,
-    /// Only the first so many training samples.
-    pub train_limit: Option<usize>,
-    /// Only the first so many test samples.
-    pub test_limit: Option<usize>,
-    /// Training samples.
-    pub train_samples: usize,
-    /// Test samples.
-    pub test_samples: usize,
-    /// SHA-256 over all of them, in hex.
-    pub sha256: String,
-}
-
 /// Weights from a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InitConfig {
     /// Where they came from.
-    pub path: String,
+    pub path: KeptPath,
     /// `parameters_sha256` of the weights.
     pub sha256: String,
 }

@@ -16,7 +16,8 @@ use tally_exact::digest::Digest;
 use tally_exact::loss::LossParts;
 use thiserror::Error;
 
-use tally_checkpoint::remedy;
+use tally_checkpoint::{files, remedy};
+use tally_data::kept::quoted;
 use tally_worker::scores::Scores;
 
 /// One line.
@@ -244,7 +245,11 @@ pub enum JournalError {
         tally: String,
     },
     /// A step is there twice, or one is missing.
-    #[error("{} is damaged: step {found} stands where step {wanted} should", path.display())]
+    #[error(
+        "{} is damaged: step {found} stands where step {wanted} should; restore it from a backup, or start a new run with --init from \
+         a checkpoint",
+        path.display()
+    )]
     Order {
         /// The file.
         path: PathBuf,
@@ -252,6 +257,23 @@ pub enum JournalError {
         found: u64,
         /// The step that should be.
         wanted: u64,
+    },
+    /// It has lost its end, or all: it is synced before a checkpoint is written.
+    #[error(
+        "{} ends at step {last}, and {} holds step {step}: lines of the journal are lost. Restore the journal from a backup; or move \
+         the checkpoints after step {last} away, and --resume computes those steps again, in the same bits; or start a new run from \
+         the checkpoint's weights with --init {}",
+        path.display(), checkpoint.display(), quoted(checkpoint)
+    )]
+    Short {
+        /// The file.
+        path: PathBuf,
+        /// Its last step; 0 if it has none.
+        last: u64,
+        /// The newest whole checkpoint.
+        checkpoint: PathBuf,
+        /// Its step.
+        step: u64,
     },
 }
 
@@ -270,6 +292,8 @@ pub struct History {
     pub joined: u64,
     /// See `joined`.
     pub lost: u64,
+    /// The newest start of a coordinator.
+    pub incarnation: u64,
 }
 
 impl History {
@@ -290,6 +314,7 @@ impl History {
             }
             Line::Join { .. } => self.joined += 1,
             Line::Lost { polite: false, .. } => self.lost += 1,
+            Line::Start { incarnation, .. } => self.incarnation = self.incarnation.max(incarnation),
             _ => {}
         }
         Ok(())
@@ -372,7 +397,10 @@ impl Journal {
             })?;
         }
         let file = OpenOptions::new().create(true).append(true).open(path).map_err(failed("open"))?;
-        file.set_len(whole as u64).map_err(failed("truncate"))?;
+        // Not every file system can, and most journals need not be.
+        if whole != text.len() {
+            file.set_len(whole as u64).map_err(failed("truncate"))?;
+        }
         Ok((Self { path: path.into(), file, length: whole as u64, followers: Vec::new() }, history))
     }
 
@@ -407,7 +435,7 @@ impl Journal {
     /// [`JournalError::Io`] if the disk refuses.
     pub fn sync(&self) -> Result<(), JournalError> {
         let failed = |source| JournalError::Io { what: "sync", path: self.path.clone(), source };
-        self.file.sync_data().map_err(failed)
+        files::sync(&self.file).map_err(failed)
     }
 }
 

@@ -82,11 +82,12 @@ fn of_this_run(record: &Record, meta: &checkpoint::Meta) -> bool {
 /// If the file of `--init` is not there, or does not hold what it did.
 pub fn initial(config: &RunConfig) -> anyhow::Result<Vec<f32>> {
     let Some(from) = &config.init else { return Ok(init::parameters(&config.tensors, config.seed)) };
-    let weights = checkpoint::read_weights(from.path.as_ref(), &config.tensors)
-        .with_context(|| format!("the weights that the run started from must be at {}", from.path))?;
+    let weights = checkpoint::read_weights(from.path.as_ref(), &config.tensors).with_context(|| {
+        format!("the weights that the run started from were at {}: if they have moved, say where to with --init", from.path)
+    })?;
     ensure!(
         config.tensors.sha256(&weights.values) == from.sha256,
-        "{} does not hold the weights that the run started from; put them back there",
+        "{} does not hold the weights that the run started from; name the file that does with --init",
         from.path
     );
     Ok(weights.values)

@@ -44,7 +44,7 @@ impl Feed {
     /// Everything.
     #[must_use]
     pub fn state(&self) -> State {
-        self.view().state(self.clock.unix()).0
+        self.told().0
     }
 
     /// Where the seconds went.
@@ -57,8 +57,15 @@ impl Feed {
     #[must_use]
     pub fn follow(&self) -> (State, Reader) {
         let changes = self.changed.subscribe();
-        let (state, cursor) = self.view().state(self.clock.unix());
+        let (state, cursor) = self.told();
         (state, Reader { feed: self.clone(), changes, cursor, over: false })
+    }
+
+    /// A laptop that slept, or a machine whose clock was set, has another time than the clock of the lanes.
+    fn told(&self) -> (State, Cursor) {
+        let (mut state, cursor) = self.view().state(self.clock.unix());
+        state.moving.now = Clock::wall();
+        (state, cursor)
     }
 
     fn view(&self) -> MutexGuard<'_, View> {
@@ -83,7 +90,9 @@ impl Reader {
         }
         let view = self.feed.view();
         self.over = view.is_over();
-        Some(view.update(self.feed.clock.unix(), &mut self.cursor))
+        let mut update = view.update(self.feed.clock.unix(), &mut self.cursor);
+        update.moving.now = Clock::wall();
+        Some(update)
     }
 
     /// Rests before the next update, but not past the end of the run.

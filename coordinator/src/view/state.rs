@@ -195,8 +195,10 @@ pub struct State {
 /// What is sent with every update.
 #[derive(Clone, Debug, Serialize)]
 pub struct Moving {
-    /// The coordinator's clock, in seconds since 1970.
+    /// The clock of the coordinator's machine, in seconds since 1970, as all times but those of lanes.
     pub now: f64,
+    /// The clock that lanes are by: it goes on evenly, whatever becomes of the machine's.
+    pub lanes_now: f64,
     /// How far the run is.
     #[serde(flatten)]
     pub progress: Progress,

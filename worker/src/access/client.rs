@@ -4,12 +4,13 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
-use tonic::transport::{Certificate, ClientTlsConfig, Identity};
 use tonic::{Request, Status};
 
-use super::pem;
+use super::tls;
 use super::token::Token;
 
 /// The variable that a token may be in.
@@ -40,28 +41,20 @@ pub struct ClientAccess {
 }
 
 impl ClientAccess {
-    /// How TLS is to be spoken with `host`, if it is.
+    /// How TLS is to be spoken with `host`, and the name that it must have, if TLS is spoken.
     ///
     /// # Errors
     /// If a file can't be read or is not what it should be.
-    pub fn tls(&self, host: &str) -> anyhow::Result<Option<ClientTlsConfig>> {
-        let Some(path) = &self.tls_ca else { return Ok(None) };
-        let ca = pem::read(path)?;
-        pem::certificates(&ca, path)?;
+    pub fn tls(&self, host: &str) -> anyhow::Result<Option<(ClientConfig, ServerName<'static>)>> {
+        let Some(ca) = &self.tls_ca else { return Ok(None) };
         // An IPv6 address has brackets in an address and none in a certificate.
         let host = host.trim_start_matches('[').trim_end_matches(']');
         let name = self.tls_server_name.as_deref().unwrap_or(host);
-        if rustls_pki_types::ServerName::try_from(name).is_err() {
+        let Ok(name) = ServerName::try_from(name.to_owned()) else {
             bail!("{name} is no name that a certificate can have; give one with --tls-server-name");
-        }
-        let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(ca)).domain_name(name);
-        if let (Some(cert_path), Some(key_path)) = (&self.tls_cert, &self.tls_key) {
-            let (cert, key) = (pem::read(cert_path)?, pem::read(key_path)?);
-            pem::certificates(&cert, cert_path)?;
-            pem::key(&key, key_path)?;
-            tls = tls.identity(Identity::from_pem(cert, key));
-        }
-        Ok(Some(tls))
+        };
+        let identity = self.tls_cert.as_deref().zip(self.tls_key.as_deref());
+        Ok(Some((tls::client(ca, identity)?, name)))
     }
 
     /// What is sent with every call. Read anew for every connection, so that a token can change.

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use tally_checkpoint::{Checkpoint, CheckpointError, Meta};
-use tally_data::Samples;
+use tally_data::{DataConfig, Samples};
 use tally_data::samples::{BadSamples, PIXELS};
 use thiserror::Error;
 
@@ -103,6 +103,7 @@ pub struct Predictor {
     engine: Box<dyn Engine>,
     meta: Meta,
     loss: LabelLoss,
+    path: PathBuf,
 }
 
 impl std::fmt::Debug for Predictor {
@@ -134,13 +135,25 @@ impl Predictor {
             return Err(PredictError::Network { path: path.into(), model });
         }
         engine.load(parameters, momentum);
-        Ok(Self { engine, meta, loss })
+        Ok(Self { engine, meta, loss, path: path.into() })
     }
 
     /// What the checkpoint says of itself.
     #[must_use]
     pub fn meta(&self) -> &Meta {
         &self.meta
+    }
+
+    /// Which samples it was trained on and tested with.
+    ///
+    /// # Errors
+    /// [`PredictError::Unknown`] if the manifest does not say it.
+    pub fn data(&self) -> Result<DataConfig, PredictError> {
+        let data = self.meta.config.get("data").cloned().unwrap_or_default();
+        serde_json::from_value(data).map_err(|why| PredictError::Unknown {
+            path: self.path.clone(),
+            why: format!("its manifest does not tell the run's data ({why})"),
+        })
     }
 
     /// The label loss that the network was trained with.

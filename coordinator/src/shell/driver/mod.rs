@@ -19,6 +19,7 @@ use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use tally_checkpoint::Meta;
 use tally_data::Paired;
+use tally_data::kept::quoted;
 use tally_exact::digest::{self, Digest};
 use tally_exact::manifest::Manifest;
 use tally_exact::norm;
@@ -256,7 +257,7 @@ impl Driver {
         if let Some((_, error)) = self.unsaved.take_if(|(unsaved, _)| *unsaved == step) {
             bail!(
                 "the state of step {step} could not be saved: {error}; make room and go on with --resume {}",
-                self.parts.directory.path().display()
+                quoted(self.parts.directory.given())
             );
         }
         let reason = match &outcome {

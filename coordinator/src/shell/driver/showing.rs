@@ -1,5 +1,7 @@
 //! What the driver tells the view: each second's part, each step, and what happened.
 
+use tally_proto::span::Clock;
+
 use super::*;
 use crate::view::state::{CheckpointAt, Test};
 use crate::view::workers::state_of;
@@ -105,7 +107,7 @@ impl Driver {
 
     /// A checkpoint is on disk.
     pub(super) fn show_checkpoint(&mut self, step: u64) {
-        let unix = Some(self.parts.feed.clock().unix());
+        let unix = Some(Clock::wall());
         self.parts.feed.change(|view| view.progress().checkpoint = Some(CheckpointAt { step, unix }));
     }
 
@@ -114,14 +116,14 @@ impl Driver {
     /// # Errors
     /// If the journal can't be written.
     pub(super) fn record(&mut self, line: &Line) -> Result<(), JournalError> {
-        let (step, unix) = (self.parts.core.committed().0, self.parts.feed.clock().unix());
+        let (step, unix) = (self.parts.core.committed().0, Clock::wall());
         self.parts.feed.change(|view| view.tell(Some(unix), step, line));
         self.parts.journal.append(line)
     }
 
     /// A warning that is no line of the journal.
     pub(super) fn show_warning(&self, text: String) {
-        let (step, unix) = (self.parts.core.committed().0, self.parts.feed.clock().unix());
+        let (step, unix) = (self.parts.core.committed().0, Clock::wall());
         self.parts.feed.change(|view| view.say(Some(unix), step, Kind::Warning, None, text));
     }
 
@@ -129,7 +131,7 @@ impl Driver {
     pub(super) fn show_note(&mut self, note: &Note) {
         // First all of it, in which a newcomer is to be found.
         self.show_members();
-        let unix = self.parts.feed.clock().unix();
+        let unix = Clock::wall();
         self.parts.feed.change(|view| match note {
             Note::Ready { session } => view.workers().joined(*session, unix),
             Note::Lost { session, name, reason, met: true, .. } => {
