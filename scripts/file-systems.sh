@@ -4,7 +4,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-cargo build --quiet --package tally-coordinator --package tally-worker
+# BIN names a directory with both binaries, which are taken as they are.
+[ -n "${BIN:-}" ] || cargo build --quiet --workspace --bin coordinator --bin worker
 bin=${BIN:-target/debug}
 coordinator=$(realpath "$bin/coordinator")
 worker=$(realpath "$bin/worker")

@@ -142,9 +142,7 @@ fn advice(doing: &str, kind: io::ErrorKind) -> &'static str {
     match (doing, kind) {
         (_, K::NotFound) => "check the path: nothing is there by that name",
         ("read" | "list", _) => "check its permissions and the disk",
-        (_, K::StorageFull | K::QuotaExceeded) => {
-            "make room (checkpoints already written are untouched)"
-        }
+        (_, K::StorageFull | K::QuotaExceeded) => "make room (checkpoints already written are untouched)",
         (_, K::PermissionDenied | K::ReadOnlyFilesystem) => {
             "let it be written, or choose another directory (checkpoints already written are untouched)"
         }

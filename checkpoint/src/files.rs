@@ -30,7 +30,9 @@ const LONGEST_NAME: u64 = 256;
 /// If the disk refuses.
 pub fn sync(file: &File) -> io::Result<()> {
     match file.sync_all() {
-        Err(error) if matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => Ok(()),
+        Err(error) if matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => {
+            Ok(())
+        }
         result => result,
     }
 }

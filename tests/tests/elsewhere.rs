@@ -13,8 +13,20 @@ use tally_tests::cluster::{Coordinator, Output, binaries, run, train_local, with
 use tempfile::TempDir;
 
 const SMALL: [&str; 14] = [
-    "--local", "--model", "mlp", "--backend", "cpu", "--epochs", "2", "--batch-size", "8", "--threads", "1",
-    "--listen=127.0.0.1:0", "--http-listen=127.0.0.1:0", "--checkpoint-every=3",
+    "--local",
+    "--model",
+    "mlp",
+    "--backend",
+    "cpu",
+    "--epochs",
+    "2",
+    "--batch-size",
+    "8",
+    "--threads",
+    "1",
+    "--listen=127.0.0.1:0",
+    "--http-listen=127.0.0.1:0",
+    "--checkpoint-every=3",
 ];
 
 /// A program called in a directory.
@@ -57,10 +69,11 @@ fn trained_on(data: &OsStr, extra: &[&str]) -> TempDir {
 
 fn commands<'a>(run: &'a str, best: &'a str, out: &'a str) -> Vec<(&'static str, Vec<&'a str>)> {
     vec![
-        ("coordinator", [&["--resume", run], &SMALL[..1], &SMALL[11..13]].concat()),
         ("coordinator", vec!["verify", run]),
         ("coordinator", vec!["samples", "--checkpoint", best, "--out", out, "--columns=2", "--rows=2"]),
         ("worker", vec!["evaluate", "--checkpoint", best]),
+        // Last, since a run that goes on with --data-dir remembers it.
+        ("coordinator", [&["--resume", run], &SMALL[..1], &SMALL[11..13]].concat()),
     ]
 }
 
@@ -112,10 +125,15 @@ fn data_2_data_that_is_gone_or_another_is_refused_until_it_is_named() {
     // From here on the run itself knows.
     fs::remove_dir_all(&moved).unwrap();
     write_data(&moved, 4);
-    succeeds(call(here.path(), "worker", ["evaluate", "--checkpoint", best, "--data-dir", moved.to_str().unwrap()]));
+    succeeds(call(
+        here.path(),
+        "worker",
+        ["evaluate", "--checkpoint", best, "--data-dir", moved.to_str().unwrap()],
+    ));
     call(here.path(), "coordinator", ["verify", run]).is_refused(&["is not the data", "--data-dir"]);
     write_data(&data, 4);
-    call(here.path(), "worker", ["evaluate", "--checkpoint", best]).is_refused(&["is not the data", "--data-dir"]);
+    call(here.path(), "worker", ["evaluate", "--checkpoint", best])
+        .is_refused(&["is not the data", "--data-dir"]);
 }
 
 #[test]
@@ -132,7 +150,11 @@ fn weights_that_a_run_started_from_are_found_again_from_anywhere_and_where_they_
     let moved = here.path().join("moved.safetensors");
     fs::rename(&weights, &moved).unwrap();
     let verify = ["verify", second];
-    call(Path::new("/"), "coordinator", verify).is_refused(&[weights.to_str().unwrap(), "have moved", "--init"]);
+    call(Path::new("/"), "coordinator", verify).is_refused(&[
+        weights.to_str().unwrap(),
+        "have moved",
+        "--init",
+    ]);
     let named = ["--init", moved.to_str().unwrap()];
     succeeds(call(Path::new("/"), "coordinator", [verify, named].concat()));
 
@@ -150,16 +172,35 @@ fn weights_that_a_run_started_from_are_found_again_from_anywhere_and_where_they_
 /// CKPT-1, RESUME-1: it must not begin again as if nothing had been there.
 #[test]
 fn resume_1_a_journal_that_is_shorter_than_the_checkpoints_is_named_with_both_ways_on() {
-    let run_dir = train_local(1, &["--model", "synthetic:parameters=100", "--epochs", "2", "--train-limit", "64",
-        "--test-limit", "5", "--batch-size", "8", "--checkpoint-every", "3"]);
-    let (path, whole) = (run_dir.path().join("journal.jsonl"), fs::read(run_dir.path().join("journal.jsonl")).unwrap());
+    let run_dir = train_local(
+        1,
+        &[
+            "--model",
+            "synthetic:parameters=100",
+            "--epochs",
+            "2",
+            "--train-limit",
+            "64",
+            "--test-limit",
+            "5",
+            "--batch-size",
+            "8",
+            "--checkpoint-every",
+            "3",
+        ],
+    );
+    let (path, whole) =
+        (run_dir.path().join("journal.jsonl"), fs::read(run_dir.path().join("journal.jsonl")).unwrap());
     let sha256 = run_dir.sha256();
     let newest = run_dir.checkpoints().pop().unwrap();
-    let resume = ["--resume", run_dir.arg(), "--local", "--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"];
+    let resume =
+        ["--resume", run_dir.arg(), "--local", "--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"];
     let lines: Vec<&[u8]> = whole.split_inclusive(|&byte| byte == b'\n').collect();
     for kept in [0, 5] {
         fs::write(&path, lines[..kept].concat()).unwrap();
-        for args in [&resume[..], &["verify", run_dir.arg()], &["report", run_dir.arg(), "--out", "/dev/null"]] {
+        for args in
+            [&resume[..], &["verify", run_dir.arg()], &["report", run_dir.arg(), "--out", "/dev/null"]]
+        {
             let output = run("coordinator", args);
             output.is_refused(&["journal.jsonl ends at step", newest.to_str().unwrap(), "--init", "backup"]);
         }
@@ -176,16 +217,19 @@ fn resume_1_a_journal_that_is_shorter_than_the_checkpoints_is_named_with_both_wa
 
 #[test]
 fn what_is_written_is_what_the_name_says() {
-    let run_dir = train_local(1, &["--model", "mlp", "--epochs", "1", "--train-limit", "16", "--test-limit", "5"]);
+    let run_dir =
+        train_local(1, &["--model", "mlp", "--epochs", "1", "--train-limit", "16", "--test-limit", "5"]);
     let out = tempfile::tempdir().unwrap();
     let name = |name: &str| -> PathBuf { out.path().join(name) };
     for other in ["x.jpg", "x.JPEG", "x.html"] {
         let file = name(other);
-        run("coordinator", ["samples", "--out", file.to_str().unwrap()]).is_refused(&["--out", "PNG", ".png"]);
+        run("coordinator", ["samples", "--out", file.to_str().unwrap()])
+            .is_refused(&["--out", "PNG", ".png"]);
         assert!(!file.exists());
     }
     let file = name("x.pdf");
-    run("coordinator", ["report", run_dir.arg(), "--out", file.to_str().unwrap()]).is_refused(&["HTML", ".html"]);
+    run("coordinator", ["report", run_dir.arg(), "--out", file.to_str().unwrap()])
+        .is_refused(&["HTML", ".html"]);
     let report = ["report", run_dir.arg(), "--pictures", "0", "--out", "/dev/stdout"];
     let output = run("coordinator", report);
     assert!(output.status.success() && output.stdout.starts_with("<!DOCTYPE html>"), "{}", output.stderr);
@@ -197,13 +241,21 @@ fn the_command_that_goes_on_with_a_run_can_be_pasted() {
     let here = tempfile::tempdir().unwrap();
     let run_dir = here.path().join("it's a run");
     let path = run_dir.to_str().unwrap();
-    let options = ["--model", "synthetic:parameters=100,us-per-sample=3000", "--train-limit", "640", "--batch-size", "8"];
+    let options = [
+        "--model",
+        "synthetic:parameters=100,us-per-sample=3000",
+        "--train-limit",
+        "640",
+        "--batch-size",
+        "8",
+    ];
     let coordinator = Coordinator::start([&["--local", "--run-dir", path], &options[..]].concat());
     coordinator.wait_for_line("run directory");
     coordinator.signal(tally_tests::cluster::Signal::INT);
     coordinator.succeed();
     let stdout = coordinator.output().stdout;
-    let command = stdout.lines().find_map(|line| line.strip_prefix("stopped; go on with: coordinator ")).unwrap();
+    let command =
+        stdout.lines().find_map(|line| line.strip_prefix("stopped; go on with: coordinator ")).unwrap();
     let printed = Command::new("bash").arg("-c").arg(format!("printf '%s\\n' {command}")).output().unwrap();
     assert_eq!(String::from_utf8(printed.stdout).unwrap(), format!("--resume\n{path}\n"));
     let again = run("coordinator", ["--local", "--run-dir", path]);

@@ -53,7 +53,8 @@ impl LogOptions {
 /// never is: it would hide every warning.
 fn level(text: &str) -> Result<String, String> {
     let words = text.split(',').map(str::trim);
-    let stranger = words.filter(|word| !word.contains(['=', '['])).find(|word| word.parse::<LevelFilter>().is_err());
+    let stranger =
+        words.filter(|word| !word.contains(['=', '['])).find(|word| word.parse::<LevelFilter>().is_err());
     let wrong = match stranger {
         Some(word) if word.to_ascii_lowercase().starts_with("warn") => Some("did you mean warn?".to_owned()),
         Some(word) => Some(format!("{word:?} is no level.")),
@@ -110,10 +111,19 @@ mod tests {
 
     #[test]
     fn a_level_that_is_none_is_refused_and_not_taken_for_the_name_of_a_part() {
-        for good in ["warn", "WARN", "off", "error,tally_worker=debug", "tally_worker=debug", "tally_worker[step]=trace"] {
+        for good in [
+            "warn",
+            "WARN",
+            "off",
+            "error,tally_worker=debug",
+            "tally_worker=debug",
+            "tally_worker[step]=trace",
+        ] {
             assert_eq!(level(good).as_deref(), Ok(good));
         }
-        for bad in ["warning", "wran", "", "tally_worker", "warn,", "tally_worker=wran", "verbose", "info,wran"] {
+        for bad in
+            ["warning", "wran", "", "tally_worker", "warn,", "tally_worker=wran", "verbose", "info,wran"]
+        {
             let error = level(bad).err().unwrap_or_default();
             assert!(error.contains("error, warn, info"), "{bad}: {error}");
         }

@@ -111,7 +111,9 @@ mod tests {
     fn a_shell_reads_a_quoted_path_as_it_is() {
         assert_eq!(quoted("runs/run-0001"), "runs/run-0001");
         assert_eq!(quoted("my runs/run-0001"), "'my runs/run-0001'");
-        for bytes in [&b"it's here"[..], b"$HOME", b"", b"a;b&c|d", b"caf\xe9", b"a\nb\tc", b"\\x41", b"~/a", b"*"] {
+        for bytes in
+            [&b"it's here"[..], b"$HOME", b"", b"a;b&c|d", b"caf\xe9", b"a\nb\tc", b"\\x41", b"~/a", b"*"]
+        {
             let path = OsString::from_vec(bytes.to_vec());
             let printed = Command::new("bash").arg("-c").arg(format!("printf %s {}", quoted(&path))).output();
             assert_eq!(printed.unwrap().stdout, bytes, "{}", quoted(&path));

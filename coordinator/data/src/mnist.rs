@@ -70,7 +70,9 @@ pub enum DataError {
         directory: PathBuf,
     },
     /// What a run's data was read from can't be read again.
-    #[error("{source}; the run's samples were in {directory}: if they have moved, say where to with --data-dir")]
+    #[error(
+        "{source}; the run's samples were in {directory}: if they have moved, say where to with --data-dir"
+    )]
     Moved {
         /// Where they were.
         directory: PathBuf,
@@ -78,7 +80,9 @@ pub enum DataError {
         source: Box<DataError>,
     },
     /// Samples that are not a run's.
-    #[error("{place} is not the data that the run was trained on; name the directory with the same files by --data-dir")]
+    #[error(
+        "{place} is not the data that the run was trained on; name the directory with the same files by --data-dir"
+    )]
     Other {
         /// What was read.
         place: String,

@@ -104,7 +104,11 @@ mod tests {
     fn directory(train: u32, test: u32) -> tempfile::TempDir {
         let root = tempfile::tempdir().unwrap();
         let idx = |header: &[u32], values: u32| -> Vec<u8> {
-            header.iter().flat_map(|word| word.to_be_bytes()).chain((0..values).map(|i| (i % 7) as u8)).collect()
+            header
+                .iter()
+                .flat_map(|word| word.to_be_bytes())
+                .chain((0..values).map(|i| (i % 7) as u8))
+                .collect()
         };
         for (name, count) in [("train", train), ("t10k", test)] {
             let images = idx(&[0x803, count, 28, 28], count * 784);

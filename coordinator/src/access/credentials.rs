@@ -135,9 +135,10 @@ fn load(options: &AccessOptions) -> anyhow::Result<Loaded> {
         "both tokens are the same, so that whoever may look could train"
     );
     let (grpc, web) = match (&options.tls_cert, &options.tls_key) {
-        (Some(_), Some(_)) => {
-            (Some(Arc::new(server(options, true, b"h2")?)), Some(Arc::new(server(options, false, b"http/1.1")?)))
-        }
+        (Some(_), Some(_)) => (
+            Some(Arc::new(server(options, true, b"h2")?)),
+            Some(Arc::new(server(options, false, b"http/1.1")?)),
+        ),
         _ => (None, None),
     };
     Ok(Loaded { grpc, web, certificates: options.tls_client_ca.is_some(), train, view })

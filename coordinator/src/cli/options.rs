@@ -362,7 +362,10 @@ mod tests {
         assert_eq!(remarks(&configure(|_| {})), [""; 0]);
         let told = |config: &RunConfig, words: &[&str]| {
             let remarks = remarks(config);
-            assert!(matches!(&remarks[..], [one] if words.iter().all(|word| one.contains(word))), "{remarks:?}");
+            assert!(
+                matches!(&remarks[..], [one] if words.iter().all(|word| one.contains(word))),
+                "{remarks:?}"
+            );
         };
         told(&configure(|t| t.warmup_steps = Some(8)), &["--warmup-steps 8", "8 steps"]);
         assert!(remarks(&configure(|t| t.warmup_steps = Some(7))).is_empty());

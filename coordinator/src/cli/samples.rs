@@ -91,9 +91,7 @@ pub fn run(options: &SamplesOptions) -> anyhow::Result<String> {
     let trained_on = predictor.as_ref().map(Predictor::data).transpose()?;
     let data = match (&options.data_dir, trained_on) {
         (None, Some(data)) => data.whole(None)?,
-        (directory, _) => {
-            DataOptions { data_dir: directory.clone(), ..DataOptions::default() }.load()?
-        }
+        (directory, _) => DataOptions { data_dir: directory.clone(), ..DataOptions::default() }.load()?,
     };
     let seed = options.seed.or(seed).unwrap_or(SEED);
     let (data, split) = match options.split {

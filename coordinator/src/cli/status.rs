@@ -39,7 +39,9 @@ pub async fn run(options: &StatusOptions) -> anyhow::Result<String> {
             "no coordinator answers at {} ({reason}); is it running, and is this its --listen?",
             options.connect
         ),
-        Err(ConnectError::Mistaken(reason)) => bail!("{} is no coordinator for this side: {reason}", options.connect),
+        Err(ConnectError::Mistaken(reason)) => {
+            bail!("{} is no coordinator for this side: {reason}", options.connect)
+        }
         other => other?,
     };
     let mut client = Client::new(connection);

@@ -83,7 +83,10 @@ fn of_this_run(record: &Record, meta: &checkpoint::Meta) -> bool {
 pub fn initial(config: &RunConfig) -> anyhow::Result<Vec<f32>> {
     let Some(from) = &config.init else { return Ok(init::parameters(&config.tensors, config.seed)) };
     let weights = checkpoint::read_weights(from.path.as_ref(), &config.tensors).with_context(|| {
-        format!("the weights that the run started from were at {}: if they have moved, say where to with --init", from.path)
+        format!(
+            "the weights that the run started from were at {}: if they have moved, say where to with --init",
+            from.path
+        )
     })?;
     ensure!(
         config.tensors.sha256(&weights.values) == from.sha256,

@@ -218,7 +218,13 @@ impl View {
             waited.map(|(name, &seconds)| WaitedFor { name: name.clone(), seconds }).collect();
         waited_for.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
         waited_for.truncate(WAITED_FOR);
-        Moving { now, lanes_now: now, progress: self.progress.clone(), seconds: self.spent.told(), waited_for }
+        Moving {
+            now,
+            lanes_now: now,
+            progress: self.progress.clone(),
+            seconds: self.spent.told(),
+            waited_for,
+        }
     }
 }
 

@@ -100,9 +100,12 @@ fn nothing(what: &'static str, bytes: &[u8], path: &Path) -> PemFileError {
     } else if has("BEGIN TRUSTED CERTIFICATE") {
         format!("it is in OpenSSL's own form; convert it with: openssl x509 -in {file} -out plain.pem")
     } else if has("BEGIN PKCS7") {
-        format!("it is a PKCS#7 bundle; convert it with: openssl pkcs7 -print_certs -in {file} -out plain.pem")
+        format!(
+            "it is a PKCS#7 bundle; convert it with: openssl pkcs7 -print_certs -in {file} -out plain.pem"
+        )
     } else if has("BEGIN OPENSSH PRIVATE KEY") {
-        "it is a key of SSH, which TLS cannot use; make a certificate and its key as docs/security.md says".into()
+        "it is a key of SSH, which TLS cannot use; make a certificate and its key as docs/security.md says"
+            .into()
     } else if certificate && has("PRIVATE KEY-----") {
         "it holds a private key; are the files of certificate and key swapped?".into()
     } else if !certificate && has("BEGIN CERTIFICATE") {
@@ -168,7 +171,8 @@ mod tests {
 
     #[test]
     fn text_around_blocks_and_line_breaks_of_windows_are_no_matter() {
-        let text = format!("Bag Attributes\n    friendlyName: a\n{}", block("CERTIFICATE")).replace('\n', "\r\n");
+        let text =
+            format!("Bag Attributes\n    friendlyName: a\n{}", block("CERTIFICATE")).replace('\n', "\r\n");
         assert_eq!(certificates(text.as_bytes(), Path::new("a")).unwrap().len(), 1);
     }
 }

@@ -19,8 +19,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::{
-    AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore,
-    SignatureScheme,
+    AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName,
+    RootCertStore, SignatureScheme,
 };
 
 use super::{file, pem};
@@ -76,8 +76,7 @@ pub fn client(ca: &Path, identity: Option<(&Path, &Path)>) -> anyhow::Result<Cli
     let (roots, these) = roots(ca)?;
     let inner = WebPkiServerVerifier::builder_with_provider(roots, provider()).build()?;
     let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
-    let builder =
-        builder.dangerous().with_custom_certificate_verifier(Arc::new(OrThese { inner, these }));
+    let builder = builder.dangerous().with_custom_certificate_verifier(Arc::new(OrThese { inner, these }));
     let mut config = match identity {
         None => builder.with_no_client_auth(),
         Some((certificate, key)) => {
@@ -254,7 +253,9 @@ fn words(error: &rustls::Error, side: Side) -> String {
                 Side::Client => {
                     "it asks for a certificate: give one that its --tls-client-ca believes with --tls-cert and --tls-key"
                 }
-                Side::Server => "it shows no certificate, and --tls-client-ca asks for one: it needs --tls-cert and --tls-key",
+                Side::Server => {
+                    "it shows no certificate, and --tls-client-ca asks for one: it needs --tls-cert and --tls-key"
+                }
             }
         }
         (E::AlertReceived(alert), side) => return alerted(*alert, side),
@@ -444,7 +445,8 @@ mod tests {
         client: Option<&Holder>,
         name: &str,
     ) -> Result<(), [Option<String>; 2]> {
-        let builder = ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions().unwrap();
+        let builder =
+            ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions().unwrap();
         let builder = match clients {
             None => builder.with_no_client_auth(),
             Some(ca) => builder.with_client_cert_verifier(super::clients(ca, true).unwrap()),
@@ -453,7 +455,8 @@ mod tests {
         let mut config = builder.with_single_cert(certificates, key).unwrap();
         config.alpn_protocols = vec![b"h2".to_vec()];
         let mut there = ServerConnection::new(Arc::new(config)).unwrap();
-        let config = super::client(believed, client.map(|c| (c.certificate.as_path(), c.key.as_path()))).unwrap();
+        let config =
+            super::client(believed, client.map(|c| (c.certificate.as_path(), c.key.as_path()))).unwrap();
         let name = ServerName::try_from(name.to_owned()).unwrap();
         let mut here = rustls::ClientConnection::new(Arc::new(config), name).unwrap();
         let mut failures = [None, None];
@@ -463,14 +466,16 @@ mod tests {
                 here.write_tls(&mut bytes).unwrap();
             }
             there.read_tls(&mut &bytes[..]).unwrap();
-            let told = there.process_new_packets().err().and_then(|e| cause(&io::Error::other(e), Side::Server));
+            let told =
+                there.process_new_packets().err().and_then(|e| cause(&io::Error::other(e), Side::Server));
             failures[1] = failures[1].take().or(told);
             let mut bytes = Vec::new();
             while there.wants_write() {
                 there.write_tls(&mut bytes).unwrap();
             }
             here.read_tls(&mut &bytes[..]).unwrap();
-            let told = here.process_new_packets().err().and_then(|e| cause(&io::Error::other(e), Side::Client));
+            let told =
+                here.process_new_packets().err().and_then(|e| cause(&io::Error::other(e), Side::Client));
             failures[0] = failures[0].take().or(told);
         }
         if failures == [None, None] {
@@ -536,7 +541,10 @@ mod tests {
                 params.not_after = date_time_ymd(2001, 1, 1);
                 params.not_before = date_time_ymd(2000, 1, 1);
             });
-            assert!(told.contains("expired") && told.contains("days ago") && told.contains("renew"), "{told}");
+            assert!(
+                told.contains("expired") && told.contains("days ago") && told.contains("renew"),
+                "{told}"
+            );
             let told = refused(false, "localhost", |params| {
                 kind(params);
                 params.not_before = date_time_ymd(2900, 1, 1);
@@ -583,7 +591,8 @@ mod tests {
     fn a_key_of_another_certificate_is_named() {
         let office = Office::new();
         let (one, other) = (office.holder("one", true, |_| {}), office.holder("other", true, |_| {}));
-        let error = super::client(&office.ca(), Some((&one.certificate, &other.key))).unwrap_err().to_string();
+        let error =
+            super::client(&office.ca(), Some((&one.certificate, &other.key))).unwrap_err().to_string();
         assert!(error.contains("other-key") && error.contains("one-certificate"), "{error}");
     }
 

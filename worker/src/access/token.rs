@@ -70,7 +70,10 @@ impl Token {
     pub fn new(text: &str, place: &str) -> Result<Self, TokenError> {
         let secret = text.trim();
         // A file of variables is read with its quotes by Docker and without them by systemd and shells.
-        if [['"'; 2], ['\''; 2]].iter().any(|[a, b]| secret.len() > 1 && secret.starts_with(*a) && secret.ends_with(*b)) {
+        if [['"'; 2], ['\''; 2]]
+            .iter()
+            .any(|[a, b]| secret.len() > 1 && secret.starts_with(*a) && secret.ends_with(*b))
+        {
             return Err(TokenError::Wrapped(place.into(), "quotes"));
         }
         if secret.starts_with("TALLY_") && secret.contains('=') {
@@ -181,7 +184,10 @@ mod tests {
             ("Bearer 0123456789abcdef", "the word Bearer"),
         ] {
             let error = Token::new(text, "the-file").unwrap_err().to_string();
-            assert!(error.contains("the-file") && error.contains(words) && !error.contains("0123"), "{error}");
+            assert!(
+                error.contains("the-file") && error.contains(words) && !error.contains("0123"),
+                "{error}"
+            );
         }
         // A quote inside is a character like any other.
         assert!(Token::new("0123456789'abc\"ef\"", "the-file").is_ok());

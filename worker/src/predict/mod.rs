@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use tally_checkpoint::{Checkpoint, CheckpointError, Meta};
-use tally_data::{DataConfig, Samples};
 use tally_data::samples::{BadSamples, PIXELS};
+use tally_data::{DataConfig, Samples};
 use thiserror::Error;
 
 use crate::cli::DeviceOptions;

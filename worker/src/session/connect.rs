@@ -287,7 +287,8 @@ mod tests {
 
         let root = tempfile::tempdir().unwrap();
         let ca = root.path().join("ca");
-        std::fs::write(&ca, rcgen::generate_simple_self_signed(["localhost".into()]).unwrap().cert.pem()).unwrap();
+        std::fs::write(&ca, rcgen::generate_simple_self_signed(["localhost".into()]).unwrap().cert.pem())
+            .unwrap();
         let access = ClientAccess { tls_ca: Some(ca), ..plain };
         let plain = told(b"\0\0\x12\x04\0\0\0\0\0", &access);
         assert!(plain.contains("does not speak TLS") && plain.contains("--tls-cert"), "{plain}");
