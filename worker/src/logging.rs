@@ -53,8 +53,9 @@ impl LogOptions {
 /// never is: it would hide every warning.
 fn level(text: &str) -> Result<String, String> {
     let words = text.split(',').map(str::trim);
-    let stranger =
-        words.filter(|word| !word.contains(['=', '['])).find(|word| word.parse::<LevelFilter>().is_err());
+    // To the parser of levels, nothing is an error's.
+    let is_level = |word: &str| !word.is_empty() && word.parse::<LevelFilter>().is_ok();
+    let stranger = words.filter(|word| !word.contains(['=', '['])).find(|word| !is_level(word));
     let wrong = match stranger {
         Some(word) if word.to_ascii_lowercase().starts_with("warn") => Some("did you mean warn?".to_owned()),
         Some(word) => Some(format!("{word:?} is no level.")),
