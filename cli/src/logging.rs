@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 /// How a line of the log looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -19,7 +20,7 @@ pub enum LogFormat {
 #[derive(Clone, Debug, Args)]
 pub struct LogOptions {
     /// error, warn, info, debug or trace; or a filter such as tally_worker=debug
-    #[arg(long, value_name = "LEVEL", default_value = "warn", global = true, help_heading = "Logs")]
+    #[arg(long, value_name = "LEVEL", default_value = "warn", value_parser = level, global = true, help_heading = "Logs")]
     pub log_level: String,
 
     /// How log lines look, on standard error
@@ -45,6 +46,26 @@ impl LogOptions {
             LogFormat::Json => logs.json().try_init(),
         };
         Ok(())
+    }
+}
+
+/// A level, or a filter. A bare word that is no level is a target to the filter's parser, and one with that name there
+/// never is: it would hide every warning.
+fn level(text: &str) -> Result<String, String> {
+    let words = text.split(',').map(str::trim);
+    // To the parser of levels, nothing is an error's.
+    let is_level = |word: &str| !word.is_empty() && word.parse::<LevelFilter>().is_ok();
+    let stranger = words.filter(|word| !word.contains(['=', '['])).find(|word| !is_level(word));
+    let wrong = match stranger {
+        Some(word) if word.to_ascii_lowercase().starts_with("warn") => Some("did you mean warn?".to_owned()),
+        Some(word) => Some(format!("{word:?} is no level.")),
+        None => EnvFilter::try_new(text).err().map(|error| error.to_string()),
+    };
+    match wrong {
+        None => Ok(text.into()),
+        Some(wrong) => Err(format!(
+            "{wrong} There are off, error, warn, info, debug and trace, and filters such as warn,tally_worker=debug"
+        )),
     }
 }
 
@@ -83,4 +104,30 @@ pub fn in_one_line(error: &anyhow::Error) -> String {
         }
     }
     line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_level_that_is_none_is_refused_and_not_taken_for_the_name_of_a_part() {
+        for good in [
+            "warn",
+            "WARN",
+            "off",
+            "error,tally_worker=debug",
+            "tally_worker=debug",
+            "tally_worker[step]=trace",
+        ] {
+            assert_eq!(level(good).as_deref(), Ok(good));
+        }
+        for bad in
+            ["warning", "wran", "", "tally_worker", "warn,", "tally_worker=wran", "verbose", "info,wran"]
+        {
+            let error = level(bad).err().unwrap_or_default();
+            assert!(error.contains("error, warn, info"), "{bad}: {error}");
+        }
+        assert!(level("warning").err().is_some_and(|error| error.contains("did you mean warn?")));
+    }
 }
