@@ -7,11 +7,11 @@ use clap::Args;
 use serde_json::Value;
 use tally_cli::logging::LogOptions;
 use tally_numerics::TEST_MICROBATCH;
-use tally_numerics::schema::{Evaluation, MetricValue, Sums};
+use tally_numerics::schema::Sums;
 use tally_worker::device::DeviceOptions;
 
 use crate::data::{Mnist, MnistWithNumbers, RecordedData};
-use crate::network::metrics::{ALL_CORRECT, schema};
+use crate::network::metrics::schema;
 use crate::predict;
 
 /// Options of `worker evaluate`.
@@ -72,24 +72,5 @@ pub fn run(options: &EvaluateOptions) -> anyhow::Result<String> {
     let sums: Result<Vec<Option<Sums>>, _> =
         microbatches.map(|ids| engine.evaluate(&test.microbatch(ids.iter().copied())).map(Some)).collect();
     let evaluation = schema().evaluation(test.len(), sums?);
-    Ok(format!("step {}  {}", meta.step, test_line(&evaluation)))
-}
-
-/// The test line, its first half as the original prints it.
-#[must_use]
-pub fn test_line(evaluation: &Evaluation) -> String {
-    let samples = evaluation.samples;
-    let correct: u64 = match evaluation.metrics.get("confusion") {
-        Some(MetricValue::Confusion(counts)) => counts.iter().zip(0..).map(|(row, digit)| row[digit]).sum(),
-        _ => 0,
-    };
-    let percent = |name: &str| 100.0 * evaluation.ratio(name);
-    format!(
-        "Test set: Average loss: {:.4}, Accuracy: {correct}/{samples} ({:.2}%), sum {:.2}%, difference {:.2}%, all three {:.2}%",
-        evaluation.total_loss(),
-        percent("digit_accuracy"),
-        percent("sum_accuracy"),
-        percent("difference_accuracy"),
-        percent(ALL_CORRECT),
-    )
+    Ok(format!("step {}  {}", meta.step, schema().summary(&evaluation)))
 }
