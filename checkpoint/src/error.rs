@@ -136,7 +136,7 @@ pub enum CheckpointError {
     },
 }
 
-/// What to do where the system refused.
+/// The remedy for an error of the system.
 fn advice(doing: &str, kind: io::ErrorKind) -> &'static str {
     use io::ErrorKind as K;
     match (doing, kind) {

@@ -1,17 +1,15 @@
-//! Files that are whole or absent, on file systems that lack something.
+//! Files that are whole or absent, also on file systems that lack a function:
 //!
-//! What a file system may lack, and what is done without it:
-//!
-//! | it lacks | found on | done without it |
+//! | lacks | for example | instead |
 //! | --- | --- | --- |
 //! | symbolic links | FAT, some SMB shares and FUSE | a file that names the directory ([`point`], [`follow`]) |
-//! | `fsync`, of directories above all | some network file systems and FUSE | nothing: no stronger promise is to be had ([`sync`]) |
+//! | `fsync`, of directories above all | some network file systems and FUSE | nothing: such a system gives no stronger promise ([`sync`]) |
 //! | an exchange of two names | NFS, FUSE, older kernels | two renames (`store`) |
-//! | renames of directories of a lower layer | OverlayFS | what makes it a checkpoint is removed first (`store`) |
-//! | locks | Lustre without `flock`, some FUSE and NFS | nothing; the caller is told ([`lock`]) |
-//! | room | all | [`write_whole`] leaves what was there |
+//! | renames of directories of a lower layer | OverlayFS | the manifest is removed first (`store`) |
+//! | locks | Lustre without `flock`, some FUSE and NFS | nothing; [`lock`] tells the caller |
+//! | free space | all | [`write_whole`] leaves the old file |
 //!
-//! Each is found by trying, since no list of file systems is ever complete.
+//! Each is found by a try, since no list of file systems is complete.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -21,10 +19,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::FlockOperation;
 
-/// More bytes than the longest name that [`point`] writes.
-const LONGEST_NAME: u64 = 256;
+/// More bytes than any name that [`link`] writes.
+const MAX_NAME: u64 = 256;
 
-/// Has a file, or the entries of a directory, on the disk, where the file system has such a thing.
+/// Writes a file, or the entries of a directory, through to the disk, if the file system can.
 ///
 /// # Errors
 /// If the disk refuses.
@@ -37,7 +35,7 @@ pub fn sync(file: &File) -> io::Result<()> {
     }
 }
 
-/// Has a directory's entries on the disk, as [`sync`].
+/// Writes a directory's entries through to the disk, as [`sync`] does.
 ///
 /// # Errors
 /// If the disk refuses.
@@ -50,9 +48,9 @@ pub(crate) fn parent(path: &Path) -> &Path {
     path.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."))
 }
 
-/// Writes a file whole and durably, or leaves what was there: the bytes go to a hidden file beside it first, which
-/// then takes its name. A link is followed, and permissions stay. What is no regular file (a pipe, `/dev/stdout`), and a
-/// file in a directory that takes no other, are written as they are.
+/// Writes a file whole and durably, or leaves the old one: the bytes go to a hidden file beside it, which is then renamed.
+/// Links are followed and permissions kept. A pipe or a device (`/dev/stdout`), and a file in a directory where no other
+/// can be made, are written in place.
 ///
 /// # Errors
 /// If the disk is full or refuses.
@@ -61,8 +59,8 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
 }
 
 fn replace(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
-    let there = fs::metadata(path);
-    if there.as_ref().is_ok_and(|there| !there.is_file()) {
+    let old = fs::metadata(path);
+    if old.as_ref().is_ok_and(|old| !old.is_file()) {
         return write(&mut File::create(path)?);
     }
     let path = fs::canonicalize(path).unwrap_or_else(|_| path.into());
@@ -71,7 +69,7 @@ fn replace(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::
     let temporary = parent(&path).join(format!(".tmp-{}-{count}", std::process::id()));
     let mut file = match File::create(&temporary) {
         Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied && there.is_ok() => {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied && old.is_ok() => {
             return write(&mut File::create(&path)?);
         }
         Err(error) => return Err(error),
@@ -79,9 +77,9 @@ fn replace(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::
     let written = (|| {
         write(&mut file)?;
         sync(&file)?;
-        if let Ok(there) = there {
-            // Where it can't be kept, the new one has those of any new file.
-            let _ = fs::set_permissions(&temporary, there.permissions());
+        if let Ok(old) = old {
+            // If they cannot be kept, the file has those of a new one.
+            let _ = fs::set_permissions(&temporary, old.permissions());
         }
         fs::rename(&temporary, &path)
     })();
@@ -92,56 +90,56 @@ fn replace(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::
     sync_directory(parent(&path))
 }
 
-/// Makes the second a symbolic link to the first.
+/// Makes the second path a symbolic link to the first.
 pub(crate) type Symlink = fn(&str, &Path) -> io::Result<()>;
 
-/// Makes `path`, which is not there, lead to `name` beside it: as a symbolic link, or else as a file that holds the
-/// name and a line break, as Git does. Returns why it is no link, if it is none.
-pub(crate) fn point(path: &Path, name: &str, symlink: Symlink) -> io::Result<Option<io::Error>> {
-    let Err(lacking) = symlink(name, path) else { return Ok(None) };
+/// Makes `path`, which does not exist, a symbolic link to `name` beside it. If that fails, makes it a file that holds the
+/// name and a line break, as Git does, and returns the failure.
+pub(crate) fn link(path: &Path, name: &str, symlink: Symlink) -> io::Result<Option<io::Error>> {
+    let Err(failure) = symlink(name, path) else { return Ok(None) };
     let mut file = File::create_new(path)?;
     writeln!(file, "{name}")?;
     sync(&file)?;
-    Ok(Some(lacking))
+    Ok(Some(failure))
 }
 
-/// The name that a file made by [`point`] holds, or that a link leads to.
-pub(crate) fn pointed(path: &Path) -> Option<OsString> {
+/// The name to which [`link`] has linked a path.
+pub(crate) fn link_target(path: &Path) -> Option<OsString> {
     if let Ok(target) = fs::read_link(path) {
         return target.file_name().map(Into::into);
     }
-    if !fs::symlink_metadata(path).is_ok_and(|there| there.is_file() && there.len() < LONGEST_NAME) {
+    if !fs::symlink_metadata(path).is_ok_and(|found| found.is_file() && found.len() < MAX_NAME) {
         return None;
     }
     let mut text = String::new();
-    File::open(path).ok()?.take(LONGEST_NAME).read_to_string(&mut text).ok()?;
+    File::open(path).ok()?.take(MAX_NAME).read_to_string(&mut text).ok()?;
     let name = text.trim_end();
     (!name.is_empty() && !name.contains(['/', '\n', '\0'])).then(|| name.into())
 }
 
-/// Where a path leads to: the directory named by a file such as `checkpoints/best`, where there are no symbolic
-/// links; else the path itself.
+/// The directory that a file such as `checkpoints/best` names, on a file system without symbolic links; else the path
+/// itself.
 #[must_use]
 pub fn follow(path: &Path) -> PathBuf {
     if !path.is_file() {
         return path.into();
     }
-    let named = pointed(path).map(|name| parent(path).join(name));
+    let named = link_target(path).map(|name| parent(path).join(name));
     named.filter(|named| named.is_dir()).unwrap_or_else(|| path.into())
 }
 
-/// Whether a lock was had.
+/// The result of [`lock`].
 #[derive(Debug)]
 pub enum Lock {
-    /// It is held until the file is closed.
+    /// The lock is held until the file is closed.
     Held,
-    /// Somebody else holds it.
+    /// Another process holds the lock.
     Taken,
-    /// The file system has no locks: nobody knows who else is there.
+    /// The file system has no locks.
     Unsupported(io::Error),
 }
 
-/// Takes the lock of a file, if nobody has it.
+/// Takes the lock of a file, if no other process has it.
 #[must_use]
 pub fn lock(file: &File) -> Lock {
     match rustix::io::retry_on_intr(|| rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive)) {
@@ -172,9 +170,9 @@ mod tests {
         assert_eq!(fs::read_dir(root.path()).unwrap().count(), 2, "nothing else is left");
     }
 
-    /// `report --out /dev/stdout`, or a pipe: there is nothing to rename.
+    /// As with `report --out /dev/stdout`.
     #[test]
-    fn what_is_no_file_is_written_to() {
+    fn a_device_is_written_in_place() {
         write_whole(Path::new("/dev/null"), b"text").unwrap();
         assert!(!fs::metadata("/dev/null").unwrap().is_file());
         let root = tempfile::tempdir().unwrap();
@@ -198,13 +196,13 @@ mod tests {
     }
 
     #[test]
-    fn a_file_leads_to_the_directory_that_it_names() {
+    fn a_file_is_followed_to_the_directory_that_it_names() {
         let root = tempfile::tempdir().unwrap();
         let (directory, best) = (root.path().join("step-00000001"), root.path().join("best"));
         fs::create_dir(&directory).unwrap();
         fs::write(&best, "step-00000001\n").unwrap();
         assert_eq!(follow(&best), directory);
-        // Whatever else is in a file, it is the file that was meant.
+        // Any other file is not a link.
         for text in ["step-00000002\n", "", "../step-00000001", "a\nb\n", &"x".repeat(1 << 10)] {
             fs::write(&best, text).unwrap();
             assert_eq!(follow(&best), best, "{text:?}");
@@ -214,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_is_one_processs_at_a_time() {
+    fn a_lock_has_one_holder() {
         let root = tempfile::tempdir().unwrap();
         let open = || File::create(root.path().join("lock")).unwrap();
         let (first, second) = (open(), open());

@@ -1,9 +1,9 @@
 //! The layer of the environment: `TALLY_BATCH_SIZE=64` is `--batch-size 64`.
 //!
 //! A variable that is empty is as one that is not set, so that `${TALLY_EPOCHS:-}` in a compose file gives
-//! nothing; line breaks at its end belong to the file that it was read from. Variables that belong to no option of the command are left alone: containers share their
-//! environment, and Kubernetes adds `TALLY_…_SERVICE_HOST` for a Service of that name. Only what looks like
-//! a misspelt option is warned about.
+//! nothing. Line breaks at its end are removed: they come from the file that it was read from. Variables that belong to
+//! no option of the command are left alone: containers share their environment, and Kubernetes adds
+//! `TALLY_…_SERVICE_HOST` for a Service of that name. Only what looks like a misspelt option is warned about.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
@@ -104,8 +104,7 @@ impl Environment {
     }
 }
 
-/// A value without the line breaks at its end, which files of variables written on Windows, secrets, and
-/// `kubectl create` leave there.
+/// A value without the line breaks at its end, which secrets and environment files written on Windows have.
 fn without_line_breaks(value: OsString) -> OsString {
     let mut bytes = value.into_vec();
     while bytes.last().is_some_and(|byte| b"\r\n".contains(byte)) {

@@ -147,7 +147,7 @@ fn arguments(name: &str, said: &Said) -> Vec<OsString> {
     }
 }
 
-/// The error on one line for each thing it says, with the origin of each option that it would be another without.
+/// The error with its values on one line each, and the origin of each option that it would be another without.
 fn explained(mut error: clap::Error, command: &Command, args: &[OsString], lower: &Layer) -> clap::Error {
     let raw: Vec<_> = error
         .context()

@@ -4,8 +4,10 @@ use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{fmt, registry};
 
 /// How a line of the log looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -34,32 +36,32 @@ impl LogOptions {
     /// # Errors
     /// If the level is not one of the five, nor a filter.
     pub fn init(&self) -> anyhow::Result<()> {
-        let filter = EnvFilter::try_new(&self.log_level).map_err(|e| {
+        let filter: Targets = self.log_level.parse().map_err(|e| {
             anyhow::anyhow!("--log-level {}: {e}; use error, warn, info, debug or trace", self.log_level)
         })?;
         // Colours are for terminals; in a file or a pipe they are noise.
         let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-        let logs =
-            tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours);
+        let logs = fmt::layer().with_writer(std::io::stderr).with_ansi(colours);
+        let registry = registry().with(filter);
         let _ = match self.log_format {
-            LogFormat::Text => logs.try_init(),
-            LogFormat::Json => logs.json().try_init(),
+            LogFormat::Text => registry.with(logs).try_init(),
+            LogFormat::Json => registry.with(logs.json()).try_init(),
         };
         Ok(())
     }
 }
 
-/// A level, or a filter. A bare word that is no level is a target to the filter's parser, and one with that name there
-/// never is: it would hide every warning.
+/// Checks a level or a filter. The filter's own parser takes a bare word that is not a level for a target, which would
+/// hide every warning.
 fn level(text: &str) -> Result<String, String> {
     let words = text.split(',').map(str::trim);
-    // To the parser of levels, nothing is an error's.
+    // The parser of levels reads an empty word as "error".
     let is_level = |word: &str| !word.is_empty() && word.parse::<LevelFilter>().is_ok();
-    let stranger = words.filter(|word| !word.contains(['=', '['])).find(|word| !is_level(word));
-    let wrong = match stranger {
+    let unknown = words.filter(|word| !word.contains('=')).find(|word| !is_level(word));
+    let wrong = match unknown {
         Some(word) if word.to_ascii_lowercase().starts_with("warn") => Some("did you mean warn?".to_owned()),
-        Some(word) => Some(format!("{word:?} is no level.")),
-        None => EnvFilter::try_new(text).err().map(|error| error.to_string()),
+        Some(word) => Some(format!("{word:?} is not a level.")),
+        None => text.parse::<Targets>().err().map(|error| error.to_string()),
     };
     match wrong {
         None => Ok(text.into()),
@@ -111,20 +113,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_level_that_is_none_is_refused_and_not_taken_for_the_name_of_a_part() {
-        for good in [
-            "warn",
-            "WARN",
-            "off",
-            "error,tally_worker=debug",
-            "tally_worker=debug",
-            "tally_worker[step]=trace",
-        ] {
+    fn a_word_that_is_not_a_level_is_refused() {
+        for good in ["warn", "WARN", "off", "error,tally_worker=debug", "tally_worker=debug"] {
             assert_eq!(level(good).as_deref(), Ok(good));
         }
-        for bad in
-            ["warning", "wran", "", "tally_worker", "warn,", "tally_worker=wran", "verbose", "info,wran"]
-        {
+        for bad in [
+            "warning",
+            "wran",
+            "",
+            "tally_worker",
+            "tally_worker[step]",
+            "warn,",
+            "tally_worker=wran",
+            "verbose",
+            "info,wran",
+        ] {
             let error = level(bad).err().unwrap_or_default();
             assert!(error.contains("error, warn, info"), "{bad}: {error}");
         }

@@ -35,9 +35,9 @@ fn an_empty_variable_is_as_one_that_is_not_set() {
     assert!(layers("", &[("TALLY_CONFIG", "")]).is_ok());
 }
 
-/// `kubectl create secret --from-file`, and files of variables from Windows.
+/// As `kubectl create secret --from-file` and environment files from Windows have them.
 #[test]
-fn line_breaks_at_the_end_of_a_variable_are_not_part_of_it() {
+fn line_breaks_at_the_end_of_a_variable_are_removed() {
     for end in ["\n", "\r", "\r\n", "\n\n"] {
         let with = |name, value: &str| [(name, format!("{value}{end}"))];
         let given = |variable: &[(&str, String)]| {
@@ -52,9 +52,8 @@ fn line_breaks_at_the_end_of_a_variable_are_not_part_of_it() {
     }
 }
 
-/// Wherever the value is from.
 #[test]
-fn a_value_with_a_line_break_is_told_on_one_line() {
+fn a_value_with_a_line_break_is_shown_on_one_line() {
     let inside = layers("", &[("TALLY_WORKERS", "3\n4")]).unwrap_err();
     let ConfigError::Arguments(inside) = inside else { unreachable!("it is clap that refuses") };
     let text = inside.to_string();

@@ -355,7 +355,7 @@ fn prune_by(
     protect: &[u64],
     rename: impl Fn(&Path, &Path) -> io::Result<()>,
 ) -> Result<Vec<u64>, CheckpointError> {
-    let linked = LINKS.map(|name| files::pointed(&root.join(name)).and_then(|name| step_of(&name)));
+    let linked = LINKS.map(|name| files::link_target(&root.join(name)).and_then(|name| step_of(&name)));
     let all = list(root)?;
     let mut removed = Vec::new();
     // They are renamed, that is had on the disk, and only then they lose their files.
@@ -367,8 +367,8 @@ fn prune_by(
         let temporary = Temporary::new(root, &name_of(*step));
         match rename(path, &temporary.0) {
             Ok(()) => temporaries.push(temporary),
-            // Without its manifest it is no checkpoint any more.
-            Err(_) => unmake(path).map_err(CheckpointError::io("remove", path))?,
+            // Without its manifest it is not a checkpoint any more.
+            Err(_) => remove_in_place(path).map_err(CheckpointError::io("remove", path))?,
         }
         removed.push(*step);
     }
@@ -378,8 +378,8 @@ fn prune_by(
     Ok(removed)
 }
 
-/// Removes a checkpoint where it is, what makes it one first.
-fn unmake(path: &Path) -> io::Result<()> {
+/// Removes a checkpoint where it is, its manifest first.
+fn remove_in_place(path: &Path) -> io::Result<()> {
     match fs::remove_file(path.join(MANIFEST)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -389,7 +389,7 @@ fn unmake(path: &Path) -> io::Result<()> {
 
 /// Lets `name`, one of [`LINKS`], lead to the checkpoint of a step: as a relative link, or where the file system has
 /// none, as a file that holds the name of its directory, which [`read`] follows as well. Whoever follows it finds the
-/// old or the new checkpoint at any time. Returns why it is no link, if it is none.
+/// old or the new checkpoint at any time. Returns the failure if no symbolic link could be made.
 ///
 /// # Errors
 /// [`CheckpointError::Link`] for another name or a step that has no checkpoint;
@@ -410,7 +410,7 @@ fn link_by(
     let link = root.join(name);
     let io = || CheckpointError::io("link", &link);
     let temporary = Temporary::new(root, name);
-    let lacking = files::point(&temporary.0, &name_of(step), symlink).map_err(io())?;
+    let failure = files::link(&temporary.0, &name_of(step), symlink).map_err(io())?;
     // A copy that followed links (cp -L, many object stores) has the checkpoint itself there.
     let copy = link.join(MANIFEST).is_file() && link.symlink_metadata().is_ok_and(|there| there.is_dir());
     let aside = copy.then(|| Temporary::new(root, name));
@@ -419,7 +419,7 @@ fn link_by(
     }
     fs::rename(&temporary.0, &link).map_err(io())?;
     sync_directory(root)?;
-    Ok(lacking)
+    Ok(failure)
 }
 
 /// Tidies up after a process that died: removes what was half written or half removed,
