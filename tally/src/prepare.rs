@@ -164,7 +164,7 @@ pub fn initial_parameters(config: &RunConfig) -> anyhow::Result<Vec<f32>> {
     let Some(from) = &config.init else { return Ok(init::parameters(&config.tensors, config.seed)) };
     let weights = tally_checkpoint::read_weights(from.path.as_ref(), &config.tensors).with_context(|| {
         format!(
-            "the weights that the run started from were at {}: if they have moved, say where to with --init",
+            "the weights that the run started from must be at {}; if they have moved, name their new path with --init",
             from.path
         )
     })?;

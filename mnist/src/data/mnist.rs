@@ -71,7 +71,7 @@ pub enum DataError {
     },
     /// The recorded data of a run cannot be read.
     #[error(
-        "{source}; the run's samples were in {directory}: if they have moved, say where to with --data-dir"
+        "{source}; the run's samples must be in {directory}; if they have moved, name their new directory with --data-dir"
     )]
     Moved {
         /// The recorded directory.
