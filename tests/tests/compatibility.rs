@@ -45,7 +45,7 @@ impl Interpret for First {
             }
             Body::ModelManifest(offer) => offer.kind.clear(),
             Body::Committed(committed) => committed.spans.clear(),
-            Body::Answers(answers) => answers.spans.clear(),
+            Body::Evaluated(evaluated) => evaluated.spans.clear(),
             Body::Clock(_) => return self.unknown(),
             _ => {}
         }

@@ -9,18 +9,16 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use tally_cli::logging;
+use tally_mnist::cli::{coordinator, worker};
 use tally_tests::gpu;
 
 fn main() -> ExitCode {
     let program = env::args().nth(1).unwrap_or_default();
     match program.as_str() {
         "coordinator" => {
-            let cli = tally_mnist::cli::coordinator::Cli::parse_from(env::args_os().skip(1));
-            logging::exit_code(tally_coordinator::launch::run(&cli.train))
+            logging::exit_code(coordinator::run(&coordinator::Cli::parse_from(env::args_os().skip(1))))
         }
-        "worker" => {
-            logging::exit_code(work::run(&tally_mnist::cli::worker::Cli::parse_from(env::args_os().skip(1))))
-        }
+        "worker" => logging::exit_code(worker::run(&worker::Cli::parse_from(env::args_os().skip(1)))),
         _ => gpu::run(&gpu::Options::parse()),
     }
 }

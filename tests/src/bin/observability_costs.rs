@@ -14,13 +14,14 @@ use std::time::Instant;
 
 use clap::Parser;
 use tally_coordinator::timeline::clock::Offset;
-use tally_coordinator::timeline::{Lane, Span, SpanKind, WorkerTime};
+use tally_coordinator::timeline::{Lane, WorkerTime};
 use tally_monitor::metrics::{self, workers::WorkerSeries};
 use tally_monitor::trace::Trace;
 use tally_monitor::view::View;
-use tally_monitor::view::feed::{Clock, Feed};
-use tally_monitor::view::spent::Spent;
-use tally_monitor::view::state::About;
+use tally_monitor::view::publisher::ViewPublisher;
+use tally_monitor::view::state::RunInfo;
+use tally_monitor::view::time_breakdown::TimeBreakdown;
+use tally_proto::span::{Clock, Span, SpanKind};
 use tally_tests::cluster::{Coordinator, RunDir, Worker, events};
 use tally_tests::statistics::median;
 
@@ -108,13 +109,34 @@ fn told(at: f64) -> Vec<Span> {
     kinds.into_iter().map(span).collect()
 }
 
+/// A run of which nothing else is asked.
+fn info(clock: Clock) -> RunInfo {
+    RunInfo {
+        version: String::new(),
+        run: String::new(),
+        run_dir: String::new(),
+        incarnation: 1,
+        program: String::new(),
+        model: String::new(),
+        parameters: 0,
+        schema: tally_mnist::schema(),
+        microbatches: 8,
+        batch_size: 64,
+        workers_wanted: 1,
+        epochs: 1,
+        steps: 1,
+        started: clock.origin(),
+        config: serde_json::Value::Null,
+    }
+}
+
 /// What it costs the driver to take the lane of one of so many workers.
 fn lanes(workers: u64) {
     let directory = tempfile::tempdir().expect("a temporary directory can be made");
     let clock = Clock::start();
     let mut trace =
         Trace::create(&directory.path().join("trace.json"), clock.origin()).expect("it can be written");
-    let feed = Feed::new(View::new(About::default()), clock);
+    let view = ViewPublisher::new(View::new(info(clock)), clock);
     let series = WorkerSeries::default();
     let mut times = Vec::new();
     for session in 0..workers {
@@ -134,7 +156,7 @@ fn lanes(workers: u64) {
         for (session, time) in (0..).zip(&mut times) {
             let lane = time.lane(session, step, &told(at), at + 1.0).expect("its clock is known");
             series.lane(&lane);
-            feed.change(|view| view.lane(session, lane.shown()));
+            view.change(|view| view.push_lane(session, (&lane).into()));
             taken.push(lane);
         }
         let taken_at = Instant::now();
@@ -171,7 +193,7 @@ fn render(workers: u64) {
     let mut bytes = 0;
     let times = (0..200).map(|_| {
         let started = Instant::now();
-        bytes = exporter.render(&Spent::default().told()).len();
+        bytes = exporter.render(&TimeBreakdown::default().snapshot()).len();
         started.elapsed().as_secs_f64()
     });
     let seconds = median(times);

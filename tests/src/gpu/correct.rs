@@ -2,13 +2,16 @@
 
 use anyhow::ensure;
 use serde::Serialize;
+use tally_mnist::LabelLoss;
 use tally_mnist::Samples;
+use tally_mnist::network::DigitEngine;
 use tally_numerics::digest::Digest;
 use tally_numerics::init;
+use tally_numerics::schema::Sums;
 use tally_numerics::update::Update;
 use tally_numerics::wire::WireDtype;
 use tally_worker::device::Precision;
-use tally_worker::engine::{Engine, LabelLoss, apply_whole};
+use tally_worker::engine::apply_whole;
 
 use super::Options;
 use super::golden::{GOLDEN, losses_by_name, numbers, samples, settle, weights};
@@ -65,9 +68,10 @@ pub fn golden(options: &Options, precision: Precision) -> anyhow::Result<Golden>
         settle(&manifest, &mut parameters);
         engine.load(parameters.clone(), vec![0.0; parameters.len()]);
         let mut gradient = vec![f32::NAN; manifest.len()];
-        let losses = engine.gradient(&leaf, 1.0 / 16.0, &mut gradient, &mut |_| ())?.scaled(1.0 / 16.0);
+        let losses = engine.gradient(&leaf, 1.0 / 16.0, &mut gradient, &mut |_| ())?;
+        let losses = Sums::from(losses).scaled(1.0 / 16.0);
         let golden = &GOLDEN[name];
-        for (part, own) in [("label", losses.label), ("sum", losses.sum), ("difference", losses.difference)] {
+        for (part, own) in ["label", "sum", "difference"].into_iter().zip(losses.0) {
             let of = golden["loss"][part].as_f64().unwrap_or(f64::NAN);
             keep(1, (own - of).abs() / of.abs().max(1.0));
         }
@@ -115,14 +119,21 @@ pub fn update(options: &Options, precision: Precision) -> anyhow::Result<Updates
 }
 
 /// Applies a whole gradient, chunk by chunk as it comes, and commits it.
-pub(super) fn apply(engine: &mut dyn Engine, update: Update, gradient: &[f32]) -> anyhow::Result<Digest> {
+pub(super) fn apply(
+    engine: &mut dyn DigitEngine,
+    update: Update,
+    gradient: &[f32],
+) -> anyhow::Result<Digest> {
     let digest = apply_whole(engine, update, gradient)?;
     engine.commit();
     Ok(digest)
 }
 
 /// An engine with initial parameters, and these.
-pub(super) fn ready(options: &Options, precision: Precision) -> anyhow::Result<(Box<dyn Engine>, Vec<f32>)> {
+pub(super) fn ready(
+    options: &Options,
+    precision: Precision,
+) -> anyhow::Result<(Box<dyn DigitEngine>, Vec<f32>)> {
     let mut engine = options.engine(precision, LabelLoss::default())?;
     let parameters = init::parameters(engine.manifest(), 1);
     engine.load(parameters.clone(), vec![0.0; parameters.len()]);
@@ -170,7 +181,7 @@ pub fn repetition(options: &Options, precision: Precision) -> anyhow::Result<Rep
     let [left, right, none, last] = [samples(0, 8), samples(8, 16), Samples::default(), samples(16, 24)];
     let mut subtree_is_its_leaves = true;
     for rounding in [WireDtype::F32, WireDtype::Bf16] {
-        one.subtree(&[&left, &right, &none, &last], 1.0, rounding, &mut first, &mut |_| ())?;
+        one.node_gradient(&[&left, &right, &none, &last], 1.0, rounding, &mut first, &mut |_| ())?;
         one.gradient(&left, 1.0, &mut again, &mut |_| ())?;
         rounding.round(&mut again);
         let mut sum = again.clone();

@@ -16,9 +16,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
-use tally_worker::device::Precision;
-use tally_worker::engine::backend::{self, BackendChoice};
-use tally_worker::engine::{Engine, EngineError, LabelLoss, ModelSpec};
+use tally_mnist::network::{DigitEngine, backend};
+use tally_mnist::{LabelLoss, ModelSpec};
+use tally_worker::device::{BackendChoice, DeviceOptions, Precision};
+use tally_worker::engine::EngineError;
 
 use self::report::Report;
 
@@ -138,8 +139,9 @@ impl Options {
     ///
     /// # Errors
     /// Why it can't be had.
-    pub fn engine(&self, precision: Precision, loss: LabelLoss) -> Result<Box<dyn Engine>, EngineError> {
-        backend::build_in(precision, &ModelSpec::Reference, loss, self.exactly(), self.device, 0)
+    pub fn engine(&self, precision: Precision, loss: LabelLoss) -> Result<Box<dyn DigitEngine>, EngineError> {
+        let device = DeviceOptions { backend: self.exactly(), device: self.device, precision, threads: None };
+        backend::network(&ModelSpec::Reference, loss, &device)
     }
 }
 
@@ -149,13 +151,13 @@ impl Options {
 pub fn run(options: &Options) -> ExitCode {
     let first = options.precisions()[0];
     let device = match options.engine(first, LabelLoss::default()) {
-        Ok(engine) => engine.device().replace(&format!(", {first}"), ""),
+        Ok(engine) => engine.device_name().replace(&format!(", {first}"), ""),
         Err(error @ EngineError::Unavailable(_)) => {
             eprintln!("error: {error}");
             return ExitCode::from(3);
         }
         // It will be said of each part.
-        Err(EngineError::Failed { .. }) => format!("device {}", options.device),
+        Err(_) => format!("device {}", options.device),
     };
     let mut report = Report::new(&device);
     for precision in options.precisions() {

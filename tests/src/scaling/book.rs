@@ -6,8 +6,8 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
-use tally_capacity::cluster::{FIRST_CHUNK, SAMPLE};
 use tally_capacity::{Cluster, Computing, Costs, Network, step_seconds};
+use tally_mnist::program::{FIRST_CHUNK, SAMPLE_BYTES};
 use tally_numerics::tree::Tree;
 use tally_numerics::wire::WireDtype;
 
@@ -167,7 +167,7 @@ fn rack() -> Panel {
                 network: Network::of_bits(bits, bits.min(1e10), 0.2e-3),
                 cores: 16,
                 one_machine: false,
-                sample_bytes: SAMPLE,
+                sample_bytes: SAMPLE_BYTES,
                 data_bytes: 0,
                 costs: Costs::default(),
             };

@@ -1,18 +1,17 @@
 //! What handling a byte, an element and a message costs here: from the processor time that five short runs
 //! took, thread by thread. Only how long a thread takes to wake up is found from a step's time.
 
+use std::borrow::Cow;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use tally_capacity::{Costs, step_seconds};
-use tally_mnist::Samples;
-use tally_mnist::data::PIXELS;
 use tally_numerics::wire::WireDtype;
 use tally_numerics::{CHUNK, norm};
+use tally_proto::convert::Microbatch;
 use tally_worker::engine::Engine as _;
-use tally_worker::engine::spec::SyntheticSpec;
-use tally_worker::engine::synthetic::SyntheticEngine;
+use tally_worker::engine::synthetic::{SyntheticEngine, SyntheticSpec};
 
 use super::compare::cluster;
 use super::measure::{Case, Measured, measure};
@@ -145,8 +144,9 @@ fn norm_element() -> f64 {
 
 /// Seconds for each element of a synthetic gradient of one chunk.
 fn make_small_element() -> f64 {
-    let mut engine = SyntheticEngine::new(SyntheticSpec { parameters: CHUNK, ..Default::default() });
-    let samples = Samples::new(vec![1], vec![0; PIXELS], vec![1], vec![2]).expect("it is a sample");
+    let spec = SyntheticSpec { parameters: CHUNK, ..Default::default() };
+    let mut engine = SyntheticEngine::new(spec, tally_mnist::schema());
+    let samples = Microbatch::new([(1, Cow::Borrowed(&[][..]))]);
     let mut out = vec![0.0; CHUNK];
     let times = (0..50).map(|_| {
         let started = Instant::now();

@@ -1,11 +1,11 @@
 //! A measured case as `coordinator plan` sees it, and how far apart they are.
 
 use serde::{Deserialize, Serialize};
-use tally_capacity::cluster::SAMPLE;
 use tally_capacity::{Cluster, Computing, Network, predict};
+use tally_mnist::program::SAMPLE_BYTES;
+use tally_mnist::{ModelSpec, manifest};
 use tally_numerics::CHUNK;
 use tally_numerics::tree::Tree;
-use tally_worker::engine::{ModelSpec, backend};
 
 use super::calibrate::Calibration;
 use super::measure::{Case, Measured};
@@ -73,7 +73,7 @@ pub fn cluster(case: &Case, calibration: &Calibration) -> Cluster {
         case.link.map_or_else(Network::unlimited, |bits| Network::of_bits(bits, f64::INFINITY, 0.0));
     Cluster {
         workers: case.workers,
-        parameters: backend::manifest(&model).len(),
+        parameters: manifest(&model).len(),
         wire_dtype: case.wire_dtype,
         batch_size: case.batch_size,
         tree: Tree::new(case.shards).expect("the case has micro-shards"),
@@ -94,7 +94,7 @@ pub fn cluster(case: &Case, calibration: &Calibration) -> Cluster {
         network,
         cores: std::thread::available_parallelism().map_or(1, usize::from),
         one_machine: true,
-        sample_bytes: SAMPLE,
+        sample_bytes: SAMPLE_BYTES,
         data_bytes: DATA,
         costs: calibration.costs,
     }

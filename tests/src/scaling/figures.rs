@@ -2,11 +2,12 @@
 
 use std::time::Instant;
 
-use tally_mnist::{LabelLoss, ModelSpec};
-use tally_mnist::{Mnist, MnistWithNumbers, Samples};
+use tally_mnist::network::backend;
+use tally_mnist::{LabelLoss, Mnist, MnistWithNumbers, ModelSpec};
 use tally_numerics::CHUNK;
 use tally_numerics::wire::WireDtype;
-use tally_worker::engine::backend::{self, BackendChoice};
+use tally_proto::convert::Microbatch;
+use tally_worker::device::{BackendChoice, DeviceOptions};
 
 use super::calibrate::LARGE;
 use super::cases::MEBI;
@@ -77,11 +78,11 @@ pub fn first_step(model: &str, times: usize) -> f64 {
 /// If there are no samples or there is no engine.
 pub fn first_chunk(times: usize) -> anyhow::Result<f64> {
     let train = MnistWithNumbers::train(Mnist::embedded()?.train, 1);
-    let leaves = (0..4).map(|leaf| train.samples(&(8 * leaf..8 * leaf + 8).collect::<Vec<u32>>()));
-    let leaves: Vec<Samples> = leaves.collect::<Result<_, _>>()?;
-    let leaves: Vec<&Samples> = leaves.iter().collect();
-    let loss = LabelLoss::CrossEntropy;
-    let mut engine = backend::build(&ModelSpec::Reference, loss, BackendChoice::Cpu, 0, 1)?;
+    let leaves = (0..4).map(|leaf| train.microbatch(8 * leaf..8 * leaf + 8));
+    let leaves: Vec<Microbatch> = leaves.collect();
+    let leaves: Vec<&Microbatch> = leaves.iter().collect();
+    let device = DeviceOptions { backend: BackendChoice::Cpu, threads: Some(1), ..DeviceOptions::default() };
+    let mut engine = backend::engine(&ModelSpec::Reference, LabelLoss::CrossEntropy, &device)?;
     let mut out = vec![0.0; engine.manifest().len()];
     let mut shares = Vec::new();
     for _ in 0..times {
@@ -92,7 +93,7 @@ pub fn first_chunk(times: usize) -> anyhow::Result<f64> {
                 first.get_or_insert_with(|| started.elapsed());
             }
         };
-        engine.subtree(&leaves, 1.0 / 64.0, WireDtype::F32, &mut out, &mut ready)?;
+        engine.node_gradient(&leaves, 1.0 / 64.0, WireDtype::F32, &mut out, &mut ready)?;
         let whole = started.elapsed();
         shares.push(first.unwrap_or(whole).as_secs_f64() / whole.as_secs_f64());
     }

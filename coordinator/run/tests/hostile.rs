@@ -9,9 +9,9 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
 use serde_json::{Value, json};
-use tally::cli::options::Training;
-use tally_mnist::Mnist;
-use tally_mnist::data::Split;
+use tally_numerics::CHUNK;
+use tally_numerics::tree::Tree;
+use tally_run::config::RUN_VERSION;
 use tally_run::directory;
 use tally_run::journal::{self, Journal};
 use tally_run::record::Record;
@@ -53,14 +53,40 @@ fn step(step: u64) -> Value {
 
 /// A run's configuration, as `run.json` has it.
 fn config() -> Value {
-    let split = |name, n: usize| Split::new(name, vec![7; 784 * n], vec![3; n]).unwrap();
-    let data = Mnist { train: split("training", 11), test: split("test", 5) };
-    let training = Training {
-        model: Some("synthetic:parameters=10".parse().unwrap()),
-        batch_size: Some(4),
-        ..Training::default()
-    };
-    serde_json::to_value(training.configure(&data, 1, 1).unwrap()).unwrap()
+    let loss = |name| json!({ "name": name, "label": name });
+    json!({
+        "version": RUN_VERSION, "tally": "0.1.0", "run": "0000000000000001",
+        "program": { "name": "program", "variant": "small", "arguments": { "width": 10 } },
+        "schema": {
+            "losses": [loss("label"), loss("sum"), loss("difference")],
+            "metrics": [
+                { "name": "right", "label": "right", "kind": "ratio", "higher_is_better": true },
+                { "name": "errors", "label": "errors", "kind": "histogram", "first": -1, "bins": 3 },
+                { "name": "confusion", "label": "digits", "kind": "confusion", "classes": 2 },
+            ],
+            "best": "right",
+        },
+        "seed": 1, "epochs": 19, "batch_size": 4, "microbatches": 8, "recipe": "custom",
+        "optimizer": {
+            "learning_rate": 0.1, "momentum": 0.9, "clip_norm": 2.0, "warmup_steps": 11, "lr_schedule": "linear",
+        },
+        "data": {
+            "directory": null, "train_limit": null, "test_limit": null, "train_samples": 11, "test_samples": 5,
+            "sha256": "0123456789abcdef",
+        },
+        "init": null, "chunk": CHUNK, "workers": 1, "checkpoint_every": null, "keep_checkpoints": 3,
+        "audit_rate": 0.0, "wire_dtype": "f32",
+        "tensors": [{ "name": "weight", "shape": [10], "bound": 0.1 }],
+    })
+}
+
+#[test]
+fn the_files_that_are_changed_here_can_be_read() {
+    let root = tempfile::tempdir().unwrap();
+    std::fs::write(root.path().join("run.json"), config().to_string()).unwrap();
+    let lines: String = (1..=4).map(|n| format!("{}\n", step(n))).collect();
+    std::fs::write(root.path().join("journal.jsonl"), lines).unwrap();
+    assert_eq!(Record::read(root.path()).unwrap().last(), 4);
 }
 
 /// All places in a value, as JSON pointers.
@@ -128,7 +154,7 @@ proptest! {
         if let Ok(record) = Record::read(root.path()) {
             prop_assert!(record.schedule.steps_per_epoch() > 0);
             // What decides the bits can be worked out from it, or is refused, without a panic.
-            let _ = tally_numerics::tree::Tree::new(record.config.shards);
+            let _ = Tree::new(record.config.microbatches);
             let total = record.schedule.steps_per_epoch() as u64 * u64::from(record.config.epochs);
             for step in [1, 2, total.max(1), u64::MAX] {
                 let _ = record.config.optimizer.rate(step, total);
