@@ -5,9 +5,9 @@ use std::borrow::Cow;
 use tally_proto::convert::Microbatch;
 
 /// Samples that can be read by their number.
+#[allow(clippy::len_without_is_empty)] // A run has at least one sample.
 pub trait Dataset: Send + Sync {
     /// How many samples.
-    #[allow(clippy::len_without_is_empty)] // A run has at least one.
     fn len(&self) -> usize;
 
     /// The bytes of sample `id`, as a worker of the same program reads them.

@@ -83,8 +83,8 @@ pub enum BadSchema {
     /// A name that could not stand in a metric's name.
     #[error("{0:?} is no name: use lower-case letters, digits and _, beginning with a letter")]
     Name(String),
-    /// Two of one name.
-    #[error("two losses or two metrics are named {0:?}; give each a name of its own")]
+    /// A name that another has, or that is reserved.
+    #[error("the name {0:?} is taken; give each loss and each metric a name of its own")]
     Twice(String),
     /// The metric that picks the best checkpoint is none.
     #[error("{0:?} picks the best checkpoint, but no ratio has that name")]
@@ -238,13 +238,17 @@ impl Schema {
     #[must_use]
     pub fn describe(&self, numbers: &Named) -> String {
         let number = |name: &str| numbers.get(name).copied().unwrap_or(0.0);
-        let ratios = self.ratios().map(|(m, _)| format!(", {} {:.2}%", m.label, 100.0 * number(&m.name)));
+        let ratios = self.ratios().map(|(metric, _)| match number(&metric.name) {
+            share @ 0.0..=1.0 => format!(", {} {:.2}%", metric.label, 100.0 * share),
+            ratio => format!(", {} {ratio:.4}", metric.label),
+        });
         format!("loss {:.4}{}", number("loss"), ratios.collect::<String>())
     }
 }
 
+/// Checks that names are sound and differ from each other, from `total` and from `loss`, which stand beside them.
 fn check_names<'a>(names: impl Iterator<Item = &'a String>) -> Result<(), BadSchema> {
-    let mut seen = std::collections::BTreeSet::from(["total".to_owned()]);
+    let mut seen = std::collections::BTreeSet::from(["total".to_owned(), "loss".to_owned()]);
     for name in names {
         let sound =
             |(at, c): (usize, char)| c.is_ascii_lowercase() || at > 0 && (c.is_ascii_digit() || c == '_');
@@ -416,6 +420,7 @@ mod tests {
         };
         assert_eq!(of(vec![], vec![], None), BadSchema::NoLoss);
         assert_eq!(of(vec![loss("total")], vec![], None), BadSchema::Twice("total".into()));
+        assert_eq!(of(vec![loss("a")], vec![ratio("loss")], None), BadSchema::Twice("loss".into()));
         assert_eq!(of(vec![loss("a b")], vec![], None), BadSchema::Name("a b".into()));
         assert_eq!(of(vec![loss("a")], vec![ratio("x"), ratio("x")], None), BadSchema::Twice("x".into()));
         assert_eq!(of(vec![loss("a")], vec![ratio("x")], Some("y")), BadSchema::Best("y".into()));

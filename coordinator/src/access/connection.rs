@@ -90,9 +90,9 @@ impl Drop for InFlightRequest {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
-
     use std::time::Duration;
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 
     use super::super::connection_limiter::ConnectionLimiter;
     use super::super::connection_monitor::Rules;
@@ -117,32 +117,12 @@ mod tests {
         }
     }
 
-    const SECOND: Duration = Duration::from_secs(1);
     const QUICK: Rules = Rules {
         introduction: Duration::from_millis(40),
         idle: Duration::from_millis(40),
         stalled: Duration::from_millis(40),
         ..Rules::GRPC
     };
-
-    #[tokio::test]
-    async fn trust_1_a_connection_is_over_when_the_rules_say_so() {
-        let (connection, ..) = connection(Rules::GRPC);
-        let (monitor, start) = (&connection.monitor, Instant::now());
-        assert_eq!(monitor.over(start + 19 * SECOND), None);
-        assert_eq!(monitor.over(start + 20 * SECOND), Some("it made no request"));
-        let request = connection.request(TrustLevel::Known);
-        assert_eq!(monitor.over(start + 3600 * SECOND), None, "a request is under way");
-        monitor.state().blocked_since = Some(start);
-        assert_eq!(monitor.over(start + 59 * SECOND), None);
-        assert_eq!(monitor.over(start + 60 * SECOND), Some("it took no answer"));
-        monitor.state().blocked_since = None;
-        drop(request);
-        assert_eq!(monitor.over(Instant::now() + 59 * SECOND), None);
-        assert_eq!(monitor.over(Instant::now() + 60 * SECOND), Some("it was idle"));
-        monitor.evict();
-        assert_eq!(monitor.over(start), Some("others needed its place"));
-    }
 
     #[tokio::test]
     async fn trust_1_who_makes_no_request_goes_whether_silent_or_dripping() {

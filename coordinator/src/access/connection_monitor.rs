@@ -279,3 +279,28 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for MonitoredStream<S> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[tokio::test]
+    async fn trust_1_a_connection_is_over_when_the_rules_say_so() {
+        let (monitor, start) = (ConnectionMonitor::new(Rules::GRPC), Instant::now());
+        assert_eq!(monitor.over(start + 19 * SECOND), None);
+        assert_eq!(monitor.over(start + 20 * SECOND), Some("it made no request"));
+        monitor.begin_request();
+        assert_eq!(monitor.over(start + 3600 * SECOND), None, "a request is under way");
+        monitor.state().blocked_since = Some(start);
+        assert_eq!(monitor.over(start + 59 * SECOND), None);
+        assert_eq!(monitor.over(start + 60 * SECOND), Some("it took no answer"));
+        monitor.state().blocked_since = None;
+        assert!(!monitor.end_request(), "it took no part");
+        assert_eq!(monitor.over(Instant::now() + 59 * SECOND), None);
+        assert_eq!(monitor.over(Instant::now() + 60 * SECOND), Some("it was idle"));
+        monitor.evict();
+        assert_eq!(monitor.over(start), Some("others needed its place"));
+    }
+}

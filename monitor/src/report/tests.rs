@@ -36,7 +36,7 @@ fn lines() -> Vec<Line> {
 fn a_report_names_what_the_schema_names_and_has_the_programs_sections() {
     let root = tempfile::tempdir().unwrap();
     let (path, out) = (run(root.path(), "a", &config(), &lines()), root.path().join("report.html"));
-    let runs = read(&[path.clone()], &out).unwrap();
+    let runs = read(std::slice::from_ref(&path), &out).unwrap();
     let words = write(&runs, &[html! { section #own { "<of the program>" } }], &out).unwrap();
     assert!(words.contains("stopped, step 2 of 4"), "{words}");
     let page = fs::read_to_string(&out).unwrap();
@@ -57,7 +57,7 @@ fn a_report_names_what_the_schema_names_and_has_the_programs_sections() {
         assert!(page.contains(part), "no {part:?} in {page}");
     }
     assert!(page.find("id=\"own\"") < page.find("id=\"configuration\""));
-    let error = read(&[path.clone()], &path.join("run.json")).unwrap_err();
+    let error = read(std::slice::from_ref(&path), &path.join("run.json")).unwrap_err();
     assert!(error.to_string().contains("is a file of the run"), "{error}");
 }
 

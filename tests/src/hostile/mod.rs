@@ -8,7 +8,7 @@
 pub mod coordinator;
 pub mod worker;
 
-use tally_proto::v1::{Held, Losses, Span, Stamp};
+use tally_proto::v1::{Losses, MessageContext, RetainedState, Span};
 
 /// A script as it is read. At its end, all numbers are 0.
 #[derive(Clone, Copy, Debug)]
@@ -132,19 +132,19 @@ impl<'a> Script<'a> {
         bytes
     }
 
-    /// A stamp that is most often `right`.
-    pub fn stamp(&mut self, right: Stamp) -> Option<Stamp> {
+    /// A context that is most often `right`.
+    pub fn message_context(&mut self, right: MessageContext) -> Option<MessageContext> {
         if !self.rarely(32) {
             return Some(right);
         }
-        let stamp = Stamp {
+        let context = MessageContext {
             run: if self.rarely(8) { self.raw() } else { right.run },
             incarnation: if self.rarely(8) { self.raw() } else { right.incarnation },
             session: if self.rarely(8) { self.raw() } else { right.session },
             step: self.number(right.step),
             attempt: self.small(right.attempt),
         };
-        (!self.rarely(16)).then_some(stamp)
+        (!self.rarely(16)).then_some(context)
     }
 }
 

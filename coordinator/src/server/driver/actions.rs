@@ -16,7 +16,7 @@ impl Driver {
                 if let Some(worker) = self.workers.get_mut(&session) {
                     worker.replica = true;
                 }
-                self.tell(session, step, 0, Tell::Keep(v1::Keep { digest: digest.0 }));
+                self.tell(session, step, 0, Tell::ResumeRetained(v1::ResumeRetained { digest: digest.0 }));
                 self.catch_up(session, during);
             }
             Action::Upload { session, step } => {
@@ -32,7 +32,7 @@ impl Driver {
                         .flat_map(|m| (0..chunks).map(move |i| (m, i)))
                         .collect(),
                 });
-                self.tell(session, step, 0, Tell::Upload(v1::Upload {}));
+                self.tell(session, step, 0, Tell::SendState(v1::SendState {}));
             }
             Action::Adopt { step } => {
                 if let Some(upload) = self.upload.take() {
@@ -43,21 +43,21 @@ impl Driver {
             }
             Action::SendLeaf { session, step, leaf, ids } => {
                 let microbatch = microbatch(&*self.train, &ids)?;
-                self.tell(session, step, 0, Tell::Leaf(microbatch.to_message(leaf, false)));
+                self.tell(session, step, 0, Tell::Microbatch(microbatch.to_message(leaf, false)));
             }
             Action::SendTestLeaf { session, step, leaf } => {
                 let first = leaf as usize * TEST_MICROBATCH;
                 let last = (first + TEST_MICROBATCH).min(self.test.len());
                 let ids: Vec<u32> = (first as u32..last as u32).collect();
                 let microbatch = microbatch(&*self.test, &ids)?;
-                self.tell(session, step, 0, Tell::Leaf(microbatch.to_message(leaf, true)));
+                self.tell(session, step, 0, Tell::Microbatch(microbatch.to_message(leaf, true)));
             }
             Action::Begin { step, attempt, learning_rate } => {
                 self.has_begun.store(true, Ordering::Relaxed);
                 self.buffers.reset(self.core.spec().chunks as usize);
                 self.sums.begin();
                 self.observe(RunEvent::AttemptBegun);
-                let begin = gradient_down::Body::Begin(self.begin(learning_rate));
+                let begin = gradient_down::Body::AttemptBegin(self.begin(learning_rate));
                 self.broadcast(step, attempt, &begin);
             }
             Action::Plan { session, step, attempt, samples, nodes, takeover } => {
@@ -128,7 +128,7 @@ impl Driver {
             return self.push(Event::Diverged);
         }
         let clip = norm::clip_factor(self.squared_norm, optimizer.clip_norm);
-        self.broadcast(step, attempt, &gradient_down::Body::Close(v1::Close { clip }));
+        self.broadcast(step, attempt, &gradient_down::Body::AttemptClose(v1::AttemptClose { clip }));
         let update = Update { learning_rate, momentum: optimizer.momentum, clip };
         let started = Instant::now();
         let digest = self.master.apply(update, self.buffers.root());
