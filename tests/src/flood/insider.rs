@@ -95,9 +95,9 @@ impl Insider {
             let node = 2;
             let _ = up.send(gradient(own, gradient_up::Body::StreamOpen(Open::default())));
             for body in [
-                gradient_up::Body::ContributionBegin(Header { node, digest: 1, samples: 2 }),
+                gradient_up::Body::ContributionBegin(ContributionBegin { node, digest: 1, samples: 2 }),
                 gradient_up::Body::Chunk(Chunk { node, index: 0, data: vec![0; 4096].into(), slot: None }),
-                gradient_up::Body::ContributionEnd(Trailer { node, ..Trailer::default() }),
+                gradient_up::Body::ContributionEnd(ContributionEnd { node, ..Trailer::default() }),
             ] {
                 let _ = up.send(gradient(context, body));
             }

@@ -143,6 +143,7 @@ fn driver(root: &std::path::Path) -> (Driver, u64, Manifest) {
         incarnation: 1,
         console: Console::new(),
         started: Arc::new(AtomicBool::new(false)),
+        pulse: Pulse::start(),
     });
     (driver, run, tensors)
 }
@@ -281,7 +282,7 @@ impl Peer {
             let body = Committed { digest: script.number(digest), apply_seconds, round_seconds, spans };
             self.tell(context, worker_message::Body::Committed(body));
         } else if let Some((context, node)) = self.audits.pop_front() {
-            let body = Audited { node: script.small(node), digest: script.number(0) };
+            let body = AuditDigest { node: script.small(node), digest: script.number(0) };
             self.tell(script.context(context), worker_message::Body::AuditDigest(body));
         } else if let Some(context) = self.uploads.pop_front() {
             for momentum in [false, true] {
@@ -298,7 +299,7 @@ impl Peer {
             self.tell(context, worker_message::Body::Answers(body));
         } else if let Some((context, digest, samples, node)) = self.plans.pop_front() {
             let (mut receipts, ids) = self.work(context.step, samples, node);
-            let header = Header {
+            let header = ContributionBegin {
                 node: script.small(node.0),
                 digest: script.number(digest),
                 samples: script.number(ids),
@@ -320,7 +321,7 @@ impl Peer {
                 receipts.extend_from_within(..);
             }
             let (node, compute_seconds) = (script.small(node.0), script.float(0.1));
-            let trailer = Trailer { node, receipts, compute_seconds };
+            let trailer = ContributionEnd { node, receipts, compute_seconds };
             self.send(script.context(context), gradient_up::Body::ContributionEnd(trailer));
         } else {
             return false;
@@ -388,7 +389,7 @@ impl Cluster {
         self.settle().await;
         peer.hear();
         let (gradients, request) = stream();
-        let open = gradient_up::Body::StreamOpen(Open { shares_memory: script.rarely(64) });
+        let open = gradient_up::Body::StreamOpen(StreamOpen { shares_memory: script.rarely(64) });
         let open = GradientUp { context: script.context(peer.context), body: Some(open) };
         let _ = gradients.send(framed(&open.encode_to_vec()).into());
         if let Ok(down) = self.service.gradients(request).await {
@@ -446,8 +447,11 @@ impl Cluster {
             4 => peer
                 .tell(context, Body::NonFinite(NonFinite { node: script.small(1), tensor: script.text() })),
             5 => {
-                let header =
-                    Header { node: script.small(1), digest: script.number(0), samples: script.number(0) };
+                let header = ContributionBegin {
+                    node: script.small(1),
+                    digest: script.number(0),
+                    samples: script.number(0),
+                };
                 peer.send(context, gradient_up::Body::ContributionBegin(header));
             }
             6 => {
@@ -466,7 +470,7 @@ impl Cluster {
                 let (node, compute_seconds) = (script.small(1), script.float(0.1));
                 peer.send(
                     context,
-                    gradient_up::Body::ContributionEnd(Trailer { node, receipts, compute_seconds }),
+                    gradient_up::Body::ContributionEnd(ContributionEnd { node, receipts, compute_seconds }),
                 );
             }
             8 => match script.byte() % 4 {

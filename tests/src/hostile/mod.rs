@@ -100,8 +100,12 @@ impl<'a> Script<'a> {
     }
 
     /// A state that a worker says it holds.
-    pub fn held(&mut self) -> Held {
-        Held { run: self.number(0x7a11_e57e_d000_0001), step: self.number(0), digest: self.number(0) }
+    pub fn held(&mut self) -> RetainedState {
+        RetainedState {
+            run: self.number(0x7a11_e57e_d000_0001),
+            step: self.number(0),
+            digest: self.number(0),
+        }
     }
 
     /// What a worker says it did, most often in order.

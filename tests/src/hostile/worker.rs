@@ -172,7 +172,7 @@ impl Hostile {
             6 => {
                 let context = script.context(step);
                 let leaf = leaf(script.small(1), script);
-                self.control(context, Some(Control::Leaf(leaf)));
+                self.control(context, Some(Control::Microbatch(leaf)));
             }
             7 => {
                 let context = script.context(step);
@@ -197,12 +197,12 @@ impl Hostile {
             11 => {
                 let (context, index) = (script.context(step), script.small(0));
                 let data = script.floats(ELEMENTS).into();
-                self.gradient(context, Some(Down::Reduced(Reduced { index, data, slot: None })));
+                self.gradient(context, Some(Down::Reduced(SumChunk { index, data, slot: None })));
             }
             12 => {
                 let context = script.context(step);
                 let clip = script.float(1.0) as f32;
-                self.gradient(context, Some(Down::Close(Close { clip })));
+                self.gradient(context, Some(Down::Close(AttemptClose { clip })));
             }
             13 => {
                 let context = script.context(self.at);
@@ -214,15 +214,18 @@ impl Hostile {
                 let mut test = leaf(script.small(0), script);
                 test.test = true;
                 let context = script.context(self.at);
-                self.control(context, Some(Control::Leaf(test)));
+                self.control(context, Some(Control::Microbatch(test)));
             }
             15 => {
                 let context = script.context(self.at);
-                self.control(context, Some(Control::Upload(Upload {})));
+                self.control(context, Some(Control::SendState(SendState {})));
             }
             16 => {
                 let context = script.context(self.at);
-                self.control(context, Some(Control::Keep(Keep { digest: script.number(0) })));
+                self.control(
+                    context,
+                    Some(Control::ResumeRetained(ResumeRetained { digest: script.number(0) })),
+                );
             }
             3 => self.at.attempt = script.small(self.at.attempt.saturating_add(1)),
             // Most of the time it does what is due: a worker leaves at the first broken rule.
@@ -270,13 +273,14 @@ impl Hostile {
         };
         let digest = self.twin.apply(update, 0, &gradient).0;
         self.twin.commit();
-        let sample = |number| Say::Control(Control::Leaf(leaf(number, &mut Script::new(&[1, 15, 0, 0]))));
+        let sample =
+            |number| Say::Control(Control::Microbatch(leaf(number, &mut Script::new(&[1, 15, 0, 0]))));
         let mut message: Vec<Say> = (0..SHARDS).map(sample).collect();
         message.extend([
             Say::Control(Control::Plan(Plan { samples: SHARDS, nodes: vec![2, 3], ..Plan::default() })),
             Say::Gradient(Down::Begin(begin)),
-            Say::Gradient(Down::Reduced(Reduced { index: 0, data, slot: None })),
-            Say::Gradient(Down::Close(Close { clip })),
+            Say::Gradient(Down::Reduced(SumChunk { index: 0, data, slot: None })),
+            Say::Gradient(Down::Close(AttemptClose { clip })),
             Say::Control(Control::Commit(Commit { digest: script.number(digest) })),
         ]);
         for at in 0..message.len() {
@@ -306,8 +310,8 @@ enum Say {
     Gradient(gradient_down::Body),
 }
 
-fn begin(script: &mut Script<'_>) -> Begin {
-    Begin {
+fn begin(script: &mut Script<'_>) -> AttemptBegin {
+    AttemptBegin {
         learning_rate: script.float(0.1) as f32,
         momentum: script.float(0.9) as f32,
         unclipped: script.rarely(2),
@@ -315,7 +319,7 @@ fn begin(script: &mut Script<'_>) -> Begin {
 }
 
 /// Samples of a leaf, most often one, most often right.
-fn leaf(number: u32, script: &mut Script<'_>) -> Leaf {
+fn leaf(number: u32, script: &mut Script<'_>) -> Microbatch {
     let n = usize::from(script.byte() % 3);
     let ids = (0..n).map(|_| script.small(3)).collect();
     let items = if script.rarely(64) { script.bytes().to_vec() } else { vec![9; 3 * n] };
@@ -324,5 +328,5 @@ fn leaf(number: u32, script: &mut Script<'_>) -> Leaf {
     } else {
         vec![3; n]
     };
-    Leaf { leaf: number, test: false, ids, items: items.into(), lengths }
+    Microbatch { leaf: number, test: false, ids, items: items.into(), lengths }
 }

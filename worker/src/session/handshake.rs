@@ -174,7 +174,7 @@ async fn build_engine(
         arguments: Some(arguments.into()),
         engine: Some(engine),
         run: retained.run,
-        states: Vec::new(),
+        ..RetainedWorker::default()
     };
     Ok(())
 }

@@ -68,6 +68,7 @@ async fn take_part(
     let states = if same_run { states } else { Vec::new() };
     retained.run = Some((context.run, context.incarnation));
     *welcomed = true;
+    retained.steps = 0;
     let spare = if welcome.spare { ", as a spare until there is work" } else { "" };
     let shared = if memory.is_some() { ", gradients through shared memory" } else { "" };
     options.report(&format!(
@@ -146,8 +147,8 @@ async fn take_part(
     };
     match result {
         Ok(ComputeExit { failed: Some(what), .. }) => return Ok(SessionEnd::Failed(what)),
-        Ok(ComputeExit { engine, states, .. }) => {
-            (retained.engine, retained.states) = (Some(engine), states);
+        Ok(ComputeExit { engine, states, steps, .. }) => {
+            (retained.engine, retained.states, retained.steps) = (Some(engine), states, steps);
         }
         Err(_) => return Ok(SessionEnd::Failed("the compute thread panicked; please report this".into())),
     }

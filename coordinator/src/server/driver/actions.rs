@@ -202,7 +202,7 @@ impl Driver {
             tensors: config.tensors.clone(),
             config: serde_json::to_value(config).context("cannot describe the run")?,
         };
-        self.checkpointer.write(meta, snapshot);
+        self.heartbeat.during_slow_work(|| self.checkpointer.write(meta, snapshot));
         self.observe(RunEvent::CheckpointBegun);
         Ok(())
     }
@@ -241,7 +241,7 @@ impl Driver {
         let score = self.config.schema.score(&evaluation);
         if self.best.is_none_or(|(best, _)| score > best) {
             self.best = Some((score, step));
-            self.checkpointer.best(step);
+            self.heartbeat.during_slow_work(|| self.checkpointer.best(step));
         }
         if !self.history.tests.contains_key(&step) {
             self.record(&Line::Test { step, epoch, seconds, evaluation: evaluation.clone() })?;
@@ -262,9 +262,19 @@ impl Driver {
                     self.record(&Line::Join { step, session, worker, device })?;
                 }
             }
-            ClusterEvent::Lost { session, was_ready: false, .. } => self.forget(session),
+            ClusterEvent::Lost { session, was_ready: false, name, reason, polite } => {
+                self.forget(session);
+                if !polite {
+                    self.unproductive_session(&name, &reason);
+                }
+            }
             ClusterEvent::Lost { session, name, reason, polite, .. } => {
                 self.forget(session);
+                if reason == LAGS_BEHIND {
+                    self.unproductive_session(&name, &reason);
+                } else {
+                    self.rejoins.productive(&name);
+                }
                 self.totals.lost += u64::from(!polite);
                 self.record(&Line::Lost { step, session, worker: name, reason, polite })?;
             }
@@ -288,6 +298,17 @@ impl Driver {
             }
         }
         Ok(())
+    }
+
+    /// A worker was lost before it had done a step, or because its link is too slow.
+    pub(super) fn unproductive_session(&mut self, name: &str, reason: &str) {
+        self.observe(RunEvent::UnproductiveSession);
+        if let Some(times) = self.rejoins.unproductive(name, Instant::now()) {
+            let cause = slow_link::likely_cause(8 * self.config.tensors.len());
+            self.observe(RunEvent::Warning(&format!(
+                "worker {name} has joined and was lost {times} times before it had done a step: {reason}; {cause}"
+            )));
+        }
     }
 
     fn forget(&mut self, session: Session) {

@@ -93,7 +93,7 @@ impl Driver {
     /// ever need; they can join again.
     pub(super) fn disconnect_lagging(&mut self) {
         while let Some(session) = self.lagging.pop_first() {
-            self.disconnect(session, "it lags too far behind".into());
+            self.disconnect(session, LAGS_BEHIND.into());
         }
     }
 

@@ -84,6 +84,8 @@ pub struct ComputeExit {
     pub engine: Box<dyn Engine>,
     /// Steps whose state the engine still has, newest first, with their digests.
     pub states: Vec<(u64, Digest)>,
+    /// The number of steps that it confirmed.
+    pub steps: u64,
     /// Why this worker cannot go on, if it cannot.
     pub failed: Option<String>,
 }
@@ -142,6 +144,8 @@ pub struct Compute {
     /// When this step's first contribution began.
     contribution_began: Option<Instant>,
     timeline: Timeline,
+    /// Steps that were confirmed.
+    steps: u64,
     ended: bool,
 }
 
@@ -181,6 +185,7 @@ impl Compute {
             tests: VecDeque::new(),
             contribution_began: None,
             timeline: Timeline::default(),
+            steps: 0,
             ended: false,
         }
     }
@@ -212,7 +217,7 @@ impl Compute {
             let previous = self.previous.filter(|_| self.engine.previous_state().is_some());
             states = std::iter::once(committed).chain(previous).collect();
         }
-        ComputeExit { engine: self.engine, states, failed }
+        ComputeExit { engine: self.engine, states, steps: self.steps, failed }
     }
 
     fn main_loop(&mut self, inbox: &Receiver<Input>) -> Result<(), ComputeError> {
@@ -469,6 +474,7 @@ impl Compute {
             self.engine.commit();
             self.timeline.record(SpanKind::Apply, 0, from);
             self.previous = self.committed.replace((step, digest));
+            self.steps += 1;
             self.microbatches.retain(|&(of, _), _| of > step);
             self.prefetched.retain(|&(of, _)| of > step);
         }
