@@ -10,6 +10,7 @@ cargo test --workspace
 scripts/older-cpus.sh
 scripts/grpc-client-tests.sh
 scripts/two-hosts.sh
+scripts/output-tests.sh
 scripts/browser-tests.sh
 scripts/monitoring-tests.sh
 scripts/deploy-tests.sh

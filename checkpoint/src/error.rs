@@ -85,7 +85,7 @@ pub enum CheckpointError {
     },
     /// A tensor of the network that a file of weights lacks.
     #[error(
-        "{path} has no tensor {tensor}, which the network has in shape {wanted:?}; use weights of the same network"
+        "{path} has no tensor {tensor}, which the network has in shape {wanted:?}: {instead}; use weights of the same network"
     )]
     MissingTensor {
         /// The file.
@@ -94,6 +94,8 @@ pub enum CheckpointError {
         tensor: String,
         /// Its shape in the network.
         wanted: Vec<u32>,
+        /// What the file has instead.
+        instead: String,
     },
     /// A tensor of another shape than the network's.
     #[error(

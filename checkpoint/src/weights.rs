@@ -4,7 +4,7 @@
 //! the bytes that are there before memory is taken, and a value that is no finite `f32`
 //! is an error here and not a diverged run an hour later.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
@@ -24,12 +24,22 @@ pub struct Weights {
     /// The tensors of the file that the network does not have, in the file's order. They
     /// were not read; whoever asked should be told of them.
     pub unknown: Vec<String>,
+    /// What was taken off the file's names to find the network's, as `module.` is; empty if nothing was.
+    pub taken_off: String,
 }
+
+/// What PyTorch's wrappers add to the names of what they wrap: data parallelism, `torch.compile`, sharding and
+/// activation checkpointing.
+const WRAPPERS: [&str; 4] = ["module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"];
+/// Names of a file that an error shows.
+const SHOWN: usize = 4;
 
 /// Reads the network's tensors, by PyTorch's names, from a safetensors file, or from a
 /// checkpoint's directory, which is verified as [`read`](crate::read()) does (**CKPT-1**).
 ///
-/// `F64` is rounded to the nearest `f32`; `F16` and `BF16` are converted exactly.
+/// `F64` is rounded to the nearest `f32`; `F16` and `BF16` are converted exactly. Names may be those of a network that
+/// was wrapped for data parallelism or compiled (`module.…`, `_orig_mod.…`), or that is part of a larger one
+/// under one name (`model.…`): what they have more than the network's is taken off.
 ///
 /// # Errors
 /// [`CheckpointError`] in one line: the file is none of safetensors, or a tensor is
@@ -69,11 +79,21 @@ pub fn read_weights_from(
     // All tensors are checked before memory is taken for them: after this, `manifest`'s
     // elements are known to be in the file.
     let mut places = Vec::with_capacity(manifest.tensors().len());
-    for tensor in manifest.tensors() {
+    let of_file = metadata.offset_keys();
+    let named = names(&of_file, manifest);
+    let mut known: HashSet<&str> = HashSet::new();
+    let mut taken_off = String::new();
+    for (index, tensor) in manifest.tensors().iter().enumerate() {
         let (path, name, wanted) = (path.to_path_buf(), tensor.name.clone(), tensor.shape.clone());
-        let Some(info) = metadata.info(&tensor.name) else {
-            return Err(CheckpointError::MissingTensor { path, tensor: name, wanted });
+        let named = named.as_ref().map_or(tensor.name.as_str(), |named| named[index]);
+        let Some(info) = metadata.info(named) else {
+            let instead = instead(&of_file, &name);
+            return Err(CheckpointError::MissingTensor { path, tensor: name, wanted, instead });
         };
+        known.insert(named);
+        if taken_off.is_empty() {
+            taken_off = named.strip_suffix(&name).unwrap_or(named).to_owned();
+        }
         if !info.shape.iter().copied().eq(wanted.iter().map(|&d| d as usize)) {
             return Err(CheckpointError::Shape { path, tensor: name, found: info.shape.clone(), wanted });
         }
@@ -109,9 +129,50 @@ pub fn read_weights_from(
         }
     }
 
-    let known: HashSet<&str> = manifest.tensors().iter().map(|t| t.name.as_str()).collect();
-    let unknown = metadata.offset_keys().into_iter().filter(|name| !known.contains(name.as_str())).collect();
-    Ok(Weights { values, unknown })
+    let unknown = of_file.iter().filter(|name| !known.contains(name.as_str())).cloned().collect();
+    Ok(Weights { values, unknown, taken_off })
+}
+
+/// What the file calls each tensor of the network; none if some are missing, whatever is taken off.
+fn names<'a>(of_file: &'a [String], manifest: &Manifest) -> Option<Vec<&'a str>> {
+    let own: HashSet<&str> = of_file.iter().map(String::as_str).collect();
+    let tensors = || manifest.tensors().iter().map(|tensor| tensor.name.as_str());
+    if let Some(names) = tensors().map(|name| own.get(name).copied()).collect() {
+        return Some(names);
+    }
+    // Two names that come to one are none: which is meant is not for us to say.
+    let mut bare: BTreeMap<String, Option<&str>> = BTreeMap::new();
+    for name in of_file {
+        let parts: Vec<&str> = name.split('.').filter(|part| !WRAPPERS.contains(part)).collect();
+        bare.entry(parts.join(".")).and_modify(|both| *both = None).or_insert(Some(name));
+    }
+    let below = |prefix: &str| -> Option<Vec<&'a str>> {
+        tensors().map(|name| bare.get(&format!("{prefix}{name}")).copied().flatten()).collect()
+    };
+    let first = tensors().next()?;
+    let prefixes: BTreeSet<&str> = bare.keys().filter_map(|name| name.strip_suffix(first)).collect();
+    let mut found =
+        prefixes.into_iter().filter(|prefix| prefix.is_empty() || prefix.ends_with('.')).filter_map(below);
+    match (found.next(), found.next()) {
+        (Some(names), None) => Some(names),
+        _ => None,
+    }
+}
+
+/// What a file has in the place of a tensor, for whoever has to rename something.
+fn instead(of_file: &[String], name: &str) -> String {
+    let alike: Vec<&str> =
+        of_file.iter().map(String::as_str).filter(|other| other.ends_with(&format!(".{name}"))).collect();
+    let (what, names) = match alike.is_empty() {
+        true => ("it has", of_file.iter().map(String::as_str).collect()),
+        false => ("more than one may be meant:", alike),
+    };
+    let more = names.len().saturating_sub(SHOWN);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    match names.is_empty() {
+        true => "it has none at all".into(),
+        false => format!("{what} {}{more}", names[..names.len().min(SHOWN)].join(", ")),
+    }
 }
 
 /// How a floating-point type's little-endian bytes become `f64`, which holds every value
@@ -247,6 +308,48 @@ mod tests {
         let read = weights(&file, &network()).unwrap();
         assert_eq!(read.values, [1.0, 1.0, 1.0, 1.0, 2.0, 2.0]);
         assert_eq!(read.unknown, ["steps", "extra"]);
+    }
+
+    /// As PyTorch saves them: wrapped for data parallelism, compiled, both, in parts, and within something larger.
+    #[test]
+    fn names_of_a_wrapped_network_are_read_as_its_own() {
+        let (w, b) = (f32s(&[1.0; 4]), f32s(&[2.0; 2]));
+        let read = |w_name: &str, b_name: &str| {
+            let file = file(&[
+                (b_name, Dtype::F32, &[2], &b),
+                (w_name, Dtype::F32, &[2, 2], &w),
+                ("n_averaged", Dtype::I64, &[], &[0; 8]),
+            ]);
+            weights(&file, &network())
+        };
+        for (w_name, b_name, taken_off) in [
+            ("module.w", "module.b", "module."),
+            ("_orig_mod.w", "_orig_mod.b", "_orig_mod."),
+            ("module._orig_mod.w", "module._orig_mod.b", "module._orig_mod."),
+            ("w", "_orig_mod.b", "_orig_mod."),
+            ("model.net.w", "model.net.b", "model.net."),
+            ("model.module.w", "model.b", "model.module."),
+        ] {
+            let read = read(w_name, b_name).unwrap();
+            assert_eq!(read.values, [1.0, 1.0, 1.0, 1.0, 2.0, 2.0], "{w_name}");
+            assert_eq!((&read.unknown[..], &read.taken_off[..]), (&["n_averaged".to_owned()][..], taken_off));
+        }
+        for (w_name, b_name) in [("module.w", "other.b"), ("tow", "tob"), ("W", "b")] {
+            let error = read(w_name, b_name).unwrap_err().to_string();
+            assert!(error.contains("has no tensor w") && error.contains(w_name), "{error}");
+        }
+    }
+
+    /// The averaged weights or the last ones: whoever saved both has to say which.
+    #[test]
+    fn what_may_mean_two_things_is_refused_with_both() {
+        let (w, b) = (f32s(&[1.0; 4]), f32s(&[2.0; 2]));
+        let all =
+            [("ema.b", &b), ("model.b", &b)].map(|(name, data)| (name, Dtype::F32, &[2usize][..], &data[..]));
+        let more = [("ema.w", &w), ("model.w", &w)]
+            .map(|(name, data)| (name, Dtype::F32, &[2usize, 2][..], &data[..]));
+        let error = weights(&file(&[all, more].concat()), &network()).unwrap_err().to_string();
+        assert!(error.contains("more than one may be meant: ema.w, model.w"), "{error}");
     }
 
     #[test]

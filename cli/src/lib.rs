@@ -8,7 +8,8 @@
 //!
 //! This crate knows clap's tree of commands and nothing of training: an option that a binary declares
 //! has its variable and its key without further ado. [`layers`] merges; [`mod@file`] and [`environment`] read;
-//! [`mod@print`] tells what came of it; [`documents`] makes completions and man pages.
+//! [`mod@print`] tells what came of it; [`documents`] makes completions and man pages; [`output`] is how both
+//! programs say anything.
 //!
 //! [`logging`] has the options for logs, and the exit code of a command.
 //!
@@ -30,11 +31,13 @@ pub mod given;
 pub mod layers;
 pub mod logging;
 pub mod option;
+pub mod output;
 pub mod print;
 mod similar;
 
 pub use environment::Environment;
 pub use error::ConfigError;
+use output::Level;
 
 /// The programs that may share a file, each with a table of its own.
 pub const PROGRAMS: [&str; 2] = ["coordinator", "worker"];
@@ -61,11 +64,11 @@ pub fn parse<C: Parser>(beside: &[Command]) -> C {
     let parsed = options(&command, std::env::args_os().collect(), &environment);
     match parsed.and_then(|matches| Ok(matches.map(|matches| C::from_arg_matches(&matches)).transpose()?)) {
         Ok(Some(options)) => options,
-        Ok(None) => exit(0),
+        Ok(None) => leave(0),
         Err(ConfigError::Arguments(error)) => error.exit(),
         Err(error) => {
-            say(&format!("error: {error}"));
-            exit(USAGE)
+            output::note(Level::Error, &error.to_string());
+            leave(USAGE)
         }
     }
 }
@@ -103,8 +106,11 @@ fn options(
     environment: &Environment,
 ) -> Result<Option<ArgMatches>, ConfigError> {
     let resolved = layers::resolve(command, args, environment)?;
+    if wants_json(&resolved.matches) {
+        output::as_json();
+    }
     for warning in &resolved.warnings {
-        say(&format!("warning: {warning}"));
+        output::note(Level::Warn, warning);
     }
     if resolved.print {
         documents::write_out(print::print(command, &resolved)?.as_bytes())?;
@@ -114,8 +120,18 @@ fn options(
     Ok((!made).then_some(resolved.matches))
 }
 
-/// A line on standard error.
-#[allow(clippy::print_stderr)]
-fn say(line: &str) {
-    eprintln!("{line}");
+/// Whether the log is to be one of JSON objects, in which a warning about the options is one as well.
+fn wants_json(matches: &ArgMatches) -> bool {
+    let mut in_play = matches;
+    while let Some((_, inner)) = in_play.subcommand() {
+        in_play = inner;
+    }
+    let format = in_play.try_get_raw("log_format").ok().flatten().and_then(Iterator::last);
+    format.is_some_and(|format| format == "json")
+}
+
+/// Ends the process, with all said that could be.
+fn leave(code: i32) -> ! {
+    output::flush();
+    exit(code)
 }

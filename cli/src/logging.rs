@@ -6,6 +6,8 @@ use std::process::ExitCode;
 use clap::{Args, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
+use crate::output::{self, Level};
+
 /// How a line of the log looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
@@ -28,7 +30,8 @@ pub struct LogOptions {
 }
 
 impl LogOptions {
-    /// Starts logging for the process. A second call has no effect.
+    /// Starts logging for the process. A second call has no effect. Log lines and the messages of panics go through
+    /// [`output`], for which nothing waits.
     ///
     /// # Errors
     /// If the level is not one of the five, nor a filter.
@@ -39,27 +42,39 @@ impl LogOptions {
         // Colours are for terminals; in a file or a pipe they are noise.
         let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
         let logs =
-            tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours);
+            tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| output::Log).with_ansi(colours);
         let _ = match self.log_format {
             LogFormat::Text => logs.try_init(),
-            LogFormat::Json => logs.json().try_init(),
+            LogFormat::Json => {
+                output::as_json();
+                logs.json().try_init()
+            }
         };
+        std::panic::set_hook(Box::new(|panic| {
+            let thread = std::thread::current();
+            let backtrace = std::backtrace::Backtrace::capture();
+            let told = format!("thread {} {panic}\n{backtrace}", thread.name().unwrap_or("without a name"));
+            output::note(Level::Error, told.trim_end());
+            output::flush();
+        }));
         Ok(())
     }
 }
 
-/// The exit code of a command; an error is printed on one line.
+/// The exit code of a command; an error is printed on one line. All that was said is written by then, if
+/// somebody takes it.
 #[must_use]
-#[allow(clippy::print_stderr)]
 pub fn exit_code(result: anyhow::Result<ExitCode>) -> ExitCode {
-    match result {
+    let code = match result {
         Ok(code) => code,
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {}", in_one_line(&error));
+            output::note(Level::Error, &in_one_line(&error));
             ExitCode::FAILURE
         }
-    }
+    };
+    output::flush();
+    code
 }
 
 /// Whether the reader of the output closed it early, as in `… | head`: that is not a failure.

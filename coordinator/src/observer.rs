@@ -196,6 +196,8 @@ pub enum RunEvent<'a> {
         /// Its replica's digest was wrong (**REP-1**).
         drifted: bool,
     },
+    /// A worker was lost before it had done a step, or because its link is too slow.
+    UnproductiveSession,
     /// A word for the person who started the run.
     Note(&'a str),
     /// A warning for that person.

@@ -2,10 +2,9 @@
 //! test pass and each change in the cluster.
 
 use std::collections::BTreeSet;
-use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use tally_cli::output::{self, Level};
 use tally_coordinator::observer::{Context, Observer, RunEvent};
 use tally_core::Core;
 use tally_core::cluster::Session;
@@ -14,15 +13,30 @@ use tally_numerics::schema::{Evaluation, Schema, Sums};
 
 /// The time between two plain lines while training.
 const PLAIN_EVERY: Duration = Duration::from_secs(10);
+/// The time between two states of the bar; the terminal gets no more of them.
+pub const BAR_INTERVAL: Duration = Duration::from_millis(100);
+/// Cells of a bar.
+const CELLS: u64 = 24;
 
-/// Standard error, with a bar where it is a terminal.
+/// Standard error, with a bar where it is a terminal. All lines go through [`output`], so that training never waits for
+/// a reader.
 #[derive(Debug)]
 pub struct Console {
-    bar: Option<ProgressBar>,
     terminal: bool,
+    colours: bool,
     epoch: u32,
-    last_plain: Option<Instant>,
+    last_progress: Option<Instant>,
     samples_per_second: f64,
+}
+
+/// A bar of which `done` of `all` is full.
+#[must_use]
+pub fn progress_bar(done: u64, all: u64, colours: bool) -> String {
+    let halves = (2 * CELLS * done.min(all)).checked_div(all).unwrap_or(2 * CELLS);
+    let (full, half) = ((halves / 2) as usize, (halves % 2) as usize);
+    let (on, off) = if colours { ("\x1b[36m", "\x1b[0m") } else { ("", "") };
+    let empty = CELLS as usize - full - half;
+    format!("{on}{}{}{off}{}", "━".repeat(full), "╸".repeat(half), " ".repeat(empty))
 }
 
 /// Seconds as people write them: `3 s`, `4 min 05 s`, `2 h 03 min`.
@@ -40,22 +54,19 @@ impl Console {
     /// A console that draws a bar if standard error is a terminal.
     #[must_use]
     pub fn new() -> Self {
-        let terminal = std::io::stderr().is_terminal();
-        Self { bar: None, terminal, epoch: 0, last_plain: None, samples_per_second: 0.0 }
+        let colours = std::env::var_os("NO_COLOR").is_none();
+        let terminal = output::is_terminal();
+        Self { terminal, colours, epoch: 0, last_progress: None, samples_per_second: 0.0 }
     }
 
     /// Prints a line above the bar.
     pub fn note(&self, text: &str) {
-        match &self.bar {
-            Some(bar) => bar.println(text),
-            #[allow(clippy::print_stderr)]
-            None => eprintln!("{text}"),
-        }
+        output::note(Level::Info, text);
     }
 
     /// Prints a warning above the bar.
     pub fn warn(&self, text: &str) {
-        self.note(&format!("warning: {text}"));
+        output::note(Level::Warn, text);
     }
 
     /// A worker is ready for work.
@@ -86,6 +97,12 @@ impl Console {
         let first = self.samples_per_second == 0.0;
         self.samples_per_second += if first { 1.0 } else { 0.1 } * (now - self.samples_per_second);
         let index = (step.step - 1) % per_epoch + 1;
+        let interval = if self.terminal { BAR_INTERVAL } else { PLAIN_EVERY };
+        self.epoch = step.epoch;
+        if !new_epoch && index != per_epoch && self.last_progress.is_some_and(|at| at.elapsed() < interval) {
+            return;
+        }
+        self.last_progress = Some(Instant::now());
         let left = human_seconds(seconds_left);
         // The total loss comes first: a narrow terminal cuts the line off at its end.
         let message = format!(
@@ -94,59 +111,36 @@ impl Console {
             self.samples_per_second,
             loss_parts(schema, &step.loss)
         );
-        if self.terminal {
-            if new_epoch {
-                self.open_bar(step.epoch, shape.epochs, per_epoch);
-            }
-            if let Some(bar) = &self.bar {
-                bar.set_position(index);
-                bar.set_message(message);
-                if index == per_epoch {
-                    bar.abandon();
-                    self.bar = None;
-                }
-            }
-        } else if new_epoch
-            || index == per_epoch
-            || self.last_plain.is_none_or(|t| t.elapsed() >= PLAIN_EVERY)
-        {
-            self.last_plain = Some(Instant::now());
-            let epochs = shape.epochs;
-            self.note(&format!("epoch {}/{epochs}  step {index}/{per_epoch}  {message}", step.epoch));
+        let epoch = format!("epoch {}/{}", step.epoch, shape.epochs);
+        if !self.terminal {
+            return self.note(&format!("{epoch}  step {index}/{per_epoch}  {message}"));
         }
-        self.epoch = step.epoch;
-    }
-
-    fn open_bar(&mut self, epoch: u32, epochs: u32, steps: u64) {
-        let bar = ProgressBar::with_draw_target(Some(steps), ProgressDrawTarget::stderr_with_hz(10));
-        let style = ProgressStyle::with_template("{prefix}  {bar:24.cyan/blue} {pos}/{len}  {wide_msg}");
-        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("━╸ "));
-        bar.set_prefix(format!("epoch {epoch}/{epochs}"));
-        self.bar = Some(bar);
+        let bar = progress_bar(index, per_epoch, self.colours);
+        let line = format!("{epoch}  {bar} {index}/{per_epoch}  {message}");
+        if index == per_epoch {
+            output::status(None);
+            self.note(&line);
+        } else {
+            output::status(Some(line));
+        }
     }
 
     /// A test pass begins.
     pub fn test_begins(&mut self, epoch: u32) {
         if self.terminal {
-            let bar = ProgressBar::new_spinner().with_message(format!("epoch {epoch}: testing"));
-            bar.enable_steady_tick(Duration::from_millis(120));
-            self.bar = Some(bar);
+            output::status(Some(format!("epoch {epoch}: testing")));
         }
     }
 
     /// A test pass is done.
     pub fn tested(&mut self, epoch: u32, result: &str, seconds: f64) {
-        if let Some(bar) = self.bar.take() {
-            bar.finish_and_clear();
-        }
+        output::status(None);
         self.note(&format!("epoch {epoch}  {result}  ({})", human_seconds(seconds)));
     }
 
     /// The run is over.
     pub fn end(&mut self) {
-        if let Some(bar) = self.bar.take() {
-            bar.abandon();
-        }
+        output::status(None);
     }
 }
 
@@ -255,6 +249,16 @@ impl Observer for ConsoleObserver {
 mod tests {
     use super::*;
     use crate::test_support::schema;
+
+    #[test]
+    fn a_bar_is_as_wide_whatever_is_done_and_full_at_the_end() {
+        for (done, all) in [(0, 100), (1, 100), (50, 100), (99, 100), (100, 100), (7, 5), (0, 0)] {
+            assert_eq!(progress_bar(done, all, false).chars().count() as u64, CELLS, "{done} of {all}");
+        }
+        assert_eq!(progress_bar(1, 48, false).trim_end(), "╸");
+        assert_eq!(progress_bar(2, 48, false).trim_end(), "━");
+        assert_eq!(progress_bar(48, 48, false), "━".repeat(CELLS as usize));
+    }
 
     #[test]
     fn the_parts_of_a_loss_are_named_by_their_labels() {

@@ -8,6 +8,7 @@
 
 #![forbid(unsafe_code)]
 
+mod background_writer;
 pub mod console;
 pub mod http;
 pub mod metrics;
@@ -34,7 +35,7 @@ pub use console::human_seconds;
 use console::{Console, ConsoleObserver};
 use http::Panels;
 use metrics::{Exporter, MetricsObserver};
-use tensorboard::EventFile;
+use tensorboard::{EventFile, EventWriter};
 use trace::Trace;
 use view::View;
 use view::observer::ViewObserver;
@@ -61,6 +62,10 @@ pub struct Run<'a> {
     pub incarnation: u64,
     /// Steps of the whole run.
     pub steps: u64,
+    /// The step that the run goes on from, and its epoch; of a new run 0 and 1.
+    pub step: u64,
+    /// See `step`.
+    pub epoch: u32,
     /// The run goes on from an earlier start, whose lines are in the journal.
     pub resumed: bool,
     /// The newest checkpoint's step, and when it was written.
@@ -107,7 +112,8 @@ impl Monitor {
         self.view.clock()
     }
 
-    /// The page with a program's panels, its data, `/metrics` and `/healthz`.
+    /// The page with a program's panels, its data and `/metrics`.
+    #[must_use]
     pub fn router(&self, panels: Panels) -> Router {
         http::router(self.view.clone(), self.exporter.clone(), panels)
     }
@@ -140,7 +146,7 @@ impl Starting {
     /// # Errors
     /// If the journal of an earlier start can't be read, or TensorBoard's file can't be made.
     pub fn observe(self, run: &Run<'_>) -> anyhow::Result<(Vec<Box<dyn Observer>>, Monitor)> {
-        let &Run { config, directory, incarnation, steps, resumed, checkpoint } = run;
+        let &Run { config, directory, incarnation, steps, resumed, .. } = run;
         let Self { clock, exporter, trace, tensorboard } = self;
         let before = if resumed { earlier_lines(directory)? } else { Vec::new() };
         let info = RunInfo::of(config, directory, incarnation, steps, clock.origin());
@@ -150,7 +156,7 @@ impl Starting {
         let schema = config.schema.clone();
 
         let mut observers: Vec<Box<dyn Observer>> = vec![
-            Box::new(MetricsObserver::new(config, checkpoint, exporter.workers())),
+            Box::new(MetricsObserver::new(run, exporter.workers())),
             Box::new(ViewObserver::new(view.clone())),
             Box::new(ConsoleObserver::new(Console::new(), schema.clone())),
         ];
@@ -164,7 +170,7 @@ impl Starting {
                     events.display()
                 )
             })?;
-            observers.push(Box::new(file));
+            observers.push(Box::new(EventWriter::start(file)?));
         }
         Ok((observers, Monitor { view, exporter, schema }))
     }

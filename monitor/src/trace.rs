@@ -21,6 +21,8 @@ use tally_coordinator::timeline::{Lane, Span, SpanKind};
 use tally_core::cluster::Session;
 use tally_core::events::ClusterEvent;
 
+use crate::background_writer::{CLOSE_TIMEOUT, join_within};
+
 /// Events that may wait for the disk.
 const WAITING: usize = 1 << 14;
 /// Bytes that are written at once …
@@ -247,8 +249,13 @@ impl Observer for Trace {
 impl Drop for Trace {
     fn drop(&mut self) {
         self.items = None;
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+        if let Some(thread) = self.thread.take()
+            && !join_within(&thread, CLOSE_TIMEOUT)
+        {
+            tracing::warn!(
+                "the trace is cut off: it could not be written within {} s",
+                CLOSE_TIMEOUT.as_secs()
+            );
         }
     }
 }

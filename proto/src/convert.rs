@@ -59,20 +59,20 @@ pub enum BadMessage {
 
 /// A manifest as an offer.
 #[must_use]
-pub fn offer(manifest: &Manifest, device: String, kind: String) -> v1::Offer {
+pub fn offer(manifest: &Manifest, device: String, numerics_class: String) -> v1::ModelManifest {
     let tensors = manifest.tensors().iter().map(|t| v1::Tensor {
         name: t.name.clone(),
         shape: t.shape.clone(),
         bound: t.bound,
     });
-    v1::Offer { tensors: tensors.collect(), device, kind }
+    v1::ModelManifest { tensors: tensors.collect(), device, numerics_class }
 }
 
 /// The manifest of an offer.
 ///
 /// # Errors
 /// [`BadMessage::Manifest`] if it cannot be one.
-pub fn manifest(offer: v1::Offer) -> Result<Manifest, BadMessage> {
+pub fn manifest(offer: v1::ModelManifest) -> Result<Manifest, BadMessage> {
     let tensors = offer.tensors.into_iter();
     let tensors = tensors.map(|t| TensorSpec { name: t.name, shape: t.shape, bound: t.bound });
     Ok(Manifest::new(tensors.collect())?)
@@ -104,8 +104,8 @@ impl Microbatch {
     ///
     /// # Errors
     /// [`BadMessage`] if there are too many, or if ids, lengths and bytes do not fit together.
-    pub fn from_message(message: v1::Leaf) -> Result<Self, BadMessage> {
-        let v1::Leaf { ids, items, lengths, .. } = message;
+    pub fn from_message(message: v1::Microbatch) -> Result<Self, BadMessage> {
+        let v1::Microbatch { ids, items, lengths, .. } = message;
         if ids.len() > MAX_MICROBATCH {
             return Err(BadMessage::TooManySamples(ids.len()));
         }
@@ -126,9 +126,9 @@ impl Microbatch {
 
     /// As a message: microbatch `leaf` of a step, or of the test pass.
     #[must_use]
-    pub fn to_message(&self, leaf: u32, test: bool) -> v1::Leaf {
+    pub fn to_message(&self, leaf: u32, test: bool) -> v1::Microbatch {
         let lengths = (0..self.len()).map(|index| self.range(index).len() as u32).collect();
-        v1::Leaf { leaf, test, ids: self.ids.clone(), items: self.items.clone(), lengths }
+        v1::Microbatch { leaf, test, ids: self.ids.clone(), items: self.items.clone(), lengths }
     }
 
     /// How many samples.
@@ -220,7 +220,7 @@ mod tests {
 
     #[test]
     fn trust_1_samples_that_do_not_fit_are_refused() {
-        let broken = |spoil: fn(&mut v1::Leaf)| {
+        let broken = |spoil: fn(&mut v1::Microbatch)| {
             let mut message = two_samples().to_message(0, false);
             spoil(&mut message);
             Microbatch::from_message(message).unwrap_err()

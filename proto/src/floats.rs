@@ -105,20 +105,20 @@ pub fn decode(dtype: WireDtype, bytes: &[u8], wanted: usize, pool: &Pool) -> Res
     Ok(chunk)
 }
 
-/// The floats of a chunk of `wanted` elements that lies in a place of shared memory.
+/// The floats of a chunk of `wanted` elements that lies in a slot of shared memory.
 ///
 /// # Errors
-/// If there is no such place.
+/// If there is no such slot.
 pub fn fetch(
     dtype: WireDtype,
     memory: &Segment,
-    place: u32,
+    slot: u32,
     wanted: usize,
     pool: &Pool,
 ) -> std::io::Result<Chunk> {
     let mut raw = pool.take((dtype.bytes() * wanted).div_ceil(4));
     let bytes = &mut bytemuck::cast_slice_mut(&mut raw)[..dtype.bytes() * wanted];
-    memory.read(place, bytes)?;
+    memory.read(slot, bytes)?;
     match dtype {
         WireDtype::F32 => Ok(raw),
         WireDtype::Bf16 => {

@@ -1,7 +1,7 @@
 //! Memory that a coordinator and a worker on the same machine both reach, so that chunks need
 //! not pass through a socket.
 //!
-//! A segment is an anonymous file in memory, made by the coordinator and cut into *places* of
+//! A segment is an anonymous file in memory, made by the coordinator and cut into *slots* of
 //! one chunk. The worker is told which process holds it under which descriptor, and opens it
 //! through `/proc`; it can if it runs on the same machine, in view of that process, as the same user.
 //! Nothing is left behind when either dies, however it dies.
@@ -9,24 +9,24 @@
 //! Chunks are copied in and out, by a library made for memory that somebody else may be writing to:
 //! a peer that writes while the other reads can spoil its own numbers and nothing else, and
 //! the file's size is sealed, so that nobody can take the memory away (**TRUST-1**). What lies where is said in
-//! messages; the two sides' rules for when a place may be written again are those of the worker's places
+//! messages; the two sides' rules for when a slot may be written again are those of the worker's slots
 //! and the coordinator's board.
 
 use std::io;
 
 use tally_numerics::CHUNK;
 
-/// Bytes of a place.
-pub const PLACE: usize = 4 * CHUNK;
+/// Bytes of a slot.
+pub const SLOT: usize = 4 * CHUNK;
 
 #[cfg(target_os = "linux")]
 pub use linux::Segment;
 #[cfg(not(target_os = "linux"))]
 pub use nowhere::Segment;
 
-/// No such place, or more than fits one.
-fn beyond(place: u32, places: u32, bytes: usize) -> io::Error {
-    let what = format!("place {place} of {places}, {bytes} bytes");
+/// No such slot, or more than fits one.
+fn beyond(slot: u32, slots: u32, bytes: usize) -> io::Error {
+    let what = format!("slot {slot} of {slots}, {bytes} bytes");
     io::Error::new(io::ErrorKind::InvalidInput, what)
 }
 
@@ -42,7 +42,7 @@ mod linux {
     use vm_memory::mmap::MmapRegionBuilder;
     use vm_memory::{FileOffset, MmapRegion, VolatileMemory as _, VolatileSlice};
 
-    use super::{PLACE, beyond};
+    use super::{SLOT, beyond};
     use crate::v1;
 
     /// What the names of segments begin with.
@@ -56,41 +56,41 @@ mod linux {
         memory: MmapRegion,
         descriptor: u32,
         name: String,
-        places: u32,
+        slots: u32,
         writable: bool,
     }
 
     impl Segment {
-        /// Makes one. Memory is used when a place is written first.
+        /// Makes one. Memory is used when a slot is written first.
         ///
         /// # Errors
         /// If the system has no such files, or gives none.
-        pub fn create(places: u32) -> io::Result<Self> {
+        pub fn create(slots: u32) -> io::Result<Self> {
             let random = RandomState::new().hash_one(std::process::id());
             let name = format!("{PREFIX}{random:016x}");
             let file = File::from(memfd_create(&name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
-            file.set_len(u64::from(places) * PLACE as u64)?;
+            file.set_len(u64::from(slots) * SLOT as u64)?;
             fcntl_add_seals(&file, SEALS)?;
-            Self::map(file, name, places, true)
+            Self::map(file, name, slots, true)
         }
 
-        fn map(file: File, name: String, places: u32, writable: bool) -> io::Result<Self> {
+        fn map(file: File, name: String, slots: u32, writable: bool) -> io::Result<Self> {
             let descriptor = file.as_raw_fd().unsigned_abs();
             let protection = if writable { ProtFlags::READ | ProtFlags::WRITE } else { ProtFlags::READ };
-            let memory = MmapRegionBuilder::new(places as usize * PLACE)
+            let memory = MmapRegionBuilder::new(slots as usize * SLOT)
                 .with_mmap_prot(protection.bits() as i32)
                 .with_mmap_flags(MapFlags::SHARED.bits() as i32)
                 .with_file_offset(FileOffset::new(file, 0))
                 .build()
                 .map_err(io::Error::other)?;
-            Ok(Self { memory, descriptor, name, places, writable })
+            Ok(Self { memory, descriptor, name, slots, writable })
         }
 
         /// How a worker finds it.
         #[must_use]
         pub fn offer(&self) -> v1::Segment {
-            let (descriptor, name, places) = (self.descriptor, self.name.clone(), self.places);
-            v1::Segment { process: std::process::id(), descriptor, name, places }
+            let (descriptor, name, slots) = (self.descriptor, self.name.clone(), self.slots);
+            v1::Segment { process: std::process::id(), descriptor, name, slots }
         }
 
         /// Opens one that was offered, for writing too if `writable`.
@@ -99,7 +99,7 @@ mod linux {
         /// If it is not on this machine or not within reach. Nothing else is ever opened,
         /// whatever the offer says.
         pub fn open(offer: &v1::Segment, writable: bool) -> io::Result<Self> {
-            let v1::Segment { process, descriptor, name, places } = offer;
+            let v1::Segment { process, descriptor, name, slots } = offer;
             let path = format!("/proc/{process}/fd/{descriptor}");
             let target = std::fs::read_link(&path)?;
             if !name.starts_with(PREFIX) || target.as_os_str() != format!("/memfd:{name} (deleted)").as_str()
@@ -107,44 +107,44 @@ mod linux {
                 return Err(io::Error::other("it is not on this machine"));
             }
             let file = File::options().read(true).write(writable).open(&path)?;
-            let whole = file.metadata()?.len() == u64::from(*places) * PLACE as u64;
+            let whole = file.metadata()?.len() == u64::from(*slots) * SLOT as u64;
             if !whole || !fcntl_get_seals(&file)?.contains(SEALS) {
                 return Err(io::Error::other("it has another size, or may change it"));
             }
-            Self::map(file, name.clone(), *places, writable)
+            Self::map(file, name.clone(), *slots, writable)
         }
 
         /// How many chunks it has room for.
         #[must_use]
-        pub fn places(&self) -> u32 {
-            self.places
+        pub fn slots(&self) -> u32 {
+            self.slots
         }
 
-        /// Copies a chunk to a place.
+        /// Copies a chunk to a slot.
         ///
         /// # Errors
-        /// If there is no such place, or it was opened for reading.
-        pub fn write(&self, place: u32, chunk: &[u8]) -> io::Result<()> {
+        /// If there is no such slot, or it was opened for reading.
+        pub fn write(&self, slot: u32, chunk: &[u8]) -> io::Result<()> {
             if !self.writable {
                 return Err(io::ErrorKind::PermissionDenied.into());
             }
-            self.at(place, chunk.len())?.copy_from(chunk);
+            self.at(slot, chunk.len())?.copy_from(chunk);
             Ok(())
         }
 
-        /// Copies a chunk out of a place. The bits are any: they have to be checked.
+        /// Copies a chunk out of a slot. The bits are any: they have to be checked.
         ///
         /// # Errors
-        /// If there is no such place.
-        pub fn read(&self, place: u32, into: &mut [u8]) -> io::Result<()> {
-            self.at(place, into.len())?.copy_to(into);
+        /// If there is no such slot.
+        pub fn read(&self, slot: u32, into: &mut [u8]) -> io::Result<()> {
+            self.at(slot, into.len())?.copy_to(into);
             Ok(())
         }
 
-        fn at(&self, place: u32, bytes: usize) -> io::Result<VolatileSlice<'_>> {
-            let there = place < self.places && bytes <= PLACE;
-            let slice = if there { self.memory.get_slice(place as usize * PLACE, bytes).ok() } else { None };
-            slice.ok_or_else(|| beyond(place, self.places, bytes))
+        fn at(&self, slot: u32, bytes: usize) -> io::Result<VolatileSlice<'_>> {
+            let there = slot < self.slots && bytes <= SLOT;
+            let slice = if there { self.memory.get_slice(slot as usize * SLOT, bytes).ok() } else { None };
+            slice.ok_or_else(|| beyond(slot, self.slots, bytes))
         }
     }
 }
@@ -174,16 +174,16 @@ mod nowhere {
             v1::Segment::default()
         }
 
-        pub fn places(&self) -> u32 {
+        pub fn slots(&self) -> u32 {
             0
         }
 
-        pub fn write(&self, place: u32, chunk: &[u8]) -> io::Result<()> {
-            Err(beyond(place, 0, chunk.len()))
+        pub fn write(&self, slot: u32, chunk: &[u8]) -> io::Result<()> {
+            Err(beyond(slot, 0, chunk.len()))
         }
 
-        pub fn read(&self, place: u32, into: &mut [u8]) -> io::Result<()> {
-            Err(beyond(place, 0, into.len()))
+        pub fn read(&self, slot: u32, into: &mut [u8]) -> io::Result<()> {
+            Err(beyond(slot, 0, into.len()))
         }
     }
 }
@@ -201,10 +201,10 @@ mod tests {
     fn a_chunk_written_on_one_side_is_read_on_the_other() {
         let ours = Segment::create(3).unwrap();
         let theirs = Segment::open(&ours.offer(), true).unwrap();
-        let mut chunk = vec![0; PLACE];
-        theirs.write(2, &vec![7; PLACE]).unwrap();
+        let mut chunk = vec![0; SLOT];
+        theirs.write(2, &vec![7; SLOT]).unwrap();
         ours.read(2, &mut chunk).unwrap();
-        assert_eq!(chunk, vec![7; PLACE]);
+        assert_eq!(chunk, vec![7; SLOT]);
         // The last chunk of a vector is short.
         theirs.write(1, &[1, 2, 3]).unwrap();
         ours.read(1, &mut chunk[..3]).unwrap();
@@ -216,7 +216,7 @@ mod tests {
         let segment = Segment::create(2).unwrap();
         assert!(segment.write(2, &[0; 4]).is_err());
         assert!(segment.write(u32::MAX, &[0; 4]).is_err());
-        assert!(segment.write(0, &vec![0; PLACE + 1]).is_err());
+        assert!(segment.write(0, &vec![0; SLOT + 1]).is_err());
         assert!(segment.read(2, &mut [0]).is_err());
         let theirs = Segment::open(&segment.offer(), true).unwrap();
         let v1::Segment { process, descriptor, .. } = theirs.offer();
@@ -242,7 +242,7 @@ mod tests {
             v1::Segment { process: u32::MAX, ..offer.clone() },
             v1::Segment { name: "tally-0".into(), ..offer.clone() },
             v1::Segment { name: String::new(), ..offer.clone() },
-            v1::Segment { places: 2, ..offer.clone() },
+            v1::Segment { slots: 2, ..offer.clone() },
         ];
         for offer in wrong {
             assert!(Segment::open(&offer, true).is_err(), "{offer:?}");
@@ -251,7 +251,7 @@ mod tests {
         let name = "tally-unsealed".to_string();
         let flags = rustix::fs::MemfdFlags::ALLOW_SEALING;
         let file = File::from(rustix::fs::memfd_create(&name, flags).unwrap());
-        file.set_len(PLACE as u64).unwrap();
+        file.set_len(SLOT as u64).unwrap();
         let descriptor = file.as_raw_fd().unsigned_abs();
         let unsealed = v1::Segment { descriptor, name, ..offer.clone() };
         assert!(Segment::open(&unsealed, true).unwrap_err().to_string().contains("may change"));

@@ -106,10 +106,10 @@ fn a_number_or_a_name_is_never_used_twice() {
 /// What only a newer peer says is skipped, wherever it stands.
 #[test]
 fn unknown_fields_are_skipped() {
-    use tally_proto::v1::{Held, Hello, WorkerMessage, worker_message};
-    let held = vec![Held { run: 1, step: 2, digest: 3 }];
-    let hello = Hello { protocol: PROTOCOL, name: "w".into(), held, ..Hello::default() };
-    let message = WorkerMessage { stamp: None, body: Some(worker_message::Body::Hello(hello.clone())) };
+    use tally_proto::v1::{Hello, RetainedState, WorkerMessage, worker_message};
+    let retained = vec![RetainedState { run: 1, step: 2, digest: 3 }];
+    let hello = Hello { protocol: PROTOCOL, name: "w".into(), retained, ..Hello::default() };
+    let message = WorkerMessage { context: None, body: Some(worker_message::Body::Hello(hello.clone())) };
     // Field 999 in each of the four wire types that are in use.
     for unknown in [&b"\xb8\x3e\x01"[..], b"\xb9\x3e12345678", b"\xba\x3e\x03abc", b"\xbd\x3e1234"] {
         let inner = [hello.encode_to_vec(), unknown.to_vec()].concat();

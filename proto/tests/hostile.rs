@@ -84,7 +84,7 @@ proptest! {
         stray in 0usize..2,
     ) {
         let bytes = lengths.iter().map(|&length| length as usize % 64).sum::<usize>() + stray;
-        let message = v1::Leaf { leaf, test, ids: ids.clone(), items: vec![9; bytes].into(), lengths: lengths.clone() };
+        let message = v1::Microbatch { leaf, test, ids: ids.clone(), items: vec![9; bytes].into(), lengths: lengths.clone() };
         let whole = lengths.iter().map(|&length| length as usize).sum::<usize>();
         let read = Microbatch::from_message(message);
         prop_assert_eq!(read.is_ok(), ids.len() == lengths.len() && whole == bytes);
@@ -132,7 +132,7 @@ proptest! {
 
     #[test]
     fn trust_1_a_manifest_is_one_or_is_refused(tensors in vec(tensor(), 0..6), device in ".{0,8}") {
-        if let Ok(manifest) = convert::manifest(v1::Offer { tensors, kind: device.clone(), device }) {
+        if let Ok(manifest) = convert::manifest(v1::ModelManifest { tensors, numerics_class: device.clone(), device }) {
             prop_assert!(manifest.len() > 0 && manifest.len() <= tally_numerics::manifest::MAX_ELEMENTS);
             let last = manifest.tensors().len() - 1;
             prop_assert_eq!(manifest.range(last).end, manifest.len());
@@ -143,7 +143,7 @@ proptest! {
 
 #[test]
 fn trust_1_a_microbatch_has_a_largest_size() {
-    let many = v1::Leaf { ids: vec![0; MAX_MICROBATCH + 1], ..v1::Leaf::default() };
+    let many = v1::Microbatch { ids: vec![0; MAX_MICROBATCH + 1], ..v1::Microbatch::default() };
     assert_eq!(Microbatch::from_message(many), Err(convert::BadMessage::TooManySamples(MAX_MICROBATCH + 1)));
 }
 
@@ -153,7 +153,7 @@ fn trust_1_a_message_takes_a_bounded_multiple_of_its_length() {
     let sizes = [
         size_of::<v1::Tensor>(),
         size_of::<v1::Receipt>(),
-        size_of::<v1::Held>(),
+        size_of::<v1::RetainedState>(),
         size_of::<v1::Span>(),
         size_of::<String>(),
         size_of::<u32>(),
@@ -164,7 +164,7 @@ fn trust_1_a_message_takes_a_bounded_multiple_of_its_length() {
 
 #[test]
 fn the_largest_messages_of_an_honest_worker_fit() {
-    let stamp = Some(v1::Stamp {
+    let context = Some(v1::MessageContext {
         run: u64::MAX,
         incarnation: u64::MAX,
         session: u64::MAX,
@@ -176,15 +176,15 @@ fn the_largest_messages_of_an_honest_worker_fit() {
         node: u32::MAX,
         index: u32::MAX,
         data,
-        place: Some(u32::MAX),
+        slot: Some(u32::MAX),
     });
-    assert!(GradientUp { stamp, body: Some(chunk) }.encoded_len() <= MAX_FROM_WORKER);
+    assert!(GradientUp { context, body: Some(chunk) }.encoded_len() <= MAX_FROM_WORKER);
     let tensor = v1::Tensor { name: "n".repeat(64), shape: vec![1 << 16; 4], bound: 0.1 };
-    let offer = v1::Offer {
+    let offer = v1::ModelManifest {
         tensors: vec![tensor; tally_numerics::manifest::MAX_TENSORS],
         device: "d".repeat(256),
-        kind: "k".repeat(256),
+        numerics_class: "k".repeat(256),
     };
-    let offer = v1::worker_message::Body::Offer(offer);
-    assert!(WorkerMessage { stamp, body: Some(offer) }.encoded_len() <= MAX_FROM_WORKER);
+    let offer = v1::worker_message::Body::ModelManifest(offer);
+    assert!(WorkerMessage { context, body: Some(offer) }.encoded_len() <= MAX_FROM_WORKER);
 }

@@ -48,7 +48,7 @@ pub fn start(
             let program = program.clone();
             let work = move || -> anyhow::Result<()> {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-                runtime.block_on(session::run(options, program, std::future::pending()))
+                runtime.block_on(session::run(options, program, std::future::pending())).map(drop)
             };
             std::thread::Builder::new()
                 .name(format!("worker-{number}"))

@@ -46,6 +46,9 @@ pub fn new_run<P: Program>(program: &P, options: &TrainOptions<P::Options>) -> a
         None => init::parameters(&config.tensors, config.seed),
         Some(path) => {
             let weights = tally_checkpoint::read_weights(path, &config.tensors)?;
+            if !weights.taken_off.is_empty() {
+                tracing::info!("{}: {} is taken off the tensors' names", path.display(), weights.taken_off);
+            }
             if !weights.unknown.is_empty() {
                 tracing::warn!(
                     "{} has tensors that {} has not: {}",

@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use tally_cli::logging::in_one_line;
+use tally_cli::output::{self, Level};
 use tally_coordinator::access;
 use tally_coordinator::access::credentials::Credentials;
 use tally_coordinator::access::serve::{Port, Protocol, room};
 use tally_coordinator::server::driver::{Driver, DriverDeps};
+use tally_coordinator::server::driver_heartbeat::Heartbeat;
 use tally_coordinator::server::health::Health;
 use tally_coordinator::server::input::Input;
 use tally_coordinator::server::service::{Local, Service};
@@ -26,8 +28,8 @@ use tally_run::config::RunConfig;
 use tally_run::summary::Summary;
 use tally_transport::local::LocalTransport;
 use tally_worker::program::WorkerProgram;
+use tally_worker::signals::{self, STOPPED_EARLY, Signals};
 use tokio::net::TcpListener;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, mpsc, oneshot};
 
@@ -45,9 +47,8 @@ const INPUTS: usize = 64;
 const GRACE: Duration = Duration::from_secs(5);
 /// How often the core looks at its clock.
 const TICK: Duration = Duration::from_millis(10);
-/// What a supervised run that was stopped before its end exits with: `EX_TEMPFAIL` of sysexits(3).
-/// A supervisor that counts 0 as the end of the job must start it again.
-const STOPPED_EARLY: u8 = 75;
+/// How long the start of a run may still take when a signal has asked it to stop.
+const START_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long workers may take to hear that the run is over.
 const WORKERS_CLOSE: Duration = Duration::from_secs(2);
 /// How long pages may take to be told.
@@ -68,7 +69,9 @@ pub fn run<P: Program>(program: &Arc<P>, options: &TrainOptions<P::Options>) -> 
 
 async fn train<P: Program>(program: &Arc<P>, options: &TrainOptions<P::Options>) -> anyhow::Result<ExitCode> {
     // From here on a signal stops the run politely, even if it comes before there is one.
-    let signals = signal(SignalKind::interrupt()).and_then(|i| Ok((i, signal(SignalKind::terminate())?)));
+    let signals = Signals::listen(false).context("cannot listen for signals")?;
+    let begun = Arc::new(AtomicBool::new(false));
+    tokio::spawn(exit_before_start(signals.clone(), begun.clone(), options.supervised));
     // The ports first: a run directory should not be made for a run that can't start.
     let loopback = if options.local { [127, 0, 0, 1] } else { [0, 0, 0, 0] };
     let address = options.listen.unwrap_or_else(|| (loopback, PORT).into());
@@ -107,6 +110,8 @@ async fn train<P: Program>(program: &Arc<P>, options: &TrainOptions<P::Options>)
         directory: directory.path(),
         incarnation,
         steps,
+        step,
+        epoch: spec.schedule.position(step.max(1)).0,
         resumed,
         checkpoint,
     })?;
@@ -126,6 +131,7 @@ async fn train<P: Program>(program: &Arc<P>, options: &TrainOptions<P::Options>)
     let (inputs, receiver) = mpsc::channel(INPUTS);
     let started = Arc::new(AtomicBool::new(false));
     let run_dir = directory.path().to_path_buf();
+    let heartbeat = Heartbeat::start();
     let core = Core::new(spec, step, master.digest(), recorded);
     let driver = Driver::new(DriverDeps {
         train: data.train,
@@ -141,6 +147,7 @@ async fn train<P: Program>(program: &Arc<P>, options: &TrainOptions<P::Options>)
         observers,
         spans: !options.no_timeline,
         started: started.clone(),
+        heartbeat: heartbeat.clone(),
     });
     let (done, mut finished) = oneshot::channel();
     std::thread::Builder::new().name("driver".into()).spawn(move || {
@@ -150,7 +157,7 @@ async fn train<P: Program>(program: &Arc<P>, options: &TrainOptions<P::Options>)
     let (stop_grpc, grpc_stopped) = oneshot::channel::<()>();
     let (stop_web, web_stopped) = oneshot::channel::<()>();
     let service = Service::new((run, incarnation), elements, losses, dtype, inputs.clone(), Pool::default());
-    let health = Health::new().await;
+    let health = Health::new(heartbeat).await;
     let services = health.services(service.clone())?;
     let transport: Arc<dyn LocalTransport> = Arc::new(Local::new(service, services.clone()));
     let workers = Port::new(Protocol::Grpc, services, credentials.clone(), most);
@@ -166,6 +173,7 @@ async fn train<P: Program>(program: &Arc<P>, options: &TrainOptions<P::Options>)
     tokio::spawn(health.clone().ready_with(inputs.clone()));
     tokio::spawn(monitor.clone().keep_up(run_dir));
     let asked = Arc::new(Notify::new());
+    begun.store(true, Ordering::Relaxed);
     tokio::spawn(stop_on_signal(signals, inputs.clone(), health.clone(), asked.clone()));
     tokio::spawn(tick(inputs.clone()));
 
@@ -279,30 +287,23 @@ async fn tick(inputs: mpsc::Sender<Input>) {
     }
 }
 
-/// The first interrupt stops the run after the step in flight, or the lingering after it, and is told to
-/// `asked`; the second ends the process at once.
-async fn stop_on_signal(
-    signals: std::io::Result<(Signal, Signal)>,
-    inputs: mpsc::Sender<Input>,
-    health: Health,
-    asked: Arc<Notify>,
-) {
-    let Ok((mut interrupt, mut terminate)) = signals else {
-        return tracing::warn!("cannot listen for signals; Ctrl-C ends the process at once");
-    };
-    let mut first = true;
-    loop {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
-        if !std::mem::take(&mut first) {
-            std::process::exit(130);
-        }
-        asked.notify_one();
-        health.stopping().await;
-        // A run that is over has nobody left to stop.
-        let _ = inputs.send(Input::Stop).await;
+/// A signal stops the run after the step in flight, or the lingering after it, and is told to `asked`.
+async fn stop_on_signal(signals: Signals, inputs: mpsc::Sender<Input>, health: Health, asked: Arc<Notify>) {
+    signals.asked().await;
+    asked.notify_one();
+    health.stopping().await;
+    // A run that is over has nobody left to stop.
+    let _ = inputs.send(Input::Stop).await;
+}
+
+/// Ends the process if a signal comes while the start waits for something (a token's file that is a pipe, a file system
+/// that is gone): there is no run to stop politely yet, and nothing to lose.
+async fn exit_before_start(signals: Signals, begun: Arc<AtomicBool>, supervised: bool) {
+    let number = signals.asked().await;
+    tokio::time::sleep(START_TIMEOUT).await;
+    if !begun.load(Ordering::Relaxed) {
+        output::note(Level::Warn, "stopped before the run has begun");
+        signals::end(if supervised { i32::from(STOPPED_EARLY) } else { 128 + number });
     }
 }
 
@@ -331,7 +332,6 @@ async fn failed_local(
     }
 }
 
-#[allow(clippy::print_stdout)]
 fn conclude(
     outcome: &RunOutcome,
     summary: &Summary,
@@ -349,20 +349,20 @@ fn conclude(
              --clip-norm 2, or --recipe default"
         );
     }
-    println!(
+    output::result(&format!(
         "{} steps in {} ({:.0} samples/s)",
         summary.steps,
         human_seconds(summary.wall_seconds),
         summary.samples_per_second
-    );
+    ));
     if let Some(test) = &summary.test {
-        println!("test: {}", monitor.test_line(test));
+        output::result(&format!("test: {}", monitor.test_line(test)));
     }
-    println!("parameters SHA-256 {}", summary.parameters_sha256);
-    if *outcome == RunOutcome::Stopped {
-        println!("stopped; go on with: coordinator --resume {run_path}");
+    output::result(&format!("parameters SHA-256 {}", summary.parameters_sha256));
+    output::result(&if *outcome == RunOutcome::Stopped {
+        format!("stopped; go on with: coordinator --resume {run_path}")
     } else {
-        println!("the model is in {run_path}/checkpoints/last, the best one in {run_path}/checkpoints/best");
-    }
+        format!("the model is in {run_path}/checkpoints/last, the best one in {run_path}/checkpoints/best")
+    });
     Ok(())
 }

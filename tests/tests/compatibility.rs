@@ -13,7 +13,8 @@ use image::GrayImage;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use tally_proto::v1::{
-    CoordinatorMessage, GradientUp, Open, WorkerMessage, coordinator_message, gradient_up, worker_message,
+    CoordinatorMessage, GradientUp, StreamOpen, WorkerMessage, coordinator_message, gradient_up,
+    worker_message,
 };
 use tally_proto::{BF16, PROTOCOL};
 use tally_tests::baseline_run::{coordinator, equals_baseline};
@@ -42,7 +43,7 @@ impl Rewrite for First {
                 assert!(hello.capabilities.iter().any(|c| c == BF16), "today's worker can do more");
                 (hello.build, hello.capabilities) = ("0.0.1".into(), Vec::new());
             }
-            Body::Offer(offer) => offer.kind.clear(),
+            Body::ModelManifest(offer) => offer.kind.clear(),
             Body::Committed(committed) => committed.spans.clear(),
             Body::Evaluated(evaluated) => evaluated.spans.clear(),
             Body::Clock(_) => return self.unknown(),
@@ -67,7 +68,7 @@ impl Rewrite for First {
     }
 
     fn up(&self, mut message: GradientUp) -> Option<GradientUp> {
-        if let Some(gradient_up::Body::Open(open)) = &mut message.body {
+        if let Some(gradient_up::Body::StreamOpen(open)) = &mut message.body {
             *open = Open::default();
         }
         Some(message)

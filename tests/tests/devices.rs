@@ -48,7 +48,7 @@ fn live_1_a_killed_worker_is_started_again_and_all_leave_together() {
     });
     assert!(!children(&workers).contains(&killed));
     workers.signal(Signal::TERM);
-    workers.succeed();
+    assert_eq!(workers.wait().code(), Some(75), "{}", workers.stderr());
 }
 
 #[test]

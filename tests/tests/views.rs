@@ -133,7 +133,7 @@ fn metrics_tell_of_steps_workers_seconds_and_bytes() {
     // The values belong together only while nothing happens: without workers.
     for worker in &workers {
         worker.signal(Signal::INT);
-        worker.succeed();
+        assert_eq!(worker.wait().code(), Some(75), "the run goes on without it");
     }
     run.wait_for("loss", |line| line["event"] == "lost" && line["worker"] == "worker-1");
     run.wait_for("loss", |line| line["event"] == "lost" && line["worker"] == "worker-2");

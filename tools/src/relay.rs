@@ -38,6 +38,8 @@ struct State {
     holds: bool,
     /// How long every byte is on the way.
     delay: Duration,
+    /// A piece with more bytes breaks its connection.
+    most: usize,
     open: Vec<Connection>,
 }
 
@@ -76,7 +78,8 @@ impl Relay {
     pub fn to(target: SocketAddr) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("there is a free port");
         let port = listener.local_addr().expect("a listener has an address").port();
-        let state = State { target, refuses: false, holds: false, delay: Duration::ZERO, open: Vec::new() };
+        let (delay, most) = (Duration::ZERO, usize::MAX);
+        let state = State { target, refuses: false, holds: false, delay, most, open: Vec::new() };
         let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
         let relay = Self { port, shared: shared.clone() };
         std::thread::spawn(move || {
@@ -119,10 +122,16 @@ impl Relay {
         self.shared.state().delay = delay;
     }
 
+    /// Lets small pieces through only, until it is [mended](Self::mend): one with more bytes breaks its connection, as
+    /// a path does in the end on which large packets vanish.
+    pub fn narrow(&self, most: usize) {
+        self.shared.state().most = most;
+    }
+
     /// Works as it should again: what was held back is delivered, in order.
     pub fn mend(&self) {
         let mut state = self.shared.state();
-        (state.refuses, state.holds, state.delay) = (false, false, Duration::ZERO);
+        (state.refuses, state.holds, state.delay, state.most) = (false, false, Duration::ZERO, usize::MAX);
         self.shared.changed.notify_all();
     }
 }
@@ -176,7 +185,7 @@ fn deliver(mut to: &TcpStream, shared: &Shared, from: &Receiver<Piece>) {
     for (due, piece) in from {
         std::thread::sleep(due.saturating_duration_since(Instant::now()));
         shared.wait_while_held();
-        if to.write_all(&piece).is_err() {
+        if piece.len() > shared.state().most || to.write_all(&piece).is_err() {
             return;
         }
     }

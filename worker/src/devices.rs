@@ -17,6 +17,8 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::device::{BackendChoice, DeviceOptions};
 use crate::program::WorkerProgram;
+use crate::session::WorkOutcome;
+use crate::signals::STOPPED_EARLY;
 
 /// This variable marks a worker that a parent process started as one of several. Such a worker leaves when its
 /// parent is gone.
@@ -118,11 +120,19 @@ struct Worker {
     /// When to start it again, if it was killed.
     due: Option<Instant>,
     wait: Duration,
-    failed: bool,
+    ended: Ended,
+}
+
+/// How a worker ended that is not started again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ended {
+    RunOver,
+    LeftEarly,
+    Failed,
 }
 
 /// Starts a worker for each device, and waits until all have exited; once `leave` is ready, they are asked to leave.
-/// `name` is the beginning of the workers' names.
+/// `name` is the beginning of the workers' names. The run is over if one of them has seen its end.
 ///
 /// # Errors
 /// If a worker cannot be started, or one failed.
@@ -131,13 +141,13 @@ pub async fn run(
     name: &str,
     options: &DeviceOptions,
     leave: impl Future<Output = ()>,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<WorkOutcome> {
     let threads = threads_of_each(options, numbers.len());
     let start = |device: usize| start(device, name, threads);
     let mut workers = Vec::with_capacity(numbers.len());
     for &device in numbers {
         let child = Some(start(device)?);
-        workers.push(Worker { device, child, due: None, wait: FIRST_WAIT, failed: false });
+        workers.push(Worker { device, child, due: None, wait: FIRST_WAIT, ended: Ended::LeftEarly });
     }
     let mut leaving = false;
     let mut check = tokio::time::interval(CHECK_INTERVAL);
@@ -158,9 +168,10 @@ pub async fn run(
         }
     }
     let failed: Vec<String> =
-        workers.iter().filter(|w| w.failed).map(|worker| worker.device.to_string()).collect();
+        workers.iter().filter(|w| w.ended == Ended::Failed).map(|worker| worker.device.to_string()).collect();
     ensure!(failed.is_empty(), "the worker on device {} failed; it printed the reason", failed.join(", "));
-    Ok(())
+    let over = workers.iter().any(|worker| worker.ended == Ended::RunOver);
+    Ok(if over { WorkOutcome::RunOver } else { WorkOutcome::LeftEarly })
 }
 
 impl Worker {
@@ -176,7 +187,11 @@ impl Worker {
         let Some(status) = ended else { return Ok(()) };
         self.child = None;
         if !was_killed(status) {
-            self.failed |= !status.success();
+            self.ended = match status.code() {
+                Some(0) => Ended::RunOver,
+                Some(code) if code == i32::from(STOPPED_EARLY) => Ended::LeftEarly,
+                _ => Ended::Failed,
+            };
         } else if !leaving {
             tracing::warn!(device = self.device, wait = ?self.wait, "a worker was killed ({status}); starting it again");
             self.due = Some(Instant::now() + self.wait);

@@ -15,6 +15,7 @@ pub mod devices;
 pub mod engine;
 pub mod program;
 pub mod session;
+pub mod signals;
 pub mod work;
 
 pub use program::WorkerProgram;

@@ -7,12 +7,15 @@ use std::time::Duration;
 use clap::Args;
 use tally_cli::logging::LogOptions;
 use tally_transport::client::ClientAccess;
-use tokio::signal::unix::{SignalKind, signal};
 
 use crate::device::DeviceOptions;
 use crate::devices::{self, Devices};
 use crate::program::WorkerProgram;
-use crate::session::{self, SessionOptions};
+use crate::session::{self, SessionOptions, WorkOutcome};
+use crate::signals::{self, STOPPED_EARLY, Signals};
+
+/// How long a worker that was asked to leave may take, whatever it waits for.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Options of a worker.
 #[derive(Clone, Debug, Args)]
@@ -82,22 +85,35 @@ pub fn work(options: &WorkOptions, program: Arc<dyn WorkerProgram>) -> anyhow::R
     options.log.init()?;
     devices::follow_parent();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(async {
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut terminate = signal(SignalKind::terminate())?;
-        let leave = async move {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-            }
+    let outcome = runtime.block_on(async {
+        let signals = Signals::listen(devices::is_one_of_several())?;
+        let leave = async {
+            signals.asked().await;
         };
+        // Workers that it has started get their own time first.
+        let is_parent = options.devices.is_some() && !devices::is_one_of_several();
+        let more = if is_parent { LEAVE_TIMEOUT / 2 } else { Duration::ZERO };
+        tokio::spawn(exit_after_timeout(signals.clone(), LEAVE_TIMEOUT + more));
         match &options.devices {
-            Some(devices) if !devices::is_one_of_several() => {
+            Some(devices) if is_parent => {
                 let numbers = devices.numbers(&*program)?;
                 devices::run(&numbers, &options.session().name, &options.device, leave).await
             }
             _ => session::run(options.session(), program, leave).await,
         }
     })?;
-    Ok(ExitCode::SUCCESS)
+    // What it still waits for (a name to be resolved, a file) must not keep the process.
+    runtime.shutdown_background();
+    Ok(match outcome {
+        WorkOutcome::RunOver => ExitCode::SUCCESS,
+        WorkOutcome::LeftEarly => ExitCode::from(STOPPED_EARLY),
+    })
+}
+
+/// Ends the process when it has not left in time, because it waits for something else (a token's file that is a pipe,
+/// a file system that is gone). A worker holds nothing that would be lost.
+async fn exit_after_timeout(signals: Signals, timeout: Duration) {
+    signals.asked().await;
+    tokio::time::sleep(timeout).await;
+    signals::end(i32::from(STOPPED_EARLY));
 }

@@ -7,11 +7,13 @@
 
 mod checkpointer;
 pub mod driver;
+pub mod driver_heartbeat;
 pub mod health;
 pub mod input;
 pub mod master_state;
 pub mod outbox;
 pub mod reduction_buffers;
+mod rejoin_history;
 pub mod service;
 pub mod shared_sums;
 mod status_cache;

@@ -37,7 +37,7 @@ impl Queued for GradientDown {
 
     fn weight(&self) -> usize {
         match &self.body {
-            Some(Body::Reduced(reduced)) => reduced.data.len(),
+            Some(Body::SumChunk(reduced)) => reduced.data.len(),
             Some(Body::StateChunk(chunk)) => chunk.data.len(),
             _ => 64,
         }
@@ -137,14 +137,14 @@ impl<M: Queued> Stream for OutboxStream<M> {
 
 #[cfg(test)]
 mod tests {
-    use tally_proto::v1::Reduced;
+    use tally_proto::v1::SumChunk;
     use tokio_stream::StreamExt as _;
 
     use super::*;
 
     fn chunk() -> GradientDown {
-        let reduced = Reduced { index: 0, data: vec![0; 100].into(), place: None };
-        GradientDown { stamp: None, body: Some(Body::Reduced(reduced)) }
+        let reduced = Reduced { index: 0, data: vec![0; 100].into(), slot: None };
+        GradientDown { context: None, body: Some(Body::SumChunk(reduced)) }
     }
 
     #[tokio::test]

@@ -113,15 +113,15 @@ impl Service {
         self.inputs.send(input).await.map_err(|_| Status::unavailable("the run is over"))
     }
 
-    fn check(&self, stamp: Option<v1::Stamp>, session: Session) -> Result<AttemptId, String> {
-        let stamp = stamp.ok_or("a message without a stamp")?;
-        if (stamp.run, stamp.incarnation) != (self.run, self.incarnation) {
+    fn check(&self, context: Option<v1::MessageContext>, session: Session) -> Result<AttemptId, String> {
+        let context = context.ok_or("a message without a context")?;
+        if (context.run, context.incarnation) != (self.run, self.incarnation) {
             return Err("a message of another run or incarnation".into());
         }
-        if stamp.session != session {
+        if context.session != session {
             return Err("a message of another session".into());
         }
-        Ok(AttemptId { session, step: stamp.step, attempt: stamp.attempt })
+        Ok(AttemptId { session, step: context.step, attempt: context.attempt })
     }
 
     /// What a message tells, and before it what the worker did when.
@@ -131,7 +131,7 @@ impl Service {
         mut message: WorkerMessage,
     ) -> Result<(Option<Input>, Input), String> {
         use worker_message::Body;
-        let from = self.check(message.stamp, session)?;
+        let from = self.check(message.context, session)?;
         let told = match &mut message.body {
             Some(Body::Committed(m)) => std::mem::take(&mut m.spans),
             Some(Body::Evaluated(m)) => std::mem::take(&mut m.spans),
@@ -148,9 +148,9 @@ impl Service {
         let AttemptId { session, step, .. } = from;
         Ok(match message.body.ok_or("an empty message")? {
             Body::Hello(_) => return Err("a second hello".into()),
-            Body::Offer(mut offer) => {
-                let [name, numerics_class] =
-                    [&mut offer.device, &mut offer.kind].map(|text| printable(&std::mem::take(text), 256));
+            Body::ModelManifest(mut offer) => {
+                let [name, numerics_class] = [&mut offer.device, &mut offer.numerics_class]
+                    .map(|text| printable(&std::mem::take(text), 256));
                 let device = DeviceInfo { name, numerics_class };
                 let manifest = convert::manifest(offer).map_err(|e| e.to_string());
                 Input::Offer { session, manifest, device }
@@ -167,7 +167,7 @@ impl Service {
                 Input::Event(Event::NonFinite { from, node: Node(m.node), tensor: printable(&m.tensor, 256) })
             }
             Body::Evaluated(evaluated) => Input::Evaluated { session, step, evaluated },
-            Body::Audited(m) => {
+            Body::AuditDigest(m) => {
                 Input::Event(Event::Audited { from, node: Node(m.node), digest: Digest(m.digest) })
             }
             Body::Clock(m) => {
@@ -201,19 +201,19 @@ impl Service {
         message: GradientUp,
     ) -> Result<Input, String> {
         use gradient_up::Body;
-        let from = self.check(message.stamp, session)?;
+        let from = self.check(message.context, session)?;
         Ok(match message.body.ok_or("an empty message")? {
-            Body::Open(_) => return Err("a second open".into()),
-            Body::Header(m) => Input::Event(Event::Header {
+            Body::StreamOpen(_) => return Err("a second open".into()),
+            Body::ContributionBegin(m) => Input::Event(Event::Header {
                 from,
                 node: Node(m.node),
                 digest: Digest(m.digest),
                 samples: m.samples,
             }),
             Body::Chunk(m) => {
-                let data = match m.place {
+                let data = match m.slot {
                     None => self.floats(self.dtype, m.index, &m.data),
-                    Some(place) => self.placed(m.index, place, memory),
+                    Some(slot) => self.from_slot(m.index, slot, memory),
                 };
                 Input::Chunk { from, node: Node(m.node), index: m.index, data }
             }
@@ -221,7 +221,7 @@ impl Service {
                 let data = self.floats(WireDtype::F32, m.index, &m.data);
                 Input::State { session, step: from.step, momentum: m.momentum, index: m.index, data }
             }
-            Body::Trailer(m) => {
+            Body::ContributionEnd(m) => {
                 let receipts = m.receipts.into_iter().map(|v1::Receipt { leaf, samples, losses }| {
                     convert::losses(losses, self.losses).map(|losses| Receipt { leaf, samples, losses })
                 });
@@ -241,9 +241,9 @@ impl Service {
         finite(index, chunk.map_err(|e| format!("chunk {index}: {e}"))?)
     }
 
-    fn placed(&self, index: u32, place: u32, memory: Option<&Segment>) -> Result<Chunk, String> {
+    fn from_slot(&self, index: u32, slot: u32, memory: Option<&Segment>) -> Result<Chunk, String> {
         let memory = memory.ok_or("it put a chunk into memory that it does not share")?;
-        let chunk = floats::fetch(self.dtype, memory, place, self.wanted(index), &self.pool);
+        let chunk = floats::fetch(self.dtype, memory, slot, self.wanted(index), &self.pool);
         finite(index, chunk.map_err(|e| format!("chunk {index} in shared memory: {e}"))?)
     }
 
@@ -264,11 +264,13 @@ impl Service {
         S: Stream<Item = Result<GradientUp, Status>> + Send + Unpin + 'static,
     {
         let first = first(async { stream.next().await.transpose() }, "opening of a gradient stream").await?;
-        let Some(GradientUp { stamp: Some(stamp), body: Some(gradient_up::Body::Open(open)) }) = first else {
+        let Some(GradientUp { context: Some(context), body: Some(gradient_up::Body::StreamOpen(open)) }) =
+            first
+        else {
             return Err(Status::invalid_argument("the first message of a gradient stream opens it"));
         };
-        let session = stamp.session;
-        self.check(Some(stamp), session).map_err(Status::failed_precondition)?;
+        let session = context.session;
+        self.check(Some(context), session).map_err(Status::failed_precondition)?;
         let memory = self.memory().remove(&session).filter(|_| open.shares_memory);
         if open.shares_memory && memory.is_none() {
             return Err(Status::failed_precondition("it shares memory that it was not offered"));
@@ -402,7 +404,7 @@ impl Cluster for Service {
             connection.expect(MAX_FROM_WORKER);
         }
         let near = connection.is_some_and(|connection| connection.is_same_host());
-        let ours = hello.held.iter().filter(|held| held.run == self.run).take(MOST_HELD);
+        let ours = hello.retained.iter().filter(|held| held.run == self.run).take(MOST_HELD);
         let hello = Hello {
             name: printable(&hello.name, 128),
             threads: hello.threads,

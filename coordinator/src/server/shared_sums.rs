@@ -1,6 +1,6 @@
 //! The sums: where a sum is written once, for all workers of this machine to read.
 //!
-//! A place is written again only when everybody who was pointed to it has read it. Who has
+//! A slot is written again only when everybody who was pointed to it has read it. Who has
 //! confirmed a step's commit has read all that was sent before, so there are two halves of a
 //! model's chunks each: an attempt takes one whose readers have all confirmed, or none, and
 //! then its sums are sent as over a network. A worker that is gone is not waited for: what it may
@@ -28,8 +28,8 @@ impl SharedSums {
     /// nobody is offered.
     #[must_use]
     pub fn new(chunks: u32) -> Self {
-        let segment = chunks.checked_mul(2).and_then(|places| {
-            let made = Segment::create(places);
+        let segment = chunks.checked_mul(2).and_then(|slots| {
+            let made = Segment::create(slots);
             made.inspect_err(|e| tracing::debug!("no memory is shared with workers of this machine: {e}"))
                 .ok()
         });
@@ -47,11 +47,11 @@ impl SharedSums {
         self.half = self.readers.iter().position(BTreeMap::is_empty);
     }
 
-    /// Writes a chunk of the attempt's sum and returns its place.
+    /// Writes a chunk of the attempt's sum and returns its slot.
     pub fn write(&mut self, index: u32, chunk: &[u8]) -> Option<u32> {
-        let place = self.half? as u32 * self.chunks + index;
-        match self.segment.as_ref()?.write(place, chunk) {
-            Ok(()) => Some(place),
+        let slot = self.half? as u32 * self.chunks + index;
+        match self.segment.as_ref()?.write(slot, chunk) {
+            Ok(()) => Some(slot),
             Err(error) => {
                 tracing::warn!(
                     "sums are sent over sockets from here on: cannot write to shared memory: {error}"
@@ -91,18 +91,18 @@ impl SharedSums {
 mod tests {
     use super::*;
 
-    fn read(sums: &SharedSums, place: u32) -> u8 {
+    fn read(sums: &SharedSums, slot: u32) -> u8 {
         let mut values = [0];
-        Segment::open(&sums.offer().unwrap(), false).unwrap().read(place, &mut values).unwrap();
+        Segment::open(&sums.offer().unwrap(), false).unwrap().read(slot, &mut values).unwrap();
         values[0]
     }
 
-    /// Begins an attempt at `step`, shows it to `readers`, and returns the place of chunk 1.
+    /// Begins an attempt at `step`, shows it to `readers`, and returns the slot of chunk 1.
     fn attempt(sums: &mut SharedSums, step: u64, readers: &[Session]) -> Option<u32> {
         sums.begin();
-        let place = sums.write(1, &[step as u8])?;
+        let slot = sums.write(1, &[step as u8])?;
         readers.iter().for_each(|&session| sums.published_to(session, step));
-        Some(place)
+        Some(slot)
     }
 
     #[test]
@@ -124,12 +124,12 @@ mod tests {
     #[test]
     fn rep_1_a_void_attempts_half_is_not_free_before_the_step_is_confirmed() {
         let mut sums = SharedSums::new(1);
-        let place = |half: u32| Some(half);
+        let slot = |half: u32| Some(half);
         sums.begin();
-        assert_eq!(sums.write(0, &[1]), place(0));
+        assert_eq!(sums.write(0, &[1]), slot(0));
         sums.published_to(7, 5);
         sums.begin();
-        assert_eq!(sums.write(0, &[2]), place(1));
+        assert_eq!(sums.write(0, &[2]), slot(1));
         sums.published_to(7, 5);
         sums.begin();
         assert_eq!(sums.write(0, &[3]), None);
@@ -138,6 +138,6 @@ mod tests {
         assert_eq!(sums.write(0, &[3]), None, "step 4 was before");
         sums.confirmed(7, 5);
         sums.begin();
-        assert_eq!(sums.write(0, &[3]), place(0));
+        assert_eq!(sums.write(0, &[3]), slot(0));
     }
 }

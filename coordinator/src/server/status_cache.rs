@@ -13,29 +13,47 @@ use super::input::Input;
 
 /// How long an answer is as good as new.
 const FRESH: Duration = Duration::from_millis(50);
+/// How long the driver may take to answer.
+const TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The last answer. Those who wait for a new one wait here, and not before the driver.
 #[derive(Debug, Default)]
-pub struct StatusCache(Mutex<Option<(StatusReply, Instant)>>);
+pub struct StatusCache(Mutex<Option<(Result<StatusReply, Status>, Instant)>>);
 
 impl StatusCache {
     /// How the run goes, or went a moment ago.
     ///
     /// # Errors
-    /// [`Status::unavailable`] when it is over.
+    /// [`Status::unavailable`] when it is over, or the driver does not answer.
     pub async fn answer(&self, driver: &mpsc::Sender<Input>) -> Result<StatusReply, Status> {
+        self.answer_within(driver, TIMEOUT).await
+    }
+
+    async fn answer_within(
+        &self,
+        driver: &mpsc::Sender<Input>,
+        timeout: Duration,
+    ) -> Result<StatusReply, Status> {
         let over = || Status::unavailable("the run is over");
         let mut last = self.0.lock().await;
         if let Some((reply, at)) = &*last
             && at.elapsed() < FRESH
         {
-            return Ok(reply.clone());
+            return reply.clone();
         }
         let (reply, answer) = oneshot::channel();
-        driver.send(Input::Status(reply)).await.map_err(|_| over())?;
-        let reply = answer.await.map_err(|_| over())?;
+        let asked = async {
+            driver.send(Input::Status(reply)).await.map_err(|_| over())?;
+            answer.await.map_err(|_| over())
+        };
+        let stuck = |_| {
+            Err(Status::unavailable(format!(
+                "its driver has not answered for {timeout:?}; most likely the disk of the run directory does not answer"
+            )))
+        };
+        let reply = tokio::time::timeout(timeout, asked).await.unwrap_or_else(stuck);
         *last = Some((reply.clone(), Instant::now()));
-        Ok(reply)
+        reply
     }
 }
 
@@ -45,6 +63,17 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+
+    #[tokio::test]
+    async fn a_driver_that_does_not_answer_is_reported_to_all_who_asked() {
+        let (driver, _inputs) = mpsc::channel(64);
+        let (cache, moment) = (StatusCache::default(), Duration::from_millis(100));
+        let (one, two) =
+            tokio::join!(cache.answer_within(&driver, moment), cache.answer_within(&driver, moment));
+        for reply in [one, two] {
+            assert!(reply.unwrap_err().message().contains("has not answered for 100ms"));
+        }
+    }
 
     #[tokio::test]
     async fn trust_1_whoever_looks_often_is_not_in_the_way_of_workers() {

@@ -49,7 +49,7 @@ pub fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
     match &cli.command {
         None => tally::cli::run(&program, None, &cli.train),
         Some(Command::Common(command)) => tally::cli::run(&program, Some(command), &cli.train),
-        Some(Command::Samples(options)) => samples::run(options).map(|text| print_line(&text)),
+        Some(Command::Samples(options)) => samples::run(options).and_then(|text| print_line(&text)),
         Some(Command::Schedule(options)) => {
             schedule::run(options, &mut std::io::stdout().lock()).map(|()| ExitCode::SUCCESS)
         }

@@ -43,7 +43,7 @@ pub enum Command {
 pub fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
     match &cli.command {
         None => tally_worker::work(&cli.work, Arc::new(MnistProgram)),
-        Some(Command::Evaluate(options)) => evaluate::run(options).map(|line| print_line(&line)),
+        Some(Command::Evaluate(options)) => evaluate::run(options).and_then(|line| print_line(&line)),
         Some(Command::Predict(options)) => {
             predict::run(options, &mut std::io::stdout().lock()).map(|()| ExitCode::SUCCESS)
         }

@@ -1,4 +1,4 @@
-//! The HTTP side: the page and its data, metrics for Prometheus, and a sign of life.
+//! The HTTP side: the page and its data, and metrics for Prometheus.
 
 mod api;
 mod assets;
@@ -25,7 +25,6 @@ const POLICY: &str = "default-src 'self'; img-src 'self' data: blob:; object-src
 /// All that is served; a program's routes get the same headers.
 pub fn router(view: ViewPublisher, metrics: Exporter, panels: Panels) -> Router {
     Router::new()
-        .route("/healthz", get(|| async { "ok\n" }))
         .route("/metrics", get(render).with_state((metrics, view.clone())))
         .merge(api::routes(view))
         .merge(assets::routes(&panels))

@@ -1,12 +1,13 @@
-//! The metrics that Prometheus scrapes: `tally_…` with base units, and the process's own. Each worker's series are
-//! apart, in [`mod@workers`].
+//! The metrics that Prometheus scrapes: `tally_…` with base units, and the process's own. The [`catalog`] announces every
+//! series before it has a value; each worker's series are apart, in [`mod@workers`].
 
+mod catalog;
 pub mod workers;
 
 use std::path::PathBuf;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics::{counter, gauge, histogram};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 use metrics_process::Collector;
 
@@ -15,9 +16,9 @@ use tally_core::Core;
 use tally_core::cluster::{Session, State};
 use tally_core::events::{AuditResult, ClusterEvent, Committed};
 use tally_numerics::schema::Evaluation;
-use tally_run::config::RunConfig;
 use tally_run::journal::StepLine;
 
+use crate::Run;
 use crate::view::time_breakdown::Seconds;
 use workers::WorkerSeries;
 
@@ -87,141 +88,29 @@ pub fn install() -> Result<Exporter, BuildError> {
     let handle = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &SECONDS)?
         .install_recorder()?;
-    describe();
     let process = Collector::default();
     process.describe();
     Ok(Exporter { handle, process, workers: WorkerSeries::default() })
 }
 
-fn describe() {
-    describe_gauge!("tally_build_info", "Always 1; its labels tell the version.");
-    describe_gauge!("tally_run_info", "Always 1; its labels tell the run, its program and model.");
-    describe_gauge!("tally_incarnation", "How often this run's coordinator has been started.");
-    describe_gauge!("tally_step", "The last committed step.");
-    describe_gauge!("tally_steps", "Steps of the whole run.");
-    describe_gauge!("tally_epoch", "The epoch of the last committed step, from 1.");
-    describe_counter!("tally_steps_total", "Steps committed since this start.");
-    describe_counter!("tally_samples_total", "Training samples committed since this start.");
-    describe_counter!("tally_samples_lost_total", "Samples that an epoch ended without; always 0.");
-    describe_counter!("tally_samples_duplicated_total", "Samples used twice in an epoch; always 0.");
-    describe_gauge!("tally_loss", "The last step's mean loss, by part.");
-    describe_gauge!("tally_gradient_norm", "The last step's gradient norm before clipping.");
-    describe_gauge!("tally_learning_rate", "The last step's learning rate.");
-    describe_gauge!("tally_test_metric_ratio", "The last test pass's metrics that are one number.");
-    describe_gauge!("tally_test_loss", "The last test pass's mean loss.");
-    describe_gauge!("tally_workers", "Workers by state.");
-    describe_gauge!("tally_workers_wanted", "Workers the run waits for at its start.");
-    describe_histogram!("tally_step_seconds", Unit::Seconds, "Wall time of a step.");
-    describe_histogram!("tally_step_compute_seconds", Unit::Seconds, "Computing of a step's slowest worker.");
-    describe_histogram!(
-        "tally_step_transfer_seconds",
-        Unit::Seconds,
-        "From the slowest worker's last computing to the whole sum."
-    );
-    describe_histogram!(
-        "tally_step_waiting_seconds",
-        Unit::Seconds,
-        "The mean worker's wait for the slowest."
-    );
-    describe_histogram!(
-        "tally_worker_apply_seconds",
-        Unit::Seconds,
-        "A worker's update, after the whole sum came."
-    );
-    describe_histogram!(
-        "tally_worker_round_seconds",
-        Unit::Seconds,
-        "From the beginning of a worker's contribution to the whole sum."
-    );
-    describe_histogram!("tally_test_seconds", Unit::Seconds, "Wall time of a test pass.");
-    describe_counter!(
-        "tally_gradient_received_bytes_total",
-        Unit::Bytes,
-        "Gradient bytes taken from workers."
-    );
-    describe_counter!(
-        "tally_gradient_sent_bytes_total",
-        Unit::Bytes,
-        "Summed gradient bytes sent to workers."
-    );
-    describe_counter!("tally_workers_joined_total", "Workers that became ready.");
-    describe_counter!("tally_workers_lost_total", "Workers gone, by whether they left by their own will.");
-    describe_counter!("tally_evictions_total", "Workers sent away, by whether their replica had drifted.");
-    describe_counter!("tally_aborted_attempts_total", "Steps that had to start again.");
-    describe_counter!(
-        "tally_microbatches_taken_over_total",
-        "Microbatches of lost workers that others computed."
-    );
-    describe_counter!(
-        "tally_microbatches_speculative_total",
-        "Microbatches of late workers that others computed too."
-    );
-    describe_gauge!(
-        "tally_step_deadline_seconds",
-        Unit::Seconds,
-        "When the last assignment of the last step was due."
-    );
-    describe_counter!(
-        "tally_audits_total",
-        "Nodes that a second worker computed too, by whether the bits were equal."
-    );
-    describe_counter!("tally_steps_recomputed_total", "Steps that a resumed run had to compute again.");
-    describe_counter!("tally_checkpoints_total", "Checkpoints, by result.");
-    describe_gauge!("tally_checkpoint_step", "The step of the newest checkpoint.");
-    describe_gauge!(
-        "tally_checkpoint_time_seconds",
-        Unit::Seconds,
-        "When the newest checkpoint was written, in seconds since 1970."
-    );
-    describe_gauge!(
-        "tally_run_dir_free_bytes",
-        Unit::Bytes,
-        "Bytes that may be written to the run directory's file system."
-    );
-    describe_gauge!("tally_run_dir_size_bytes", Unit::Bytes, "The size of that file system.");
-}
-
-/// Sets what is known before the first step. Counters start at 0, so that rates exist.
-pub fn start(config: &RunConfig, incarnation: u64, checkpoint: Option<(u64, SystemTime)>) {
-    if let Some((step, written)) = checkpoint {
-        newest_checkpoint(step, written);
-    }
-    gauge!("tally_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+/// Announces every series of the run, and sets what is known before the first step.
+pub fn start(run: &Run<'_>) {
+    let config = run.config;
+    catalog::announce(&config.schema);
     let (program, model) = (config.program.name.clone(), config.program.variant.clone());
     gauge!("tally_run_info", "run" => config.run.clone(), "program" => program, "model" => model).set(1.0);
-    gauge!("tally_incarnation").set(incarnation as f64);
+    gauge!("tally_incarnation").set(run.incarnation as f64);
     gauge!("tally_workers_wanted").set(config.workers as f64);
-    for name in [
-        "tally_steps_total",
-        "tally_samples_total",
-        "tally_samples_lost_total",
-        "tally_samples_duplicated_total",
-        "tally_gradient_received_bytes_total",
-        "tally_gradient_sent_bytes_total",
-        "tally_workers_joined_total",
-        "tally_aborted_attempts_total",
-        "tally_microbatches_taken_over_total",
-        "tally_microbatches_speculative_total",
-        "tally_steps_recomputed_total",
-    ] {
-        counter!(name).absolute(0);
-    }
-    for equal in ["true", "false"] {
-        counter!("tally_audits_total", "equal" => equal).absolute(0);
-    }
-    for polite in ["true", "false"] {
-        counter!("tally_workers_lost_total", "polite" => polite).absolute(0);
-        counter!("tally_evictions_total", "drifted" => polite).absolute(0);
-    }
-    for result in ["written", "failed"] {
-        counter!("tally_checkpoints_total", "result" => result).absolute(0);
-    }
+    gauge!("tally_step").set(run.step as f64);
+    gauge!("tally_steps").set(run.steps as f64);
+    gauge!("tally_epoch").set(f64::from(run.epoch));
+    let (step, written) = run.checkpoint.unwrap_or((0, SystemTime::now()));
+    newest_checkpoint(step, written);
 }
 
 /// A step counts.
 pub fn step(step: &Committed, line: &StepLine, core: &Core) {
     gauge!("tally_step").set(step.step as f64);
-    gauge!("tally_steps").set(core.spec().steps() as f64);
     gauge!("tally_epoch").set(f64::from(step.epoch));
     counter!("tally_steps_total").increment(1);
     counter!("tally_samples_total").increment(step.samples as u64);
@@ -283,6 +172,11 @@ pub fn lost(polite: bool) {
     counter!("tally_workers_lost_total", "polite" => polite.to_string()).increment(1);
 }
 
+/// A worker was lost before it had done a step, or because its link is too slow.
+pub fn unproductive_session() {
+    counter!("tally_unproductive_sessions_total").increment(1);
+}
+
 /// A worker was sent away.
 pub fn evicted(drifted: bool) {
     counter!("tally_evictions_total", "drifted" => drifted.to_string()).increment(1);
@@ -327,7 +221,7 @@ pub fn checkpoint(written: bool, step: u64) {
 }
 
 /// The newest checkpoint is of this step, and was written then.
-pub fn newest_checkpoint(step: u64, written: SystemTime) {
+fn newest_checkpoint(step: u64, written: SystemTime) {
     gauge!("tally_checkpoint_step").set(step as f64);
     let unix = written.duration_since(UNIX_EPOCH).unwrap_or_default();
     gauge!("tally_checkpoint_time_seconds").set(unix.as_secs_f64());
@@ -336,17 +230,16 @@ pub fn newest_checkpoint(step: u64, written: SystemTime) {
 /// Counts what happens in a run.
 #[derive(Debug)]
 pub struct MetricsObserver {
-    config: RunConfig,
-    checkpoint: Option<(u64, SystemTime)>,
     series: WorkerSeries,
 }
 
 impl MetricsObserver {
-    /// Counts the run of this configuration in the recorder and in the series of each worker; `checkpoint` is the newest
-    /// of an earlier start, and when it was written.
+    /// Counts this run in the recorder and in the series of each worker. From here on every series of the run is there,
+    /// so this comes before the first scrape.
     #[must_use]
-    pub fn new(config: &RunConfig, checkpoint: Option<(u64, SystemTime)>, series: WorkerSeries) -> Self {
-        Self { config: config.clone(), checkpoint, series }
+    pub fn new(run: &Run<'_>, series: WorkerSeries) -> Self {
+        start(run);
+        Self { series }
     }
 
     fn cluster(&self, event: &ClusterEvent, core: &Core) {
@@ -383,10 +276,7 @@ impl Observer for MetricsObserver {
     fn observe(&mut self, context: &Context<'_>, event: &RunEvent<'_>) {
         let core = context.core;
         match *event {
-            RunEvent::Started { incarnation } => {
-                start(&self.config, incarnation, self.checkpoint);
-                workers(core);
-            }
+            RunEvent::Started { .. } => workers(core),
             RunEvent::Connected { session, name, device } => {
                 self.series.joined(session, name, device, Instant::now());
             }
@@ -413,6 +303,7 @@ impl Observer for MetricsObserver {
             RunEvent::Sent { bytes } => sent(bytes),
             RunEvent::Deadline(due) => deadline(due),
             RunEvent::Evicted { drifted } => evicted(drifted),
+            RunEvent::UnproductiveSession => unproductive_session(),
             _ => {}
         }
     }

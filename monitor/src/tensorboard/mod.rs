@@ -3,8 +3,8 @@
 //! Each start of the coordinator writes a file of its own, which begins by saying from which
 //! step on it counts; TensorBoard then drops what an earlier file has of those steps. Where
 //! `DIR` has no events yet, the file of a resumed run begins with what its journal has. Events
-//! reach the disk within two seconds. A write that fails is a warning, once, and ends the
-//! file; the run goes on.
+//! reach the disk within two seconds. A thread of its own writes the file, and training does not wait for it. A write that
+//! fails is a warning, once, and ends the file; the run goes on.
 
 mod event;
 mod records;
@@ -16,6 +16,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use event::{Event, SessionLog, Summary, Value, What};
 
+use crate::background_writer::BackgroundWriter;
 use tally_coordinator::observer::{Context, Observer, RunEvent};
 use tally_numerics::schema::Evaluation;
 use tally_run::journal::{Line, StepLine};
@@ -111,16 +112,31 @@ impl EventFile {
     }
 }
 
-impl Observer for EventFile {
+/// Writes a run's events to a file, on a thread of its own.
+#[derive(Debug)]
+pub struct EventWriter(BackgroundWriter<(Option<Event>, bool)>);
+
+impl EventWriter {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn start(mut file: EventFile) -> io::Result<Self> {
+        let write = move |(event, at_once)| file.append(event, at_once);
+        BackgroundWriter::start("TensorBoard's event file", write).map(Self)
+    }
+}
+
+impl Observer for EventWriter {
     fn observe(&mut self, _: &Context<'_>, event: &RunEvent<'_>) {
         match *event {
             // An earlier file, or what was read of the journal, has a step that is computed again.
             RunEvent::Committed { line, recomputed: false, .. } => {
-                self.append(Some(step_event(line, unix_now())), false);
+                self.0.send((Some(step_event(line, unix_now())), false));
             }
             RunEvent::Journal(line) => {
                 let end = matches!(line, Line::Test { .. } | Line::End { .. });
-                self.append(event_of(line, unix_now()), end);
+                self.0.send((event_of(line, unix_now()), end));
             }
             _ => {}
         }

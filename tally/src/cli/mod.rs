@@ -8,7 +8,9 @@ pub mod verify;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use anyhow::Context as _;
 use clap::Subcommand;
+use tally_cli::output;
 
 use crate::options::{ReportOptions, TrainOptions};
 use crate::program::Program;
@@ -45,7 +47,7 @@ pub fn run<P: Program>(
         Some(Command::Plan(options)) => plan::run(&**program, options, &mut out).map(|()| ExitCode::SUCCESS),
         Some(Command::Report(options)) => {
             drop(out);
-            report::run(&**program, options).map(|text| print_line(&text))
+            report::run(&**program, options).and_then(|text| print_line(&text))
         }
         Some(Command::Verify(options)) => {
             verify::run(&**program, options, &mut out).map(|()| ExitCode::SUCCESS)
@@ -53,14 +55,16 @@ pub fn run<P: Program>(
         Some(Command::Status(options)) => {
             drop(out);
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(status::run(options)).map(|text| print_line(text.trim_end()))
+            runtime.block_on(status::run(options)).and_then(|text| print_line(text.trim_end()))
         }
     }
 }
 
 /// Prints the result of a command on standard output.
-#[allow(clippy::print_stdout)]
-pub fn print_line(text: &str) -> ExitCode {
-    println!("{text}");
-    ExitCode::SUCCESS
+///
+/// # Errors
+/// If standard output does not take it.
+pub fn print_line(text: &str) -> anyhow::Result<ExitCode> {
+    output::print(text).context("cannot write to standard output")?;
+    Ok(ExitCode::SUCCESS)
 }

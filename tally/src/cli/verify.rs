@@ -1,16 +1,17 @@
 //! `coordinator verify`: computes steps of a run again and compares them with its journal,
 //! so that anyone who has the run directory can prove how its model came about.
 
-use std::io::{IsTerminal as _, Write};
+use std::io::Write;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure};
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use tally_cli::logging::LogOptions;
+use tally_cli::output::{self, Level};
+use tally_monitor::console::{BAR_INTERVAL, progress_bar};
 use tally_monitor::human_seconds;
 use tally_run::record::Record;
 use tally_worker::device::DeviceOptions;
@@ -166,7 +167,7 @@ pub fn run<P: Program>(program: &P, options: &VerifyOptions, out: &mut impl Writ
         0 => "the initial state".to_string(),
         step => format!("checkpoint {step}"),
     };
-    progress.note(&format!("verifying from {from} on {}", replay.device()));
+    output::note(Level::Info, &format!("verifying from {from} on {}", replay.device()));
     let mut verdict = Verdict {
         run: record.config.run.clone(),
         run_dir: options.run.display().to_string(),
@@ -309,7 +310,7 @@ fn meaning(found: &Difference, others: u64, reached: u64) -> String {
 
 /// How far it is, on standard error: a bar on a terminal, else a line now and then.
 struct Progress {
-    bar: Option<ProgressBar>,
+    terminal: bool,
     from: u64,
     last: u64,
     begun: Instant,
@@ -318,46 +319,35 @@ struct Progress {
 
 impl Progress {
     fn new(from: u64, last: u64) -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| {
-            let style =
-                ProgressStyle::with_template("step {msg}  {bar:24.cyan/blue} {pos}/{len}  {eta} left");
-            let bar = ProgressBar::new(last - from);
-            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("━╸ "));
-            bar
-        });
         let now = Instant::now();
-        Self { bar, from, last, begun: now, told: now }
-    }
-
-    fn note(&self, text: &str) {
-        match &self.bar {
-            Some(bar) => bar.println(text),
-            #[allow(clippy::print_stderr)]
-            None => eprintln!("{text}"),
-        }
+        Self { terminal: output::is_terminal(), from, last, begun: now, told: now }
     }
 
     fn warn(&self, verdict: &mut Verdict, text: String) {
-        self.note(&format!("warning: {text}"));
+        output::note(Level::Warn, &text);
         verdict.warnings.push(text);
     }
 
     fn step(&mut self, step: u64) {
-        let done = step - self.from;
-        if let Some(bar) = &self.bar {
-            bar.set_message(step.to_string());
-            bar.set_position(done);
-        } else if self.told.elapsed() >= PLAIN_EVERY {
-            self.told = Instant::now();
-            let left = self.begun.elapsed().as_secs_f64() / done.max(1) as f64 * (self.last - step) as f64;
-            self.note(&format!("step {step} of {}  {} left", self.last, human_seconds(left)));
+        let every = if self.terminal { BAR_INTERVAL } else { PLAIN_EVERY };
+        if self.told.elapsed() < every {
+            return;
+        }
+        self.told = Instant::now();
+        let (done, all) = (step - self.from, self.last - self.from);
+        let left = self.begun.elapsed().as_secs_f64() / done.max(1) as f64 * (self.last - step) as f64;
+        let left = human_seconds(left);
+        if self.terminal {
+            let colours = std::env::var_os("NO_COLOR").is_none();
+            let bar = progress_bar(done, all, colours);
+            output::status(Some(format!("step {step}  {bar} {done}/{all}  {left} left")));
+        } else {
+            output::note(Level::Info, &format!("step {step} of {}  {left} left", self.last));
         }
     }
 
     fn end(&mut self) {
-        if let Some(bar) = self.bar.take() {
-            bar.finish_and_clear();
-        }
+        output::status(None);
     }
 }
 

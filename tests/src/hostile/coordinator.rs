@@ -44,9 +44,9 @@ use tally_proto::pool::Pool;
 use tally_proto::span::Clock;
 use tally_proto::v1::cluster_server::Cluster as _;
 use tally_proto::v1::{
-    Audited, Chunk, ClockAnswer, Committed, CoordinatorMessage, Evaluated, Failed, GradientDown, GradientUp,
-    Header, Hello, Leave, Loaded, NonFinite, Open, Receipt, Stamp, StateChunk, Trailer, WorkerMessage,
-    coordinator_message, gradient_down, gradient_up, worker_message,
+    AuditDigest, Chunk, ClockAnswer, Committed, ContributionBegin, ContributionEnd, CoordinatorMessage, Evaluated,
+    Failed, GradientDown, GradientUp, Hello, Leave, Loaded, MessageContext, NonFinite, Receipt, StateChunk, StreamOpen,
+    WorkerMessage, coordinator_message, gradient_down, gradient_up, worker_message,
 };
 use tally_proto::{MAX_FROM_WORKER, PROTOCOL, TIMELINE, convert};
 use tally_run::config::{RUN_VERSION, RunConfig};
@@ -195,6 +195,7 @@ fn driver(root: &Path) -> (Driver, Manifest) {
         observers,
         spans: true,
         started: Arc::new(AtomicBool::new(false)),
+        pulse: Pulse::start(),
     });
     (driver, tensors)
 }
@@ -233,15 +234,15 @@ struct Peer {
     gradients: Option<mpsc::UnboundedSender<Bytes>>,
     control_down: OutboxStream<CoordinatorMessage>,
     gradients_down: Option<OutboxStream<GradientDown>>,
-    stamp: Stamp,
-    /// What it has to do: the stamp, the replica's digest, the step's samples, the node.
-    plans: VecDeque<(Stamp, u64, u32, Node)>,
+    context: MessageContext,
+    /// What it has to do: the context, the replica's digest, the step's samples, the node.
+    plans: VecDeque<(MessageContext, u64, u32, Node)>,
     leaves: BTreeMap<(u64, u32), Vec<u32>>,
     tests: VecDeque<(u64, u32)>,
     states: VecDeque<(u64, u64)>,
     /// Nodes that others contribute, and states that it was asked for.
-    audits: VecDeque<(Stamp, u32)>,
-    uploads: VecDeque<Stamp>,
+    audits: VecDeque<(MessageContext, u32)>,
+    uploads: VecDeque<MessageContext>,
     clocks: VecDeque<u64>,
     commits: VecDeque<(u64, u64)>,
     finished: bool,
@@ -250,34 +251,34 @@ struct Peer {
 impl Peer {
     fn hear(&mut self) {
         use coordinator_message::Body;
-        while let Some(Ok(CoordinatorMessage { stamp: Some(stamp), body: Some(body) })) =
+        while let Some(Ok(CoordinatorMessage { context: Some(context), body: Some(body) })) =
             ready(&mut self.control_down)
         {
             match body {
-                Body::Welcome(_) => self.stamp = stamp,
+                Body::Welcome(_) => self.context = context,
                 Body::Plan(plan) if plan.audit => {
-                    self.audits.extend(plan.nodes.iter().map(|&node| (stamp, node)));
+                    self.audits.extend(plan.nodes.iter().map(|&node| (context, node)));
                 }
                 Body::Plan(plan) => {
                     self.plans
-                        .extend(plan.nodes.iter().map(|&n| (stamp, plan.digest, plan.samples, Node(n))));
+                        .extend(plan.nodes.iter().map(|&n| (context, plan.digest, plan.samples, Node(n))));
                 }
-                Body::Keep(keep) => self.states.push_back((stamp.step, keep.digest)),
-                Body::Upload(_) => self.uploads.push_back(stamp),
+                Body::ResumeRetained(keep) => self.states.push_back((context.step, keep.digest)),
+                Body::SendState(_) => self.uploads.push_back(context),
                 Body::Clock(question) => self.clocks.push_back(question.number),
-                Body::Leaf(leaf) if leaf.test => self.tests.push_back((stamp.step, leaf.leaf)),
-                Body::Leaf(leaf) => {
-                    self.leaves.insert((stamp.step, leaf.leaf), leaf.ids);
+                Body::Microbatch(leaf) if leaf.test => self.tests.push_back((context.step, leaf.leaf)),
+                Body::Microbatch(leaf) => {
+                    self.leaves.insert((context.step, leaf.leaf), leaf.ids);
                 }
-                Body::Abort(_) => self.plans.retain(|(plan, ..)| plan.attempt > stamp.attempt),
-                Body::Commit(commit) => self.commits.push_back((stamp.step, commit.digest)),
+                Body::Abort(_) => self.plans.retain(|(plan, ..)| plan.attempt > context.attempt),
+                Body::Commit(commit) => self.commits.push_back((context.step, commit.digest)),
                 Body::Finished(_) | Body::Refused(_) | Body::Evicted(_) => self.finished = true,
             }
         }
         let Some(down) = &mut self.gradients_down else { return };
-        while let Some(Ok(GradientDown { stamp: Some(stamp), body: Some(body) })) = ready(down) {
+        while let Some(Ok(GradientDown { context: Some(context), body: Some(body) })) = ready(down) {
             if let gradient_down::Body::State(state) = body {
-                self.states.push_back((stamp.step, state.digest));
+                self.states.push_back((context.step, state.digest));
             }
         }
     }
@@ -288,16 +289,16 @@ impl Peer {
         }
     }
 
-    fn tell(&self, stamp: Option<Stamp>, body: worker_message::Body) {
-        self.raw(false, framed(&WorkerMessage { stamp, body: Some(body) }.encode_to_vec()));
+    fn tell(&self, context: Option<MessageContext>, body: worker_message::Body) {
+        self.raw(false, framed(&WorkerMessage { context, body: Some(body) }.encode_to_vec()));
     }
 
-    fn send(&self, stamp: Option<Stamp>, body: gradient_up::Body) {
-        self.raw(true, framed(&GradientUp { stamp, body: Some(body) }.encode_to_vec()));
+    fn send(&self, context: Option<MessageContext>, body: gradient_up::Body) {
+        self.raw(true, framed(&GradientUp { context, body: Some(body) }.encode_to_vec()));
     }
 
-    fn at(&self, step: u64) -> Stamp {
-        Stamp { step, attempt: 0, ..self.stamp }
+    fn at(&self, step: u64) -> MessageContext {
+        MessageContext { step, attempt: 0, ..self.context }
     }
 
     /// The receipts of a node's leaves, and the digest of their samples.
@@ -319,44 +320,43 @@ impl Peer {
         if let Some(number) = self.clocks.pop_front() {
             let (received, sent) = (script.float(3.0), script.float(3.0));
             let answer = ClockAnswer { number: script.number(number), received, sent };
-            self.tell(script.stamp(self.stamp), worker_message::Body::Clock(answer));
+            self.tell(script.context(self.context), worker_message::Body::Clock(answer));
         } else if let Some((step, digest)) = self.states.pop_front() {
-            let stamp = script.stamp(self.at(step));
-            self.tell(stamp, worker_message::Body::Loaded(Loaded { digest: script.number(digest) }));
+            let context = script.context(self.at(step));
+            self.tell(context, worker_message::Body::Loaded(Loaded { digest: script.number(digest) }));
         } else if let Some((step, digest)) = self.commits.pop_front() {
-            let stamp = script.stamp(self.at(step));
+            let context = script.context(self.at(step));
             let (apply_seconds, round_seconds) = (script.float(0.1), script.float(0.2));
             let spans = script.spans();
             let body = Committed { digest: script.number(digest), apply_seconds, round_seconds, spans };
-            self.tell(stamp, worker_message::Body::Committed(body));
-        } else if let Some((stamp, node)) = self.audits.pop_front() {
-            let body = Audited { node: script.small(node), digest: script.number(0) };
-            self.tell(script.stamp(stamp), worker_message::Body::Audited(body));
-        } else if let Some(stamp) = self.uploads.pop_front() {
+            self.tell(context, worker_message::Body::Committed(body));
+        } else if let Some((context, node)) = self.audits.pop_front() {
+            let body = AuditDigest { node: script.small(node), digest: script.number(0) };
+            self.tell(script.context(context), worker_message::Body::AuditDigest(body));
+        } else if let Some(context) = self.uploads.pop_front() {
             for momentum in [false, true] {
                 let (index, data) = (script.small(0), script.floats(ELEMENTS).into());
                 let chunk = StateChunk { momentum, index, data };
-                self.send(script.stamp(stamp), gradient_up::Body::StateChunk(chunk));
+                self.send(script.context(context), gradient_up::Body::StateChunk(chunk));
             }
         } else if let Some((step, leaf)) = self.tests.pop_front() {
-            let stamp = script.stamp(self.at(step));
-            let body =
-                Evaluated { leaf: script.small(leaf), sums: script.sums(&SUMS), spans: script.spans() };
-            self.tell(stamp, worker_message::Body::Evaluated(body));
-        } else if let Some((stamp, digest, samples, node)) = self.plans.pop_front() {
-            let (mut receipts, ids) = self.work(stamp.step, samples, node);
-            let header = Header {
+            let context = script.context(self.at(step));
+            let body = Evaluated { leaf: script.small(leaf), sums: script.sums(&SUMS), spans: script.spans() };
+            self.tell(context, worker_message::Body::Evaluated(body));
+        } else if let Some((context, digest, samples, node)) = self.plans.pop_front() {
+            let (mut receipts, ids) = self.work(context.step, samples, node);
+            let header = ContributionBegin {
                 node: script.small(node.0),
                 digest: script.number(digest),
                 samples: script.number(ids),
             };
-            self.send(script.stamp(stamp), gradient_up::Body::Header(header));
+            self.send(script.context(context), gradient_up::Body::ContributionBegin(header));
             for _ in 0..=script.byte() % 64 / 63 {
                 let (node, index) = (script.small(node.0), script.small(0));
                 let data = script.floats(ELEMENTS).into();
                 self.send(
-                    script.stamp(stamp),
-                    gradient_up::Body::Chunk(Chunk { node, index, data, place: None }),
+                    script.context(context),
+                    gradient_up::Body::Chunk(Chunk { node, index, data, slot: None }),
                 );
             }
             for receipt in &mut receipts {
@@ -367,8 +367,8 @@ impl Peer {
                 receipts.extend_from_within(..);
             }
             let (node, compute_seconds) = (script.small(node.0), script.float(0.1));
-            let trailer = Trailer { node, receipts, compute_seconds };
-            self.send(script.stamp(stamp), gradient_up::Body::Trailer(trailer));
+            let trailer = ContributionEnd { node, receipts, compute_seconds };
+            self.send(script.context(context), gradient_up::Body::ContributionEnd(trailer));
         } else {
             return false;
         }
@@ -413,7 +413,7 @@ impl Cluster {
             held: (0..script.byte() % 3).map(|_| script.held()).collect(),
             ..Hello::default()
         };
-        let first = WorkerMessage { stamp: None, body: Some(worker_message::Body::Hello(hello)) };
+        let first = WorkerMessage { context: None, body: Some(worker_message::Body::Hello(hello)) };
         let _ = control.send(framed(&first.encode_to_vec()).into());
         let Ok(down) = self.service.control(request).await else { return };
         let mut peer = Peer {
@@ -421,7 +421,7 @@ impl Cluster {
             gradients: None,
             control_down: down.into_inner(),
             gradients_down: None,
-            stamp: Stamp::default(),
+            context: MessageContext::default(),
             plans: VecDeque::new(),
             leaves: BTreeMap::new(),
             tests: VecDeque::new(),
@@ -435,8 +435,8 @@ impl Cluster {
         self.settle().await;
         peer.hear();
         let (gradients, request) = stream();
-        let open = gradient_up::Body::Open(Open { shares_memory: script.rarely(64) });
-        let open = GradientUp { stamp: script.stamp(peer.stamp), body: Some(open) };
+        let open = gradient_up::Body::StreamOpen(StreamOpen { shares_memory: script.rarely(64) });
+        let open = GradientUp { context: script.context(peer.context), body: Some(open) };
         let _ = gradients.send(framed(&open.encode_to_vec()).into());
         if let Ok(down) = self.service.gradients(request).await {
             peer.gradients = Some(gradients);
@@ -449,7 +449,7 @@ impl Cluster {
             tensor.shape = (0..script.byte() % 5).map(|_| script.small(3)).collect();
             tensor.name = script.text();
         }
-        peer.tell(script.stamp(peer.stamp), worker_message::Body::Offer(offer));
+        peer.tell(script.context(peer.context), worker_message::Body::ModelManifest(offer));
         self.peers.push(peer);
         self.settle().await;
     }
@@ -474,13 +474,13 @@ impl Cluster {
         }
         let at = usize::from(op / 64) % peers;
         let peer = &mut self.peers[at];
-        let step = peer.plans.front().map_or(peer.at(1), |(stamp, ..)| *stamp);
-        let stamp = script.stamp(step);
+        let step = peer.plans.front().map_or(peer.at(1), |(context, ..)| *context);
+        let context = script.context(step);
         // Most of the time it does what is due: one that only shouts is sent away at once.
         match op % 64 {
             0 => peer.raw(script.rarely(2), framed(script.bytes())),
             1 => peer.raw(script.rarely(2), script.bytes().to_vec()),
-            2 => peer.tell(stamp, Body::Loaded(Loaded { digest: script.number(0) })),
+            2 => peer.tell(context, Body::Loaded(Loaded { digest: script.number(0) })),
             3 => {
                 let body = Committed {
                     digest: script.number(0),
@@ -488,21 +488,23 @@ impl Cluster {
                     round_seconds: script.float(0.1),
                     spans: script.spans(),
                 };
-                peer.tell(stamp, Body::Committed(body));
+                peer.tell(context, Body::Committed(body));
             }
-            4 => {
-                peer.tell(stamp, Body::NonFinite(NonFinite { node: script.small(1), tensor: script.text() }))
-            }
+            4 => peer
+                .tell(context, Body::NonFinite(NonFinite { node: script.small(1), tensor: script.text() })),
             5 => {
-                let header =
-                    Header { node: script.small(1), digest: script.number(0), samples: script.number(0) };
-                peer.send(stamp, gradient_up::Body::Header(header));
+                let header = ContributionBegin {
+                    node: script.small(1),
+                    digest: script.number(0),
+                    samples: script.number(0),
+                };
+                peer.send(context, gradient_up::Body::ContributionBegin(header));
             }
             6 => {
                 let data = script.floats(ELEMENTS).into();
-                let place = if script.rarely(4) { Some(script.small(2)) } else { None };
-                let chunk = Chunk { node: script.small(1), index: script.small(0), data, place };
-                peer.send(stamp, gradient_up::Body::Chunk(chunk));
+                let slot = if script.rarely(4) { Some(script.small(2)) } else { None };
+                let chunk = Chunk { node: script.small(1), index: script.small(0), data, slot };
+                peer.send(context, gradient_up::Body::Chunk(chunk));
             }
             7 => {
                 let receipts = (0..script.byte() % 6).map(|leaf| Receipt {
@@ -512,13 +514,16 @@ impl Cluster {
                 });
                 let receipts = receipts.collect();
                 let (node, compute_seconds) = (script.small(1), script.float(0.1));
-                peer.send(stamp, gradient_up::Body::Trailer(Trailer { node, receipts, compute_seconds }));
+                peer.send(
+                    context,
+                    gradient_up::Body::ContributionEnd(ContributionEnd { node, receipts, compute_seconds }),
+                );
             }
             8 => match script.byte() % 4 {
                 0 => peer.control = None,
                 1 => peer.gradients = None,
-                2 => peer.tell(stamp, Body::Leave(Leave {})),
-                _ => peer.tell(stamp, Body::Failed(Failed { what: script.text() })),
+                2 => peer.tell(context, Body::Leave(Leave {})),
+                _ => peer.tell(context, Body::Failed(Failed { what: script.text() })),
             },
             9 => drop(self.peers.swap_remove(at)),
             _ => {

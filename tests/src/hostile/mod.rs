@@ -8,7 +8,7 @@
 pub mod coordinator;
 pub mod worker;
 
-use tally_proto::v1::{Held, Span, Stamp};
+use tally_proto::v1::{MessageContext, RetainedState, Span};
 
 /// A script as it is read. At its end, all numbers are 0.
 #[derive(Clone, Copy, Debug)]
@@ -105,8 +105,12 @@ impl<'a> Script<'a> {
     }
 
     /// A state that a worker says it holds.
-    pub fn held(&mut self) -> Held {
-        Held { run: self.number(0x7a11_e57e_d000_0001), step: self.number(0), digest: self.number(0) }
+    pub fn held(&mut self) -> RetainedState {
+        RetainedState {
+            run: self.number(0x7a11_e57e_d000_0001),
+            step: self.number(0),
+            digest: self.number(0),
+        }
     }
 
     /// What a worker says it did, most often in order.
@@ -137,19 +141,19 @@ impl<'a> Script<'a> {
         bytes
     }
 
-    /// A stamp that is most often `right`.
-    pub fn stamp(&mut self, right: Stamp) -> Option<Stamp> {
+    /// A context that is most often `right`.
+    pub fn message_context(&mut self, right: MessageContext) -> Option<MessageContext> {
         if !self.rarely(32) {
             return Some(right);
         }
-        let stamp = Stamp {
+        let context = MessageContext {
             run: if self.rarely(8) { self.raw() } else { right.run },
             incarnation: if self.rarely(8) { self.raw() } else { right.incarnation },
             session: if self.rarely(8) { self.raw() } else { right.session },
             step: self.number(right.step),
             attempt: self.small(right.attempt),
         };
-        (!self.rarely(16)).then_some(stamp)
+        (!self.rarely(16)).then_some(context)
     }
 }
 

@@ -7,8 +7,9 @@ use prost::Message as _;
 use tally_numerics::schema::{LossSpec, Schema};
 use tally_proto::span::{self, Clock};
 use tally_proto::v1::{
-    Abort, Begin, Close, Commit, Committed, CoordinatorMessage, GradientDown, Keep, Leaf, Plan, Reduced,
-    Stamp, State, StateChunk, Upload, Welcome, coordinator_message, gradient_down, worker_message,
+    Abort, AttemptBegin, AttemptClose, Commit, Committed, CoordinatorMessage, GradientDown, MessageContext,
+    Microbatch, Plan, ResumeRetained, SendState, State, StateChunk, SumChunk, Welcome, coordinator_message,
+    gradient_down, worker_message,
 };
 use tally_worker::engine::Replica as _;
 use tally_worker::engine::synthetic::{SyntheticEngine, SyntheticSpec};
@@ -21,7 +22,7 @@ use super::Script;
 
 const ELEMENTS: usize = 10;
 const SHARDS: u32 = 4;
-const OURS: Stamp = Stamp { run: 7, incarnation: 1, session: 9, step: 0, attempt: 0 };
+const OURS: MessageContext = MessageContext { run: 7, incarnation: 1, session: 9, step: 0, attempt: 0 };
 /// Inputs of a script; the longest scripts end here.
 const MOST: usize = 4096;
 
@@ -39,7 +40,7 @@ struct Hostile {
     sent: usize,
     /// A replica that shows the right digests.
     twin: SyntheticEngine,
-    at: Stamp,
+    at: MessageContext,
 }
 
 /// Plays a script: everything a coordinator can send, decoded as the session does, in any
@@ -124,102 +125,107 @@ impl Hostile {
         }
     }
 
-    fn control(&mut self, stamp: Option<Stamp>, body: Option<coordinator_message::Body>) {
+    fn control(&mut self, context: Option<MessageContext>, body: Option<coordinator_message::Body>) {
         // Through the bytes, as on the wire.
-        let bytes = CoordinatorMessage { stamp, body }.encode_to_vec();
+        let bytes = CoordinatorMessage { context, body }.encode_to_vec();
         self.control_bytes(&bytes);
     }
 
     fn control_bytes(&mut self, bytes: &[u8]) {
-        let Ok(CoordinatorMessage { stamp: Some(stamp), body: Some(body) }) =
+        let Ok(CoordinatorMessage { context: Some(context), body: Some(body) }) =
             CoordinatorMessage::decode(bytes)
         else {
             return;
         };
         self.sent += 1;
         let permit = self.room.clone().try_acquire_owned().unwrap();
-        let _ = self.inputs.send(Input::Control(stamp, body, permit));
+        let _ = self.inputs.send(Input::Control(context, body, permit));
     }
 
-    fn gradient(&mut self, stamp: Option<Stamp>, body: Option<gradient_down::Body>) {
-        let bytes = GradientDown { stamp, body }.encode_to_vec();
+    fn gradient(&mut self, context: Option<MessageContext>, body: Option<gradient_down::Body>) {
+        let bytes = GradientDown { context, body }.encode_to_vec();
         self.gradient_bytes(&bytes);
     }
 
     fn gradient_bytes(&mut self, bytes: &[u8]) {
-        let Ok(GradientDown { stamp: Some(stamp), body: Some(body) }) = GradientDown::decode(bytes) else {
+        let Ok(GradientDown { context: Some(context), body: Some(body) }) = GradientDown::decode(bytes)
+        else {
             return;
         };
         self.sent += 1;
-        if let gradient_down::Body::Reduced(reduced) = &body {
-            let _ = self.commands.send(SendCommand::Reduced { attempt: stamp.attempt, index: reduced.index });
+        if let gradient_down::Body::SumChunk(reduced) = &body {
+            let _ =
+                self.commands.send(SendCommand::Reduced { attempt: context.attempt, index: reduced.index });
         }
         let permit = self.room.clone().try_acquire_owned().unwrap();
-        let _ = self.inputs.send(Input::Gradient(stamp, body, permit));
+        let _ = self.inputs.send(Input::Gradient(context, body, permit));
     }
 
     fn act(&mut self, op: u8, script: &mut Script<'_>) {
         use coordinator_message::Body as Control;
         use gradient_down::Body as Down;
-        let step = Stamp { step: self.at.step + 1, ..self.at };
+        let step = MessageContext { step: self.at.step + 1, ..self.at };
         match op % 32 {
             0 => self.control_bytes(script.bytes()),
             1 => self.gradient_bytes(script.bytes()),
             2 => self.state(script, false),
             6 => {
-                let stamp = script.stamp(step);
+                let context = script.context(step);
                 let leaf = leaf(script.small(1), script);
-                self.control(stamp, Some(Control::Leaf(leaf)));
+                self.control(context, Some(Control::Microbatch(leaf)));
             }
             7 => {
-                let stamp = script.stamp(step);
+                let context = script.context(step);
                 let nodes = (0..script.byte() % 5).map(|_| script.small(2)).collect();
                 let (audit, takeover) = (script.rarely(4), script.rarely(8));
                 let plan =
                     Plan { samples: script.small(4), nodes, digest: script.number(0), audit, takeover };
-                self.control(stamp, Some(Control::Plan(plan)));
+                self.control(context, Some(Control::Plan(plan)));
             }
             8 => {
-                let stamp = script.stamp(step);
-                self.control(stamp, Some(Control::Abort(Abort { reason: script.text() })));
+                let context = script.context(step);
+                self.control(context, Some(Control::Abort(Abort { reason: script.text() })));
             }
             9 => {
-                let stamp = script.stamp(step);
-                self.control(stamp, Some(Control::Commit(Commit { digest: script.number(0) })));
+                let context = script.context(step);
+                self.control(context, Some(Control::Commit(Commit { digest: script.number(0) })));
             }
             10 => {
-                let (stamp, begin) = (script.stamp(step), begin(script));
-                self.gradient(stamp, Some(Down::Begin(begin)));
+                let (context, begin) = (script.context(step), begin(script));
+                self.gradient(context, Some(Down::Begin(begin)));
             }
             11 => {
-                let (stamp, index) = (script.stamp(step), script.small(0));
+                let (context, index) = (script.context(step), script.small(0));
                 let data = script.floats(ELEMENTS).into();
-                self.gradient(stamp, Some(Down::Reduced(Reduced { index, data, place: None })));
+                self.gradient(context, Some(Down::Reduced(SumChunk { index, data, slot: None })));
             }
             12 => {
-                let stamp = script.stamp(step);
+                let context = script.context(step);
                 let clip = script.float(1.0) as f32;
-                self.gradient(stamp, Some(Down::Close(Close { clip })));
+                self.gradient(context, Some(Down::Close(AttemptClose { clip })));
             }
             13 => {
-                let stamp = script.stamp(self.at);
+                let context = script.context(self.at);
                 let (momentum, index) = (script.rarely(2), script.small(0));
                 let data = script.floats(ELEMENTS).into();
-                self.gradient(stamp, Some(Down::StateChunk(StateChunk { momentum, index, data })));
+                self.gradient(context, Some(Down::StateChunk(StateChunk { momentum, index, data })));
             }
             14 => {
                 let mut test = leaf(script.small(0), script);
                 test.test = true;
-                let stamp = script.stamp(self.at);
-                self.control(stamp, Some(Control::Leaf(test)));
+                let context = script.context(self.at);
+                self.control(context, Some(Control::Microbatch(test)));
             }
             15 => {
-                let stamp = script.stamp(self.at);
-                self.control(stamp, Some(Control::Upload(Upload {})));
+                let context = script.context(self.at);
+                self.control(context, Some(Control::SendState(SendState {})));
             }
             16 => {
-                let stamp = script.stamp(self.at);
-                self.control(stamp, Some(Control::Keep(Keep { digest: script.number(0) })));
+                let context = script.context(self.at);
+                self.control(
+                    context,
+                    Some(Control::ResumeRetained(ResumeRetained { digest: script.number(0) })),
+                );
             }
             3 => self.at.attempt = script.small(self.at.attempt.saturating_add(1)),
             // Most of the time it does what is due: a worker leaves at the first broken rule.
@@ -232,7 +238,7 @@ impl Hostile {
         let value = if good { 0.5 } else { script.float(0.5) as f32 };
         let step = if good { 0 } else { script.number(self.at.step) };
         self.at.step = step.min(u64::MAX - 1);
-        let stamp = Some(Stamp { step, ..OURS });
+        let context = Some(MessageContext { step, ..OURS });
         let (parameters, momentum) = (vec![value; ELEMENTS], vec![0.0; ELEMENTS]);
         let digest = self.twin.load(parameters.clone(), momentum.clone()).0;
         let wrong = !good && script.rarely(8);
@@ -240,21 +246,22 @@ impl Hostile {
             true => (script.number(ELEMENTS as u64), script.number(digest)),
             false => (ELEMENTS as u64, digest),
         };
-        self.gradient(stamp, Some(gradient_down::Body::State(State { elements, digest })));
+        self.gradient(context, Some(gradient_down::Body::State(State { elements, digest })));
         for (momentum, values) in [(false, parameters), (true, momentum)] {
             let data = tally_proto::floats::copy(&values);
             let chunk = StateChunk { momentum, index: 0, data };
-            self.gradient(stamp, Some(gradient_down::Body::StateChunk(chunk)));
+            self.gradient(context, Some(gradient_down::Body::StateChunk(chunk)));
         }
     }
 
     /// A step from its samples to its commit, most often as it should be; else a message is
-    /// missing, comes twice, or changes places with the next.
+    /// missing, comes twice, or changes slots with the next.
     fn step(&mut self, script: &mut Script<'_>) {
         use coordinator_message::Body as Control;
         use gradient_down::Body as Down;
         let attempt = self.at.attempt.saturating_add(1);
-        self.at = Stamp { step: self.at.step.saturating_add(1).min(u64::MAX - 1), attempt, ..self.at };
+        self.at =
+            MessageContext { step: self.at.step.saturating_add(1).min(u64::MAX - 1), attempt, ..self.at };
         let begin = begin(script);
         let clip = script.float(1.0) as f32;
         let gradient = [0.25f32; ELEMENTS];
@@ -266,13 +273,14 @@ impl Hostile {
         };
         let digest = self.twin.apply(update, 0, &gradient).0;
         self.twin.commit();
-        let sample = |number| Say::Control(Control::Leaf(leaf(number, &mut Script::new(&[1, 15, 0, 0]))));
+        let sample =
+            |number| Say::Control(Control::Microbatch(leaf(number, &mut Script::new(&[1, 15, 0, 0]))));
         let mut message: Vec<Say> = (0..SHARDS).map(sample).collect();
         message.extend([
             Say::Control(Control::Plan(Plan { samples: SHARDS, nodes: vec![2, 3], ..Plan::default() })),
             Say::Gradient(Down::Begin(begin)),
-            Say::Gradient(Down::Reduced(Reduced { index: 0, data, place: None })),
-            Say::Gradient(Down::Close(Close { clip })),
+            Say::Gradient(Down::Reduced(SumChunk { index: 0, data, slot: None })),
+            Say::Gradient(Down::Close(AttemptClose { clip })),
             Say::Control(Control::Commit(Commit { digest: script.number(digest) })),
         ]);
         for at in 0..message.len() {
@@ -287,8 +295,8 @@ impl Hostile {
             };
             for _ in 0..times {
                 match message[at].clone() {
-                    Say::Control(body) => self.control(script.stamp(self.at), Some(body)),
-                    Say::Gradient(body) => self.gradient(script.stamp(self.at), Some(body)),
+                    Say::Control(body) => self.control(script.context(self.at), Some(body)),
+                    Say::Gradient(body) => self.gradient(script.context(self.at), Some(body)),
                 }
             }
         }
@@ -302,8 +310,8 @@ enum Say {
     Gradient(gradient_down::Body),
 }
 
-fn begin(script: &mut Script<'_>) -> Begin {
-    Begin {
+fn begin(script: &mut Script<'_>) -> AttemptBegin {
+    AttemptBegin {
         learning_rate: script.float(0.1) as f32,
         momentum: script.float(0.9) as f32,
         unclipped: script.rarely(2),
@@ -311,7 +319,7 @@ fn begin(script: &mut Script<'_>) -> Begin {
 }
 
 /// Samples of a leaf, most often one, most often right.
-fn leaf(number: u32, script: &mut Script<'_>) -> Leaf {
+fn leaf(number: u32, script: &mut Script<'_>) -> Microbatch {
     let n = usize::from(script.byte() % 3);
     let ids = (0..n).map(|_| script.small(3)).collect();
     let items = if script.rarely(64) { script.bytes().to_vec() } else { vec![9; 3 * n] };
@@ -320,5 +328,5 @@ fn leaf(number: u32, script: &mut Script<'_>) -> Leaf {
     } else {
         vec![3; n]
     };
-    Leaf { leaf: number, test: false, ids, items: items.into(), lengths }
+    Microbatch { leaf: number, test: false, ids, items: items.into(), lengths }
 }

@@ -2,8 +2,9 @@
 
 use tally_proto::PROTOCOL;
 use tally_proto::v1::{
-    Chunk, Committed, CoordinatorMessage, Failed, GradientUp, Header, Hello, Leave, Open, Stamp,
-    StatusRequest, Trailer, WorkerMessage, coordinator_message, gradient_up, worker_message,
+    Chunk, Committed, ContributionBegin, ContributionEnd, CoordinatorMessage, Failed, GradientUp, Hello,
+    Leave, MessageContext, StatusRequest, StreamOpen, WorkerMessage, coordinator_message, gradient_up,
+    worker_message,
 };
 use tally_transport::connect::{Client, connect};
 use tokio::runtime::Runtime;
@@ -42,9 +43,10 @@ impl Impostor {
             let status = client.status(StatusRequest {}).await.unwrap().into_inner();
             let run = u64::from_str_radix(&status.run, 16).unwrap();
             let step = status.step + 1;
-            let stamp = |session| Stamp { run, incarnation: status.incarnation, session, step, attempt: 1 };
+            let context =
+                |session| MessageContext { run, incarnation: status.incarnation, session, step, attempt: 1 };
             for worker in &status.workers {
-                let victim = stamp(worker.session);
+                let victim = context(worker.session);
                 self.take_its_stream(victim).await;
                 self.speak_for_it(victim).await;
                 self.contribute_for_it(victim).await;
@@ -59,15 +61,15 @@ impl Impostor {
     }
 
     /// Opens the gradient stream of a session that has its own.
-    async fn take_its_stream(&self, victim: Stamp) {
-        let open = gradient(victim, gradient_up::Body::Open(Open::default()));
+    async fn take_its_stream(&self, victim: MessageContext) {
+        let open = gradient(victim, gradient_up::Body::StreamOpen(Open::default()));
         let answer = self.client().await.gradients(tokio_stream::once(open)).await;
         let code = answer.err().map(|status| status.code());
         assert_eq!(code, Some(Code::NotFound), "the stream of another's session was opened again");
     }
 
     /// Says in its own session what only the other may say in that one.
-    async fn speak_for_it(&self, victim: Stamp) {
+    async fn speak_for_it(&self, victim: MessageContext) {
         use worker_message::Body;
         for body in [
             Body::Leave(Leave {}),
@@ -75,26 +77,29 @@ impl Impostor {
             Body::Committed(Committed { digest: 1, ..Committed::default() }),
         ] {
             let (control, mut heard, _) = self.join().await;
-            let _ = control.send(WorkerMessage { stamp: Some(victim), body: Some(body) });
+            let _ = control.send(WorkerMessage { context: Some(victim), body: Some(body) });
             over(&mut heard).await;
         }
     }
 
     /// Contributes in the other's name, and in its own what it was not asked for.
-    async fn contribute_for_it(&self, victim: Stamp) {
+    async fn contribute_for_it(&self, victim: MessageContext) {
         for forged in [true, false] {
             let (_control, mut heard, (mut client, own)) = self.join().await;
-            let stamp =
-                if forged { victim } else { Stamp { step: victim.step, attempt: victim.attempt, ..own } };
+            let context = if forged {
+                victim
+            } else {
+                MessageContext { step: victim.step, attempt: victim.attempt, ..own }
+            };
             let (up, stream) = mpsc::unbounded_channel();
             let node = 2;
-            let _ = up.send(gradient(own, gradient_up::Body::Open(Open::default())));
+            let _ = up.send(gradient(own, gradient_up::Body::StreamOpen(Open::default())));
             for body in [
-                gradient_up::Body::Header(Header { node, digest: 1, samples: 2 }),
-                gradient_up::Body::Chunk(Chunk { node, index: 0, data: vec![0; 4096].into(), place: None }),
-                gradient_up::Body::Trailer(Trailer { node, ..Trailer::default() }),
+                gradient_up::Body::ContributionBegin(ContributionBegin { node, digest: 1, samples: 2 }),
+                gradient_up::Body::Chunk(Chunk { node, index: 0, data: vec![0; 4096].into(), slot: None }),
+                gradient_up::Body::ContributionEnd(ContributionEnd { node, ..Trailer::default() }),
             ] {
-                let _ = up.send(gradient(stamp, body));
+                let _ = up.send(gradient(context, body));
             }
             let _down = client.gradients(UnboundedReceiverStream::new(stream)).await;
             if forged {
@@ -106,20 +111,20 @@ impl Impostor {
     /// Comes in as a worker of its own, as far as the token goes.
     async fn join(
         &self,
-    ) -> (mpsc::UnboundedSender<WorkerMessage>, Streaming<CoordinatorMessage>, (Client, Stamp)) {
+    ) -> (mpsc::UnboundedSender<WorkerMessage>, Streaming<CoordinatorMessage>, (Client, MessageContext)) {
         let mut client = self.client().await;
         let (control, stream) = mpsc::unbounded_channel();
         let hello = Hello { protocol: PROTOCOL, name: "impostor".into(), ..Hello::default() };
-        let _ = control.send(WorkerMessage { stamp: None, body: Some(worker_message::Body::Hello(hello)) });
+        let _ = control.send(WorkerMessage { context: None, body: Some(worker_message::Body::Hello(hello)) });
         let mut heard = client.control(UnboundedReceiverStream::new(stream)).await.unwrap().into_inner();
         let welcome = heard.message().await.unwrap().unwrap();
         assert!(matches!(welcome.body, Some(coordinator_message::Body::Welcome(_))), "{welcome:?}");
-        (control, heard, (client, welcome.stamp.unwrap()))
+        (control, heard, (client, welcome.context.unwrap()))
     }
 }
 
-fn gradient(stamp: Stamp, body: gradient_up::Body) -> GradientUp {
-    GradientUp { stamp: Some(stamp), body: Some(body) }
+fn gradient(context: MessageContext, body: gradient_up::Body) -> GradientUp {
+    GradientUp { context: Some(context), body: Some(body) }
 }
 
 /// Waits until the coordinator has ended the session, with or without a word.

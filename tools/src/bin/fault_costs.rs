@@ -71,7 +71,7 @@ fn hit(how: Hit, times: usize) -> (f64, Vec<f64>, Vec<f64>) {
         // What the step takes with those who will be there: four, or three before a join.
         if how == Hit::Joins {
             fourth.signal(Signal::INT);
-            fourth.succeed();
+            fourth.wait();
             settle(&run, 8);
         }
         let before = seconds(&run).len();

@@ -12,6 +12,7 @@ use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
+use tally_worker::signals::STOPPED_EARLY;
 
 use super::network::Network;
 use super::plan::Settings;
@@ -242,8 +243,8 @@ impl Processes {
 
     /// After a farewell a worker ends by itself, and when it was told to leave.
     fn ended_well(&self, slot: usize, output: &Output) -> bool {
-        let told = output.stderr.contains("finished: the run ") || self.slots[slot].leaving;
-        output.status.success() && told
+        let left = self.slots[slot].leaving && left_early(output.status);
+        left || (output.status.success() && output.stderr.contains("finished: the run "))
     }
 
     /// Sends a worker a signal that does not end it at once.
@@ -262,7 +263,8 @@ impl Processes {
             self.complain(format!("{name} did not leave within {} s", END.as_secs()));
             process.kill9();
         }
-        let failed = !process.output().status.success();
+        let status = process.output().status;
+        let failed = !status.success() && !left_early(status);
         self.bury_worker(slot, &process, failed);
     }
 
@@ -362,6 +364,11 @@ impl Drop for Processes {
         // Before the network that it lives in.
         self.kill_all();
     }
+}
+
+/// A worker that was told to leave before the run's end says so with its exit code.
+fn left_early(status: ExitStatus) -> bool {
+    status.code() == Some(i32::from(STOPPED_EARLY))
 }
 
 /// How a coordinator that was told to stop may end: well, or by the signal itself where it

@@ -28,7 +28,9 @@ pub fn work(connect: &str, workers: usize) -> anyhow::Result<()> {
             };
             let work = move || -> anyhow::Result<()> {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-                runtime.block_on(session::run(options, Arc::new(MnistProgram), std::future::pending()))
+                runtime
+                    .block_on(session::run(options, Arc::new(MnistProgram), std::future::pending()))
+                    .map(drop)
             };
             thread::Builder::new().name("net".into()).spawn(work).context("cannot start a worker's thread")
         })

@@ -9,14 +9,21 @@ use crate::engine::Engine;
 /// How a session ended.
 #[derive(Debug)]
 pub enum SessionEnd {
-    /// The run is over.
-    Finished(String),
+    /// The run is over, or was stopped before its end.
+    Finished {
+        /// In words.
+        reason: String,
+        /// The run was stopped.
+        stopped: bool,
+    },
     /// The coordinator will never take this worker.
     Refused(String),
     /// This worker can never compute.
     Failed(String),
-    /// The connection or the coordinator is gone, or the coordinator sent this worker away. The worker tries again.
+    /// The connection or the coordinator is gone. The worker tries again.
     Lost(String),
+    /// The coordinator sent this worker away, for this reason. The worker tries again.
+    Evicted(String),
     /// The user asked this worker to leave.
     Left,
 }
@@ -39,11 +46,11 @@ impl SessionEnd {
     #[must_use]
     pub fn of_message(body: &coordinator_message::Body) -> Option<Self> {
         match body {
-            coordinator_message::Body::Finished(f) => Some(Self::Finished(f.reason.clone())),
-            coordinator_message::Body::Refused(r) => Some(Self::Refused(r.reason.clone())),
-            coordinator_message::Body::Evicted(e) => {
-                Some(Self::Lost(format!("it sent this worker away: {}", e.reason)))
+            coordinator_message::Body::Finished(f) => {
+                Some(Self::Finished { reason: f.reason.clone(), stopped: f.stopped })
             }
+            coordinator_message::Body::Refused(r) => Some(Self::Refused(r.reason.clone())),
+            coordinator_message::Body::Evicted(e) => Some(Self::Evicted(e.reason.clone())),
             _ => None,
         }
     }
@@ -60,4 +67,6 @@ pub struct RetainedWorker {
     pub run: Option<(u64, u64)>,
     /// Steps of that run whose state the engine still has, newest first, with their digests.
     pub states: Vec<(u64, Digest)>,
+    /// The number of steps that the engine confirmed in the last session.
+    pub steps: u64,
 }

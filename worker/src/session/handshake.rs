@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use tally_numerics::wire::WireDtype;
 use tally_proto::segment::Segment;
-use tally_proto::v1::{self, CoordinatorMessage, Stamp, WorkerMessage, coordinator_message, worker_message};
+use tally_proto::v1::{
+    self, CoordinatorMessage, MessageContext, WorkerMessage, coordinator_message, worker_message,
+};
 use tally_proto::version::{self, Speaker};
 use tally_proto::{BF16, MAX_FROM_COORDINATOR, PROTOCOL, TIMELINE};
 use tally_transport::connect::{Client, Connection};
@@ -27,8 +29,8 @@ pub struct Admitted {
     pub control: mpsc::UnboundedSender<WorkerMessage>,
     /// From the coordinator.
     pub incoming: Streaming<CoordinatorMessage>,
-    /// The session's stamp.
-    pub stamp: Stamp,
+    /// The session's context.
+    pub context: MessageContext,
     /// The coordinator's Welcome.
     pub welcome: v1::Welcome,
     /// The data type in which gradients travel.
@@ -79,16 +81,17 @@ pub async fn admit(
         backend: options.device.backend.to_string(),
         threads: options.device.threads() as u32,
         capabilities: vec![BF16.into(), TIMELINE.into()],
-        held: retained_states(retained),
+        retained: retained_states(retained),
     };
-    let _ = control.send(WorkerMessage { stamp: None, body: Some(worker_message::Body::Hello(hello)) });
+    let _ = control.send(WorkerMessage { context: None, body: Some(worker_message::Body::Hello(hello)) });
     let incoming = client.control(UnboundedReceiverStream::new(outgoing)).await;
     let mut incoming = incoming.map_err(|status| SessionEnd::of_status(&status))?.into_inner();
     let first = next(&mut incoming).await?;
     if let Some(end) = first.body.as_ref().and_then(SessionEnd::of_message) {
         return Err(end);
     }
-    let (Some(stamp), Some(coordinator_message::Body::Welcome(welcome))) = (first.stamp, first.body) else {
+    let (Some(context), Some(coordinator_message::Body::Welcome(welcome))) = (first.context, first.body)
+    else {
         return Err(SessionEnd::Refused("its first message was not a Welcome".into()));
     };
     version::check(Speaker::new(&welcome.build, welcome.protocol), Speaker::this())
@@ -96,10 +99,10 @@ pub async fn admit(
     same_program(&options.connect, &welcome.program, program.name())?;
     // A coordinator that was thought dead and replaced must not take its workers back.
     if let Some((run, newest)) = retained.run
-        && run == stamp.run
-        && stamp.incarnation < newest
+        && run == context.run
+        && context.incarnation < newest
     {
-        let reason = format!("it is incarnation {}; {newest} has taken over", stamp.incarnation);
+        let reason = format!("it is incarnation {}; {newest} has taken over", context.incarnation);
         options.report(&format!("not joining {}: {reason}", options.connect));
         return Err(SessionEnd::Lost(reason));
     }
@@ -118,7 +121,7 @@ pub async fn admit(
     let share = options.share_memory && options.local.is_none();
     let elements = retained.engine.as_ref().filter(|_| share).map(|engine| engine.manifest().len());
     let memory = elements.and_then(|elements| open_memory(&welcome, elements));
-    Ok(Admitted { client, control, incoming, stamp, welcome, dtype, memory })
+    Ok(Admitted { client, control, incoming, context, welcome, dtype, memory })
 }
 
 /// Whether the coordinator trains this worker's program. No later try would go better, so the worker gives up.
@@ -137,7 +140,7 @@ fn same_program(connect: &str, trained: &str, own: &str) -> Result<(), SessionEn
 fn open_memory(welcome: &v1::Welcome, elements: usize) -> Option<SharedMemory> {
     let (up, down) = (welcome.up.as_ref()?, welcome.down.as_ref()?);
     let most = 2 * tally_numerics::chunks(elements) as u64;
-    if up.places > MAX_SLOTS || u64::from(down.places) > most {
+    if up.slots > MAX_SLOTS || u64::from(down.slots) > most {
         tracing::warn!("the coordinator's memory is not shared: it offers more than it needs");
         return None;
     }
@@ -147,9 +150,9 @@ fn open_memory(welcome: &v1::Welcome, elements: usize) -> Option<SharedMemory> {
 }
 
 /// The states that the engine still has, in case the coordinator was lost and needs them back.
-fn retained_states(retained: &RetainedWorker) -> Vec<v1::Held> {
+fn retained_states(retained: &RetainedWorker) -> Vec<v1::RetainedState> {
     let Some((run, _)) = retained.run else { return Vec::new() };
-    retained.states.iter().map(|&(step, digest)| v1::Held { run, step, digest: digest.0 }).collect()
+    retained.states.iter().map(|&(step, digest)| v1::RetainedState { run, step, digest: digest.0 }).collect()
 }
 
 async fn build_engine(
@@ -171,7 +174,7 @@ async fn build_engine(
         arguments: Some(arguments.into()),
         engine: Some(engine),
         run: retained.run,
-        states: Vec::new(),
+        ..RetainedWorker::default()
     };
     Ok(())
 }

@@ -9,6 +9,7 @@ pub mod compute;
 pub mod end;
 pub mod handshake;
 pub mod options;
+pub mod reconnect_delay;
 pub mod sender;
 pub mod session_loop;
 pub mod slots;
@@ -21,15 +22,21 @@ use std::time::{Duration, Instant};
 use anyhow::bail;
 use tally_transport::connect::{self, ConnectError, Connection};
 use tally_transport::local;
+use tally_transport::slow_link;
 
 use crate::program::WorkerProgram;
 use end::{RetainedWorker, SessionEnd};
 pub use options::SessionOptions;
+use reconnect_delay::{ReconnectDelay, SessionRecord};
 
-/// Waits between two tries grow from this …
-const FIRST_WAIT: Duration = Duration::from_millis(100);
-/// … to this, so that workers soon find a coordinator that was restarted.
-const LONGEST_WAIT: Duration = Duration::from_secs(2);
+/// How a worker's work ended, if it did not fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WorkOutcome {
+    /// The coordinator ended the run.
+    RunOver,
+    /// The worker was asked to leave before that.
+    LeftEarly,
+}
 
 async fn connect(options: &SessionOptions) -> Result<Connection, ConnectError> {
     match &options.local {
@@ -38,7 +45,8 @@ async fn connect(options: &SessionOptions) -> Result<Connection, ConnectError> {
     }
 }
 
-/// Works for this program's runs until one is over, or, with [`stay`](SessionOptions::stay), until `leave` is ready.
+/// Works for this program's runs until one is over, or, with [`stay`](SessionOptions::stay), until `leave` is ready, and
+/// returns whether the last run that it took part in was over.
 ///
 /// # Errors
 /// If no coordinator was found within the time limit, where there is one, if the coordinator refused this worker, or
@@ -47,20 +55,22 @@ pub async fn run(
     options: SessionOptions,
     program: Arc<dyn WorkerProgram>,
     leave: impl Future<Output = ()>,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<WorkOutcome> {
     tokio::pin!(leave);
     let mut retained = RetainedWorker::default();
-    let mut wait = FIRST_WAIT;
+    let mut delay = ReconnectDelay::default();
+    let mut run = None;
     let mut alone_since = Instant::now();
     let mut reported = false;
+    let mut outcome = WorkOutcome::LeftEarly;
     loop {
         let connection = tokio::select! {
             connection = connect(&options) => connection,
-            () = &mut leave => return Ok(()),
+            () = &mut leave => return Ok(outcome),
         };
         let reason = match connection {
             Ok(connection) => {
-                let welcomed = &mut false;
+                let (welcomed, since) = (&mut false, Instant::now());
                 let end = session_loop::run(
                     &options,
                     &program,
@@ -71,35 +81,48 @@ pub async fn run(
                 );
                 let end = end.await;
                 if *welcomed {
+                    if retained.steps > 0 {
+                        outcome = WorkOutcome::LeftEarly;
+                    }
                     alone_since = Instant::now();
-                    wait = FIRST_WAIT;
+                    // Another coordinator, or the same one started again: earlier sessions say nothing about it.
+                    if std::mem::replace(&mut run, retained.run) != retained.run {
+                        delay = ReconnectDelay::default();
+                    }
                 }
-                match end {
-                    SessionEnd::Finished(reason) if options.stay => {
-                        options.report(&format!("finished: {reason}; waiting for the next coordinator"));
+                let mut lost = |reason: String, evicted: bool| {
+                    // A coordinator that answers but never lets this worker in is reported once, below.
+                    if *welcomed {
+                        let session =
+                            SessionRecord { steps: retained.steps, duration: since.elapsed(), evicted };
+                        let unproductive = delay.ended(session);
+                        let next = next_try(unproductive, delay.next(), &retained);
+                        options.report(&format!("lost the coordinator: {reason}; {next}"));
                         reported = true;
+                    }
+                    reason
+                };
+                match end {
+                    SessionEnd::Finished { reason, stopped } if options.stay => {
+                        options.report(&format!("finished: {reason}; waiting for the next coordinator"));
+                        (reported, delay) = (true, ReconnectDelay::default());
+                        outcome = if stopped { WorkOutcome::LeftEarly } else { WorkOutcome::RunOver };
                         reason
                     }
-                    SessionEnd::Finished(reason) => {
+                    SessionEnd::Finished { reason, .. } => {
                         options.report(&format!("finished: {reason}"));
-                        return Ok(());
+                        return Ok(WorkOutcome::RunOver);
                     }
                     SessionEnd::Left => {
                         options.report("left the cluster");
-                        return Ok(());
+                        return Ok(WorkOutcome::LeftEarly);
                     }
                     SessionEnd::Failed(reason) => bail!("{reason}"),
                     SessionEnd::Refused(reason) => {
                         bail!("{} refused this worker: {reason}", options.connect)
                     }
-                    SessionEnd::Lost(reason) => {
-                        // A coordinator that answers but never lets this worker in is reported once, below.
-                        if *welcomed {
-                            options.report(&format!("lost the coordinator: {reason}; trying again"));
-                            reported = true;
-                        }
-                        reason
-                    }
+                    SessionEnd::Lost(reason) => lost(reason, false),
+                    SessionEnd::Evicted(reason) => lost(format!("it sent this worker away: {reason}"), true),
                 }
             }
             Err(ConnectError::Access(error)) if !reported => return Err(error),
@@ -118,9 +141,21 @@ pub async fn run(
             reported = true;
         }
         tokio::select! {
-            () = tokio::time::sleep(wait) => {}
-            () = &mut leave => return Ok(()),
+            () = tokio::time::sleep(delay.advance()) => {}
+            () = &mut leave => return Ok(outcome),
         }
-        wait = (wait * 2).min(LONGEST_WAIT);
     }
+}
+
+/// Tells when the next try comes, and the likely cause after the second unproductive session in a row.
+fn next_try(unproductive: u32, delay: Duration, retained: &RetainedWorker) -> String {
+    if unproductive < 2 {
+        return "trying again".into();
+    }
+    let state_bytes = retained.engine.as_ref().map_or(0, |engine| 8 * engine.manifest().len());
+    format!(
+        "{unproductive} sessions in a row ended before a step was done: {}; trying again in {} s",
+        slow_link::likely_cause(state_bytes),
+        delay.as_secs()
+    )
 }

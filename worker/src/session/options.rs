@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tally_cli::output::{self, Level};
 use tally_transport::client::ClientAccess;
 use tally_transport::local::LocalTransport;
 
@@ -52,10 +53,7 @@ impl SessionOptions {
     /// Tells people about an event.
     pub(super) fn report(&self, text: &str) {
         if self.print_events {
-            #[allow(clippy::print_stderr)]
-            {
-                eprintln!("{text}");
-            }
+            output::note(Level::Info, text);
         } else {
             tracing::info!(worker = self.name, "{text}");
         }

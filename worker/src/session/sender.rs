@@ -12,7 +12,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use tally_numerics::CREDIT_WINDOW;
 use tally_proto::v1::gradient_up::Body;
-use tally_proto::v1::{Chunk, GradientUp, Header, Stamp, StateChunk, Trailer};
+use tally_proto::v1::{Chunk, ContributionBegin, ContributionEnd, GradientUp, MessageContext, StateChunk};
 use tokio::sync::mpsc;
 
 use super::slots::SlotPool;
@@ -22,13 +22,13 @@ use super::timeline::SendTrack;
 #[derive(Debug)]
 pub enum SendCommand {
     /// A node's contribution begins.
-    Header {
+    ContributionBegin {
         /// The step.
         step: u64,
         /// The attempt.
         attempt: u32,
         /// The message.
-        header: Header,
+        header: ContributionBegin,
     },
     /// The next chunk of a node.
     Chunk {
@@ -42,11 +42,11 @@ pub enum SendCommand {
         data: Payload,
     },
     /// The node's contribution is complete.
-    Trailer {
+    ContributionEnd {
         /// The attempt.
         attempt: u32,
         /// The message.
-        trailer: Trailer,
+        trailer: ContributionEnd,
     },
     /// A chunk of the state that the coordinator asked for. It needs no credit.
     State {
@@ -82,9 +82,9 @@ pub enum Payload {
 #[derive(Debug)]
 struct Node {
     node: u32,
-    header: Option<Header>,
+    header: Option<ContributionBegin>,
     chunks: VecDeque<(u32, Payload)>,
-    trailer: Option<Trailer>,
+    trailer: Option<ContributionEnd>,
 }
 
 /// The contributions of one attempt. Attempts only ever rise, over all steps.
@@ -128,7 +128,7 @@ impl Outgoing {
 
     fn take(&mut self, command: SendCommand) {
         match command {
-            SendCommand::Header { step, attempt, header } if self.advance_to_attempt(attempt) => {
+            SendCommand::ContributionBegin { step, attempt, header } if self.advance_to_attempt(attempt) => {
                 self.step = step;
                 let node = header.node;
                 self.nodes.push(Node { node, header: Some(header), chunks: VecDeque::new(), trailer: None });
@@ -138,7 +138,7 @@ impl Outgoing {
                     node.chunks.push_back((index, data));
                 }
             }
-            SendCommand::Trailer { attempt, trailer } if self.advance_to_attempt(attempt) => {
+            SendCommand::ContributionEnd { attempt, trailer } if self.advance_to_attempt(attempt) => {
                 if let Some(node) = self.nodes.iter_mut().find(|n| n.node == trailer.node) {
                     node.trailer = Some(trailer);
                 }
@@ -175,7 +175,7 @@ impl Outgoing {
         for at in 0..self.nodes.len() {
             let node = &mut self.nodes[at];
             if let Some(header) = node.header.take() {
-                return Some(Body::Header(header));
+                return Some(Body::ContributionBegin(header));
             }
             // A chunk that is summed already need not be sent.
             while node
@@ -190,20 +190,20 @@ impl Outgoing {
             {
                 // A slot may have become free since the chunk was computed.
                 let write = |data: &Bytes| self.slots.as_ref()?.write(self.attempt, index, data);
-                let (data, place) = match data {
+                let (data, slot) = match data {
                     Payload::Slot(slot) => (Bytes::new(), Some(slot)),
                     Payload::Bytes(data) => match write(&data) {
                         Some(slot) => (Bytes::new(), Some(slot)),
                         None => (data, None),
                     },
                 };
-                return Some(Body::Chunk(Chunk { node: node.node, index, data, place }));
+                return Some(Body::Chunk(Chunk { node: node.node, index, data, slot }));
             }
             if node.chunks.is_empty()
                 && let Some(trailer) = node.trailer.take()
             {
                 self.nodes.remove(at);
-                return Some(Body::Trailer(trailer));
+                return Some(Body::ContributionEnd(trailer));
             }
         }
         None
@@ -212,7 +212,7 @@ impl Outgoing {
 
 /// Sends until the session ends. Chunks go into `slots` where there are some.
 pub async fn run(
-    stamp: Stamp,
+    context: MessageContext,
     chunks: usize,
     mut commands: mpsc::UnboundedReceiver<SendCommand>,
     up: mpsc::Sender<GradientUp>,
@@ -229,8 +229,8 @@ pub async fn run(
             }
             let Some((step, attempt, body)) = outgoing.next() else { break };
             from.get_or_insert_with(Instant::now);
-            let stamp = Stamp { step, attempt, ..stamp };
-            if up.send(GradientUp { stamp: Some(stamp), body: Some(body) }).await.is_err() {
+            let context = MessageContext { step, attempt, ..context };
+            if up.send(GradientUp { context: Some(context), body: Some(body) }).await.is_err() {
                 return;
             }
         }
@@ -245,11 +245,18 @@ mod tests {
     use super::*;
 
     fn contribute(out: &mut Outgoing, attempt: u32, node: u32, chunks: u32) {
-        out.take(SendCommand::Header { step: 1, attempt, header: Header { node, digest: 0, samples: 0 } });
+        out.take(SendCommand::ContributionBegin {
+            step: 1,
+            attempt,
+            header: ContributionBegin { node, digest: 0, samples: 0 },
+        });
         for index in 0..chunks {
             out.take(SendCommand::Chunk { attempt, node, index, data: Payload::Bytes(Bytes::new()) });
         }
-        out.take(SendCommand::Trailer { attempt, trailer: Trailer { node, ..Default::default() } });
+        out.take(SendCommand::ContributionEnd {
+            attempt,
+            trailer: ContributionEnd { node, ..Default::default() },
+        });
     }
 
     /// `h2` a header, `2.0` chunk 0 of node 2, `t2` a trailer.
@@ -257,11 +264,11 @@ mod tests {
         let mut sent = Vec::new();
         while let Some((_, _, body)) = out.next() {
             sent.push(match body {
-                Body::Header(h) => format!("h{}", h.node),
+                Body::ContributionBegin(h) => format!("h{}", h.node),
                 Body::Chunk(c) => format!("{}.{}", c.node, c.index),
-                Body::Trailer(t) => format!("t{}", t.node),
+                Body::ContributionEnd(t) => format!("t{}", t.node),
                 Body::StateChunk(c) => format!("s{}", c.index),
-                Body::Open(_) => "open".into(),
+                Body::StreamOpen(_) => "open".into(),
             });
         }
         sent.join(" ")

@@ -9,7 +9,7 @@ use std::time::Instant;
 use tally_proto::convert;
 use tally_proto::span::Clock;
 use tally_proto::v1::{
-    self, CoordinatorMessage, Stamp, WorkerMessage, coordinator_message, gradient_up, worker_message,
+    self, CoordinatorMessage, MessageContext, WorkerMessage, coordinator_message, gradient_up, worker_message,
 };
 use tally_transport::connect::Connection;
 use tally_transport::local::{self, Down};
@@ -59,15 +59,16 @@ async fn take_part(
         admitted = handshake::admit(options, program, connection, retained) => admitted?,
         () = leave.as_mut() => return Ok(SessionEnd::Left),
     };
-    let Admitted { mut client, control, mut incoming, stamp, welcome, dtype, memory } = admitted;
+    let Admitted { mut client, control, mut incoming, context, welcome, dtype, memory } = admitted;
     let Some(engine) = retained.engine.take() else {
         return Err(SessionEnd::Failed("there is no engine".into()));
     };
-    let same_run = retained.run.is_some_and(|(run, _)| run == stamp.run);
+    let same_run = retained.run.is_some_and(|(run, _)| run == context.run);
     let states = std::mem::take(&mut retained.states);
     let states = if same_run { states } else { Vec::new() };
-    retained.run = Some((stamp.run, stamp.incarnation));
+    retained.run = Some((context.run, context.incarnation));
     *welcomed = true;
+    retained.steps = 0;
     let spare = if welcome.spare { ", as a spare until there is work" } else { "" };
     let shared = if memory.is_some() { ", gradients through shared memory" } else { "" };
     options.report(&format!(
@@ -78,8 +79,8 @@ async fn take_part(
     ));
 
     let (up, up_stream) = mpsc::channel(UP_CHANNEL);
-    let open = v1::Open { shares_memory: memory.is_some() };
-    let open = v1::GradientUp { stamp: Some(stamp), body: Some(gradient_up::Body::Open(open)) };
+    let open = v1::StreamOpen { shares_memory: memory.is_some() };
+    let open = v1::GradientUp { context: Some(context), body: Some(gradient_up::Body::StreamOpen(open)) };
     let _ = up.try_send(open);
     let mut down = match local::open_gradients(options.local.as_deref(), &mut client, up_stream).await {
         Ok(down) => down,
@@ -89,20 +90,22 @@ async fn take_part(
         }
     };
     let offer = convert::offer(engine.manifest(), engine.device_name(), engine.numerics_class());
-    let _ =
-        control.send(WorkerMessage { stamp: Some(stamp), body: Some(worker_message::Body::Offer(offer)) });
+    let _ = control.send(WorkerMessage {
+        context: Some(context),
+        body: Some(worker_message::Body::ModelManifest(offer)),
+    });
 
     let (commands, queue) = mpsc::unbounded_channel();
     let (chunks, elements) = (tally_numerics::chunks(engine.manifest().len()), engine.manifest().len());
-    tracing::debug!(elements, chunks, "session {}", stamp.session);
+    tracing::debug!(elements, chunks, "session {}", context.session);
     let (sums, slots) = memory.map(|memory| (memory.down, Arc::new(SlotPool::new(memory.up)))).unzip();
     let clock = Clock::start();
     let timeline = if welcome.spans { Timeline::new(clock) } else { Timeline::default() };
-    tokio::spawn(sender::run(stamp, chunks, queue, up, slots.clone(), timeline.sends()));
+    tokio::spawn(sender::run(context, chunks, queue, up, slots.clone(), timeline.sends()));
     let (inputs, inbox) = std::sync::mpsc::channel();
     let (done, mut computed) = oneshot::channel();
     let compute =
-        Compute::new(engine, states, welcome.microbatches, stamp, control.clone(), commands.clone())
+        Compute::new(engine, states, welcome.microbatches, context, control.clone(), commands.clone())
             .with_transport(GradientTransport { dtype, sums, slots })
             .with_timeline(timeline);
     let thread = std::thread::Builder::new().name("compute".into()).spawn(move || {
@@ -119,11 +122,11 @@ async fn take_part(
             early = Some(result);
             SessionEnd::Failed(String::new())
         }
-        end = forward_control(&mut incoming, stamp, inputs.clone(), &control, clock) => end,
-        end = forward_gradients(&mut down, stamp, inputs.clone(), &commands) => end,
+        end = forward_control(&mut incoming, context, inputs.clone(), &control, clock) => end,
+        end = forward_gradients(&mut down, context, inputs.clone(), &commands) => end,
         () = leave.as_mut() => {
             let bye = worker_message::Body::Leave(v1::Leave {});
-            let _ = control.send(WorkerMessage { stamp: Some(stamp), body: Some(bye) });
+            let _ = control.send(WorkerMessage { context: Some(context), body: Some(bye) });
             // The coordinator answers by ending the stream; this worker leaves whether it does or not.
             let _ = tokio::time::timeout(std::time::Duration::from_secs(1), async {
                 while next(&mut incoming).await.is_ok() {}
@@ -144,8 +147,8 @@ async fn take_part(
     };
     match result {
         Ok(ComputeExit { failed: Some(what), .. }) => return Ok(SessionEnd::Failed(what)),
-        Ok(ComputeExit { engine, states, .. }) => {
-            (retained.engine, retained.states) = (Some(engine), states);
+        Ok(ComputeExit { engine, states, steps, .. }) => {
+            (retained.engine, retained.states, retained.steps) = (Some(engine), states, steps);
         }
         Err(_) => return Ok(SessionEnd::Failed("the compute thread panicked; please report this".into())),
     }
@@ -170,16 +173,16 @@ async fn reason_of_loss(incoming: &mut Streaming<CoordinatorMessage>, reason: St
     end.ok().flatten().unwrap_or(SessionEnd::Lost(reason))
 }
 
-/// The stamp of a message, if the message belongs to this session.
-fn check(stamp: Option<Stamp>, ours: Stamp) -> Result<Stamp, SessionEnd> {
-    stamp
+/// The context of a message, if the message belongs to this session.
+fn check(context: Option<MessageContext>, ours: MessageContext) -> Result<MessageContext, SessionEnd> {
+    context
         .filter(|s| (s.run, s.incarnation, s.session) == (ours.run, ours.incarnation, ours.session))
         .ok_or_else(|| SessionEnd::Lost("it sent a message of another run, incarnation or session".into()))
 }
 
 async fn forward_control(
     incoming: &mut Streaming<CoordinatorMessage>,
-    ours: Stamp,
+    ours: MessageContext,
     inputs: Sender<Input>,
     control: &mpsc::UnboundedSender<WorkerMessage>,
     clock: Clock,
@@ -191,8 +194,8 @@ async fn forward_control(
             Err(end) => return end,
         };
         let received = Instant::now();
-        let stamp = match check(message.stamp, ours) {
-            Ok(stamp) => stamp,
+        let context = match check(message.context, ours) {
+            Ok(context) => context,
             Err(end) => return end,
         };
         let Some(body) = message.body else { return SessionEnd::Lost("it sent an empty message".into()) };
@@ -203,13 +206,13 @@ async fn forward_control(
         if let coordinator_message::Body::Clock(v1::ClockQuestion { number }) = body {
             let (received, sent) = (clock.at(received), clock.at(Instant::now()));
             let answer = worker_message::Body::Clock(v1::ClockAnswer { number, received, sent });
-            let _ = control.send(WorkerMessage { stamp: Some(stamp), body: Some(answer) });
+            let _ = control.send(WorkerMessage { context: Some(context), body: Some(answer) });
             continue;
         }
         let Ok(permit) = room.clone().acquire_owned().await else {
             return SessionEnd::Lost("closing".into());
         };
-        if inputs.send(Input::Control(stamp, body, permit)).is_err() {
+        if inputs.send(Input::Control(context, body, permit)).is_err() {
             return SessionEnd::Lost("the engine failed".into());
         }
     }
@@ -217,7 +220,7 @@ async fn forward_control(
 
 async fn forward_gradients(
     down: &mut Down,
-    ours: Stamp,
+    ours: MessageContext,
     inputs: Sender<Input>,
     commands: &mpsc::UnboundedSender<SendCommand>,
 ) -> SessionEnd {
@@ -228,18 +231,18 @@ async fn forward_gradients(
             None => return SessionEnd::Lost("it closed the connection".into()),
             Some(Err(status)) => return SessionEnd::of_status(&status),
         };
-        let stamp = match check(message.stamp, ours) {
-            Ok(stamp) => stamp,
+        let context = match check(message.context, ours) {
+            Ok(context) => context,
             Err(end) => return end,
         };
         let Some(body) = message.body else { return SessionEnd::Lost("it sent an empty message".into()) };
-        if let v1::gradient_down::Body::Reduced(reduced) = &body {
-            let _ = commands.send(SendCommand::Reduced { attempt: stamp.attempt, index: reduced.index });
+        if let v1::gradient_down::Body::SumChunk(reduced) = &body {
+            let _ = commands.send(SendCommand::Reduced { attempt: context.attempt, index: reduced.index });
         }
         let Ok(permit) = room.clone().acquire_owned().await else {
             return SessionEnd::Lost("closing".into());
         };
-        if inputs.send(Input::Gradient(stamp, body, permit)).is_err() {
+        if inputs.send(Input::Gradient(context, body, permit)).is_err() {
             return SessionEnd::Lost("the engine failed".into());
         }
     }

@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tally_proto::segment::Segment;
 
-/// A shared memory segment, and the chunks in its slots.
+/// A shared memory segment, and the chunks in its places.
 #[derive(Debug)]
 pub struct SlotPool {
     segment: Segment,
@@ -32,7 +32,7 @@ impl SlotPool {
     /// A pool of all slots of a segment.
     #[must_use]
     pub fn new(segment: Segment) -> Self {
-        let free = (0..segment.places()).rev().collect();
+        let free = (0..segment.slots()).rev().collect();
         Self { segment, slots: Mutex::new(Slots { free, used: Vec::new() }) }
     }
 

@@ -16,7 +16,7 @@ impl Driver {
                 if let Some(worker) = self.workers.get_mut(&session) {
                     worker.replica = true;
                 }
-                self.tell(session, step, 0, Tell::Keep(v1::Keep { digest: digest.0 }));
+                self.tell(session, step, 0, Tell::ResumeRetained(v1::ResumeRetained { digest: digest.0 }));
                 self.catch_up(session, during);
             }
             Action::Upload { session, step } => {
@@ -32,7 +32,7 @@ impl Driver {
                         .flat_map(|m| (0..chunks).map(move |i| (m, i)))
                         .collect(),
                 });
-                self.tell(session, step, 0, Tell::Upload(v1::Upload {}));
+                self.tell(session, step, 0, Tell::SendState(v1::SendState {}));
             }
             Action::Adopt { step } => {
                 if let Some(upload) = self.upload.take() {
@@ -43,21 +43,21 @@ impl Driver {
             }
             Action::SendLeaf { session, step, leaf, ids } => {
                 let microbatch = microbatch(&*self.train, &ids)?;
-                self.tell(session, step, 0, Tell::Leaf(microbatch.to_message(leaf, false)));
+                self.tell(session, step, 0, Tell::Microbatch(microbatch.to_message(leaf, false)));
             }
             Action::SendTestLeaf { session, step, leaf } => {
                 let first = leaf as usize * TEST_MICROBATCH;
                 let last = (first + TEST_MICROBATCH).min(self.test.len());
                 let ids: Vec<u32> = (first as u32..last as u32).collect();
                 let microbatch = microbatch(&*self.test, &ids)?;
-                self.tell(session, step, 0, Tell::Leaf(microbatch.to_message(leaf, true)));
+                self.tell(session, step, 0, Tell::Microbatch(microbatch.to_message(leaf, true)));
             }
             Action::Begin { step, attempt, learning_rate } => {
                 self.has_begun.store(true, Ordering::Relaxed);
                 self.buffers.reset(self.core.spec().chunks as usize);
                 self.sums.begin();
                 self.observe(RunEvent::AttemptBegun);
-                let begin = gradient_down::Body::Begin(self.begin(learning_rate));
+                let begin = gradient_down::Body::AttemptBegin(self.begin(learning_rate));
                 self.broadcast(step, attempt, &begin);
             }
             Action::Plan { session, step, attempt, samples, nodes, takeover } => {
@@ -128,7 +128,7 @@ impl Driver {
             return self.push(Event::Diverged);
         }
         let clip = norm::clip_factor(self.squared_norm, optimizer.clip_norm);
-        self.broadcast(step, attempt, &gradient_down::Body::Close(v1::Close { clip }));
+        self.broadcast(step, attempt, &gradient_down::Body::AttemptClose(v1::AttemptClose { clip }));
         let update = Update { learning_rate, momentum: optimizer.momentum, clip };
         let started = Instant::now();
         let digest = self.master.apply(update, self.buffers.root());
@@ -202,7 +202,7 @@ impl Driver {
             tensors: config.tensors.clone(),
             config: serde_json::to_value(config).context("cannot describe the run")?,
         };
-        self.checkpointer.write(meta, snapshot);
+        self.heartbeat.during_slow_work(|| self.checkpointer.write(meta, snapshot));
         self.observe(RunEvent::CheckpointBegun);
         Ok(())
     }
@@ -241,7 +241,7 @@ impl Driver {
         let score = self.config.schema.score(&evaluation);
         if self.best.is_none_or(|(best, _)| score > best) {
             self.best = Some((score, step));
-            self.checkpointer.best(step);
+            self.heartbeat.during_slow_work(|| self.checkpointer.best(step));
         }
         if !self.history.tests.contains_key(&step) {
             self.record(&Line::Test { step, epoch, seconds, evaluation: evaluation.clone() })?;
@@ -262,9 +262,19 @@ impl Driver {
                     self.record(&Line::Join { step, session, worker, device })?;
                 }
             }
-            ClusterEvent::Lost { session, was_ready: false, .. } => self.forget(session),
+            ClusterEvent::Lost { session, was_ready: false, name, reason, polite } => {
+                self.forget(session);
+                if !polite {
+                    self.unproductive_session(&name, &reason);
+                }
+            }
             ClusterEvent::Lost { session, name, reason, polite, .. } => {
                 self.forget(session);
+                if reason == LAGS_BEHIND {
+                    self.unproductive_session(&name, &reason);
+                } else {
+                    self.rejoins.productive(&name);
+                }
                 self.totals.lost += u64::from(!polite);
                 self.record(&Line::Lost { step, session, worker: name, reason, polite })?;
             }
@@ -288,6 +298,17 @@ impl Driver {
             }
         }
         Ok(())
+    }
+
+    /// A worker was lost before it had done a step, or because its link is too slow.
+    pub(super) fn unproductive_session(&mut self, name: &str, reason: &str) {
+        self.observe(RunEvent::UnproductiveSession);
+        if let Some(times) = self.rejoins.unproductive(name, Instant::now()) {
+            let cause = slow_link::likely_cause(8 * self.config.tensors.len());
+            self.observe(RunEvent::Warning(&format!(
+                "worker {name} has joined and was lost {times} times before it had done a step: {reason}; {cause}"
+            )));
+        }
     }
 
     fn forget(&mut self, session: Session) {

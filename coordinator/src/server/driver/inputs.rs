@@ -7,7 +7,11 @@ impl Driver {
         match input {
             Input::Event(event) => {
                 if let Event::Lost { session, reason, polite } = &event {
-                    self.pending.remove(session);
+                    if let Some(pending) = self.pending.remove(session)
+                        && !polite
+                    {
+                        self.unproductive_session(&pending.hello.name, reason);
+                    }
                     if !polite {
                         self.send_evicted(*session, reason);
                     }

@@ -36,13 +36,16 @@ use tally_run::config::RunConfig;
 use tally_run::directory::RunDirectory;
 use tally_run::journal::{History, JOURNAL_VERSION, Journal, JournalError, Line, StepLine};
 use tally_run::summary::{Summary, Times};
+use tally_transport::slow_link;
 use tokio::sync::mpsc;
 
 use super::checkpointer::Checkpointer;
+use super::driver_heartbeat::Heartbeat;
 use super::input::{Hello, Input};
 use super::master_state::MasterState;
 use super::outbox::{Bulk, Control};
 use super::reduction_buffers::{ReductionBuffers, Shared};
+use super::rejoin_history::RejoinHistory;
 use super::shared_sums::SharedSums;
 use crate::dataset::{Dataset, microbatch};
 use crate::observer::{Context, Idle, Observer, RunEvent};
@@ -54,6 +57,9 @@ const MAX_PENDING_WORKERS: usize = 4096;
 /// Bytes that may wait on a control stream: the samples of some steps, and thousands of
 /// plans and commits.
 const MAX_CONTROL_BYTES: usize = 64 << 20;
+
+/// The reason for the loss of a worker whose queue is too long.
+const LAGS_BEHIND: &str = "it lags too far behind";
 
 /// The longest time between two ticks that observers are told of.
 const TICK_EVERY: Duration = Duration::from_secs(1);
@@ -119,6 +125,8 @@ pub struct DriverDeps {
     pub spans: bool,
     /// Becomes true at the first step of this start.
     pub started: Arc<AtomicBool>,
+    /// Beats with every input.
+    pub heartbeat: Heartbeat,
 }
 
 /// The driver's state.
@@ -141,11 +149,13 @@ pub struct Driver {
     started: Instant,
     observers: RefCell<Vec<Box<dyn Observer>>>,
     last_tick: Instant,
+    heartbeat: Heartbeat,
 
     pending: BTreeMap<Session, PendingWorker>,
     workers: BTreeMap<Session, ConnectedWorker>,
     /// Those whose queues are too long.
     lagging: BTreeSet<Session>,
+    rejoins: RejoinHistory,
     /// What the core has not handled yet, with the chunk that has come with it.
     events: VecDeque<(Event, Option<Chunk>)>,
     buffers: ReductionBuffers,
@@ -202,9 +212,11 @@ impl Driver {
             started: Instant::now(),
             observers: RefCell::new(deps.observers),
             last_tick: Instant::now(),
+            heartbeat: deps.heartbeat,
             pending: BTreeMap::new(),
             workers: BTreeMap::new(),
             lagging: BTreeSet::new(),
+            rejoins: RejoinHistory::default(),
             events: VecDeque::new(),
             buffers: ReductionBuffers::new(config.wire_dtype),
             pool: Pool::default(),
@@ -240,7 +252,9 @@ impl Driver {
     /// If the journal can't be written, or a step that was recomputed has other bits than
     /// the journal recorded. What is on disk is intact then.
     pub fn run(mut self, mut inputs: mpsc::Receiver<Input>) -> anyhow::Result<(RunOutcome, Summary)> {
-        let result = self.main_loop(&mut inputs).and_then(|()| self.conclude());
+        let driven = self.main_loop(&mut inputs);
+        self.heartbeat.finished();
+        let result = driven.and_then(|()| self.conclude());
         if let Err(error) = &result {
             self.after_checkpoints(true);
             self.observe(RunEvent::Failed(&in_one_line(error)));
@@ -296,6 +310,7 @@ impl Driver {
         self.handle_events()?;
         while self.outcome.is_none() {
             let Some(input) = inputs.blocking_recv() else { break };
+            self.heartbeat.beat();
             self.input(input);
             self.handle_events()?;
             self.after_checkpoints(false);

@@ -3,8 +3,13 @@
 use super::*;
 
 impl Driver {
-    pub(super) fn stamp(&self, session: Session, step: u64, attempt: u32) -> Option<v1::Stamp> {
-        Some(v1::Stamp { run: self.run, incarnation: self.incarnation, session, step, attempt })
+    pub(super) fn message_context(
+        &self,
+        session: Session,
+        step: u64,
+        attempt: u32,
+    ) -> Option<v1::MessageContext> {
+        Some(v1::MessageContext { run: self.run, incarnation: self.incarnation, session, step, attempt })
     }
 
     pub(super) fn control(
@@ -15,8 +20,8 @@ impl Driver {
         attempt: u32,
         body: coordinator_message::Body,
     ) -> usize {
-        let stamp = self.stamp(session, step, attempt);
-        to.send(CoordinatorMessage { stamp, body: Some(body) })
+        let context = self.message_context(session, step, attempt);
+        to.send(CoordinatorMessage { context, body: Some(body) })
     }
 
     pub(super) fn tell(
@@ -44,15 +49,15 @@ impl Driver {
         let any = self.workers.values().any(near);
         let dtype = self.config.wire_dtype;
         let data = floats::encode_shared(dtype, chunk.clone(), &self.pool);
-        let place = if any { self.sums.write(index, &data) } else { None };
-        if place.is_some() {
+        let slot = if any { self.sums.write(index, &data) } else { None };
+        if slot.is_some() {
             let near = self.workers.iter().filter(|(_, worker)| near(worker));
             near.for_each(|(&session, _)| self.sums.published_to(session, step));
         }
         let sent = self.send_replicas(step, attempt, |worker| {
-            let place = place.filter(|_| worker.reads_shared_sums);
-            let data = if place.is_some() { Bytes::new() } else { data.clone() };
-            gradient_down::Body::Reduced(v1::Reduced { index, data, place })
+            let slot = slot.filter(|_| worker.reads_shared_sums);
+            let data = if slot.is_some() { Bytes::new() } else { data.clone() };
+            gradient_down::Body::SumChunk(v1::SumChunk { index, data, slot })
         });
         self.observe(RunEvent::Sent { bytes: data.len() * sent });
     }
@@ -67,8 +72,8 @@ impl Driver {
         let limit = 16 * self.config.tensors.len() + (64 << 20);
         let mut sent = 0;
         for (&session, worker) in self.workers.iter().filter(|(_, worker)| worker.replica) {
-            let stamp = self.stamp(session, step, attempt);
-            if worker.bulk.send(GradientDown { stamp, body: Some(body(worker)) }) > limit {
+            let context = self.message_context(session, step, attempt);
+            if worker.bulk.send(GradientDown { context, body: Some(body(worker)) }) > limit {
                 self.lagging.insert(session);
             }
             sent += 1;
@@ -88,17 +93,17 @@ impl Driver {
     /// ever need; they can join again.
     pub(super) fn disconnect_lagging(&mut self) {
         while let Some(session) = self.lagging.pop_first() {
-            self.disconnect(session, "it lags too far behind".into());
+            self.disconnect(session, LAGS_BEHIND.into());
         }
     }
 
     pub(super) fn send_state(&mut self, session: Session) {
         let (step, digest) = self.core.committed();
-        let stamp = self.stamp(session, step, 0);
+        let context = self.message_context(session, step, 0);
         let Some(worker) = self.workers.get_mut(&session) else { return };
         worker.replica = true;
         let send = |body| {
-            worker.bulk.send(GradientDown { stamp, body: Some(body) });
+            worker.bulk.send(GradientDown { context, body: Some(body) });
         };
         let elements = self.config.tensors.len() as u64;
         send(gradient_down::Body::State(v1::State { elements, digest: digest.0 }));
@@ -115,19 +120,19 @@ impl Driver {
     /// Sends a newcomer what was broadcast of the step in flight.
     pub(super) fn catch_up(&self, session: Session, during: Option<(u64, u32)>) {
         let (Some((step, attempt)), Some(worker)) = (during, self.workers.get(&session)) else { return };
-        let stamp = self.stamp(session, step, attempt);
-        let send = |body| worker.bulk.send(GradientDown { stamp, body: Some(body) });
+        let context = self.message_context(session, step, attempt);
+        let send = |body| worker.bulk.send(GradientDown { context, body: Some(body) });
         let rate = self.core.spec().optimizer.rate(step, self.core.spec().steps());
-        send(gradient_down::Body::Begin(self.begin(rate)));
+        send(gradient_down::Body::AttemptBegin(self.begin(rate)));
         for (index, chunk) in self.buffers.emitted() {
             let data = floats::encode_shared(self.config.wire_dtype, chunk, &self.pool);
-            send(gradient_down::Body::Reduced(v1::Reduced { index, data, place: None }));
+            send(gradient_down::Body::SumChunk(v1::SumChunk { index, data, slot: None }));
         }
     }
 
-    pub(super) fn begin(&self, learning_rate: f32) -> v1::Begin {
+    pub(super) fn begin(&self, learning_rate: f32) -> v1::AttemptBegin {
         let recipe = &self.config.optimizer;
-        v1::Begin { learning_rate, momentum: recipe.momentum, unclipped: recipe.clip_norm.is_none() }
+        v1::AttemptBegin { learning_rate, momentum: recipe.momentum, unclipped: recipe.clip_norm.is_none() }
     }
 
     /// A chunk of a state that a worker was asked for (**RESUME-1**).

@@ -15,7 +15,7 @@ use tally_proto::convert::Microbatch;
 use tally_proto::floats;
 use tally_proto::pool::{Chunk, Pool};
 use tally_proto::span::SpanKind;
-use tally_proto::v1::{self, Receipt, Stamp, WorkerMessage, worker_message};
+use tally_proto::v1::{self, MessageContext, Receipt, WorkerMessage, worker_message};
 use tokio::sync::mpsc;
 
 use super::{Compute, ComputeError, GradientTransport, Input};
@@ -66,8 +66,9 @@ impl Compute {
             ids.extend_from_slice(whole.ids());
         }
         if !audit {
-            let header = v1::Header { node: node.0, digest: digest.0, samples: digest::of_samples(ids) };
-            let _ = self.commands.send(SendCommand::Header { step, attempt, header });
+            let header =
+                v1::ContributionBegin { node: node.0, digest: digest.0, samples: digest::of_samples(ids) };
+            let _ = self.commands.send(SendCommand::ContributionBegin { step, attempt, header });
         }
         let from = Instant::now();
         self.contribution_began.get_or_insert(from);
@@ -82,9 +83,9 @@ impl Compute {
         // Without a result the attempt is void or over.
         let Some(result) = result else { return Ok(()) };
         if let Some(digest) = result.audit {
-            let stamp = Some(Stamp { step, attempt, ..self.stamp });
-            let body = worker_message::Body::Audited(v1::Audited { node: node.0, digest: digest.0 });
-            let _ = self.control.send(WorkerMessage { stamp, body: Some(body) });
+            let context = Some(MessageContext { step, attempt, ..self.context });
+            let body = worker_message::Body::AuditDigest(v1::AuditDigest { node: node.0, digest: digest.0 });
+            let _ = self.control.send(WorkerMessage { context, body: Some(body) });
             return Ok(());
         }
         if let Some(element) = result.bad {
@@ -98,8 +99,8 @@ impl Compute {
             Receipt { leaf, samples, losses }
         });
         let (receipts, compute_seconds) = (receipts.collect(), result.seconds);
-        let trailer = v1::Trailer { node: node.0, receipts, compute_seconds };
-        let _ = self.commands.send(SendCommand::Trailer { attempt, trailer });
+        let trailer = v1::ContributionEnd { node: node.0, receipts, compute_seconds };
+        let _ = self.commands.send(SendCommand::ContributionEnd { attempt, trailer });
         Ok(())
     }
 
@@ -201,9 +202,9 @@ impl Compute {
         tensor: String,
     ) -> Result<(), ComputeError> {
         tracing::warn!(step, "NaN or infinity in {tensor}");
-        let stamp = Some(Stamp { step, attempt, ..self.stamp });
+        let context = Some(MessageContext { step, attempt, ..self.context });
         let body = worker_message::Body::NonFinite(v1::NonFinite { node: node.0, tensor });
-        let _ = self.control.send(WorkerMessage { stamp, body: Some(body) });
+        let _ = self.control.send(WorkerMessage { context, body: Some(body) });
         Ok(())
     }
 }

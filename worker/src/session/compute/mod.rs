@@ -24,7 +24,9 @@ use tally_proto::floats;
 use tally_proto::pool::{Chunk, Pool};
 use tally_proto::segment::Segment;
 use tally_proto::span::SpanKind;
-use tally_proto::v1::{self, Stamp, WorkerMessage, coordinator_message, gradient_down, worker_message};
+use tally_proto::v1::{
+    self, MessageContext, WorkerMessage, coordinator_message, gradient_down, worker_message,
+};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::sender::SendCommand;
@@ -42,9 +44,9 @@ const MAX_WAITING: usize = 1 << 16;
 #[derive(Debug)]
 pub enum Input {
     /// From the control stream.
-    Control(Stamp, coordinator_message::Body, OwnedSemaphorePermit),
+    Control(MessageContext, coordinator_message::Body, OwnedSemaphorePermit),
     /// From the gradient stream.
-    Gradient(Stamp, gradient_down::Body, OwnedSemaphorePermit),
+    Gradient(MessageContext, gradient_down::Body, OwnedSemaphorePermit),
     /// The session is over.
     End,
 }
@@ -54,9 +56,9 @@ pub enum Input {
 struct PendingUpdate {
     step: u64,
     attempt: u32,
-    begin: v1::Begin,
+    begin: v1::AttemptBegin,
     /// Reduced chunks that wait for the clip factor.
-    deferred: Vec<v1::Reduced>,
+    deferred: Vec<v1::SumChunk>,
     seen: Vec<bool>,
     missing: usize,
     clip: Option<f32>,
@@ -82,6 +84,8 @@ pub struct ComputeExit {
     pub engine: Box<dyn Engine>,
     /// Steps whose state the engine still has, newest first, with their digests.
     pub states: Vec<(u64, Digest)>,
+    /// The number of steps that it confirmed.
+    pub steps: u64,
     /// Why this worker cannot go on, if it cannot.
     pub failed: Option<String>,
 }
@@ -110,7 +114,7 @@ impl From<EngineError> for ComputeError {
 pub struct Compute {
     engine: Box<dyn Engine>,
     tree: Option<Tree>,
-    stamp: Stamp,
+    context: MessageContext,
     control: mpsc::UnboundedSender<WorkerMessage>,
     commands: mpsc::UnboundedSender<SendCommand>,
     transport: GradientTransport,
@@ -131,7 +135,7 @@ pub struct Compute {
     microbatches: HashMap<(u64, u32), Microbatch>,
     /// The microbatches that the engine was given ahead of their step.
     prefetched: HashSet<(u64, u32)>,
-    gradients: VecDeque<(Stamp, gradient_down::Body, OwnedSemaphorePermit)>,
+    gradients: VecDeque<(MessageContext, gradient_down::Body, OwnedSemaphorePermit)>,
     plans: VecDeque<Plan>,
     /// An attempt, and the nodes that were contributed to it.
     contributed: (u32, HashSet<Node>),
@@ -140,25 +144,27 @@ pub struct Compute {
     /// When this step's first contribution began.
     contribution_began: Option<Instant>,
     timeline: Timeline,
+    /// Steps that were confirmed.
+    steps: u64,
     ended: bool,
 }
 
 impl Compute {
-    /// A thread to be started. `stamp` is the session's; `retained_states` are the steps whose states the
+    /// A thread to be started. `context` is the session's; `retained_states` are the steps whose states the
     /// engine has, newest first.
     #[must_use]
     pub fn new(
         engine: Box<dyn Engine>,
         retained_states: Vec<(u64, Digest)>,
         microbatches: u32,
-        stamp: Stamp,
+        context: MessageContext,
         control: mpsc::UnboundedSender<WorkerMessage>,
         commands: mpsc::UnboundedSender<SendCommand>,
     ) -> Self {
         Self {
             engine,
             tree: Tree::new(microbatches).ok(),
-            stamp,
+            context,
             control,
             commands,
             transport: GradientTransport::default(),
@@ -179,6 +185,7 @@ impl Compute {
             tests: VecDeque::new(),
             contribution_began: None,
             timeline: Timeline::default(),
+            steps: 0,
             ended: false,
         }
     }
@@ -210,7 +217,7 @@ impl Compute {
             let previous = self.previous.filter(|_| self.engine.previous_state().is_some());
             states = std::iter::once(committed).chain(previous).collect();
         }
-        ComputeExit { engine: self.engine, states, failed }
+        ComputeExit { engine: self.engine, states, steps: self.steps, failed }
     }
 
     fn main_loop(&mut self, inbox: &Receiver<Input>) -> Result<(), ComputeError> {
@@ -241,8 +248,8 @@ impl Compute {
     }
 
     fn send(&self, step: u64, body: worker_message::Body) {
-        let stamp = Some(Stamp { step, attempt: 0, ..self.stamp });
-        let _ = self.control.send(WorkerMessage { stamp, body: Some(body) });
+        let context = Some(MessageContext { step, attempt: 0, ..self.context });
+        let _ = self.control.send(WorkerMessage { context, body: Some(body) });
     }
 
     // ---- Inputs ----
@@ -250,16 +257,20 @@ impl Compute {
     fn take(&mut self, input: Input) -> Result<(), ComputeError> {
         match input {
             Input::End => self.ended = true,
-            Input::Gradient(stamp, body, permit) => self.gradients.push_back((stamp, body, permit)),
-            Input::Control(stamp, body, _permit) => self.take_control(stamp, body)?,
+            Input::Gradient(context, body, permit) => self.gradients.push_back((context, body, permit)),
+            Input::Control(context, body, _permit) => self.take_control(context, body)?,
         }
         Ok(())
     }
 
-    fn take_control(&mut self, stamp: Stamp, body: coordinator_message::Body) -> Result<(), ComputeError> {
+    fn take_control(
+        &mut self,
+        context: MessageContext,
+        body: coordinator_message::Body,
+    ) -> Result<(), ComputeError> {
         use coordinator_message::Body;
         match body {
-            Body::Leaf(leaf) => {
+            Body::Microbatch(leaf) => {
                 let (index, test) = (leaf.leaf, leaf.test);
                 let microbatches = self.tree.map_or(0, Tree::shards);
                 // The samples of two steps may be here at a time, and a few of a test pass.
@@ -277,9 +288,9 @@ impl Compute {
                 let samples = Microbatch::from_message(leaf).map_err(|e| wrong(e.to_string()))?;
                 self.engine.check(&samples).map_err(|e| wrong(e.to_string()))?;
                 if test {
-                    self.tests.push_back((stamp.step, index, samples));
+                    self.tests.push_back((context.step, index, samples));
                 } else {
-                    self.microbatches.insert((stamp.step, index), samples);
+                    self.microbatches.insert((context.step, index), samples);
                 }
             }
             Body::Plan(plan) => {
@@ -301,17 +312,17 @@ impl Compute {
                 if self.plans.len() >= MAX_WAITING || self.commits.len() >= MAX_WAITING {
                     return Err(ComputeError("the coordinator is thousands of messages ahead".into()));
                 }
-                let (step, attempt) = (stamp.step, stamp.attempt);
+                let (step, attempt) = (context.step, context.attempt);
                 self.plans.push_back(Plan { step, attempt, samples, nodes, kind });
             }
-            Body::Commit(commit) => self.commits.push_back((stamp.step, Digest(commit.digest))),
-            Body::Upload(_) => self.upload(stamp.step)?,
-            Body::Keep(keep) => self.keep(stamp.step, Digest(keep.digest))?,
+            Body::Commit(commit) => self.commits.push_back((context.step, Digest(commit.digest))),
+            Body::SendState(_) => self.upload(context.step)?,
+            Body::ResumeRetained(keep) => self.keep(context.step, Digest(keep.digest))?,
             Body::Abort(abort) => {
-                tracing::info!(step = stamp.step, attempt = stamp.attempt, "aborted: {}", abort.reason);
+                tracing::info!(step = context.step, attempt = context.attempt, "aborted: {}", abort.reason);
                 // Attempts rise over all steps, and aborts come in their order.
-                self.voided = (stamp.step, stamp.attempt);
-                let _ = self.commands.send(SendCommand::Void { attempt: stamp.attempt });
+                self.voided = (context.step, context.attempt);
+                let _ = self.commands.send(SendCommand::Void { attempt: context.attempt });
                 if self.pending_update.as_ref().is_some_and(|u| self.is_void(u.step, u.attempt)) {
                     self.pending_update = None;
                 }
@@ -338,24 +349,24 @@ impl Compute {
     }
 
     fn advance_gradients(&mut self) -> Result<bool, ComputeError> {
-        let Some((stamp, body, _)) = self.gradients.front() else { return Ok(false) };
+        let Some((context, body, _)) = self.gradients.front() else { return Ok(false) };
         let is_state = matches!(body, gradient_down::Body::State(_) | gradient_down::Body::StateChunk(_));
         // The sum of the step after next waits until the next one is committed.
-        if !is_state && self.step().is_some_and(|step| stamp.step > step.saturating_add(1)) {
+        if !is_state && self.step().is_some_and(|step| context.step > step.saturating_add(1)) {
             return Ok(false);
         }
-        let stamp = *stamp;
+        let context = *context;
         let Some((_, body, _permit)) = self.gradients.pop_front() else { return Ok(false) };
         match body {
-            gradient_down::Body::State(state) => self.state_begins(stamp.step, &state)?,
+            gradient_down::Body::State(state) => self.state_begins(context.step, &state)?,
             gradient_down::Body::StateChunk(chunk) => self.state_chunk(&chunk)?,
-            _ if Some(stamp.step) != self.step().map(|s| s.saturating_add(1))
-                || self.is_void(stamp.step, stamp.attempt) => {}
-            gradient_down::Body::Begin(begin) => {
+            _ if Some(context.step) != self.step().map(|s| s.saturating_add(1))
+                || self.is_void(context.step, context.attempt) => {}
+            gradient_down::Body::AttemptBegin(begin) => {
                 let n = chunks(self.engine.manifest().len());
                 self.pending_update = Some(PendingUpdate {
-                    step: stamp.step,
-                    attempt: stamp.attempt,
+                    step: context.step,
+                    attempt: context.attempt,
                     begin,
                     deferred: Vec::new(),
                     seen: vec![false; n],
@@ -366,9 +377,9 @@ impl Compute {
                     complete_at: None,
                 });
             }
-            gradient_down::Body::Reduced(reduced) => self.reduced(stamp, reduced)?,
-            gradient_down::Body::Close(close) => {
-                if let Some(update) = self.pending_update.as_mut().filter(|u| u.attempt == stamp.attempt) {
+            gradient_down::Body::SumChunk(reduced) => self.reduced(context, reduced)?,
+            gradient_down::Body::AttemptClose(close) => {
+                if let Some(update) = self.pending_update.as_mut().filter(|u| u.attempt == context.attempt) {
                     update.clip = Some(close.clip);
                     for reduced in std::mem::take(&mut update.deferred) {
                         self.apply(&reduced)?;
@@ -381,8 +392,8 @@ impl Compute {
 
     // ---- The update ----
 
-    fn reduced(&mut self, stamp: Stamp, reduced: v1::Reduced) -> Result<(), ComputeError> {
-        let Some(update) = self.pending_update.as_mut().filter(|u| u.attempt == stamp.attempt) else {
+    fn reduced(&mut self, context: MessageContext, reduced: v1::SumChunk) -> Result<(), ComputeError> {
+        let Some(update) = self.pending_update.as_mut().filter(|u| u.attempt == context.attempt) else {
             return Ok(());
         };
         let index = reduced.index as usize;
@@ -404,14 +415,14 @@ impl Compute {
 
     /// Applies a reduced chunk to the second buffer. A chunk in shared memory is read only now: it stays
     /// there until the step's commit is confirmed.
-    fn apply(&mut self, reduced: &v1::Reduced) -> Result<(), ComputeError> {
+    fn apply(&mut self, reduced: &v1::SumChunk) -> Result<(), ComputeError> {
         let Some(pending) = &mut self.pending_update else { return Ok(()) };
         let from = Instant::now();
         let range = chunk_range(self.engine.manifest().len(), reduced.index as usize);
         let wrong = |what: String| ComputeError(format!("chunk {} of the sum: {what}", reduced.index));
         let (dtype, pool) = (self.transport.dtype, &self.pool);
         let copied: Chunk;
-        let gradient: &[f32] = if let Some(slot) = reduced.place {
+        let gradient: &[f32] = if let Some(slot) = reduced.slot {
             let shared = self.transport.sums.as_ref();
             let memory = shared.ok_or_else(|| {
                 wrong("the coordinator says that it is in shared memory, but there is none".into())
@@ -463,6 +474,7 @@ impl Compute {
             self.engine.commit();
             self.timeline.record(SpanKind::Apply, 0, from);
             self.previous = self.committed.replace((step, digest));
+            self.steps += 1;
             self.microbatches.retain(|&(of, _), _| of > step);
             self.prefetched.retain(|&(of, _)| of > step);
         }

@@ -84,7 +84,7 @@ struct Bench {
     thread: std::thread::JoinHandle<ComputeExit>,
 }
 
-const STAMP: Stamp = Stamp { run: 1, incarnation: 1, session: 1, step: 0, attempt: 0 };
+const STAMP: MessageContext = MessageContext { run: 1, incarnation: 1, session: 1, step: 0, attempt: 0 };
 
 impl Bench {
     fn build() -> Box<dyn Engine> {
@@ -109,12 +109,12 @@ impl Bench {
 
     fn control(&self, step: u64, attempt: u32, body: coordinator_message::Body) {
         let permit = self.room.clone().try_acquire_owned().unwrap();
-        self.inputs.send(Input::Control(Stamp { step, attempt, ..STAMP }, body, permit)).unwrap();
+        self.inputs.send(Input::Control(MessageContext { step, attempt, ..STAMP }, body, permit)).unwrap();
     }
 
     fn gradient(&self, step: u64, attempt: u32, body: gradient_down::Body) {
         let permit = self.room.clone().try_acquire_owned().unwrap();
-        self.inputs.send(Input::Gradient(Stamp { step, attempt, ..STAMP }, body, permit)).unwrap();
+        self.inputs.send(Input::Gradient(MessageContext { step, attempt, ..STAMP }, body, permit)).unwrap();
     }
 
     fn load(&mut self) {
@@ -137,11 +137,11 @@ impl Bench {
     /// Sends a step's sum; returns the digest that the coordinator would have.
     fn sum(&mut self, step: u64, attempt: u32) -> u64 {
         let gradient: Vec<f32> = (0..1000).map(|i| (step as f32) * 0.001 * i as f32).collect();
-        let begin = v1::Begin { learning_rate: 0.1, momentum: 0.9, unclipped: false };
-        self.gradient(step, attempt, gradient_down::Body::Begin(begin));
-        let reduced = v1::Reduced { index: 0, data: floats::copy(&gradient), place: None };
-        self.gradient(step, attempt, gradient_down::Body::Reduced(reduced));
-        self.gradient(step, attempt, gradient_down::Body::Close(v1::Close { clip: 0.5 }));
+        let begin = v1::AttemptBegin { learning_rate: 0.1, momentum: 0.9, unclipped: false };
+        self.gradient(step, attempt, gradient_down::Body::AttemptBegin(begin));
+        let reduced = v1::SumChunk { index: 0, data: floats::copy(&gradient), slot: None };
+        self.gradient(step, attempt, gradient_down::Body::SumChunk(reduced));
+        self.gradient(step, attempt, gradient_down::Body::AttemptClose(v1::AttemptClose { clip: 0.5 }));
         let update = Update { learning_rate: 0.1, momentum: 0.9, clip: 0.5 };
         let digest = self.twin.apply(update, 0, &gradient);
         self.twin.commit();
@@ -193,10 +193,10 @@ fn rep_1_the_streams_may_race_each_other() {
 fn a_new_attempt_voids_what_was_applied_for_the_old_one() {
     let mut bench = Bench::new();
     bench.load();
-    let begin = v1::Begin { learning_rate: 0.1, momentum: 0.9, unclipped: true };
-    bench.gradient(1, 1, gradient_down::Body::Begin(begin));
-    let wrong = v1::Reduced { index: 0, data: floats::copy(&[9.0; 1000]), place: None };
-    bench.gradient(1, 1, gradient_down::Body::Reduced(wrong));
+    let begin = v1::AttemptBegin { learning_rate: 0.1, momentum: 0.9, unclipped: true };
+    bench.gradient(1, 1, gradient_down::Body::AttemptBegin(begin));
+    let wrong = v1::SumChunk { index: 0, data: floats::copy(&[9.0; 1000]), slot: None };
+    bench.gradient(1, 1, gradient_down::Body::SumChunk(wrong));
     bench.control(1, 1, coordinator_message::Body::Abort(v1::Abort { reason: "test".into() }));
     let digest = bench.sum(1, 2);
     bench.commit(1, digest);
@@ -222,10 +222,10 @@ fn live_1_the_abort_of_a_step_leaves_the_step_before_alone() {
         };
         bench.commit(1, first);
         assert_eq!(bench.committed(), first);
-        let begin = v1::Begin { learning_rate: 0.1, momentum: 0.9, unclipped: true };
-        bench.gradient(2, 2, gradient_down::Body::Begin(begin));
-        let wrong = v1::Reduced { index: 0, data: floats::copy(&[9.0; 1000]), place: None };
-        bench.gradient(2, 2, gradient_down::Body::Reduced(wrong));
+        let begin = v1::AttemptBegin { learning_rate: 0.1, momentum: 0.9, unclipped: true };
+        bench.gradient(2, 2, gradient_down::Body::AttemptBegin(begin));
+        let wrong = v1::SumChunk { index: 0, data: floats::copy(&[9.0; 1000]), slot: None };
+        bench.gradient(2, 2, gradient_down::Body::SumChunk(wrong));
         let second = bench.sum(2, 3);
         bench.commit(2, second);
         assert_eq!(bench.committed(), second);
@@ -240,7 +240,7 @@ fn sum_1_a_node_is_the_sum_of_its_microbatches_and_nodes_leave_in_order() {
     let samples = |id: u32| Microbatch::new([(id, vec![1].into())]);
     // Three samples in four microbatches: the first is empty.
     for leaf in 1..4 {
-        let body = coordinator_message::Body::Leaf(samples(leaf).to_message(leaf, false));
+        let body = coordinator_message::Body::Microbatch(samples(leaf).to_message(leaf, false));
         bench.control(1, 0, body);
     }
     let plan = v1::Plan { samples: 3, nodes: vec![2, 3], ..Default::default() };
@@ -255,7 +255,7 @@ fn sum_1_a_node_is_the_sum_of_its_microbatches_and_nodes_leave_in_order() {
     let expect = [(2, floats::copy(&leaf(1))), (3, floats::copy(&right))];
     for (wanted, sum) in expect.clone() {
         assert!(
-            matches!(bench.commands.blocking_recv(), Some(SendCommand::Header { header, .. }) if header.node == wanted)
+            matches!(bench.commands.blocking_recv(), Some(SendCommand::ContributionBegin { header, .. }) if header.node == wanted)
         );
         let Some(SendCommand::Chunk { node, data, .. }) = bench.commands.blocking_recv() else {
             panic!("no chunk")
@@ -263,13 +263,13 @@ fn sum_1_a_node_is_the_sum_of_its_microbatches_and_nodes_leave_in_order() {
         let Payload::Bytes(data) = data else { panic!("there is no shared memory") };
         assert_eq!((node, data), (wanted, sum));
         assert!(
-            matches!(bench.commands.blocking_recv(), Some(SendCommand::Trailer { trailer, .. }) if trailer.node == wanted)
+            matches!(bench.commands.blocking_recv(), Some(SendCommand::ContributionEnd { trailer, .. }) if trailer.node == wanted)
         );
     }
     // An audit of the same node gets the same bits, and sends their digest alone.
     let plan = v1::Plan { samples: 3, nodes: vec![3], audit: true, ..Default::default() };
     bench.control(1, 1, coordinator_message::Body::Plan(plan));
-    let Some(worker_message::Body::Audited(audited)) = bench.heard.blocking_recv().unwrap().body else {
+    let Some(worker_message::Body::AuditDigest(audited)) = bench.heard.blocking_recv().unwrap().body else {
         panic!("no answer")
     };
     assert_eq!(audited.digest, tally_numerics::digest::of(0, &right, &right).0);
@@ -292,7 +292,7 @@ fn resume_1_a_retained_state_is_offered_sent_and_resumed_from() {
 
     let mut bench = Bench::with(exit.engine, exit.states);
     for (step, digest) in [(1, Digest(first)), (0, start)] {
-        bench.control(step, 0, coordinator_message::Body::Upload(v1::Upload {}));
+        bench.control(step, 0, coordinator_message::Body::SendState(v1::SendState {}));
         let mut state = [vec![0.0; 1000], vec![0.0; 1000]];
         for _ in 0..2 * chunks(1000) {
             let Some(SendCommand::State { step: of, chunk }) = bench.commands.blocking_recv() else {
@@ -304,7 +304,7 @@ fn resume_1_a_retained_state_is_offered_sent_and_resumed_from() {
         }
         assert_eq!(tally_numerics::digest::of(0, &state[0], &state[1]), digest);
     }
-    bench.control(1, 0, coordinator_message::Body::Keep(v1::Keep { digest: first }));
+    bench.control(1, 0, coordinator_message::Body::ResumeRetained(v1::ResumeRetained { digest: first }));
     let Some(worker_message::Body::Loaded(loaded)) = bench.heard.blocking_recv().unwrap().body else {
         panic!("it does not resume")
     };
@@ -322,7 +322,11 @@ fn rep_1_a_state_that_was_damaged_in_memory_is_not_resumed_from() {
     parameters[7] += 1.0;
     exit.engine.load(parameters, momentum);
     let bench = Bench::with(exit.engine, exit.states.clone());
-    bench.control(0, 0, coordinator_message::Body::Keep(v1::Keep { digest: exit.states[0].1.0 }));
+    bench.control(
+        0,
+        0,
+        coordinator_message::Body::ResumeRetained(v1::ResumeRetained { digest: exit.states[0].1.0 }),
+    );
     assert!(bench.end().is_some_and(|why| why.contains("damaged")));
 }
 
@@ -338,7 +342,7 @@ fn trust_1_a_worker_leaves_a_coordinator_that_breaks_the_rules_and_says_why() {
         (
             |b| {
                 let unreadable = Microbatch::new([(1, Vec::new().into())]).to_message(1, false);
-                b.control(1, 1, coordinator_message::Body::Leaf(unreadable));
+                b.control(1, 1, coordinator_message::Body::Microbatch(unreadable));
             },
             "no bytes",
         ),
@@ -357,7 +361,10 @@ fn trust_1_a_worker_leaves_a_coordinator_that_breaks_the_rules_and_says_why() {
                 b.control(
                     1,
                     1,
-                    coordinator_message::Body::Leaf(v1::Leaf { ids: vec![1], ..Default::default() }),
+                    coordinator_message::Body::Microbatch(v1::Microbatch {
+                        ids: vec![1],
+                        ..Default::default()
+                    }),
                 )
             },
             "samples",
@@ -365,14 +372,14 @@ fn trust_1_a_worker_leaves_a_coordinator_that_breaks_the_rules_and_says_why() {
         (
             |b| {
                 b.load();
-                b.gradient(1, 1, gradient_down::Body::Begin(v1::Begin::default()));
+                b.gradient(1, 1, gradient_down::Body::AttemptBegin(v1::AttemptBegin::default()));
                 b.gradient(
                     1,
                     1,
-                    gradient_down::Body::Reduced(v1::Reduced {
+                    gradient_down::Body::SumChunk(v1::SumChunk {
                         index: u32::MAX,
                         data: bytes::Bytes::new(),
-                        place: None,
+                        slot: None,
                     }),
                 );
             },
