@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use tally_mnist::{ModelSpec, manifest};
-use tally_tests::cluster::{
+use tally_tools::cluster::{
     Coordinator, Output, RunDir, Signal, Worker, events, run as run_binary, train_local,
 };
 use tempfile::TempDir;

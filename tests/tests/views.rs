@@ -10,7 +10,7 @@ use std::net::{Ipv4Addr, TcpStream};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 use tally_mnist::{Mnist, MnistWithNumbers};
-use tally_tests::cluster::{Coordinator, DEADLINE, RunDir, Signal, Worker, events, run as run_binary};
+use tally_tools::cluster::{Coordinator, DEADLINE, RunDir, Signal, Worker, events, run as run_binary};
 
 /// DATA-1, DATA-2: an epoch has every sample once, each with the number that is drawn for it.
 #[test]

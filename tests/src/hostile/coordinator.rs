@@ -44,9 +44,9 @@ use tally_proto::pool::Pool;
 use tally_proto::span::Clock;
 use tally_proto::v1::cluster_server::Cluster as _;
 use tally_proto::v1::{
-    AuditDigest, Chunk, ClockAnswer, Committed, ContributionBegin, ContributionEnd, CoordinatorMessage,
-    Evaluated, Failed, GradientDown, GradientUp, Hello, Leave, Loaded, MessageContext, NonFinite, Receipt,
-    StateChunk, StreamOpen, WorkerMessage, coordinator_message, gradient_down, gradient_up, worker_message,
+    AuditDigest, Chunk, ClockAnswer, Committed, ContributionBegin, ContributionEnd, CoordinatorMessage, Evaluated,
+    Failed, GradientDown, GradientUp, Hello, Leave, Loaded, MessageContext, NonFinite, Receipt, StateChunk, StreamOpen,
+    WorkerMessage, coordinator_message, gradient_down, gradient_up, worker_message,
 };
 use tally_proto::{MAX_FROM_WORKER, PROTOCOL, TIMELINE, convert};
 use tally_run::config::{RUN_VERSION, RunConfig};
@@ -195,6 +195,7 @@ fn driver(root: &Path) -> (Driver, Manifest) {
         observers,
         spans: true,
         started: Arc::new(AtomicBool::new(false)),
+        pulse: Pulse::start(),
     });
     (driver, tensors)
 }
@@ -340,8 +341,7 @@ impl Peer {
             }
         } else if let Some((step, leaf)) = self.tests.pop_front() {
             let context = script.context(self.at(step));
-            let body =
-                Evaluated { leaf: script.small(leaf), sums: script.sums(&SUMS), spans: script.spans() };
+            let body = Evaluated { leaf: script.small(leaf), sums: script.sums(&SUMS), spans: script.spans() };
             self.tell(context, worker_message::Body::Evaluated(body));
         } else if let Some((context, digest, samples, node)) = self.plans.pop_front() {
             let (mut receipts, ids) = self.work(context.step, samples, node);
