@@ -20,6 +20,7 @@ use serde_json::json;
 use tally_coordinator::dataset::Dataset;
 use tally_coordinator::observer::Observer;
 use tally_coordinator::server::driver::{Driver, DriverDeps};
+use tally_coordinator::server::driver_heartbeat::Heartbeat;
 use tally_coordinator::server::input::Input;
 use tally_coordinator::server::master_state::MasterState;
 use tally_coordinator::server::outbox::OutboxStream;
@@ -27,6 +28,7 @@ use tally_coordinator::server::service::Service;
 use tally_core::events::RunOutcome;
 use tally_core::recovery::Recorded;
 use tally_core::{Core, RunSpec};
+use tally_monitor::Run;
 use tally_monitor::console::{Console, ConsoleObserver};
 use tally_monitor::metrics::MetricsObserver;
 use tally_monitor::metrics::workers::WorkerSeries;
@@ -44,9 +46,9 @@ use tally_proto::pool::Pool;
 use tally_proto::span::Clock;
 use tally_proto::v1::cluster_server::Cluster as _;
 use tally_proto::v1::{
-    AuditDigest, Chunk, ClockAnswer, Committed, ContributionBegin, ContributionEnd, CoordinatorMessage, Evaluated,
-    Failed, GradientDown, GradientUp, Hello, Leave, Loaded, MessageContext, NonFinite, Receipt, StateChunk, StreamOpen,
-    WorkerMessage, coordinator_message, gradient_down, gradient_up, worker_message,
+    AuditDigest, Chunk, ClockAnswer, Committed, ContributionBegin, ContributionEnd, CoordinatorMessage,
+    Evaluated, Failed, GradientDown, GradientUp, Hello, Leave, Loaded, MessageContext, NonFinite, Receipt,
+    StateChunk, StreamOpen, WorkerMessage, coordinator_message, gradient_down, gradient_up, worker_message,
 };
 use tally_proto::{MAX_FROM_WORKER, PROTOCOL, TIMELINE, convert};
 use tally_run::config::{RUN_VERSION, RunConfig};
@@ -175,8 +177,18 @@ fn driver(root: &Path) -> (Driver, Manifest) {
     let clock = Clock::start();
     let info = RunInfo::of(&config, directory.path(), 1, spec.steps(), clock.origin()).unwrap();
     let view = ViewPublisher::new(View::new(info), clock);
+    let run = Run {
+        config: &config,
+        directory: directory.path(),
+        incarnation: 1,
+        steps: spec.steps(),
+        step: 0,
+        epoch: 1,
+        resumed: false,
+        checkpoint: None,
+    };
     let observers: Vec<Box<dyn Observer>> = vec![
-        Box::new(MetricsObserver::new(&config, None, WorkerSeries::default())),
+        Box::new(MetricsObserver::new(&run, WorkerSeries::default())),
         Box::new(ViewObserver::new(view)),
         Box::new(ConsoleObserver::new(Console::new(), config.schema.clone())),
     ];
@@ -195,7 +207,7 @@ fn driver(root: &Path) -> (Driver, Manifest) {
         observers,
         spans: true,
         started: Arc::new(AtomicBool::new(false)),
-        pulse: Pulse::start(),
+        heartbeat: Heartbeat::start(),
     });
     (driver, tensors)
 }
@@ -320,28 +332,29 @@ impl Peer {
         if let Some(number) = self.clocks.pop_front() {
             let (received, sent) = (script.float(3.0), script.float(3.0));
             let answer = ClockAnswer { number: script.number(number), received, sent };
-            self.tell(script.context(self.context), worker_message::Body::Clock(answer));
+            self.tell(script.message_context(self.context), worker_message::Body::Clock(answer));
         } else if let Some((step, digest)) = self.states.pop_front() {
-            let context = script.context(self.at(step));
+            let context = script.message_context(self.at(step));
             self.tell(context, worker_message::Body::Loaded(Loaded { digest: script.number(digest) }));
         } else if let Some((step, digest)) = self.commits.pop_front() {
-            let context = script.context(self.at(step));
+            let context = script.message_context(self.at(step));
             let (apply_seconds, round_seconds) = (script.float(0.1), script.float(0.2));
             let spans = script.spans();
             let body = Committed { digest: script.number(digest), apply_seconds, round_seconds, spans };
             self.tell(context, worker_message::Body::Committed(body));
         } else if let Some((context, node)) = self.audits.pop_front() {
             let body = AuditDigest { node: script.small(node), digest: script.number(0) };
-            self.tell(script.context(context), worker_message::Body::AuditDigest(body));
+            self.tell(script.message_context(context), worker_message::Body::AuditDigest(body));
         } else if let Some(context) = self.uploads.pop_front() {
             for momentum in [false, true] {
                 let (index, data) = (script.small(0), script.floats(ELEMENTS).into());
                 let chunk = StateChunk { momentum, index, data };
-                self.send(script.context(context), gradient_up::Body::StateChunk(chunk));
+                self.send(script.message_context(context), gradient_up::Body::StateChunk(chunk));
             }
         } else if let Some((step, leaf)) = self.tests.pop_front() {
-            let context = script.context(self.at(step));
-            let body = Evaluated { leaf: script.small(leaf), sums: script.sums(&SUMS), spans: script.spans() };
+            let context = script.message_context(self.at(step));
+            let body =
+                Evaluated { leaf: script.small(leaf), sums: script.sums(&SUMS), spans: script.spans() };
             self.tell(context, worker_message::Body::Evaluated(body));
         } else if let Some((context, digest, samples, node)) = self.plans.pop_front() {
             let (mut receipts, ids) = self.work(context.step, samples, node);
@@ -350,12 +363,12 @@ impl Peer {
                 digest: script.number(digest),
                 samples: script.number(ids),
             };
-            self.send(script.context(context), gradient_up::Body::ContributionBegin(header));
+            self.send(script.message_context(context), gradient_up::Body::ContributionBegin(header));
             for _ in 0..=script.byte() % 64 / 63 {
                 let (node, index) = (script.small(node.0), script.small(0));
                 let data = script.floats(ELEMENTS).into();
                 self.send(
-                    script.context(context),
+                    script.message_context(context),
                     gradient_up::Body::Chunk(Chunk { node, index, data, slot: None }),
                 );
             }
@@ -368,7 +381,7 @@ impl Peer {
             }
             let (node, compute_seconds) = (script.small(node.0), script.float(0.1));
             let trailer = ContributionEnd { node, receipts, compute_seconds };
-            self.send(script.context(context), gradient_up::Body::ContributionEnd(trailer));
+            self.send(script.message_context(context), gradient_up::Body::ContributionEnd(trailer));
         } else {
             return false;
         }
@@ -410,7 +423,7 @@ impl Cluster {
             name: script.text(),
             threads: script.small(1),
             capabilities: vec![TIMELINE.into()],
-            held: (0..script.byte() % 3).map(|_| script.held()).collect(),
+            retained: (0..script.byte() % 3).map(|_| script.held()).collect(),
             ..Hello::default()
         };
         let first = WorkerMessage { context: None, body: Some(worker_message::Body::Hello(hello)) };
@@ -436,7 +449,7 @@ impl Cluster {
         peer.hear();
         let (gradients, request) = stream();
         let open = gradient_up::Body::StreamOpen(StreamOpen { shares_memory: script.rarely(64) });
-        let open = GradientUp { context: script.context(peer.context), body: Some(open) };
+        let open = GradientUp { context: script.message_context(peer.context), body: Some(open) };
         let _ = gradients.send(framed(&open.encode_to_vec()).into());
         if let Ok(down) = self.service.gradients(request).await {
             peer.gradients = Some(gradients);
@@ -449,7 +462,7 @@ impl Cluster {
             tensor.shape = (0..script.byte() % 5).map(|_| script.small(3)).collect();
             tensor.name = script.text();
         }
-        peer.tell(script.context(peer.context), worker_message::Body::ModelManifest(offer));
+        peer.tell(script.message_context(peer.context), worker_message::Body::ModelManifest(offer));
         self.peers.push(peer);
         self.settle().await;
     }
@@ -475,7 +488,7 @@ impl Cluster {
         let at = usize::from(op / 64) % peers;
         let peer = &mut self.peers[at];
         let step = peer.plans.front().map_or(peer.at(1), |(context, ..)| *context);
-        let context = script.context(step);
+        let context = script.message_context(step);
         // Most of the time it does what is due: one that only shouts is sent away at once.
         match op % 64 {
             0 => peer.raw(script.rarely(2), framed(script.bytes())),
