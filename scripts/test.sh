@@ -11,6 +11,7 @@ scripts/older-cpus.sh
 scripts/grpc-client-tests.sh
 scripts/two-hosts.sh
 scripts/output-tests.sh
+scripts/file-systems.sh
 scripts/browser-tests.sh
 scripts/monitoring-tests.sh
 scripts/deploy-tests.sh

@@ -10,7 +10,7 @@ use tally_numerics::TEST_MICROBATCH;
 use tally_numerics::schema::Sums;
 use tally_worker::device::DeviceOptions;
 
-use crate::data::{DataOptions, MnistWithNumbers};
+use crate::data::{Mnist, MnistWithNumbers, RecordedData};
 use crate::network::metrics::schema;
 use crate::predict;
 
@@ -21,7 +21,7 @@ pub struct EvaluateOptions {
     #[arg(long, value_name = "DIR")]
     pub checkpoint: PathBuf,
 
-    /// Four IDX files of 28×28 digits [default: the embedded MNIST]
+    /// Four IDX files of 28×28 digits [default: the run's own data, from its recorded directory]
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
 
@@ -52,13 +52,21 @@ pub fn run(options: &EvaluateOptions) -> anyhow::Result<String> {
     let config = &meta.config;
     let wrong = || format!("the manifest of {} does not tell the run's seed", path.display());
     let seed = config.get("seed").and_then(Value::as_u64).with_context(wrong)?;
-    let limit = config.pointer("/data/test_limit").and_then(Value::as_u64).map(|n| n as usize);
-    let data = DataOptions {
-        data_dir: options.data_dir.clone(),
-        train_limit: None,
-        test_limit: options.test_limit.or(limit),
+    let trained_on = predict::data(path, &meta)?;
+    let data = match &options.data_dir {
+        None => RecordedData(&trained_on).whole(None)?,
+        Some(directory) => {
+            let data = Mnist::from_dir(directory)?;
+            if !RecordedData(&trained_on).is(&data) {
+                tracing::warn!("{} is not the data that the run was trained on", directory.display());
+            }
+            data
+        }
     };
-    let test = MnistWithNumbers::test(data.load()?.test, seed);
+    // Another data set may have fewer samples than the run was tested with.
+    let limit = trained_on.test_limit.map(|limit| limit.min(data.test.len()));
+    let data = data.limit(None, options.test_limit.or(limit))?;
+    let test = MnistWithNumbers::test(data.test, seed);
     let ids: Vec<u32> = (0..test.len() as u32).collect();
     let microbatches = ids.chunks(TEST_MICROBATCH);
     let sums: Result<Vec<Option<Sums>>, _> =

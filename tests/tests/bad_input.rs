@@ -112,7 +112,7 @@ fn a_missing_file_is_named() {
     let path = directory.path().to_str().unwrap();
     is_refused_before_it_starts(&["--data-dir", path], &[path, NAMES[2]]);
     let nowhere = directory.path().join("nowhere");
-    is_refused_before_it_starts(&["--data-dir", nowhere.to_str().unwrap()], &["nowhere", NAMES[1]]);
+    is_refused_before_it_starts(&["--data-dir", nowhere.to_str().unwrap()], &["nowhere", "does not exist"]);
 }
 
 // ---- Numbers ----
