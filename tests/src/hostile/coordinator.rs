@@ -176,7 +176,6 @@ fn driver(root: &Path) -> (Driver, Manifest) {
     };
     let clock = Clock::start();
     let info = RunInfo::of(&config, directory.path(), 1, spec.steps(), clock.origin()).unwrap();
-    let view = ViewPublisher::new(View::new(info), clock);
     let run = Run {
         config: &config,
         directory: directory.path(),
@@ -187,6 +186,7 @@ fn driver(root: &Path) -> (Driver, Manifest) {
         resumed: false,
         checkpoint: None,
     };
+    let view = ViewPublisher::new(View::new(info), clock);
     let observers: Vec<Box<dyn Observer>> = vec![
         Box::new(MetricsObserver::new(&run, WorkerSeries::default())),
         Box::new(ViewObserver::new(view)),
@@ -332,27 +332,27 @@ impl Peer {
         if let Some(number) = self.clocks.pop_front() {
             let (received, sent) = (script.float(3.0), script.float(3.0));
             let answer = ClockAnswer { number: script.number(number), received, sent };
-            self.tell(script.message_context(self.context), worker_message::Body::Clock(answer));
+            self.tell(script.context(self.context), worker_message::Body::Clock(answer));
         } else if let Some((step, digest)) = self.states.pop_front() {
-            let context = script.message_context(self.at(step));
+            let context = script.context(self.at(step));
             self.tell(context, worker_message::Body::Loaded(Loaded { digest: script.number(digest) }));
         } else if let Some((step, digest)) = self.commits.pop_front() {
-            let context = script.message_context(self.at(step));
+            let context = script.context(self.at(step));
             let (apply_seconds, round_seconds) = (script.float(0.1), script.float(0.2));
             let spans = script.spans();
             let body = Committed { digest: script.number(digest), apply_seconds, round_seconds, spans };
             self.tell(context, worker_message::Body::Committed(body));
         } else if let Some((context, node)) = self.audits.pop_front() {
             let body = AuditDigest { node: script.small(node), digest: script.number(0) };
-            self.tell(script.message_context(context), worker_message::Body::AuditDigest(body));
+            self.tell(script.context(context), worker_message::Body::AuditDigest(body));
         } else if let Some(context) = self.uploads.pop_front() {
             for momentum in [false, true] {
                 let (index, data) = (script.small(0), script.floats(ELEMENTS).into());
                 let chunk = StateChunk { momentum, index, data };
-                self.send(script.message_context(context), gradient_up::Body::StateChunk(chunk));
+                self.send(script.context(context), gradient_up::Body::StateChunk(chunk));
             }
         } else if let Some((step, leaf)) = self.tests.pop_front() {
-            let context = script.message_context(self.at(step));
+            let context = script.context(self.at(step));
             let body =
                 Evaluated { leaf: script.small(leaf), sums: script.sums(&SUMS), spans: script.spans() };
             self.tell(context, worker_message::Body::Evaluated(body));
@@ -363,12 +363,12 @@ impl Peer {
                 digest: script.number(digest),
                 samples: script.number(ids),
             };
-            self.send(script.message_context(context), gradient_up::Body::ContributionBegin(header));
+            self.send(script.context(context), gradient_up::Body::ContributionBegin(header));
             for _ in 0..=script.byte() % 64 / 63 {
                 let (node, index) = (script.small(node.0), script.small(0));
                 let data = script.floats(ELEMENTS).into();
                 self.send(
-                    script.message_context(context),
+                    script.context(context),
                     gradient_up::Body::Chunk(Chunk { node, index, data, slot: None }),
                 );
             }
@@ -381,7 +381,7 @@ impl Peer {
             }
             let (node, compute_seconds) = (script.small(node.0), script.float(0.1));
             let trailer = ContributionEnd { node, receipts, compute_seconds };
-            self.send(script.message_context(context), gradient_up::Body::ContributionEnd(trailer));
+            self.send(script.context(context), gradient_up::Body::ContributionEnd(trailer));
         } else {
             return false;
         }
@@ -423,7 +423,7 @@ impl Cluster {
             name: script.text(),
             threads: script.small(1),
             capabilities: vec![TIMELINE.into()],
-            retained: (0..script.byte() % 3).map(|_| script.held()).collect(),
+            retained: (0..script.byte() % 3).map(|_| script.retained()).collect(),
             ..Hello::default()
         };
         let first = WorkerMessage { context: None, body: Some(worker_message::Body::Hello(hello)) };
@@ -449,7 +449,7 @@ impl Cluster {
         peer.hear();
         let (gradients, request) = stream();
         let open = gradient_up::Body::StreamOpen(StreamOpen { shares_memory: script.rarely(64) });
-        let open = GradientUp { context: script.message_context(peer.context), body: Some(open) };
+        let open = GradientUp { context: script.context(peer.context), body: Some(open) };
         let _ = gradients.send(framed(&open.encode_to_vec()).into());
         if let Ok(down) = self.service.gradients(request).await {
             peer.gradients = Some(gradients);
@@ -462,7 +462,7 @@ impl Cluster {
             tensor.shape = (0..script.byte() % 5).map(|_| script.small(3)).collect();
             tensor.name = script.text();
         }
-        peer.tell(script.message_context(peer.context), worker_message::Body::ModelManifest(offer));
+        peer.tell(script.context(peer.context), worker_message::Body::ModelManifest(offer));
         self.peers.push(peer);
         self.settle().await;
     }
@@ -488,7 +488,7 @@ impl Cluster {
         let at = usize::from(op / 64) % peers;
         let peer = &mut self.peers[at];
         let step = peer.plans.front().map_or(peer.at(1), |(context, ..)| *context);
-        let context = script.message_context(step);
+        let context = script.context(step);
         // Most of the time it does what is due: one that only shouts is sent away at once.
         match op % 64 {
             0 => peer.raw(script.rarely(2), framed(script.bytes())),

@@ -155,7 +155,7 @@ impl Hostile {
         self.sent += 1;
         if let gradient_down::Body::SumChunk(reduced) = &body {
             let _ =
-                self.commands.send(SendCommand::Reduced { attempt: context.attempt, index: reduced.index });
+                self.commands.send(SendCommand::SumChunk { attempt: context.attempt, index: reduced.index });
         }
         let permit = self.room.clone().try_acquire_owned().unwrap();
         let _ = self.inputs.send(Input::Gradient(context, body, permit));
@@ -170,12 +170,12 @@ impl Hostile {
             1 => self.gradient_bytes(script.bytes()),
             2 => self.state(script, false),
             6 => {
-                let context = script.message_context(step);
+                let context = script.context(step);
                 let leaf = leaf(script.small(1), script);
                 self.control(context, Some(Control::Microbatch(leaf)));
             }
             7 => {
-                let context = script.message_context(step);
+                let context = script.context(step);
                 let nodes = (0..script.byte() % 5).map(|_| script.small(2)).collect();
                 let (audit, takeover) = (script.rarely(4), script.rarely(8));
                 let plan =
@@ -183,29 +183,29 @@ impl Hostile {
                 self.control(context, Some(Control::Plan(plan)));
             }
             8 => {
-                let context = script.message_context(step);
+                let context = script.context(step);
                 self.control(context, Some(Control::Abort(Abort { reason: script.text() })));
             }
             9 => {
-                let context = script.message_context(step);
+                let context = script.context(step);
                 self.control(context, Some(Control::Commit(Commit { digest: script.number(0) })));
             }
             10 => {
-                let (context, begin) = (script.message_context(step), begin(script));
+                let (context, begin) = (script.context(step), begin(script));
                 self.gradient(context, Some(Down::AttemptBegin(begin)));
             }
             11 => {
-                let (context, index) = (script.message_context(step), script.small(0));
+                let (context, index) = (script.context(step), script.small(0));
                 let data = script.floats(ELEMENTS).into();
                 self.gradient(context, Some(Down::SumChunk(SumChunk { index, data, slot: None })));
             }
             12 => {
-                let context = script.message_context(step);
+                let context = script.context(step);
                 let clip = script.float(1.0) as f32;
                 self.gradient(context, Some(Down::AttemptClose(AttemptClose { clip })));
             }
             13 => {
-                let context = script.message_context(self.at);
+                let context = script.context(self.at);
                 let (momentum, index) = (script.rarely(2), script.small(0));
                 let data = script.floats(ELEMENTS).into();
                 self.gradient(context, Some(Down::StateChunk(StateChunk { momentum, index, data })));
@@ -213,15 +213,15 @@ impl Hostile {
             14 => {
                 let mut test = leaf(script.small(0), script);
                 test.test = true;
-                let context = script.message_context(self.at);
+                let context = script.context(self.at);
                 self.control(context, Some(Control::Microbatch(test)));
             }
             15 => {
-                let context = script.message_context(self.at);
+                let context = script.context(self.at);
                 self.control(context, Some(Control::SendState(SendState {})));
             }
             16 => {
-                let context = script.message_context(self.at);
+                let context = script.context(self.at);
                 self.control(
                     context,
                     Some(Control::ResumeRetained(ResumeRetained { digest: script.number(0) })),
@@ -295,8 +295,8 @@ impl Hostile {
             };
             for _ in 0..times {
                 match message[at].clone() {
-                    Say::Control(body) => self.control(script.message_context(self.at), Some(body)),
-                    Say::Gradient(body) => self.gradient(script.message_context(self.at), Some(body)),
+                    Say::Control(body) => self.control(script.context(self.at), Some(body)),
+                    Say::Gradient(body) => self.gradient(script.context(self.at), Some(body)),
                 }
             }
         }
