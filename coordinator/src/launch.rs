@@ -1,5 +1,6 @@
 //! Puts a run together, from the command line to the closing summary.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -7,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
+use rustix::io::Errno;
 use tally_data::{Mnist, Paired, Schedule};
 use tally_exact::tree::Tree;
 use tally_exact::{chunks, init};
@@ -363,10 +365,20 @@ fn event_file(events: &Path, directory: &RunDirectory, last: u64) -> anyhow::Res
     })
 }
 
-async fn listen(address: std::net::SocketAddr, option: &str) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address)
-        .await
-        .with_context(|| format!("cannot listen on {address}; choose another address with {option}"))
+fn has_no_ipv6(error: &std::io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::AFNOSUPPORT.raw_os_error())
+}
+
+async fn listen(address: SocketAddr, option: &str) -> anyhow::Result<TcpListener> {
+    let bound = TcpListener::bind(address).await;
+    let bound = match bound {
+        // `[::]` means every address of the machine; where the kernel has no IPv6, those are IPv4's.
+        Err(error) if address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) && has_no_ipv6(&error) => {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
+        }
+        bound => bound,
+    };
+    bound.with_context(|| format!("cannot listen on {address}; choose another address with {option}"))
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -375,8 +387,8 @@ fn greet(
     options: &TrainOptions,
     config: &RunConfig,
     run_path: &str,
-    address: std::net::SocketAddr,
-    web: std::net::SocketAddr,
+    address: SocketAddr,
+    web: SocketAddr,
     (resumed, step, last): (bool, u64, u64),
 ) {
     let data = &config.data;

@@ -4,13 +4,14 @@
 
 use std::process::ExitCode;
 
-use tally_coordinator::cli::{Cli, Command, plan, report, samples, schedule, status, verify};
+use tally_coordinator::cli::{Cli, Command, health, plan, report, samples, schedule, status, verify};
 use tally_coordinator::launch;
 
 fn main() -> ExitCode {
     let cli = tally_cli::parse::<Cli>(&[tally_cli::command::<tally_worker::cli::Cli>()]);
     let result = match &cli.command {
         None => launch::run(&cli.train),
+        Some(Command::Health(options)) => health::run(options).map(say),
         Some(Command::Plan(options)) => {
             plan::run(options, &mut std::io::stdout().lock()).map(|()| ExitCode::SUCCESS)
         }

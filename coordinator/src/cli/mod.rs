@@ -1,5 +1,6 @@
 //! The command line: options, and the small commands beside training.
 
+pub mod health;
 pub mod options;
 pub mod plan;
 pub mod report;
@@ -39,6 +40,8 @@ pub struct Cli {
 /// The commands beside training.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Say whether the coordinator on this machine is well, by the exit code: for container engines
+    Health(health::HealthOptions),
     /// Say what a cluster would do, before there is one: a step's time, its parts, what limits it
     Plan(Box<plan::PlanOptions>),
     /// Write what became of a run as a page, or compare two

@@ -43,15 +43,21 @@ pub struct Memory {
     pub down: Segment,
 }
 
-/// How a session ends when a stream breaks with this status.
+/// How a session ends when a stream breaks with this status. What a proxy may have said in the coordinator's place is
+/// never its last word: with nothing behind it, a proxy answers 404, and 401 or 403 while its own rules change.
 pub fn broken(status: &Status) -> Ended {
+    let words = match status.message() {
+        "" => status.code().description().into(),
+        // Tonic's words for an answer that is none of gRPC's.
+        words if words.starts_with("grpc-status header missing") => {
+            format!("{words}: it is no coordinator that answers; is a proxy in between?")
+        }
+        words => words.into(),
+    };
     match status.code() {
-        Code::FailedPrecondition
-        | Code::InvalidArgument
-        | Code::Unimplemented
-        | Code::Unauthenticated
-        | Code::PermissionDenied => Ended::Refused(status.message().into()),
-        _ => Ended::Lost(status.message().into()),
+        Code::FailedPrecondition | Code::InvalidArgument => Ended::Refused(words),
+        Code::Unauthenticated | Code::PermissionDenied => Ended::Denied(words),
+        _ => Ended::Lost(words),
     }
 }
 

@@ -103,6 +103,8 @@ pub enum Ended {
     Finished(String),
     /// The coordinator does not take this worker, now or later.
     Refused(String),
+    /// It, or a proxy on the way to it, does not let in who shows what this worker shows, which may change.
+    Denied(String),
     /// This worker cannot compute, now or later.
     Failed(String),
     /// The connection or the coordinator is gone, or sent this worker away: try again.
@@ -141,6 +143,7 @@ pub async fn run(options: WorkerOptions, leave: impl Future<Output = ()>) -> any
     let mut wait = FIRST_WAIT;
     let mut alone_since = Instant::now();
     let mut told = false;
+    let mut denied = String::new();
     loop {
         let connection = tokio::select! {
             connection = reach(&options) => connection,
@@ -153,6 +156,7 @@ pub async fn run(options: WorkerOptions, leave: impl Future<Output = ()>) -> any
                 if *welcomed {
                     alone_since = Instant::now();
                     wait = FIRST_WAIT;
+                    denied.clear();
                 }
                 match ended {
                     Ended::Finished(reason) if options.stay => {
@@ -169,7 +173,17 @@ pub async fn run(options: WorkerOptions, leave: impl Future<Output = ()>) -> any
                         return Ok(());
                     }
                     Ended::Failed(reason) => bail!("{reason}"),
-                    Ended::Refused(reason) => bail!("{} refused this worker: {reason}", options.connect),
+                    Ended::Denied(reason) if options.stay => {
+                        if denied != reason {
+                            options.tell(&format!("not let in at {}: {reason}; trying again", options.connect));
+                            denied.clone_from(&reason);
+                            told = true;
+                        }
+                        reason
+                    }
+                    Ended::Refused(reason) | Ended::Denied(reason) => {
+                        bail!("{} refused this worker: {reason}", options.connect)
+                    }
                     Ended::Lost(reason) => {
                         // Something that answers but never lets us in is told of once, below.
                         if *welcomed {
