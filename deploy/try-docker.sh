@@ -70,7 +70,7 @@ start_engine() {
 clean_up() {
     if [ "$APART" = run ]; then compose down --volumes --timeout 1 >>"$work/compose.log" 2>&1 || true; fi
     stop_engine
-    rm -rf "$project" "$work/exec"
+    rm -rf "$project" "$work/exec" || true
 }
 trap clean_up EXIT
 ip link set lo up
@@ -196,7 +196,6 @@ TALLY_WORKERS=2
 TALLY_MODEL=mlp
 TALLY_EPOCHS=3
 TALLY_TEST_LIMIT=200
-TALLY_THREADS=1
 END
 "$binaries/coordinator" --local --workers 2 --threads 1 --model mlp --epochs 3 --test-limit 200 --listen 127.0.0.1:0 --http-listen 127.0.0.1:0 \
     --run-dir "$work/alone-$$" >"$work/alone.log" 2>&1 || fail "the run on one machine; see $work/alone.log"
@@ -306,7 +305,6 @@ TALLY_WORKERS=2
 TALLY_MODEL=mlp
 TALLY_EPOCHS=1000
 TALLY_TEST_LIMIT=200
-TALLY_THREADS=1
 END
 up --scale worker=2 coordinator worker prometheus
 wait_until "twenty steps" has_steps 20
