@@ -22,7 +22,7 @@ pub struct Costs {
     pub add_element: f64,
     /// The driver, for each element of the root's norm.
     pub norm_element: f64,
-    /// The driver, for each element of the referee's update.
+    /// The driver, for each element of the master state's update.
     pub update_element: f64,
     /// A worker, for each byte of a gradient that leaves.
     pub worker_send_byte: f64,

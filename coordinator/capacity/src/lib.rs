@@ -70,7 +70,7 @@ pub struct Prediction {
     /// for a sample.
     pub efficiency: f64,
     /// Samples a second.
-    pub images_per_second: f64,
+    pub samples_per_second: f64,
     /// Bytes of gradients and samples into and out of the coordinator, a step.
     pub bytes_in: f64,
     /// See `bytes_in`.
@@ -97,7 +97,7 @@ pub fn predict(cluster: &Cluster) -> Prediction {
     let layout = cluster.layout();
     let nodes: usize = layout.iter().map(Vec::len).sum();
     let gradient = cluster.gradient_bytes();
-    let images_per_second = cluster.batch_size as f64 / seconds;
+    let samples_per_second = cluster.batch_size as f64 / seconds;
     let computing = cluster.computing_seconds() / (cluster.workers as f64 * seconds);
     Prediction {
         workers: cluster.workers,
@@ -105,7 +105,7 @@ pub fn predict(cluster: &Cluster) -> Prediction {
         step_seconds: played.seconds,
         parts: parts(cluster, played.seconds),
         efficiency: computing,
-        images_per_second,
+        samples_per_second,
         bytes_in: nodes as f64 * gradient,
         bytes_out: cluster.workers as f64 * gradient + cluster.batch_size as f64 * cluster.sample_bytes,
         busy: Busy {

@@ -63,16 +63,16 @@ pub fn quotas(leaves: u32, loads: &[Load]) -> Vec<u32> {
 /// is given something, so that its speed is known.
 #[must_use]
 pub fn shares(tree: Tree, loads: &[Load], per_node: f64) -> Vec<u32> {
-    let mut best = quotas(tree.shards(), loads);
+    let mut best = quotas(tree.microbatches(), loads);
     let working: Vec<bool> = best.iter().map(|quota| *quota > 0).collect();
     let mut least = seconds(tree, &best, loads, per_node);
     // Coarser than this, somebody who works would have nothing.
-    let coarsest = tree.shards() / working.iter().filter(|works| **works).count().max(1) as u32;
+    let coarsest = tree.microbatches() / working.iter().filter(|works| **works).count().max(1) as u32;
     let mut grain = 2;
     while grain <= coarsest {
         let coarse: Vec<Load> =
             loads.iter().map(|load| Load { per_leaf: load.per_leaf * f64::from(grain), ..*load }).collect();
-        let mut quotas = quotas(tree.shards() / grain, &coarse);
+        let mut quotas = quotas(tree.microbatches() / grain, &coarse);
         quotas.iter_mut().for_each(|quota| *quota *= grain);
         let all_work = working.iter().zip(&quotas).all(|(works, quota)| !works || *quota > 0);
         let seconds = seconds(tree, &quotas, loads, per_node);
@@ -87,7 +87,7 @@ pub fn shares(tree: Tree, loads: &[Load], per_node: f64) -> Vec<u32> {
 /// Seconds of computing with these quotas, and until all subtrees have come.
 #[must_use]
 pub fn seconds(tree: Tree, quotas: &[u32], loads: &[Load], per_node: f64) -> f64 {
-    let nodes: usize = runs(tree, 0..tree.shards(), quotas).iter().map(Vec::len).sum();
+    let nodes: usize = runs(tree, 0..tree.microbatches(), quotas).iter().map(Vec::len).sum();
     makespan(quotas, loads) + per_node * nodes as f64
 }
 
@@ -182,10 +182,10 @@ mod tests {
         ) {
             let tree = Tree::new(1 << power).unwrap();
             let loads: Vec<Load> = speeds.iter().map(|s| Load { busy: 0.0, per_leaf: 1.0 / s }).collect();
-            let nodes = runs(tree, 0..tree.shards(), &shares(tree, &loads, per_node));
+            let nodes = runs(tree, 0..tree.microbatches(), &shares(tree, &loads, per_node));
             let mut leaves: Vec<u32> = nodes.iter().flatten().flat_map(|n| tree.leaves(*n)).collect();
             leaves.sort_unstable();
-            prop_assert!(leaves.into_iter().eq(0..tree.shards()));
+            prop_assert!(leaves.into_iter().eq(0..tree.microbatches()));
         }
     }
 }

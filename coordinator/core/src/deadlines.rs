@@ -33,7 +33,7 @@ impl Core {
 
     /// A worker has been given `leaves` more leaves.
     pub(super) fn extend_deadline(&mut self, now: Duration, session: Session, leaves: u32, samples: usize) {
-        let mean_leaf = samples as f64 / f64::from(self.spec.tree.shards());
+        let mean_leaf = samples as f64 / f64::from(self.spec.tree.microbatches());
         let seconds = self.members.per_sample(session) * mean_leaf * f64::from(leaves) + self.transfer;
         if let Some(member) = self.members.0.get_mut(&session) {
             // A day is longer than any share takes, and no overflow.
@@ -82,7 +82,7 @@ impl Core {
         if self.injects(FaultInjection::ForgetTakeover) {
             return 0;
         }
-        let mean_leaf = flight.samples as f64 / f64::from(self.spec.tree.shards());
+        let mean_leaf = flight.samples as f64 / f64::from(self.spec.tree.microbatches());
         let (step, attempt) = (flight.step, flight.attempt);
         let is_late = |session: &Session| {
             let member = &self.members.0[session];
@@ -136,7 +136,7 @@ impl Core {
     /// A step is over; whoever still had work in it is slower than it was thought to be,
     /// and gets more when it has confirmed the step.
     pub(super) fn measure_the_late(&mut self, now: Duration, started: Duration, samples: usize) {
-        let mean_leaf = samples as f64 / f64::from(self.spec.tree.shards());
+        let mean_leaf = samples as f64 / f64::from(self.spec.tree.microbatches());
         let elapsed = now.saturating_sub(started).as_secs_f64();
         for member in self.members.0.values_mut().filter(|m| m.state == State::Ready && !m.open.is_empty()) {
             member.state = State::Loading;

@@ -108,7 +108,7 @@ pub enum Event {
         /// The tensor.
         tensor: String,
     },
-    /// The referee has applied the update of the step that was closed.
+    /// The master state has applied the update of the step that was closed.
     Applied {
         /// Digest of its new state.
         digest: Digest,
@@ -178,7 +178,7 @@ pub struct AttemptId {
 /// What is to be done, in the order given.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
-    /// Send a worker the referee's state, what was broadcast of the step in flight, and from
+    /// Send a worker the master state, what was broadcast of the step in flight, and from
     /// then on everything that is.
     SendState {
         /// To whom.
@@ -201,7 +201,7 @@ pub enum Action {
         /// The step.
         step: u64,
     },
-    /// Make the state that was uploaded the referee's.
+    /// Make the state that was uploaded the master state's.
     Adopt {
         /// Its step.
         step: u64,
@@ -272,7 +272,7 @@ pub enum Action {
     },
     /// Do an addition of the tree.
     Reduce(ReductionStep),
-    /// The root is whole: send the clip factor, apply the update to the referee's copy,
+    /// The root is whole: send the clip factor, apply the update to the master copy,
     /// then say so with [`Event::Applied`] or [`Event::Diverged`].
     Close {
         /// The step.
@@ -302,7 +302,7 @@ pub enum Action {
         /// Its replica's digest was wrong (**REP-1**).
         drifted: bool,
     },
-    /// Write a checkpoint of the referee's state.
+    /// Write a checkpoint of the master state.
     Checkpoint {
         /// Its step.
         step: u64,
@@ -354,7 +354,7 @@ pub struct Committed {
     pub slowest: Option<Session>,
     /// Its learning rate.
     pub learning_rate: f32,
-    /// Digest of the referee's new state.
+    /// Digest of the master state's new state.
     pub digest: Digest,
 }
 

@@ -6,7 +6,7 @@
 //! sockets and performs the actions in their order.
 //!
 //! Promises kept here: **DATA-1** ([`ledger`]), **SUM-1** ([`reduction`], [`assign`]),
-//! **REP-1** (`replica_state`: every digest a worker sends is compared with the referee's),
+//! **REP-1** (`replica_state`: every digest a worker sends is compared with the master state's),
 //! **LIVE-1** (`step_protocol` is a step's life, `deadlines` deals a lost or late worker's leaves
 //! again within it), **RESUME-1** ([`recovery`]).
 
@@ -105,7 +105,7 @@ pub struct Core {
     ledger: Ledger,
     /// Samples of the epochs that were whole before this start.
     samples_before: u64,
-    /// The referee's step and digest.
+    /// The master state's step and digest.
     committed: u64,
     digest: Digest,
     /// The digests of the last commits, with which replicas that lag a little are compared.
@@ -140,7 +140,7 @@ pub struct Core {
 }
 
 impl Core {
-    /// A run whose referee is at `committed` steps with this `digest`. A new run is at 0; a
+    /// A run whose master state is at `committed` steps with this `digest`. A new run is at 0; a
     /// resumed one, of which something is `recorded`, waits for no more than one worker.
     #[must_use]
     pub fn new(spec: RunSpec, committed: u64, digest: Digest, recorded: Recorded) -> Self {
@@ -177,7 +177,7 @@ impl Core {
         core
     }
 
-    /// The referee is at another step; only between steps.
+    /// The master state is at another step; only between steps.
     fn go_to(&mut self, committed: u64, digest: Digest) {
         let per_epoch = self.spec.schedule.steps_per_epoch() as u64;
         let samples = self.spec.schedule.samples();

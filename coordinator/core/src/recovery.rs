@@ -1,6 +1,6 @@
 //! After a crash: which state a restarted coordinator goes on from (**RESUME-1**).
 //!
-//! The referee starts at the newest checkpoint; the journal may know of later steps, and
+//! The master state starts at the newest checkpoint; the journal may know of later steps, and
 //! workers that outlived the coordinator may hold one of those states. A state counts only
 //! if the journal has its digest. The newest step of the journal is taken as soon as
 //! somebody offers it; an older one after a grace period, in which workers find their way
@@ -19,14 +19,14 @@ use super::fault_injection::FaultInjection;
 /// How long a worker may take to send the state it was asked for.
 const UPLOAD: Duration = Duration::from_secs(30);
 
-/// What the journal says of steps that the referee may not have reached.
+/// What the journal says of steps that the master state may not have reached.
 #[derive(Clone, Debug, Default)]
 pub struct Recorded {
     /// The digest after each step.
     pub digests: BTreeMap<u64, Digest>,
     /// The steps whose test pass is done.
     pub tests: BTreeSet<u64>,
-    /// How long to wait for workers that hold a newer state than the referee.
+    /// How long to wait for workers that hold a newer state than the master state.
     pub grace: Duration,
 }
 

@@ -52,7 +52,7 @@ impl Reduction {
     /// Nothing contributed yet to a step of `samples` samples.
     #[must_use]
     pub fn new(tree: Tree, chunks: u32, samples: usize) -> Self {
-        let words = (2 * tree.shards() as usize).div_ceil(64);
+        let words = (2 * tree.microbatches() as usize).div_ceil(64);
         Self { tree, samples, whole: vec![vec![0; words]; chunks as usize], emitted: 0 }
     }
 
@@ -185,8 +185,8 @@ mod tests {
             let mut held: HashMap<Node, String> = HashMap::new();
             let mut root = None;
             // Random nodes first, then every leaf, so that the sum is always completed.
-            let random = order.iter().map(|x| Node(1 + x % (2 * tree.shards() - 1)));
-            for node in random.chain((0..tree.shards()).map(|k| tree.leaf(k))) {
+            let random = order.iter().map(|x| Node(1 + x % (2 * tree.microbatches() - 1)));
+            for node in random.chain((0..tree.microbatches()).map(|k| tree.leaf(k))) {
                 let Some(value) = of(node) else { continue };
                 let Contribution::Take(due) = r.contribute(node, 0) else { continue };
                 held.insert(node, value);

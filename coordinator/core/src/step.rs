@@ -76,7 +76,8 @@ impl StepInFlight {
     /// The losses' means over the batch, summed along the tree.
     #[must_use]
     pub fn loss(&self) -> Sums {
-        let leaves = (0..self.tree.shards()).map(|leaf| self.receipts.get(&leaf).map(|r| r.losses.clone()));
+        let leaves =
+            (0..self.tree.microbatches()).map(|leaf| self.receipts.get(&leaf).map(|r| r.losses.clone()));
         Sums::along_tree(leaves, 0).scaled(1.0 / self.samples as f64)
     }
 

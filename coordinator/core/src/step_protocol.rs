@@ -61,10 +61,9 @@ impl Core {
         let tree = self.spec.tree;
         // What nodes take to come was measured with as many as the last step had. The sum's way
         // down is in it, so it is rather too much.
-        let nodes = self
-            .last_quotas
-            .as_ref()
-            .map_or(0, |(_, quotas)| assign::runs(tree, 0..tree.shards(), quotas).iter().map(Vec::len).sum());
+        let nodes = self.last_quotas.as_ref().map_or(0, |(_, quotas)| {
+            assign::runs(tree, 0..tree.microbatches(), quotas).iter().map(Vec::len).sum()
+        });
         let per_node = self.transfer / nodes.max(1) as f64;
         let best = assign::shares(tree, loads, per_node);
         let seconds = |quotas: &[u32]| assign::seconds(tree, quotas, loads, per_node);
@@ -96,12 +95,12 @@ impl Core {
         let attempt = self.attempt;
         let samples = self.sampler.batch_len(step);
         let tree = self.spec.tree;
-        let mean_leaf = samples as f64 / f64::from(tree.shards());
+        let mean_leaf = samples as f64 / f64::from(tree.microbatches());
         let load =
             |session: &Session| Load { busy: 0.0, per_leaf: self.members.per_sample(*session) * mean_leaf };
         let loads: Vec<Load> = ready.iter().map(load).collect();
         let quotas = self.quotas(&ready, &loads);
-        let nodes = assign::runs(tree, 0..tree.shards(), &quotas);
+        let nodes = assign::runs(tree, 0..tree.microbatches(), &quotas);
         self.flight = Some(StepInFlight::new(tree, self.spec.chunks, step, attempt, samples, now));
         let learning_rate = self.spec.optimizer.rate(step, self.spec.steps());
         self.actions.push(Action::Begin { step, attempt, learning_rate });

@@ -86,7 +86,7 @@ pub enum Line {
         workers: usize,
     },
     /// A worker was past its deadline; its leaves were dealt to others as well.
-    Hedge {
+    Straggler {
         /// The step.
         step: u64,
         /// Its session.

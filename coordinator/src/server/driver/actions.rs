@@ -284,7 +284,7 @@ impl Driver {
             }
             ClusterEvent::Late { session, step, leaves } => {
                 let worker = self.context().worker_name(session);
-                self.record(&Line::Hedge { step, session, worker, leaves })?;
+                self.record(&Line::Straggler { step, session, worker, leaves })?;
             }
             ClusterEvent::Audited { step, node, owner, checker, alone, result } => {
                 if result != AuditResult::Equal {
