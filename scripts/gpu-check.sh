@@ -4,11 +4,11 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # Generic code that compiles to the same instructions is kept once.
-cargo rustc --release -p tally-tests --features cuda --bin gpu-check -- -C link-arg=-Wl,--icf=all
+cargo rustc --release -p tally-tools --features cuda --bin gpu-check -- -C link-arg=-Wl,--icf=all
 pack=target/gpu-check
 rm -rf "$pack" && mkdir -p "$pack"
 strip -o "$pack/gpu-check" target/release/gpu-check
-cp tests/peer/torch_peer.py "$pack/"
+cp tests/pytorch/torch_peer.py "$pack/"
 cat > "$pack/run.sh" <<'RUN'
 #!/usr/bin/env bash
 # Checks the GPU and measures it; what is found stays in report.txt, its last line is JSON.

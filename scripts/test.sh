@@ -11,12 +11,13 @@ scripts/older-cpus.sh
 scripts/grpc-client-tests.sh
 scripts/two-hosts.sh
 scripts/output-tests.sh
+scripts/file-systems.sh
 scripts/browser-tests.sh
 scripts/monitoring-tests.sh
 scripts/deploy-tests.sh
 RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
 # The GPU backend builds without a CUDA toolkit; whether it computes, a machine with a GPU tells.
-cargo check --package tally-coordinator --package tally-worker --features tally-coordinator/cuda,tally-worker/cuda --quiet
+cargo check --package tally-mnist --features cuda --quiet
 if cargo deny --version >/dev/null 2>&1; then
     cargo deny --offline check bans licenses sources
 fi

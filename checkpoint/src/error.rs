@@ -12,7 +12,7 @@ use crate::meta::VERSION;
 pub enum CheckpointError {
     /// The system refused. Whole checkpoints that were there are still there.
     #[error(
-        "cannot {doing} {path}: {source}; check free space, permissions and the disk (checkpoints already written are untouched)"
+        "cannot {doing} {path}: {source}; {}", advice(doing, source.kind())
     )]
     Io {
         /// What was tried, as in "cannot …".
@@ -34,7 +34,8 @@ pub enum CheckpointError {
     },
     /// Nothing there is a checkpoint.
     #[error(
-        "{path} is no checkpoint, it has no manifest.json; name a directory such as checkpoints/step-00000100"
+        "{path} is no checkpoint, {}; name a directory such as checkpoints/step-00000100",
+        if path.exists() { "it has no manifest.json" } else { "there is nothing by that name" }
     )]
     Absent {
         /// The path given.
@@ -135,6 +136,23 @@ pub enum CheckpointError {
         /// Its value.
         value: f64,
     },
+}
+
+/// The remedy for an error of the system.
+fn advice(doing: &str, kind: io::ErrorKind) -> &'static str {
+    use io::ErrorKind as K;
+    match (doing, kind) {
+        (_, K::NotFound) => "check the path: nothing is there by that name",
+        ("read" | "list", _) => "check its permissions and the disk",
+        (_, K::StorageFull | K::QuotaExceeded) => "make room (checkpoints already written are untouched)",
+        (_, K::PermissionDenied | K::ReadOnlyFilesystem) => {
+            "let it be written, or choose another directory (checkpoints already written are untouched)"
+        }
+        (_, K::Unsupported | K::CrossesDevices | K::InvalidInput) => {
+            "its file system cannot do that; choose a directory on another one (checkpoints already written are untouched)"
+        }
+        _ => "check the disk (checkpoints already written are untouched)",
+    }
 }
 
 /// What to do about a file of another version than `read`, the one that this build reads.

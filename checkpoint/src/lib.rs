@@ -23,12 +23,15 @@
 //!   SHA-256 before it returns anything. It finds accidents; whoever can write to the
 //!   directory can also write a checkpoint with checksums that fit.
 //!
+//! [`files`] lists what a file system may lack, and the replacement for it.
+//!
 //! One process writes to a root at a time: the coordinator, which locks its run directory.
 //! Memory beside the model itself is a few buffers of about 1 MiB, in both directions.
 
 #![forbid(unsafe_code)]
 
 mod error;
+pub mod files;
 #[cfg(test)]
 mod hostile;
 mod meta;

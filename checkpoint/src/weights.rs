@@ -14,7 +14,7 @@ use tally_numerics::manifest::Manifest;
 
 use crate::error::CheckpointError;
 use crate::tensors::{AT_A_TIME, Fault, decode_header};
-use crate::{MODEL, store};
+use crate::{MODEL, files, store};
 
 /// Weights to start from.
 #[derive(Clone, Debug, PartialEq)]
@@ -46,11 +46,11 @@ const SHOWN: usize = 4;
 /// missing, has another shape, is not of floats, or holds a NaN, an infinity or a number
 /// beyond `f32`.
 pub fn read_weights(path: &Path, manifest: &Manifest) -> Result<Weights, CheckpointError> {
-    let mut file = path.to_path_buf();
-    if path.is_dir() {
+    let mut file = files::follow(path);
+    if file.is_dir() {
         // Reading it whole is what verifies it. Its tensors may be in another order than
         // `manifest` has them, or be other tensors, so they are then read by name.
-        store::read(path)?;
+        store::read(&file)?;
         file.push(MODEL);
     }
     let io = |source| CheckpointError::Io { doing: "read", path: file.clone(), source };

@@ -1,12 +1,13 @@
 //! The layer of the environment: `TALLY_BATCH_SIZE=64` is `--batch-size 64`.
 //!
 //! A variable that is empty is as one that is not set, so that `${TALLY_EPOCHS:-}` in a compose file gives
-//! nothing. Variables that belong to no option of the command are left alone: containers share their
-//! environment, and Kubernetes adds `TALLY_…_SERVICE_HOST` for a Service of that name. Only what looks like
-//! a misspelt option is warned about.
+//! nothing. Line breaks at its end are removed: they come from the file that it was read from. Variables that belong to
+//! no option of the command are left alone: containers share their environment, and Kubernetes adds
+//! `TALLY_…_SERVICE_HOST` for a Service of that name. Only what looks like a misspelt option is warned about.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStringExt as _;
 
 use clap::Command;
 
@@ -27,7 +28,7 @@ pub struct Environment(BTreeMap<String, OsString>);
 impl<K: Into<OsString>, V: Into<OsString>> FromIterator<(K, V)> for Environment {
     fn from_iter<I: IntoIterator<Item = (K, V)>>(variables: I) -> Self {
         let mine = variables.into_iter().filter_map(|(name, value)| {
-            let (name, value) = (name.into().into_string().ok()?, value.into());
+            let (name, value) = (name.into().into_string().ok()?, without_line_breaks(value.into()));
             (name.starts_with(PREFIX) && !value.is_empty()).then_some((name, value))
         });
         Self(mine.collect())
@@ -101,6 +102,15 @@ impl Environment {
             })
             .collect()
     }
+}
+
+/// A value without the line breaks at its end, which secrets and environment files written on Windows have.
+fn without_line_breaks(value: OsString) -> OsString {
+    let mut bytes = value.into_vec();
+    while bytes.last().is_some_and(|byte| b"\r\n".contains(byte)) {
+        bytes.pop();
+    }
+    OsString::from_vec(bytes)
 }
 
 /// What people write for yes and no.

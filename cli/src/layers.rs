@@ -147,8 +147,17 @@ fn arguments(name: &str, said: &Said) -> Vec<OsString> {
     }
 }
 
-/// The error, with the origin of each option that it would be another without.
+/// The error with its values on one line each, and the origin of each option that it would be another without.
 fn explained(mut error: clap::Error, command: &Command, args: &[OsString], lower: &Layer) -> clap::Error {
+    let raw: Vec<_> = error
+        .context()
+        .filter_map(|(kind, value)| match value {
+            ContextValue::String(text) if text.contains(char::is_control) => {
+                Some((kind, text.escape_debug().to_string()))
+            }
+            _ => None,
+        })
+        .collect();
     let matters = |name: &str| {
         let mut without = lower.clone();
         without.remove(name);
@@ -161,6 +170,9 @@ fn explained(mut error: clap::Error, command: &Command, args: &[OsString], lower
         .collect();
     if !tips.is_empty() {
         error.insert(ContextKind::Suggested, ContextValue::StyledStrs(tips));
+    }
+    for (kind, text) in raw {
+        error.insert(kind, ContextValue::String(text));
     }
     error
 }

@@ -4,7 +4,10 @@ use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{fmt, registry};
 
 use crate::output::{self, Level};
 
@@ -21,7 +24,7 @@ pub enum LogFormat {
 #[derive(Clone, Debug, Args)]
 pub struct LogOptions {
     /// error, warn, info, debug or trace; or a filter such as tally_worker=debug
-    #[arg(long, value_name = "LEVEL", default_value = "warn", global = true, help_heading = "Logs")]
+    #[arg(long, value_name = "LEVEL", default_value = "warn", value_parser = level, global = true, help_heading = "Logs")]
     pub log_level: String,
 
     /// How log lines look, on standard error
@@ -36,18 +39,18 @@ impl LogOptions {
     /// # Errors
     /// If the level is not one of the five, nor a filter.
     pub fn init(&self) -> anyhow::Result<()> {
-        let filter = EnvFilter::try_new(&self.log_level).map_err(|e| {
+        let filter: Targets = self.log_level.parse().map_err(|e| {
             anyhow::anyhow!("--log-level {}: {e}; use error, warn, info, debug or trace", self.log_level)
         })?;
         // Colours are for terminals; in a file or a pipe they are noise.
         let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-        let logs =
-            tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| output::Log).with_ansi(colours);
+        let logs = fmt::layer().with_writer(|| output::Log).with_ansi(colours);
+        let registry = registry().with(filter);
         let _ = match self.log_format {
-            LogFormat::Text => logs.try_init(),
+            LogFormat::Text => registry.with(logs).try_init(),
             LogFormat::Json => {
                 output::as_json();
-                logs.json().try_init()
+                registry.with(logs.json()).try_init()
             }
         };
         std::panic::set_hook(Box::new(|panic| {
@@ -58,6 +61,26 @@ impl LogOptions {
             output::flush();
         }));
         Ok(())
+    }
+}
+
+/// Checks a level or a filter. The filter's own parser takes a bare word that is not a level for a target, which would
+/// hide every warning.
+fn level(text: &str) -> Result<String, String> {
+    let words = text.split(',').map(str::trim);
+    // The parser of levels reads an empty word as "error".
+    let is_level = |word: &str| !word.is_empty() && word.parse::<LevelFilter>().is_ok();
+    let unknown = words.filter(|word| !word.contains('=')).find(|word| !is_level(word));
+    let wrong = match unknown {
+        Some(word) if word.to_ascii_lowercase().starts_with("warn") => Some("did you mean warn?".to_owned()),
+        Some(word) => Some(format!("{word:?} is not a level.")),
+        None => text.parse::<Targets>().err().map(|error| error.to_string()),
+    };
+    match wrong {
+        None => Ok(text.into()),
+        Some(wrong) => Err(format!(
+            "{wrong} There are off, error, warn, info, debug and trace, and filters such as warn,tally_worker=debug"
+        )),
     }
 }
 
@@ -98,4 +121,31 @@ pub fn in_one_line(error: &anyhow::Error) -> String {
         }
     }
     line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_that_is_not_a_level_is_refused() {
+        for good in ["warn", "WARN", "off", "error,tally_worker=debug", "tally_worker=debug"] {
+            assert_eq!(level(good).as_deref(), Ok(good));
+        }
+        for bad in [
+            "warning",
+            "wran",
+            "",
+            "tally_worker",
+            "tally_worker[step]",
+            "warn,",
+            "tally_worker=wran",
+            "verbose",
+            "info,wran",
+        ] {
+            let error = level(bad).err().unwrap_or_default();
+            assert!(error.contains("error, warn, info"), "{bad}: {error}");
+        }
+        assert!(level("warning").err().is_some_and(|error| error.contains("did you mean warn?")));
+    }
 }

@@ -4,6 +4,8 @@
 
 mod sample;
 
+use tally_cli::ConfigError;
+
 use sample::{layers, look, train, with_file};
 
 const FILE: &str = "[coordinator]\nworkers = 2\n";
@@ -31,6 +33,32 @@ fn the_file_on_the_command_line_wins_over_the_one_in_the_environment() {
 fn an_empty_variable_is_as_one_that_is_not_set() {
     assert_eq!(train(&with_file("", &[("TALLY_WORKERS", "")], FILE).unwrap()).workers, 2);
     assert!(layers("", &[("TALLY_CONFIG", "")]).is_ok());
+}
+
+/// As `kubectl create secret --from-file` and environment files from Windows have them.
+#[test]
+fn line_breaks_at_the_end_of_a_variable_are_removed() {
+    for end in ["\n", "\r", "\r\n", "\n\n"] {
+        let with = |name, value: &str| [(name, format!("{value}{end}"))];
+        let given = |variable: &[(&str, String)]| {
+            let variables: Vec<_> = variable.iter().map(|(name, value)| (*name, value.as_str())).collect();
+            train(&layers("", &variables).unwrap())
+        };
+        assert_eq!(given(&with("TALLY_WORKERS", "3")).workers, 3, "{end:?}");
+        assert_eq!(given(&with("TALLY_NAME", "a")).name.as_deref(), Some("a"));
+        assert!(given(&with("TALLY_LOCAL", "yes")).local);
+        assert_eq!(given(&with("TALLY_TAG", "a,b")).tag, ["a", "b"]);
+        assert_eq!(given(&with("TALLY_WORKERS", "")).workers, 1, "as one that is not set");
+    }
+}
+
+#[test]
+fn a_value_with_a_line_break_is_shown_on_one_line() {
+    let inside = layers("", &[("TALLY_WORKERS", "3\n4")]).unwrap_err();
+    let ConfigError::Arguments(inside) = inside else { unreachable!("it is clap that refuses") };
+    let text = inside.to_string();
+    let first = text.lines().next().unwrap();
+    assert!(first.contains(r"'3\n4'") && first.contains("--workers"), "{text}");
 }
 
 #[test]

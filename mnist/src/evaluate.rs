@@ -7,11 +7,11 @@ use clap::Args;
 use serde_json::Value;
 use tally_cli::logging::LogOptions;
 use tally_numerics::TEST_MICROBATCH;
-use tally_numerics::schema::{Evaluation, MetricValue, Sums};
+use tally_numerics::schema::Sums;
 use tally_worker::device::DeviceOptions;
 
-use crate::data::{DataOptions, MnistWithNumbers};
-use crate::network::metrics::{ALL_CORRECT, schema};
+use crate::data::{Mnist, MnistWithNumbers, RecordedData};
+use crate::network::metrics::schema;
 use crate::predict;
 
 /// Options of `worker evaluate`.
@@ -21,7 +21,7 @@ pub struct EvaluateOptions {
     #[arg(long, value_name = "DIR")]
     pub checkpoint: PathBuf,
 
-    /// Four IDX files of 28×28 digits [default: the embedded MNIST]
+    /// Four IDX files of 28×28 digits [default: the run's own data, from its recorded directory]
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
 
@@ -52,36 +52,25 @@ pub fn run(options: &EvaluateOptions) -> anyhow::Result<String> {
     let config = &meta.config;
     let wrong = || format!("the manifest of {} does not tell the run's seed", path.display());
     let seed = config.get("seed").and_then(Value::as_u64).with_context(wrong)?;
-    let limit = config.pointer("/data/test_limit").and_then(Value::as_u64).map(|n| n as usize);
-    let data = DataOptions {
-        data_dir: options.data_dir.clone(),
-        train_limit: None,
-        test_limit: options.test_limit.or(limit),
+    let trained_on = predict::data(path, &meta)?;
+    let data = match &options.data_dir {
+        None => RecordedData(&trained_on).whole(None)?,
+        Some(directory) => {
+            let data = Mnist::from_dir(directory)?;
+            if !RecordedData(&trained_on).is(&data) {
+                tracing::warn!("{} is not the data that the run was trained on", directory.display());
+            }
+            data
+        }
     };
-    let test = MnistWithNumbers::test(data.load()?.test, seed);
+    // Another data set may have fewer samples than the run was tested with.
+    let limit = trained_on.test_limit.map(|limit| limit.min(data.test.len()));
+    let data = data.limit(None, options.test_limit.or(limit))?;
+    let test = MnistWithNumbers::test(data.test, seed);
     let ids: Vec<u32> = (0..test.len() as u32).collect();
     let microbatches = ids.chunks(TEST_MICROBATCH);
     let sums: Result<Vec<Option<Sums>>, _> =
         microbatches.map(|ids| engine.evaluate(&test.microbatch(ids.iter().copied())).map(Some)).collect();
     let evaluation = schema().evaluation(test.len(), sums?);
-    Ok(format!("step {}  {}", meta.step, test_line(&evaluation)))
-}
-
-/// The test line, its first half as the original prints it.
-#[must_use]
-pub fn test_line(evaluation: &Evaluation) -> String {
-    let samples = evaluation.samples;
-    let correct: u64 = match evaluation.metrics.get("confusion") {
-        Some(MetricValue::Confusion(counts)) => counts.iter().zip(0..).map(|(row, digit)| row[digit]).sum(),
-        _ => 0,
-    };
-    let percent = |name: &str| 100.0 * evaluation.ratio(name);
-    format!(
-        "Test set: Average loss: {:.4}, Accuracy: {correct}/{samples} ({:.2}%), sum {:.2}%, difference {:.2}%, all three {:.2}%",
-        evaluation.total_loss(),
-        percent("digit_accuracy"),
-        percent("sum_accuracy"),
-        percent("difference_accuracy"),
-        percent(ALL_CORRECT),
-    )
+    Ok(format!("step {}  {}", meta.step, schema().summary(&evaluation)))
 }

@@ -11,7 +11,7 @@ use image::{GrayImage, ImageFormat};
 use maud::{Markup, html};
 use tally_worker::device::DeviceOptions;
 
-use crate::data::{DataOptions, MnistWithNumbers, SIDE};
+use crate::data::{MnistWithNumbers, SIDE};
 use crate::predict::Predictor;
 use crate::sample_grid::{self, Tile};
 
@@ -35,15 +35,13 @@ pub struct Gallery {
 
 impl Gallery {
     /// Makes the predictions of the best checkpoint in a run's directory of `checkpoints`, or of the newest whole one if
-    /// none is the best, for the first test samples, and keeps up to `count` of each kind. `data` and `seed` are the
-    /// run's; limits of `data` are ignored.
+    /// none is the best, for the first samples of `test`, and keeps up to `count` of each kind.
     ///
     /// # Errors
-    /// If there is no checkpoint, or the data or the device cannot be used.
+    /// If there is no checkpoint, or the device cannot be used.
     pub fn of(
         checkpoints: &Path,
-        data: &DataOptions,
-        seed: u64,
+        test: &MnistWithNumbers,
         count: usize,
         device: &DeviceOptions,
     ) -> anyhow::Result<Self> {
@@ -57,9 +55,7 @@ impl Gallery {
             }
         };
         let mut predictor = Predictor::load(&path, checkpoint, device)?;
-        let data = DataOptions { data_dir: data.data_dir.clone(), ..DataOptions::default() };
-        let test = MnistWithNumbers::test(data.load()?.test, seed);
-        let tiles = sample_grid::tiles(&test, "test", 0, SEARCHED, Some(&mut predictor))?;
+        let tiles = sample_grid::tiles(test, "test", 0, SEARCHED, Some(&mut predictor))?;
         let (searched, step) = (tiles.len(), predictor.meta().step);
         let first = tiles[..count.min(searched)].to_vec();
         let mut mistakes: Vec<Tile> = tiles.into_iter().filter(|tile| !tile.right()).collect();

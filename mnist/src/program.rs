@@ -19,7 +19,7 @@ use tally_run::config::{DataConfig, RunConfig};
 use tally_run::record::Record;
 
 use crate::arguments::{Arguments, MnistProgram, NAME};
-use crate::data::{DataOptions, MnistWithNumbers, PIXELS};
+use crate::data::{DataOptions, Mnist, MnistWithNumbers, PIXELS, RecordedData, recorded};
 use crate::gallery::Gallery;
 use crate::network::backend::manifest;
 use crate::network::metrics::schema;
@@ -105,15 +105,14 @@ impl Program for MnistProgram {
     }
 
     fn data(&self, options: &MnistOptions, seed: u64) -> anyhow::Result<Data> {
-        load(&options.data, seed)
+        let data = options.data.load()?;
+        let config = recorded::describe(&options.data, &data);
+        Ok(with_numbers(data, config, seed))
     }
 
     fn recorded_data(&self, config: &RunConfig, data_dir: Option<&Path>) -> anyhow::Result<Data> {
-        let mut options = DataOptions::from(&config.data);
-        if let Some(directory) = data_dir {
-            options.data_dir = Some(directory.into());
-        }
-        load(&options, config.seed)
+        let data = RecordedData(&config.data).load(data_dir)?;
+        Ok(with_numbers(data, config.data.clone(), config.seed))
     }
 
     fn job(&self, options: &MnistOptions, steps: u64) -> anyhow::Result<Job> {
@@ -148,7 +147,7 @@ impl Program for MnistProgram {
         unchanged("--test-limit", options.data.test_limit.map(Some).as_ref(), &data.test_limit, limit)?;
         if let Some(directory) = &options.data.data_dir {
             // The files may have moved; their SHA-256 is compared when they are read.
-            data.directory = Some(directory.display().to_string());
+            data.directory = Some(directory.as_path().into());
         }
         Ok(())
     }
@@ -182,7 +181,7 @@ impl Program for MnistProgram {
     }
 
     fn panels(&self, checkpoints: PathBuf, config: &RunConfig) -> anyhow::Result<Panels> {
-        let data = DataOptions::from(&config.data).load()?;
+        let data = RecordedData(&config.data).load(None)?;
         let test = MnistWithNumbers::test(data.test, config.seed);
         let routes = PredictionServer::start(checkpoints, test)?.routes();
         Ok(Panels { routes, ..PANELS.clone() })
@@ -193,9 +192,9 @@ impl Program for MnistProgram {
             return Ok(Vec::new());
         }
         let (config, count) = (&record.config, options.pictures as usize);
-        let data = DataOptions::from(&config.data);
-        let gallery =
-            Gallery::of(&record.path.join("checkpoints"), &data, config.seed, count, &options.device)?;
+        let test = RecordedData(&config.data).whole(None)?.test;
+        let test = MnistWithNumbers::test(test, config.seed);
+        let gallery = Gallery::of(&record.path.join("checkpoints"), &test, count, &options.device)?;
         Ok(vec![gallery.markup()])
     }
 }
@@ -207,19 +206,10 @@ pub const FIRST_CHUNK: f64 = 0.44;
 /// Bytes of a sample on the wire: its pixels, its number, its label and its id.
 pub const SAMPLE_BYTES: f64 = (PIXELS + 2 + 3) as f64;
 
-fn load(options: &DataOptions, seed: u64) -> anyhow::Result<Data> {
-    let data = options.load()?;
-    let config = DataConfig {
-        directory: options.data_dir.as_ref().map(|directory| directory.display().to_string()),
-        train_limit: options.train_limit,
-        test_limit: options.test_limit,
-        train_samples: data.train.len(),
-        test_samples: data.test.len(),
-        sha256: data.sha256(),
-    };
+fn with_numbers(data: Mnist, config: DataConfig, seed: u64) -> Data {
     let train = Arc::new(MnistWithNumbers::train(data.train, seed));
     let test = Arc::new(MnistWithNumbers::test(data.test, seed));
-    Ok(Data { train, test, config })
+    Data { train, test, config }
 }
 
 impl Dataset for MnistWithNumbers {
@@ -231,5 +221,68 @@ impl Dataset for MnistWithNumbers {
         let len = MnistWithNumbers::len(self);
         ensure!((id as usize) < len, "there is no sample {id}: the data has {len}, numbered from 0");
         Ok(MnistWithNumbers::item(self, id))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::path::Path;
+
+    use tally::options::{Training, remarks};
+    use tally_run::config::InitConfig;
+
+    use super::*;
+
+    fn configure(change: impl FnOnce(&mut Training<MnistOptions>)) -> RunConfig {
+        let data = DataOptions { train_limit: Some(64), test_limit: Some(1), ..DataOptions::default() };
+        let model = Some("synthetic:parameters=10".parse().unwrap());
+        let mut training = Training {
+            epochs: Some(2),
+            batch_size: Some(16),
+            program: MnistOptions { model, data, ..MnistOptions::default() },
+            ..Training::default()
+        };
+        change(&mut training);
+        training.configure(&MnistProgram, 1, 1).unwrap().0
+    }
+
+    #[test]
+    fn options_that_are_hardly_meant_are_remarked_upon() {
+        assert_eq!(remarks(&configure(|_| {})), [""; 0]);
+        let only = |config: &RunConfig, words: &[&str]| {
+            let remarks = remarks(config);
+            assert!(
+                matches!(&remarks[..], [one] if words.iter().all(|word| one.contains(word))),
+                "{remarks:?}"
+            );
+        };
+        only(&configure(|t| t.warmup_steps = Some(8)), &["--warmup-steps 8", "8 steps"]);
+        assert!(remarks(&configure(|t| t.warmup_steps = Some(7))).is_empty());
+        only(&configure(|t| t.microbatches = Some(32)), &["--microbatches 32", "16 samples"]);
+        let mut config = configure(|_| {});
+        (config.audit_rate, config.checkpoint_every) = (0.5, Some(8));
+        only(&config, &["--audit-rate 0.5", "--workers"]);
+        (config.workers, config.checkpoint_every) = (2, Some(9));
+        only(&config, &["--checkpoint-every 9", "8 steps"]);
+    }
+
+    #[test]
+    fn what_a_run_reads_is_recorded_with_absolute_paths() {
+        let here = std::env::current_dir().unwrap();
+        let mut config = configure(|_| {});
+        let data = DataOptions { data_dir: Some("data".into()), ..DataOptions::default() };
+        let program = MnistOptions { data, ..MnistOptions::default() };
+        let moved = Training { program, ..Training::default() };
+        moved.adjust(&MnistProgram, &mut config).unwrap();
+        assert_eq!(config.data.directory.as_ref().unwrap().as_ref(), here.join("data"));
+
+        let moved = Training { init: Some("w.safetensors".into()), ..Training::default() };
+        let error = moved.adjust(&MnistProgram, &mut config).unwrap_err().to_string();
+        assert!(error.contains("--init") && error.contains("from its seed"), "{error}");
+        let path = Path::new("/old/w.safetensors").into();
+        config.init = Some(InitConfig { path, sha256: "its own".into() });
+        moved.adjust(&MnistProgram, &mut config).unwrap();
+        assert_eq!(config.init.unwrap().path.as_ref(), here.join("w.safetensors"));
     }
 }

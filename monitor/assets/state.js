@@ -15,7 +15,7 @@ export function whole(sent) {
   state.series = columns(sent.series);
   state.tests = list(sent.tests);
   state.workers = list(sent.workers);
-  state.lanes = prune(list(sent.lanes), sent.now);
+  state.lanes = prune(list(sent.lanes), sent.lanes_now ?? sent.now);
   state.log = list(sent.log).slice(-LOG_LIMIT);
   state.waited_for = list(sent.waited_for);
   return state;
@@ -29,7 +29,7 @@ export function merge(state, update) {
   }
   if (update.series) state.series = columns(update.series);
   if (update.points) append(state.series, columns(update.points));
-  if (update.lanes) state.lanes = prune(state.lanes.concat(update.lanes), state.now);
+  if (update.lanes) state.lanes = prune(state.lanes.concat(update.lanes), state.lanes_now ?? state.now);
   if (update.log) {
     const last = state.log.at(-1)?.id ?? -Infinity;
     state.log = state.log.concat(update.log.filter((entry) => entry.id > last)).slice(-LOG_LIMIT);

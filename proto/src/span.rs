@@ -22,8 +22,14 @@ impl Clock {
     /// A clock that is right now.
     #[must_use]
     pub fn start() -> Self {
-        let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self { origin: Instant::now(), unix: unix.as_secs_f64() }
+        Self { origin: Instant::now(), unix: Self::wall() }
+    }
+
+    /// Seconds since 1970 by the machine's clock, for people. It runs while the machine sleeps and can be set, so it
+    /// does not measure durations.
+    #[must_use]
+    pub fn wall() -> f64 {
+        SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
     }
 
     /// Seconds since 1970.

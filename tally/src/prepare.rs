@@ -7,7 +7,7 @@ use tally_coordinator::server::master_state::MasterState;
 use tally_numerics::init;
 use tally_run::config::{InitConfig, RunConfig};
 use tally_run::directory::RunDirectory;
-use tally_run::journal::{History, Journal};
+use tally_run::journal::{History, Journal, JournalError};
 
 use crate::options::TrainOptions;
 use crate::program::{Data, Program};
@@ -58,7 +58,7 @@ pub fn new_run<P: Program>(program: &P, options: &TrainOptions<P::Options>) -> a
                 );
             }
             let sha256 = config.tensors.sha256(&weights.values);
-            config.init = Some(InitConfig { path: path.display().to_string(), sha256 });
+            config.init = Some(InitConfig { path: path.as_path().into(), sha256 });
             weights.values
         }
     };
@@ -80,22 +80,22 @@ pub fn resumed_run<P: Program>(
     path: &Path,
 ) -> anyhow::Result<Prepared> {
     let (directory, mut config) = RunDirectory::open(path)?;
+    let started_from = config.init.clone();
     options.training.adjust(program, &mut config)?;
     config.workers = options.workers as usize;
     config.checkpoint_every = options.checkpoint_every.or(config.checkpoint_every);
     config.keep_checkpoints = options.keep_checkpoints.map_or(config.keep_checkpoints, |k| k as usize);
     config.audit_rate = options.audit_rate.unwrap_or(config.audit_rate);
     check_build(program, &config, path)?;
+    if config.init != started_from {
+        // The new place is checked now, even if a checkpoint makes it unnecessary.
+        initial_parameters(&config)?;
+    }
     let data = program.recorded_data(&config, None)?;
-    ensure!(
-        data.config.sha256 == config.data.sha256,
-        "the data is not what {} was trained on; name the directory with the same files by --data-dir",
-        path.display()
-    );
     let (journal, history) = Journal::open(&directory.file("journal.jsonl"))?;
     let last = history.digests.last_key_value().map_or(0, |(step, _)| *step);
     tally_checkpoint::clean(&directory.checkpoints())?;
-    let found = tally_checkpoint::newest_whole(&directory.checkpoints(), Some(last))?;
+    let found = tally_checkpoint::newest_whole(&directory.checkpoints(), None)?;
     for skipped in &found.skipped {
         tracing::warn!("skipped a damaged checkpoint: {}", skipped.1);
     }
@@ -103,6 +103,11 @@ pub fn resumed_run<P: Program>(
     let (step, master) = match found.checkpoint {
         Some(checkpoint) => {
             let (meta, step) = (&checkpoint.meta, checkpoint.meta.step);
+            if meta.run == config.run && step > last {
+                let checkpoint = tally_checkpoint::directory(&directory.checkpoints(), step);
+                let path = directory.file("journal.jsonl");
+                return Err(JournalError::Short { path, last, checkpoint, step }.into());
+            }
             let files = std::fs::metadata(tally_checkpoint::directory(&directory.checkpoints(), step));
             written = files.and_then(|files| files.modified()).ok().map(|at| (step, at));
             ensure!(
@@ -160,10 +165,17 @@ pub fn check_build<P: Program>(program: &P, config: &RunConfig, path: &Path) -> 
 /// If the file of `--init` is not there, or does not hold what it did.
 pub fn initial_parameters(config: &RunConfig) -> anyhow::Result<Vec<f32>> {
     let Some(from) = &config.init else { return Ok(init::parameters(&config.tensors, config.seed)) };
-    let weights = tally_checkpoint::read_weights(from.path.as_ref(), &config.tensors)
-        .with_context(|| format!("the weights that the run started from must be at {}", from.path))?;
+    let weights = tally_checkpoint::read_weights(from.path.as_ref(), &config.tensors).with_context(|| {
+        format!(
+            "the weights that the run started from must be at {}; if they have moved, name their new path with --init",
+            from.path
+        )
+    })?;
     if config.tensors.sha256(&weights.values) != from.sha256 {
-        bail!("{} does not hold the weights that the run started from; put them back there", from.path);
+        bail!(
+            "{} does not hold the weights that the run started from; name the file that does with --init",
+            from.path
+        );
     }
     Ok(weights.values)
 }

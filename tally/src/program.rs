@@ -29,11 +29,10 @@ pub trait Program: WorkerProgram + 'static {
     /// If a file is missing or wrong, or an option cannot work, in one line.
     fn data(&self, options: &Self::Options, seed: u64) -> anyhow::Result<Data>;
 
-    /// Reads the samples of a run that is on disk; from `data_dir` if its files have moved. What is read has the
-    /// SHA-256 that it finds; the caller compares it with the run's.
+    /// Reads the samples of a run that is on disk; from `data_dir` if its files have moved.
     ///
     /// # Errors
-    /// As [`data`](Self::data).
+    /// As [`data`](Self::data), and if the samples do not have the SHA-256 that the run has recorded.
     fn recorded_data(&self, config: &RunConfig, data_dir: Option<&Path>) -> anyhow::Result<Data>;
 
     /// What a new run of `steps` steps trains.

@@ -1,5 +1,6 @@
 //! A training run, from the options to the closing summary.
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,6 +26,7 @@ use tally_numerics::order::Schedule;
 use tally_numerics::tree::Tree;
 use tally_proto::pool::Pool;
 use tally_run::config::RunConfig;
+use tally_run::stored_path::shell_quoted;
 use tally_run::summary::Summary;
 use tally_transport::local::LocalTransport;
 use tally_worker::program::WorkerProgram;
@@ -34,7 +36,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::local_workers;
-use crate::options::TrainOptions;
+use crate::options::{TrainOptions, remarks};
 use crate::prepare::{Prepared, new_run, resumed_run};
 use crate::program::Program;
 
@@ -92,7 +94,7 @@ async fn train<P: Program>(program: &Arc<P>, options: &TrainOptions<P::Options>)
         None => new_run(&**program, options)?,
     };
     let Prepared { config, directory, journal, history, data, step, master, checkpoint } = prepared;
-    let incarnation = directory.next_incarnation()?;
+    let incarnation = directory.next_incarnation(history.incarnation)?;
     let spec = run_spec(&config, data.test.len())?;
     let recorded = Recorded {
         digests: history.digests.clone(),
@@ -101,7 +103,7 @@ async fn train<P: Program>(program: &Arc<P>, options: &TrainOptions<P::Options>)
         grace: if options.local { Duration::ZERO } else { GRACE },
     };
     let tested = recorded.tested(step);
-    let run_path = directory.path().display().to_string();
+    let given = directory.given().to_path_buf();
     let last = history.digests.last_key_value().map_or(0, |(last, _)| *last);
     let (steps, per_epoch) = (spec.steps(), spec.schedule.steps_per_epoch() as u64);
     let panels = program.panels(directory.checkpoints(), &config)?;
@@ -115,11 +117,14 @@ async fn train<P: Program>(program: &Arc<P>, options: &TrainOptions<P::Options>)
         resumed,
         checkpoint,
     })?;
-    for line in greeting(options, &config, &run_path, address, web_address, resumed.then_some((step, last))) {
+    for line in greeting(options, &config, &given, address, web_address, resumed.then_some((step, last))) {
         monitor.note(&line);
     }
     for (warning, line) in access::banner(&credentials.current(), address, web_address) {
         if warning { monitor.warn(&line) } else { monitor.note(&line) }
+    }
+    for remark in remarks(&config) {
+        monitor.warn(&remark);
     }
     if step >= steps && u64::from(tested) * per_epoch >= steps {
         monitor
@@ -198,7 +203,7 @@ async fn train<P: Program>(program: &Arc<P>, options: &TrainOptions<P::Options>)
     let _ = tokio::time::timeout(WORKERS_CLOSE, server).await;
     let _ = tokio::time::timeout(PAGES_CLOSE, web).await;
     let (outcome, summary) = result?;
-    conclude(&outcome, &summary, &run_path, &monitor)?;
+    conclude(&outcome, &summary, &given, &monitor)?;
     if options.linger && outcome == RunOutcome::Done {
         monitor.note(&format!("serving http://{web_address} until a signal comes"));
         asked.notified().await;
@@ -236,7 +241,7 @@ async fn listen(address: std::net::SocketAddr, option: &str) -> anyhow::Result<T
 fn greeting<O: clap::Args>(
     options: &TrainOptions<O>,
     config: &RunConfig,
-    run_path: &str,
+    run_dir: &Path,
     address: std::net::SocketAddr,
     web: std::net::SocketAddr,
     resumed: Option<(u64, u64)>,
@@ -264,7 +269,7 @@ fn greeting<O: clap::Args>(
         lines.push(format!("resuming at step {step}{newer}"));
     }
     let scheme = if options.access.tls_cert.is_some() { "https" } else { "http" };
-    lines.push(format!("run directory {run_path}, dashboard and metrics on {scheme}://{web}"));
+    lines.push(format!("run directory {}, dashboard and metrics on {scheme}://{web}", run_dir.display()));
     if !options.local {
         lines.push(format!(
             "listening on {address}; waiting for {} worker(s): worker --connect HOST:{}",
@@ -335,12 +340,14 @@ async fn failed_local(
 fn conclude(
     outcome: &RunOutcome,
     summary: &Summary,
-    run_path: &str,
+    run_dir: &Path,
     monitor: &Monitor,
 ) -> anyhow::Result<()> {
+    // Without symbolic links, the directory that the file names.
+    let checkpoint = |name| tally_checkpoint::files::follow(&run_dir.join("checkpoints").join(name));
     if let RunOutcome::Diverged { step, tensor } = outcome {
         let kept = if summary.steps > 0 {
-            format!("the last good state, step {}, is in {run_path}/checkpoints/last", summary.steps)
+            format!("the last good state, step {}, is in {}", summary.steps, checkpoint("last").display())
         } else {
             "no step was committed".into()
         };
@@ -360,9 +367,10 @@ fn conclude(
     }
     output::result(&format!("parameters SHA-256 {}", summary.parameters_sha256));
     output::result(&if *outcome == RunOutcome::Stopped {
-        format!("stopped; go on with: coordinator --resume {run_path}")
+        format!("stopped; go on with: coordinator --resume {}", shell_quoted(run_dir))
     } else {
-        format!("the model is in {run_path}/checkpoints/last, the best one in {run_path}/checkpoints/best")
+        let [last, best] = ["last", "best"].map(checkpoint);
+        format!("the model is in {}, the best one in {}", last.display(), best.display())
     });
     Ok(())
 }

@@ -7,12 +7,12 @@ use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpStream};
 use std::path::Path;
 
-use tally_tests::cluster::{Coordinator, DEADLINE, Output, RunDir, Signal, Worker, run, train_local};
-use tally_tests::secrets::{LOOK, Secrets, TRAIN};
+use tally_tools::cluster::{Coordinator, DEADLINE, Output, RunDir, Signal, Worker, run, train_local};
+use tally_tools::secrets::{LOOK, Secrets, TRAIN};
 
 const OPTIONS: [&str; 8] = ["--model", "mlp", "--epochs", "2", "--train-limit", "640", "--test-limit", "20"];
 /// What the run comes to where nobody is kept out.
-fn undisturbed() -> String {
+fn baseline_sha256() -> String {
     train_local(1, &OPTIONS).sha256()
 }
 
@@ -81,7 +81,7 @@ fn trust_1_with_tokens_on_each_may_do_what_theirs_is_for() {
     let worker = Worker::start(port, ["--token-file", train]);
     coordinator.succeed();
     worker.succeed();
-    assert_eq!(directory.sha256(), undisturbed());
+    assert_eq!(directory.sha256(), baseline_sha256());
     let told = [
         coordinator.stderr(),
         coordinator.stdout(),
@@ -149,7 +149,7 @@ fn trust_1_with_mutual_tls_only_those_with_the_right_certificates_meet() {
     let worker = Worker::start(port, access);
     coordinator.succeed();
     worker.succeed();
-    assert_eq!(directory.sha256(), undisturbed());
+    assert_eq!(directory.sha256(), baseline_sha256());
 }
 
 #[test]

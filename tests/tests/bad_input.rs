@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
-use tally_tests::cluster::{
+use tally_mnist::{ModelSpec, manifest};
+use tally_tools::cluster::{
     Coordinator, Output, RunDir, Signal, Worker, events, run as run_binary, train_local,
 };
-use tally_worker::engine::{ModelSpec, backend};
 use tempfile::TempDir;
 
 /// A small run that would succeed, but for what is added to it.
@@ -112,7 +112,7 @@ fn a_missing_file_is_named() {
     let path = directory.path().to_str().unwrap();
     is_refused_before_it_starts(&["--data-dir", path], &[path, NAMES[2]]);
     let nowhere = directory.path().join("nowhere");
-    is_refused_before_it_starts(&["--data-dir", nowhere.to_str().unwrap()], &["nowhere", NAMES[1]]);
+    is_refused_before_it_starts(&["--data-dir", nowhere.to_str().unwrap()], &["nowhere", "does not exist"]);
 }
 
 // ---- Numbers ----
@@ -246,7 +246,7 @@ impl Damage {
 
 /// A safetensors file of the small network, one value everywhere, changed by `change`.
 fn weights(directory: &Path, change: impl Fn(&str, &mut Vec<usize>, &mut f32) -> bool) -> PathBuf {
-    let manifest = backend::manifest(&ModelSpec::Mlp);
+    let manifest = manifest(&ModelSpec::Mlp);
     let mut tensors = Vec::new();
     for tensor in manifest.tensors() {
         let (mut shape, mut value) = (tensor.shape.iter().map(|&d| d as usize).collect(), 0.01f32);

@@ -5,7 +5,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
 
-use tally_tests::chaos::{self, Options};
+use tally_tools::chaos::{self, Options};
 
 #[test]
 fn the_promises_hold_under_twenty_seconds_of_chaos() {

@@ -17,9 +17,9 @@ use tally_proto::v1::{
     worker_message,
 };
 use tally_proto::{BF16, PROTOCOL};
-use tally_tests::cluster::{RunDir, Worker, digests, events, run, train_local};
-use tally_tests::interpreter::{Interpret, Interpreter};
-use tally_tests::undisturbed::{coordinator, is_undisturbed};
+use tally_tests::baseline_run::{coordinator, equals_baseline};
+use tally_tests::rewriting_proxy::{Rewrite, RewritingProxy};
+use tally_tools::cluster::{RunDir, Worker, digests, events, run, train_local};
 
 // ---- Peers ----
 
@@ -35,7 +35,7 @@ impl First {
     }
 }
 
-impl Interpret for First {
+impl Rewrite for First {
     fn worker(&self, mut message: WorkerMessage) -> Option<WorkerMessage> {
         use worker_message::Body;
         match message.body.as_mut()? {
@@ -45,7 +45,7 @@ impl Interpret for First {
             }
             Body::ModelManifest(offer) => offer.kind.clear(),
             Body::Committed(committed) => committed.spans.clear(),
-            Body::Answers(answers) => answers.spans.clear(),
+            Body::Evaluated(evaluated) => evaluated.spans.clear(),
             Body::Clock(_) => return self.unknown(),
             _ => {}
         }
@@ -80,11 +80,11 @@ fn sum_1_the_first_workers_of_this_protocol_still_take_part_in_the_same_bits() {
     let directory = RunDir::new();
     let coordinator = coordinator(&directory, "2", 500, 5);
     let unknown = Arc::new(AtomicUsize::new(0));
-    let between = Interpreter::start(coordinator.grpc_port(), First(unknown.clone()));
+    let between = RewritingProxy::start(coordinator.grpc_port(), First(unknown.clone()));
     let workers = [Worker::start(between.port(), [""; 0]), Worker::start(coordinator.grpc_port(), [""; 0])];
     coordinator.succeed();
     workers.iter().for_each(|worker| worker.succeed());
-    is_undisturbed(&directory);
+    equals_baseline(&directory);
     let journal = directory.journal();
     assert!(events(&journal, "step").iter().any(|step| step["workers"] == 2), "both took part");
     assert_eq!(events(&journal, "lost").iter().filter(|line| line["polite"] == false).count(), 0);
@@ -97,7 +97,7 @@ struct Other {
     protocol: u32,
 }
 
-impl Interpret for Other {
+impl Rewrite for Other {
     fn worker(&self, mut message: WorkerMessage) -> Option<WorkerMessage> {
         if let Some(worker_message::Body::Hello(hello)) = &mut message.body {
             (hello.build, hello.protocol) = (self.build.into(), self.protocol);
@@ -117,25 +117,25 @@ fn workers_of_newer_builds_take_part_and_of_other_protocols_are_refused_on_both_
         ("9.9.9", PROTOCOL + 1, "upgrade the coordinator"),
         ("9.9.10", u32::MAX, "upgrade the coordinator"),
     ] {
-        let between = Interpreter::start(port, Other { build, protocol });
+        let between = RewritingProxy::start(port, Other { build, protocol });
         let said = [build, &format!("protocol {protocol}"), &format!("protocol {PROTOCOL}"), remedy];
         Worker::start(between.port(), [""; 0]).output().is_refused(&said);
         let told = coordinator.wait_for_line(build);
         assert!(said.iter().all(|words| told.contains(words)), "{told}");
     }
     // The run is none the worse for it.
-    let between = Interpreter::start(port, Other { build: "0.9.9", protocol: PROTOCOL });
+    let between = RewritingProxy::start(port, Other { build: "0.9.9", protocol: PROTOCOL });
     let worker = Worker::start(between.port(), [""; 0]);
     coordinator.succeed();
     worker.succeed();
-    is_undisturbed(&directory);
+    equals_baseline(&directory);
     assert_eq!(directory.summary()["workers_joined"], 1);
 }
 
 /// A coordinator that calls itself something else.
 struct Replaced(u32);
 
-impl Interpret for Replaced {
+impl Rewrite for Replaced {
     fn coordinator(&self, mut message: CoordinatorMessage) -> Option<CoordinatorMessage> {
         if let Some(coordinator_message::Body::Welcome(welcome)) = &mut message.body {
             (welcome.build, welcome.protocol) = ("9.9.9".into(), self.0);
@@ -152,7 +152,7 @@ fn a_coordinator_of_another_protocol_is_not_worked_for() {
     for (protocol, remedy) in
         [(PROTOCOL + 1, "upgrade the worker"), (PROTOCOL - 1, "upgrade the coordinator")]
     {
-        let between = Interpreter::start(coordinator.grpc_port(), Replaced(protocol));
+        let between = RewritingProxy::start(coordinator.grpc_port(), Replaced(protocol));
         let words = [&between.port().to_string(), "9.9.9", &format!("protocol {protocol}"), remedy];
         Worker::start(between.port(), [""; 0]).output().is_refused(&words);
     }

@@ -15,7 +15,7 @@ use tally_cli::layers::{Resolved, resolve};
 use tally_cli::option::{Kind, Opt, commands, options};
 use tally_cli::print::print;
 use tally_cli::{ConfigError, Environment};
-use tally_tests::cluster::{Coordinator, Output, Process, RunDir, binaries, run, run_with};
+use tally_tools::cluster::{Coordinator, Output, Process, RunDir, binaries, run, run_with};
 use tempfile::TempDir;
 
 const SECRET: &str = "a-secret-of-those-who-train";

@@ -6,8 +6,8 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use serde_json::Value;
-use tally_tests::cluster::{Coordinator, RunDir, Worker, events};
 use tally_tests::cuda_on_cpu::CudaOnCpu;
+use tally_tools::cluster::{Coordinator, RunDir, Worker, events, tool};
 
 fn cuda() -> CudaOnCpu {
     CudaOnCpu::new(Path::new(env!("CARGO_TARGET_TMPDIR"))).unwrap()
@@ -15,7 +15,7 @@ fn cuda() -> CudaOnCpu {
 
 /// `gpu-check` with these variables in its environment, and what it found.
 fn gpu_check(line: &str, variables: &[(&str, &str)]) -> (Output, Value) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_gpu-check"));
+    let mut command = Command::new(tool("gpu-check"));
     command.args(line.split(' ')).envs(cuda().environment()).envs(variables.iter().copied());
     let output = command.output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();

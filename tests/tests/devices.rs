@@ -4,7 +4,7 @@
 
 use rustix::process::{Pid, kill_process};
 use serde_json::Value;
-use tally_tests::cluster::{Coordinator, DEADLINE, RunDir, Signal, Worker, events, run};
+use tally_tools::cluster::{Coordinator, DEADLINE, RunDir, Signal, Worker, events, run};
 
 /// 200 steps of some tens of milliseconds.
 const OPTIONS: [&str; 6] = [

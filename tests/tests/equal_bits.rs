@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use tally_tests::cluster::{RunDir, digests, events, train_apart, train_local};
+use tally_tools::cluster::{RunDir, digests, events, train_apart, train_local};
 
 type Train = fn(usize, &[&str]) -> RunDir;
 
@@ -73,14 +73,14 @@ fn sum_1_gradients_as_bfloat16_have_the_same_bits_for_any_workers() {
     clusters_agree(&ALL, 20, &rounded);
     let run = train_apart(3, &rounded);
     assert_ne!(run.sha256(), train_local(1, &options).sha256(), "it makes a difference");
-    let verified = tally_tests::cluster::run("coordinator", ["verify", run.arg()]);
+    let verified = tally_tools::cluster::run("coordinator", ["verify", run.arg()]);
     assert!(verified.status.success(), "{}", verified.stderr);
 }
 
 /// A batch smaller than the number of leaves: every step has empty leaves, and a worker's
 /// whole subtree may be empty.
 #[test]
-fn sum_1_a_batch_smaller_than_the_shards_has_the_same_bits_for_any_workers() {
+fn sum_1_a_batch_smaller_than_the_microbatches_has_the_same_bits_for_any_workers() {
     let options = ["--model", "mlp", "--batch-size", "5", "--microbatches", "32", "--epochs", "2"];
     clusters_agree(&ALL, 20, &[&options[..], &["--train-limit", "50", "--test-limit", "10"]].concat());
 }

@@ -6,8 +6,8 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use tally_tests::cluster::{Coordinator, RunDir, Signal, Worker, events};
-use tally_tests::undisturbed::{coordinator, is_undisturbed, options, stop};
+use tally_tests::baseline_run::{coordinator, equals_baseline, options, stop};
+use tally_tools::cluster::{Coordinator, RunDir, Signal, Worker, events};
 
 #[test]
 fn live_1_data_1_a_killed_worker_changes_no_bit_and_loses_no_sample() {
@@ -18,13 +18,13 @@ fn live_1_data_1_a_killed_worker_changes_no_bit_and_loses_no_sample() {
     workers[1].kill9();
     coordinator.succeed();
 
-    is_undisturbed(&run);
+    equals_baseline(&run);
     let (summary, journal) = (run.summary(), run.journal());
     assert_eq!((&summary["outcome"], &summary["steps"]), (&"done".into(), &80.into()));
     assert_eq!((&summary["workers_joined"], &summary["workers_lost"]), (&3.into(), &1.into()));
     let lost = events(&journal, "lost");
     assert_eq!((&lost[0]["worker"], &lost[0]["polite"]), (&"worker-2".into(), &false.into()));
-    // No step was skipped or started again: others computed its micro-shards.
+    // No step was skipped or started again: others computed its microbatches.
     assert!(events(&journal, "abort").is_empty(), "{journal:?}");
     // REP-1: those that were left stayed replicas to the end.
     workers[0].succeed();
@@ -46,7 +46,7 @@ fn live_1_the_step_in_flight_survives_its_worker() {
     let step = events(&journal, "takeover")[0]["step"].as_u64().unwrap();
     run.wait_for_step(step);
     stop(&coordinator);
-    is_undisturbed(&run);
+    equals_baseline(&run);
     let journal = run.journal();
     assert!(events(&journal, "abort").is_empty(), "{journal:?}");
     let taken = events(&journal, "step")[step as usize - 1];
@@ -71,7 +71,7 @@ fn rep_1_a_worker_that_joins_late_takes_part() {
     run.wait_for("step of two workers", |line| line["event"] == "step" && line["workers"] == 2);
     run.wait_for_step(joined + 4);
     stop(&coordinator);
-    is_undisturbed(&run);
+    equals_baseline(&run);
     assert_eq!((&run.summary()["workers_joined"], &run.summary()["workers_lost"]), (&2.into(), &0.into()));
     for worker in [first, late] {
         worker.succeed();
@@ -93,7 +93,7 @@ fn live_1_a_worker_may_leave_politely() {
     assert_eq!((&left["worker"], &left["polite"]), (&"worker-1".into(), &true.into()));
     run.wait_for_step(left["step"].as_u64().unwrap() + 5);
     stop(&coordinator);
-    is_undisturbed(&run);
+    equals_baseline(&run);
     assert_eq!(run.summary()["workers_lost"], 0, "a polite leave is no loss");
 }
 
@@ -109,13 +109,13 @@ fn live_1_the_only_worker_may_be_replaced() {
     let second = Worker::start(port, ["--name", "second"]);
     coordinator.succeed();
     second.succeed();
-    is_undisturbed(&run);
+    equals_baseline(&run);
     let summary = run.summary();
     assert_eq!((&summary["outcome"], &summary["steps"]), (&"done".into(), &20.into()));
     assert_eq!((&summary["workers_joined"], &summary["workers_lost"]), (&2.into(), &1.into()));
 }
 
-/// More workers than micro-shards: the last ones are told that they are spares, compute
+/// More workers than microbatches: the last ones are told that they are spares, compute
 /// nothing, follow every step, and take over when they are needed.
 #[test]
 fn live_1_a_spare_takes_over() {

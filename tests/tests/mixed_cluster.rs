@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use tally_tests::cluster::{Coordinator, RunDir, Worker, events};
+use tally_tools::cluster::{Coordinator, RunDir, Worker, events};
 
 const CPU: [&str; 4] = ["--name", "cpu", "--backend", "cpu"];
 /// Computes as a GPU does, with a CPU's arithmetic.

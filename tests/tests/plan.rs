@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use serde_json::Value;
-use tally_tests::cluster::{RunDir, run, train_local};
+use tally_tools::cluster::{RunDir, run, train_local};
 
 fn plan(options: &[&str]) -> Value {
     let output = run("coordinator", [&["plan", "--json"], options].concat());

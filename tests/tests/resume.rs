@@ -9,7 +9,7 @@ use std::fs;
 use std::io::Write as _;
 use std::path::Path;
 
-use tally_tests::cluster::{
+use tally_tools::cluster::{
     Coordinator, Output, Relay, RunDir, Signal, Worker, digests, events, run as run_binary, train_local,
 };
 
@@ -24,7 +24,7 @@ fn options(model: &str) -> Vec<&str> {
     [&["--model", model], &OPTIONS[..]].concat()
 }
 
-fn undisturbed(model: &str) -> RunDir {
+fn baseline(model: &str) -> RunDir {
     train_local(1, &options(model))
 }
 
@@ -44,9 +44,9 @@ fn resume(run: &RunDir) -> Coordinator {
     Coordinator::start(["--local", "--workers", "3", "--resume", run.arg()])
 }
 
-/// The whole run is there, with the bits of the undisturbed one.
-fn is_undisturbed(run: &RunDir, model: &str) {
-    let whole = undisturbed(model);
+/// The whole run is there, with the bits of the baseline.
+fn equals_baseline(run: &RunDir, model: &str) {
+    let whole = baseline(model);
     assert_eq!(run.summary()["steps"], STEPS);
     assert_eq!(digests(&run.journal()), digests(&whole.journal()));
     assert_eq!(run.sha256(), whole.sha256());
@@ -80,7 +80,7 @@ fn resume_1_an_interrupted_run_ends_in_the_same_bits() {
     let resumed = resume(&run);
     resumed.succeed();
     assert!(resumed.stderr().contains(&format!("resuming at step {step}")), "{}", resumed.stderr());
-    is_undisturbed(&run, SLOW);
+    equals_baseline(&run, SLOW);
 }
 
 /// A stop and a resume in the middle of the real arithmetic: Burn's own state is nowhere
@@ -96,7 +96,7 @@ fn resume_1_a_small_network_ends_in_the_same_bits() {
     coordinator.succeed();
     worker.succeed();
     resume(&run).succeed();
-    is_undisturbed(&run, "mlp");
+    equals_baseline(&run, "mlp");
 }
 
 /// Killed again and again, each time with a line half written; the workers find every new
@@ -125,7 +125,7 @@ fn resume_1_a_killed_coordinator_ends_in_the_same_bits() {
         worker.succeed();
         assert!(worker.stderr().contains("trying again"), "{}", worker.stderr());
     }
-    is_undisturbed(&run, SLOW);
+    equals_baseline(&run, SLOW);
 }
 
 #[test]
@@ -140,7 +140,7 @@ fn ckpt_1_a_damaged_newest_checkpoint_is_skipped() {
     let warned = |line: &str| line.contains("skipped a damaged checkpoint") && line.contains(&*name);
     assert!(resumed.stderr().lines().any(warned), "{}", resumed.stderr());
     assert!(resumed.stderr().contains("again"), "{}", resumed.stderr());
-    is_undisturbed(&run, SLOW);
+    equals_baseline(&run, SLOW);
 }
 
 #[test]
@@ -152,7 +152,7 @@ fn ckpt_1_a_run_without_a_whole_checkpoint_starts_again_from_its_seed() {
     let resumed = resume(&run);
     resumed.succeed();
     assert!(resumed.stderr().contains("resuming at step 0, computing steps 1 to"), "{}", resumed.stderr());
-    is_undisturbed(&run, SLOW);
+    equals_baseline(&run, SLOW);
 }
 
 fn flip_a_bit(file: &Path) {
@@ -184,7 +184,7 @@ fn resume_1_options_that_decide_the_bits_cannot_change() {
     }
     assert_eq!(run.journal(), before);
     resume(&run).succeed();
-    is_undisturbed(&run, SLOW);
+    equals_baseline(&run, SLOW);
 }
 
 #[test]

@@ -3,8 +3,8 @@
 
 #![allow(clippy::unwrap_used)]
 
-use tally_tests::cluster::{RunDir, Signal, Worker, events};
-use tally_tests::undisturbed::{coordinator, is_undisturbed};
+use tally_tests::baseline_run::{coordinator, equals_baseline};
+use tally_tools::cluster::{RunDir, Signal, Worker, events};
 
 /// Three who share, one who does not: the same bits as without any of it.
 #[test]
@@ -13,7 +13,7 @@ fn sum_1_rep_1_chunks_in_shared_memory_have_the_bits_of_those_sent() {
     let coordinator = coordinator(&run, "4", 500, 10);
     let workers = Worker::start_many(coordinator.grpc_port(), 4);
     coordinator.succeed();
-    is_undisturbed(&run);
+    equals_baseline(&run);
     for (number, worker) in (1..).zip(&workers) {
         worker.succeed();
         let shares = worker.stderr().contains("gradients through shared memory");
@@ -39,7 +39,7 @@ fn rep_1_a_frozen_reader_finds_what_it_was_pointed_to() {
         workers[1].signal(Signal::CONT);
     }
     coordinator.succeed();
-    is_undisturbed(&run);
+    equals_baseline(&run);
     let told = coordinator.stderr();
     assert!(!told.contains("drifted") && !told.contains("digest"), "{told}");
     workers.iter().for_each(|worker| worker.succeed());

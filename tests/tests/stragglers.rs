@@ -2,8 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use tally_tests::cluster::{RunDir, Signal, Worker, events};
-use tally_tests::undisturbed::{coordinator, coordinator_with, is_undisturbed, stop};
+use tally_tests::baseline_run::{coordinator, coordinator_with, equals_baseline, stop};
+use tally_tools::cluster::{RunDir, Signal, Worker, events};
 
 fn steps(run: &RunDir) -> u64 {
     events(&run.journal(), "step").len() as u64
@@ -28,7 +28,7 @@ fn live_1_a_frozen_worker_holds_up_no_step_and_comes_back_after_forty() {
         line["event"] == "step" && line["workers"] == 3 && line["step"].as_u64().unwrap() > awake_at
     });
     stop(&coordinator);
-    is_undisturbed(&run);
+    equals_baseline(&run);
     assert!(!coordinator.stderr().contains("drifted"), "{}", coordinator.stderr());
     workers.iter().for_each(|worker| worker.succeed());
 }
@@ -41,7 +41,7 @@ fn live_1_work_goes_out_in_proportion_to_speed() {
     let slow = Worker::start_quirky(coordinator.grpc_port(), "slower=3", ["--name", "slow"]);
     run.wait_for_step(30);
     let address = format!("127.0.0.1:{}", coordinator.grpc_port());
-    let status = tally_tests::cluster::run("coordinator", ["status", "--connect", &address, "--json"]);
+    let status = tally_tools::cluster::run("coordinator", ["status", "--connect", &address, "--json"]);
     let status: serde_json::Value = serde_json::from_str(&status.stdout).unwrap();
     let samples = |name: &str| {
         let workers = status["workers"].as_array().unwrap();
@@ -53,7 +53,7 @@ fn live_1_work_goes_out_in_proportion_to_speed() {
     stop(&coordinator);
     fast.succeed();
     slow.succeed();
-    is_undisturbed(&run);
+    equals_baseline(&run);
 }
 
 #[test]
@@ -78,7 +78,7 @@ fn sum_1_audits_of_honest_workers_change_nothing() {
     let workers = Worker::start_many(coordinator.grpc_port(), 3);
     coordinator.succeed();
     workers.iter().for_each(|worker| worker.succeed());
-    is_undisturbed(&run);
+    equals_baseline(&run);
     let summary = run.summary();
     let (audits, differed) =
         (summary["audits"].as_u64().unwrap(), summary["audits_differed"].as_u64().unwrap());

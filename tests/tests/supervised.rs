@@ -6,7 +6,7 @@
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 
-use tally_tests::cluster::{Coordinator, DEADLINE, RunDir, Signal, Worker, train_local};
+use tally_tools::cluster::{Coordinator, DEADLINE, RunDir, Signal, Worker, train_local};
 
 /// 32 steps of some tens of milliseconds.
 const OPTIONS: [&str; 8] = [

@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use serde_json::Value;
-use tally_tests::cluster::{DEADLINE, RunDir, Worker, events};
-use tally_tests::undisturbed::{coordinator_with, is_undisturbed};
+use tally_tests::baseline_run::{coordinator_with, equals_baseline};
+use tally_tools::cluster::{DEADLINE, RunDir, Worker, events};
 
 /// A span of a trace, in microseconds.
 #[derive(Clone, Debug)]
@@ -67,7 +67,7 @@ fn a_trace_shows_each_worker_on_one_clock_and_who_took_over() {
     run.wait_for_step(3);
     workers[0].kill9();
     coordinator.succeed();
-    is_undisturbed(&run);
+    equals_baseline(&run);
 
     let trace: Vec<Value> = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
     let (spans, processes, journal) = (spans(&trace), processes(&trace), run.journal());
@@ -120,7 +120,7 @@ fn a_trace_shows_each_worker_on_one_clock_and_who_took_over() {
         assert!(error > 0.0, "{span:?}");
     }
 
-    // The killed worker's micro-shards were taken over, by the other one.
+    // The killed worker's microbatches were taken over, by the other one.
     let takeover =
         events(&journal, "takeover").into_iter().find(|t| !late.contains(&t["step"].as_u64().unwrap()));
     let takeover = takeover.unwrap_or_else(|| panic!("nothing was taken over: {journal:?}"));

@@ -8,12 +8,12 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tally_coordinator::access::serve::room;
-use tally_tests::cluster::{RunDir, Worker, events};
-use tally_tests::flood::insider::Insider;
-use tally_tests::flood::record::Recorder;
-use tally_tests::flood::{Flood, Target, Visit};
-use tally_tests::secrets::Secrets;
-use tally_tests::undisturbed::{coordinator_with, is_undisturbed, stop};
+use tally_tests::baseline_run::{coordinator_with, equals_baseline, stop};
+use tally_tests::load::member::Impostor;
+use tally_tests::load::recorder::Recorder;
+use tally_tools::cluster::{RunDir, Worker, events};
+use tally_tools::load::{Flood, Target, Visit};
+use tally_tools::secrets::Secrets;
 use tally_transport::client::ClientAccess;
 
 /// Connections at one time, and those that are opened before it is enough.
@@ -47,9 +47,9 @@ fn besieged(secrets: &Secrets, options: &[&str], access: &ClientAccess) {
     let joined = |line: &serde_json::Value| line["event"] == "join" && line["worker"] == "late";
     let journal = run.wait_for("worker that came in the middle", joined);
     let stolen = ClientAccess { token_file: Some(secrets.path("train")), ..access.clone() };
-    let insider = Insider::new(Target { port, access: stolen });
+    let impostor = Impostor::new(Target { port, access: stolen });
     for _ in 0..3 {
-        assert!(insider.pretend() >= 2, "the workers are there");
+        assert!(impostor.pretend() >= 2, "the workers are there");
         recorder.say_again(10);
     }
     flood.wait_until(|counts| {
@@ -62,7 +62,7 @@ fn besieged(secrets: &Secrets, options: &[&str], access: &ClientAccess) {
     let counts = flood.counts();
     assert_eq!(counts.let_in.load(Ordering::Relaxed), 0);
     assert!(counts.ended.load(Ordering::Relaxed) > 0, "{counts:?}");
-    is_undisturbed(&run);
+    equals_baseline(&run);
     let (journal, summary) = (run.journal(), run.summary());
     let lost: Vec<_> = events(&journal, "lost").into_iter().filter(|line| line["polite"] == false).collect();
     assert!(lost.is_empty(), "{lost:?}");

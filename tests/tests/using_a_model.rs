@@ -9,7 +9,7 @@ use image::{GrayImage, imageops};
 use serde_json::Value;
 use tally_mnist::Mnist;
 use tally_mnist::data::SIDE;
-use tally_tests::cluster::{Coordinator, RunDir, events, run};
+use tally_tools::cluster::{Coordinator, RunDir, events, run};
 
 /// A run of the small network that has learnt a little.
 fn trained(extra: &[&str]) -> RunDir {

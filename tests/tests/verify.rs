@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use serde_json::Value;
-use tally_tests::cluster::{Coordinator, Output, RunDir, Signal, run as run_binary, train_local};
+use tally_tools::cluster::{Coordinator, Output, RunDir, Signal, run as run_binary, train_local};
 
 /// Four epochs of eight steps, the last one of each short.
 const OPTIONS: [&str; 10] = [

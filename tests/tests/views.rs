@@ -10,7 +10,7 @@ use std::net::{Ipv4Addr, TcpStream};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 use tally_mnist::{Mnist, MnistWithNumbers};
-use tally_tests::cluster::{Coordinator, DEADLINE, RunDir, Signal, Worker, events, run as run_binary};
+use tally_tools::cluster::{Coordinator, DEADLINE, RunDir, Signal, Worker, events, run as run_binary};
 
 /// DATA-1, DATA-2: an epoch has every sample once, each with the number that is drawn for it.
 #[test]
@@ -81,7 +81,8 @@ fn status_tells_what_a_cluster_is_doing() {
         "/1000",
         "samples/s",
         "loss ",
-        "last test: digit",
+        "last test: loss ",
+        "digit_accuracy ",
         "worker-1",
         "worker-2",
         "synthetic (1ms a sample)",
@@ -201,10 +202,10 @@ fn metrics_tell_of_steps_workers_seconds_and_bytes() {
     stop(&coordinator);
 }
 
-/// The line that a test pass prints.
+/// What lines say of test passes, from the loss to the last metric.
 fn test_lines(text: &str) -> Vec<&str> {
-    let line = |l| str::find(l, "Test set:").map(|at| l[at..].split("  (").next().unwrap_or_default());
-    text.lines().filter_map(line).collect()
+    let tests = text.lines().filter(|line| line.contains("all three "));
+    tests.filter_map(|line| line.split("  ").find(|part| part.starts_with("loss "))).collect()
 }
 
 /// A checkpoint gives the answers that the run printed, computed anew by another binary.
@@ -218,11 +219,14 @@ fn ckpt_1_evaluate_prints_the_test_line_of_the_run() {
     let stderr = coordinator.stderr();
     let printed = test_lines(&stderr);
     assert_eq!(printed.len(), 3, "{stderr}");
-    assert!(printed[0].contains("Average loss: ") && printed[0].contains("/250 ("), "{}", printed[0]);
+    for label in ["loss ", "digit ", "sum ", "difference ", "all three "] {
+        assert!(printed[0].contains(label), "no {label:?} in {}", printed[0]);
+    }
 
     let journal = run.journal();
     let tests = events(&journal, "test");
-    let all = |test: &Value| test["all_correct"].as_f64().unwrap();
+    let all = |test: &Value| test["metrics"]["all_correct"].as_f64().unwrap();
+    assert!(tests.iter().all(|test| test["samples"] == 250), "{tests:?}");
     let best = tests.iter().map(|t| all(t)).fold(0.0, f64::max);
     let best = tests.iter().position(|t| all(t) == best).unwrap();
     for (link, epoch) in [("best", best), ("last", 2)] {

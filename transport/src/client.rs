@@ -4,12 +4,13 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
-use tonic::transport::{Certificate, ClientTlsConfig, Identity};
 use tonic::{Request, Status};
 
-use crate::pem;
+use crate::tls;
 use crate::token::Token;
 
 /// The environment variable that may hold the token.
@@ -40,28 +41,20 @@ pub struct ClientAccess {
 }
 
 impl ClientAccess {
-    /// The TLS configuration for `host`, if TLS is used.
+    /// The TLS configuration for `host` and the name that its certificate must have, if TLS is used.
     ///
     /// # Errors
     /// If a file cannot be read, or holds no certificate or key.
-    pub fn tls(&self, host: &str) -> anyhow::Result<Option<ClientTlsConfig>> {
-        let Some(path) = &self.tls_ca else { return Ok(None) };
-        let ca = pem::read(path)?;
-        pem::certificates(&ca, path)?;
+    pub fn tls(&self, host: &str) -> anyhow::Result<Option<(ClientConfig, ServerName<'static>)>> {
+        let Some(ca) = &self.tls_ca else { return Ok(None) };
         // An IPv6 address has brackets in an address and none in a certificate.
         let host = host.trim_start_matches('[').trim_end_matches(']');
         let name = self.tls_server_name.as_deref().unwrap_or(host);
-        if rustls_pki_types::ServerName::try_from(name).is_err() {
+        let Ok(name) = ServerName::try_from(name.to_owned()) else {
             bail!("{name} is not a name that a certificate can have; give one with --tls-server-name");
-        }
-        let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(ca)).domain_name(name);
-        if let (Some(cert_path), Some(key_path)) = (&self.tls_cert, &self.tls_key) {
-            let (cert, key) = (pem::read(cert_path)?, pem::read(key_path)?);
-            pem::certificates(&cert, cert_path)?;
-            pem::key(&key, key_path)?;
-            tls = tls.identity(Identity::from_pem(cert, key));
-        }
-        Ok(Some(tls))
+        };
+        let identity = self.tls_cert.as_deref().zip(self.tls_key.as_deref());
+        Ok(Some((tls::client(ca, identity)?, name)))
     }
 
     /// The credentials of every call. They are read for every connection, so that a changed token is used.

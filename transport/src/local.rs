@@ -17,7 +17,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 use tonic::service::interceptor::InterceptedService;
 
-use crate::client::{Bearer, ClientAccess};
+use crate::client::Bearer;
 use crate::connect::{self, Client, ConnectError, Connection};
 
 /// The messages that come down a gradient stream.
@@ -42,14 +42,13 @@ pub trait LocalTransport: Send + Sync + Debug {
 /// # Errors
 /// [`ConnectError::Unreachable`] if the coordinator is gone.
 pub async fn connect(transport: Arc<dyn LocalTransport>) -> Result<Connection, ConnectError> {
-    let access = ClientAccess::default();
-    let endpoint = connect::endpoint("local:1", &access)?;
+    let endpoint = connect::endpoint("local:1", false)?;
     let dial = move |_| {
         let transport = transport.clone();
         async move { transport.dial().map(TokioIo::new) }
     };
     let channel = endpoint.connect_with_connector(tower::service_fn(dial)).await;
-    let channel = channel.map_err(|error| connect::unreachable(&error, &access))?;
+    let channel = channel.map_err(|error| connect::unreachable(&error))?;
     Ok(InterceptedService::new(channel, Bearer::default()))
 }
 

@@ -10,6 +10,8 @@ use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 use thiserror::Error;
 
+use crate::option_file;
+
 /// The fewest characters of a token.
 pub const SHORTEST: usize = 16;
 /// The most, so that it fits the headers of any HTTP server and proxy.
@@ -39,6 +41,11 @@ pub enum TokenError {
     /// The text is longer than any secret.
     #[error("the token in {0} has more than {LONGEST} characters; is that the right file?")]
     Long(String),
+    /// The text has quotes, a variable's name or "Bearer" around the token.
+    #[error(
+        "the token in {0} has {1} around or before it, which not every reader takes off; leave the bare token there, on every machine"
+    )]
+    Wrapped(String, &'static str),
     /// The text cannot be sent in a header.
     #[error(
         "the token in {0} has characters other than visible ASCII ones; make one with: openssl rand -hex 32"
@@ -61,6 +68,19 @@ impl Token {
     /// [`TokenError`] if it is too short, too long, or cannot be sent.
     pub fn new(text: &str, place: &str) -> Result<Self, TokenError> {
         let secret = text.trim();
+        // Docker keeps the quotes in an environment file; systemd and shells remove them.
+        if [['"'; 2], ['\''; 2]]
+            .iter()
+            .any(|[a, b]| secret.len() > 1 && secret.starts_with(*a) && secret.ends_with(*b))
+        {
+            return Err(TokenError::Wrapped(place.into(), "quotes"));
+        }
+        if secret.starts_with("TALLY_") && secret.contains('=') {
+            return Err(TokenError::Wrapped(place.into(), "the name of a variable"));
+        }
+        if secret.get(..7).is_some_and(|start| start.eq_ignore_ascii_case("bearer ")) {
+            return Err(TokenError::Wrapped(place.into(), "the word Bearer"));
+        }
         if secret.len() < SHORTEST {
             return Err(TokenError::Short { place: place.into(), length: secret.len() });
         }
@@ -78,7 +98,8 @@ impl Token {
     /// # Errors
     /// [`TokenError`] if it cannot be read or holds none.
     pub fn read(path: &Path) -> Result<Self, TokenError> {
-        let text = std::fs::read(path).map_err(|source| TokenError::Read { path: path.into(), source })?;
+        let text =
+            option_file::read(path).map_err(|source| TokenError::Read { path: path.into(), source })?;
         let place = path.display().to_string();
         let text = std::str::from_utf8(&text).map_err(|_| TokenError::Characters(place.clone()))?;
         Self::new(text, &place)
@@ -150,6 +171,26 @@ mod tests {
         assert!(!format!("{token:?} {:#?}", Some(&token)).contains("0123"));
         let short = Token::new("hunter2", "here").unwrap_err().to_string();
         assert!(short.contains("7 characters") && !short.contains("hunter2"), "{short}");
+    }
+
+    /// One side would send the quotes, and the other would not expect them.
+    #[test]
+    fn a_token_with_quotes_a_name_or_bearer_is_refused_and_not_shown() {
+        for (text, words) in [
+            ("\"0123456789abcdef\"\n", "quotes"),
+            ("'0123456789abcdef'", "quotes"),
+            ("\"\"", "quotes"),
+            ("TALLY_TOKEN=0123456789abcdef\n", "the name of a variable"),
+            ("Bearer 0123456789abcdef", "the word Bearer"),
+        ] {
+            let error = Token::new(text, "the-file").unwrap_err().to_string();
+            assert!(
+                error.contains("the-file") && error.contains(words) && !error.contains("0123"),
+                "{error}"
+            );
+        }
+        // A quote inside is a character like any other.
+        assert!(Token::new("0123456789'abc\"ef\"", "the-file").is_ok());
     }
 
     #[test]

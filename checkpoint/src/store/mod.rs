@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tally_numerics::digest;
 
 use crate::error::CheckpointError;
+use crate::files;
 use crate::meta::{BadSeal, Files, MAX_MANIFEST, Meta, VERSION, seal, unseal};
 use crate::tensors::{self, Fault};
 use crate::{MANIFEST, MODEL, OPTIMIZER};
@@ -119,10 +120,7 @@ fn make_root(root: &Path) -> Result<(), CheckpointError> {
         return Ok(());
     }
     fs::create_dir_all(root).map_err(CheckpointError::io("make the directory", root))?;
-    match root.parent() {
-        Some(parent) if parent != Path::new("") => sync_directory(parent),
-        _ => sync_directory(Path::new(".")),
-    }
+    sync_directory(files::parent(root))
 }
 
 /// Writes the files of a checkpoint into a directory and has them, and it, on the disk.
@@ -144,7 +142,7 @@ fn write_file<T>(
     let write = || {
         let mut file = BufWriter::new(File::create(path)?);
         let result = content(&mut file)?;
-        file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
+        files::sync(&file.into_inner().map_err(io::IntoInnerError::into_error)?)?;
         Ok(result)
     };
     write().map_err(CheckpointError::io("write", path))
@@ -152,14 +150,7 @@ fn write_file<T>(
 
 /// Has a directory's entries on the disk.
 fn sync_directory(path: &Path) -> Result<(), CheckpointError> {
-    match File::open(path).and_then(|directory| directory.sync_all()) {
-        // Some network file systems have no such thing for a directory, and no weaker
-        // promise than that is to be had from them.
-        Err(error) if matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => {
-            Ok(())
-        }
-        result => result.map_err(CheckpointError::io("have on the disk", path)),
-    }
+    files::sync_directory(path).map_err(CheckpointError::io("have on the disk", path))
 }
 
 /// Moves a filled directory to where its checkpoint belongs and has that on the disk. A
@@ -173,7 +164,7 @@ fn publish(
     let occupied = target.symlink_metadata().is_ok();
     if occupied && exchange(temporary, target).is_ok() {
         // The old one has the temporary name now, and goes with it once this is kept.
-        return sync_directory(root_of(target));
+        return sync_directory(files::parent(target));
     }
     let aside = if occupied { Some(set_aside(target)?) } else { None };
     if let Err(error) = fs::rename(temporary, target) {
@@ -183,7 +174,7 @@ fn publish(
         }
         return Err(CheckpointError::io("rename into place", target)(error));
     }
-    sync_directory(root_of(target))?;
+    sync_directory(files::parent(target))?;
     if let Some(aside) = aside {
         remove(&aside);
     }
@@ -205,14 +196,10 @@ fn exchange(_: &Path, _: &Path) -> io::Result<()> {
 /// Gives a checkpoint the hidden name under which [`clean`] finds it after a crash.
 fn set_aside(target: &Path) -> Result<PathBuf, CheckpointError> {
     let name = target.file_name().unwrap_or_default().to_string_lossy();
-    let aside = root_of(target).join(format!("{ASIDE}{name}"));
+    let aside = files::parent(target).join(format!("{ASIDE}{name}"));
     remove(&aside);
     fs::rename(target, &aside).map_err(CheckpointError::io("set aside", target))?;
     Ok(aside)
-}
-
-fn root_of(target: &Path) -> &Path {
-    target.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."))
 }
 
 /// Removes whatever has this name. A failure leaves a hidden name behind, which [`clean`]
@@ -246,17 +233,18 @@ impl Drop for Temporary {
     }
 }
 
-/// Reads and verifies a checkpoint; `path` is its directory or a link to it.
+/// Reads and verifies a checkpoint; `path` is its directory, or one of [`LINKS`] to it, of either kind.
 ///
 /// # Errors
 /// [`CheckpointError::Damaged`] names the file that is not what was written;
 /// [`CheckpointError::Absent`] and [`CheckpointError::Version`] where there is none, or
 /// one of another format; [`CheckpointError::Io`] if the disk refuses.
 pub fn read(path: &Path) -> Result<Checkpoint, CheckpointError> {
-    let damaged = |file, why| CheckpointError::Damaged { directory: path.into(), file, why };
+    let path = &files::follow(path);
+    let damaged = |file, why| CheckpointError::Damaged { directory: path.clone(), file, why };
     let (meta, files) = unseal(&read_manifest(path)?).map_err(|bad| match bad {
         BadSeal::Damaged(why) => damaged(MANIFEST, why),
-        BadSeal::Version(found) => CheckpointError::Version { directory: path.into(), found },
+        BadSeal::Version(found) => CheckpointError::Version { directory: path.clone(), found },
     })?;
     if let Some(step) = path.file_name().and_then(step_of)
         && step != meta.step
@@ -358,7 +346,16 @@ pub fn newest_whole(root: &Path, at_most: Option<u64>) -> Result<Newest, Checkpo
 /// # Errors
 /// [`CheckpointError::Io`] for the first that cannot be removed; those before it are gone.
 pub fn prune(root: &Path, keep: usize, protect: &[u64]) -> Result<Vec<u64>, CheckpointError> {
-    let linked = LINKS.map(|name| fs::read_link(root.join(name)).ok()?.file_name().and_then(step_of));
+    prune_by(root, keep, protect, |from, to| fs::rename(from, to))
+}
+
+fn prune_by(
+    root: &Path,
+    keep: usize,
+    protect: &[u64],
+    rename: impl Fn(&Path, &Path) -> io::Result<()>,
+) -> Result<Vec<u64>, CheckpointError> {
+    let linked = LINKS.map(|name| files::link_target(&root.join(name)).and_then(|name| step_of(&name)));
     let all = list(root)?;
     let mut removed = Vec::new();
     // They are renamed, that is had on the disk, and only then they lose their files.
@@ -368,8 +365,11 @@ pub fn prune(root: &Path, keep: usize, protect: &[u64]) -> Result<Vec<u64>, Chec
             continue;
         }
         let temporary = Temporary::new(root, &name_of(*step));
-        fs::rename(path, &temporary.0).map_err(CheckpointError::io("remove", path))?;
-        temporaries.push(temporary);
+        match rename(path, &temporary.0) {
+            Ok(()) => temporaries.push(temporary),
+            // Without its manifest it is not a checkpoint any more.
+            Err(_) => remove_in_place(path).map_err(CheckpointError::io("remove", path))?,
+        }
         removed.push(*step);
     }
     if !removed.is_empty() {
@@ -378,22 +378,48 @@ pub fn prune(root: &Path, keep: usize, protect: &[u64]) -> Result<Vec<u64>, Chec
     Ok(removed)
 }
 
-/// Lets `name`, one of [`LINKS`], lead to the checkpoint of a step, as a relative link.
-/// Whoever follows it finds the old or the new checkpoint at any time.
+/// Removes a checkpoint where it is, its manifest first.
+fn remove_in_place(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path.join(MANIFEST)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    fs::remove_dir_all(path)
+}
+
+/// Lets `name`, one of [`LINKS`], lead to the checkpoint of a step: as a relative link, or where the file system has
+/// none, as a file that holds the name of its directory, which [`read`] follows as well. Whoever follows it finds the
+/// old or the new checkpoint at any time. Returns the failure if no symbolic link could be made.
 ///
 /// # Errors
 /// [`CheckpointError::Link`] for another name or a step that has no checkpoint;
 /// [`CheckpointError::Io`] if the disk refuses, and then the link is as it was.
-pub fn link(root: &Path, name: &str, step: u64) -> Result<(), CheckpointError> {
+pub fn link(root: &Path, name: &str, step: u64) -> Result<Option<io::Error>, CheckpointError> {
+    link_by(root, name, step, |target, link| std::os::unix::fs::symlink(target, link))
+}
+
+fn link_by(
+    root: &Path,
+    name: &str,
+    step: u64,
+    symlink: files::Symlink,
+) -> Result<Option<io::Error>, CheckpointError> {
     if !LINKS.contains(&name) || !directory(root, step).is_dir() {
         return Err(CheckpointError::Link { root: root.into(), name: name.into(), step });
     }
     let link = root.join(name);
     let io = || CheckpointError::io("link", &link);
     let temporary = Temporary::new(root, name);
-    std::os::unix::fs::symlink(name_of(step), &temporary.0).map_err(io())?;
+    let failure = files::link(&temporary.0, &name_of(step), symlink).map_err(io())?;
+    // A copy that followed links (cp -L, many object stores) has the checkpoint itself there.
+    let copy = link.join(MANIFEST).is_file() && link.symlink_metadata().is_ok_and(|there| there.is_dir());
+    let aside = copy.then(|| Temporary::new(root, name));
+    if let Some(aside) = &aside {
+        fs::rename(&link, &aside.0).map_err(io())?;
+    }
     fs::rename(&temporary.0, &link).map_err(io())?;
-    sync_directory(root)
+    sync_directory(root)?;
+    Ok(failure)
 }
 
 /// Tidies up after a process that died: removes what was half written or half removed,

@@ -359,6 +359,68 @@ fn links_lead_to_checkpoints_and_are_replaced() {
     }
 }
 
+/// FAT, some network shares and FUSE.
+#[test]
+fn without_symbolic_links_a_file_leads_to_the_checkpoint() {
+    let root = root_with(&[10, 20, 30]);
+    let none = |_: &str, _: &Path| Err(io::Error::from(io::ErrorKind::PermissionDenied));
+    for (name, step) in [("best", 10), ("last", 20), ("last", 30)] {
+        let lacking = link_by(root.path(), name, step, none).unwrap();
+        assert_eq!(lacking.unwrap().kind(), io::ErrorKind::PermissionDenied);
+    }
+    let best = root.path().join("best");
+    assert_eq!(fs::read_to_string(&best).unwrap(), "step-00000010\n");
+    assert_eq!(read(&best).unwrap(), checkpoint(10, 0.0));
+    assert_eq!(read_weights(&best, &network()).unwrap().values, checkpoint(10, 0.0).parameters);
+    assert_eq!(prune(root.path(), 1, &[]).unwrap(), [20]);
+    assert_eq!(everything(root.path()), ["best", "last", "step-00000010", "step-00000030"]);
+    // Moved to where there are links, they become links again.
+    assert!(link(root.path(), "best", 30).unwrap().is_none());
+    assert_eq!(fs::read_link(&best).unwrap(), Path::new("step-00000030"));
+}
+
+/// `cp -rL`, and object stores: the link has become a copy of the checkpoint.
+#[test]
+fn a_copy_of_a_checkpoint_in_a_links_place_is_replaced_and_other_directories_are_not() {
+    let root = root_with(&[10, 20]);
+    let copy = root.path().join("last");
+    fs::create_dir(&copy).unwrap();
+    fs::write(copy.join("notes"), b"mine").unwrap();
+    assert!(link(root.path(), "last", 20).is_err());
+    assert_eq!(fs::read(copy.join("notes")).unwrap(), b"mine");
+    fs::remove_dir_all(&copy).unwrap();
+    fs::rename(directory(root.path(), 10), &copy).unwrap();
+    assert_eq!(read(&copy).unwrap(), checkpoint(10, 0.0));
+    link(root.path(), "last", 20).unwrap();
+    assert_eq!(read(&copy).unwrap(), checkpoint(20, 0.0));
+    assert_eq!(everything(root.path()), ["last", "step-00000020"]);
+}
+
+/// OverlayFS renames no directory of a lower layer.
+#[test]
+fn pruning_does_without_renames_of_directories() {
+    let root = root_with(&[10, 20, 30]);
+    let none = |_: &Path, _: &Path| Err(io::Error::from(io::ErrorKind::CrossesDevices));
+    // One that was half removed before a crash.
+    fs::remove_file(directory(root.path(), 10).join(MANIFEST)).unwrap();
+    assert_eq!(prune_by(root.path(), 1, &[], none).unwrap(), [10, 20]);
+    assert_eq!(everything(root.path()), ["step-00000030"]);
+}
+
+#[test]
+fn what_the_system_refused_is_told_with_what_helps() {
+    let text = |doing, kind: io::ErrorKind| {
+        CheckpointError::io(doing, Path::new("the-file"))(kind.into()).to_string()
+    };
+    let missing = text("read", io::ErrorKind::NotFound);
+    assert!(missing.contains("check the path") && !missing.contains("room"), "{missing}");
+    let full = text("write", io::ErrorKind::StorageFull);
+    assert!(full.contains("make room") && full.contains("untouched"), "{full}");
+    assert!(text("write", io::ErrorKind::ReadOnlyFilesystem).contains("another directory"));
+    let nowhere = read(Path::new("no/such")).unwrap_err().to_string();
+    assert!(nowhere.contains("there is nothing by that name"), "{nowhere}");
+}
+
 #[test]
 fn pruning_keeps_the_newest_the_protected_and_the_linked() {
     let root = root_with(&[10, 20, 30, 40, 50, 60]);

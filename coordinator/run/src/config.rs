@@ -6,6 +6,9 @@ use tally_core::optimizer::OptimizerConfig;
 use tally_numerics::manifest::Manifest;
 use tally_numerics::schema::Schema;
 use tally_numerics::wire::WireDtype;
+
+use crate::stored_path::StoredPath;
+
 /// The version of a run directory's layout. Raised whenever an older Tally could not go on with it in the same
 /// bits (`docs/compatibility.md`); what is new and only for people does not raise it.
 pub const RUN_VERSION: u32 = 1;
@@ -57,11 +60,11 @@ pub struct RunConfig {
     pub tensors: Manifest,
 }
 
-/// Which samples a run uses.
+/// The samples of a run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DataConfig {
-    /// The directory they were read from; `None` for the embedded MNIST.
-    pub directory: Option<String>,
+    /// The directory they were read from; `None` for data that the program brings.
+    pub directory: Option<StoredPath>,
     /// Only the first so many training samples.
     pub train_limit: Option<usize>,
     /// Only the first so many test samples.
@@ -78,7 +81,7 @@ pub struct DataConfig {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InitConfig {
     /// Where they came from.
-    pub path: String,
+    pub path: StoredPath,
     /// `parameters_sha256` of the weights.
     pub sha256: String,
 }

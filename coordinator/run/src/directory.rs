@@ -1,22 +1,22 @@
 //! The run directory: made new, or opened again, by one coordinator at a time.
 
 use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::FlockOperation;
 use serde::Serialize;
 use thiserror::Error;
 
-use tally_checkpoint::remedy;
-
 use super::config::{RUN_VERSION, RunConfig};
+use super::stored_path::shell_quoted;
+use tally_checkpoint::files::{self, Lock};
+use tally_checkpoint::remedy;
 
 /// Why a run directory cannot be used.
 #[derive(Debug, Error)]
 pub enum DirectoryError {
     /// A file operation failed.
-    #[error("cannot {what} {}: {source}", path.display())]
+    #[error("cannot {what} {}: {source}{}", path.display(), advice(what, source))]
     Io {
         /// What was tried: "create", "read", …
         what: &'static str,
@@ -26,10 +26,13 @@ pub enum DirectoryError {
         source: io::Error,
     },
     /// It already holds a run.
-    #[error("{} already holds a run; continue it with --resume {}, or choose another --run-dir", .0.display(), .0.display())]
+    #[error("{} already holds a run; continue it with --resume {}, or choose another --run-dir", .0.display(), shell_quoted(.0))]
     Exists(PathBuf),
     /// It holds no run.
-    #[error("{} is no run directory: it has no run.json; give the directory that --run-dir named", .0.display())]
+    #[error(
+        "{} is no run directory: {}; give the directory that --run-dir named",
+        .0.display(), if .0.exists() { "it has no run.json" } else { "there is nothing by that name" }
+    )]
     NotARun(PathBuf),
     /// Another process uses it.
     #[error("{} is in use by another coordinator; stop that one first", .0.display())]
@@ -57,6 +60,19 @@ pub enum DirectoryError {
     },
 }
 
+/// The remedy for a directory or a file in it that cannot be made or written.
+fn advice(what: &str, source: &io::Error) -> &'static str {
+    use io::ErrorKind as K;
+    match (what, source.kind()) {
+        ("read", _) => "; check its permissions and the disk",
+        (_, K::StorageFull | K::QuotaExceeded) => "; make room, or choose a --run-dir on another disk",
+        (_, K::PermissionDenied | K::ReadOnlyFilesystem) => {
+            "; choose a directory that can be written to with --run-dir, or let this one be written to"
+        }
+        _ => "; choose another directory with --run-dir, or check the disk",
+    }
+}
+
 fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DirectoryError {
     move |source| DirectoryError::Io { what, path: path.into(), source }
 }
@@ -64,7 +80,10 @@ fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Director
 /// A run directory that this process holds the lock of.
 #[derive(Debug)]
 pub struct RunDirectory {
+    /// Absolute, so that what is recorded of it is valid in every working directory.
     path: PathBuf,
+    /// As the user gave it.
+    given: PathBuf,
     /// Keeps the lock until it is dropped or the process ends, however it ends.
     _lock: File,
 }
@@ -83,12 +102,20 @@ impl RunDirectory {
             None => next_under(Path::new("runs"))?,
         };
         let directory = Self::lock(path)?;
-        if directory.file("run.json").exists() {
-            return Err(DirectoryError::Exists(directory.path));
+        if directory.file("run.json").exists() && directory.has_begun() {
+            return Err(DirectoryError::Exists(directory.given));
         }
         let checkpoints = directory.checkpoints();
         fs::create_dir_all(&checkpoints).map_err(failed("create", &checkpoints))?;
         Ok(directory)
+    }
+
+    /// Whether there is more here than a configuration. A start that fails, on a full disk for example, leaves only what
+    /// the next start may replace.
+    fn has_begun(&self) -> bool {
+        let journal = fs::metadata(self.file("journal.jsonl")).map_or(0, |journal| journal.len());
+        let checkpoints = fs::read_dir(self.checkpoints()).is_ok_and(|mut entries| entries.next().is_some());
+        journal > 0 || checkpoints
     }
 
     /// Opens one that holds a run, and reads its configuration.
@@ -104,20 +131,33 @@ impl RunDirectory {
         Ok((directory, config(path)?))
     }
 
-    fn lock(path: PathBuf) -> Result<Self, DirectoryError> {
-        let file = path.join("lock");
+    fn lock(given: PathBuf) -> Result<Self, DirectoryError> {
+        let file = given.join("lock");
         let lock = File::create(&file).map_err(failed("create", &file))?;
-        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Self { path, _lock: lock }),
-            Err(rustix::io::Errno::WOULDBLOCK) => Err(DirectoryError::Locked(path)),
-            Err(errno) => Err(failed("lock", &file)(errno.into())),
+        match files::lock(&lock) {
+            Lock::Held => {}
+            Lock::Taken => return Err(DirectoryError::Locked(given)),
+            Lock::Unsupported(error) => tracing::warn!(
+                "the file system of {} has no locks ({error}), so nothing keeps a second coordinator from this run: start no \
+                 other one on it, or choose a --run-dir on another file system",
+                given.display()
+            ),
         }
+        // Only a removed working directory can make this fail.
+        let path = std::path::absolute(&given).unwrap_or_else(|_| given.clone());
+        Ok(Self { path, given, _lock: lock })
     }
 
-    /// Where it is.
+    /// Where it is, as an absolute path.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The path as the user gave it, for messages and commands.
+    #[must_use]
+    pub fn given(&self) -> &Path {
+        &self.given
     }
 
     /// A file in it.
@@ -137,36 +177,31 @@ impl RunDirectory {
     /// # Errors
     /// [`DirectoryError::Io`]; what was there before is intact then.
     pub fn write_json(&self, name: &str, value: &impl Serialize) -> Result<(), DirectoryError> {
-        let (path, temporary) = (self.file(name), self.file(&format!(".{name}.tmp")));
+        let path = self.file(name);
         let mut text = serde_json::to_vec_pretty(value).map_err(|e| failed("write", &path)(e.into()))?;
         text.push(b'\n');
-        let write = || {
-            let mut file = File::create(&temporary)?;
-            file.write_all(&text)?;
-            file.sync_all()?;
-            fs::rename(&temporary, &path)?;
-            File::open(&self.path)?.sync_all()
-        };
-        write().map_err(|source| {
-            let _ = fs::remove_file(&temporary);
-            failed("write", &path)(source)
-        })
+        files::write_whole(&path, &text).map_err(failed("write", &path))
     }
 
-    /// Counts this start of the coordinator, durably, and returns the number.
+    /// Counts this start of the coordinator, durably, and returns the number. `journalled` is the last start in the
+    /// journal. The count goes on from there if its own file was lost, since workers refuse a coordinator with a lower
+    /// number.
     ///
     /// # Errors
     /// [`DirectoryError::Io`] if it can't be read or written.
-    pub fn next_incarnation(&self) -> Result<u64, DirectoryError> {
+    pub fn next_incarnation(&self, journalled: u64) -> Result<u64, DirectoryError> {
         let path = self.file("incarnation.json");
         let before = match fs::read(&path) {
-            Ok(text) => serde_json::from_slice::<u64>(&text)
-                .map_err(|source| DirectoryError::Config { path: path.clone(), source })?,
+            Ok(text) => serde_json::from_slice::<u64>(&text).unwrap_or_else(|error| {
+                tracing::warn!("{} is damaged ({error}); the journal is used instead", path.display());
+                journalled
+            }),
             Err(e) if e.kind() == io::ErrorKind::NotFound => 0,
             Err(e) => return Err(failed("read", &path)(e)),
         };
-        self.write_json("incarnation.json", &(before + 1))?;
-        Ok(before + 1)
+        let next = before.max(journalled) + 1;
+        self.write_json("incarnation.json", &next)?;
+        Ok(next)
     }
 }
 
@@ -225,9 +260,9 @@ mod tests {
         let path = root.path().join("a");
         let first = RunDirectory::create(Some(&path)).unwrap();
         assert!(matches!(RunDirectory::create(Some(&path)), Err(DirectoryError::Locked(_))));
-        assert_eq!((first.next_incarnation().unwrap(), first.next_incarnation().unwrap()), (1, 2));
         drop(first);
         fs::write(path.join("run.json"), "{}").unwrap();
+        fs::write(path.join("journal.jsonl"), "{}\n").unwrap();
         assert!(matches!(RunDirectory::create(Some(&path)), Err(DirectoryError::Exists(_))));
         assert!(matches!(RunDirectory::open(&path), Err(DirectoryError::Version { found: 0, .. })));
         fs::write(path.join("run.json"), "{").unwrap();
@@ -235,15 +270,53 @@ mod tests {
         assert!(matches!(RunDirectory::open(root.path()), Err(DirectoryError::NotARun(_))));
     }
 
+    /// The same command must work once a full disk has room.
     #[test]
-    fn a_file_that_cannot_be_written_leaves_the_old_one() {
+    fn a_start_that_failed_does_not_block_the_next() {
+        let root = tempfile::tempdir().unwrap();
+        for (file, text) in [("run.json", "{}"), ("journal.jsonl", ""), ("incarnation.json", "1")] {
+            drop(RunDirectory::create(Some(root.path())).unwrap());
+            fs::write(root.path().join(file), text).unwrap();
+        }
+        drop(RunDirectory::create(Some(root.path())).unwrap());
+        // A checkpoint could be lost, even if the journal is empty.
+        fs::create_dir(root.path().join("checkpoints/step-00000001")).unwrap();
+        assert!(matches!(RunDirectory::create(Some(root.path())), Err(DirectoryError::Exists(_))));
+    }
+
+    #[test]
+    fn starts_are_counted_even_if_their_file_was_lost() {
         let root = tempfile::tempdir().unwrap();
         let directory = RunDirectory::create(Some(root.path())).unwrap();
-        directory.write_json("a.json", &1).unwrap();
-        // A directory where the temporary file would be: creating it fails, even for root.
-        fs::create_dir(root.path().join(".a.json.tmp")).unwrap();
-        assert!(directory.write_json("a.json", &2).is_err());
-        assert_eq!(fs::read_to_string(root.path().join("a.json")).unwrap(), "1\n");
+        assert_eq!((directory.next_incarnation(0).unwrap(), directory.next_incarnation(1).unwrap()), (1, 2));
+        let file = directory.file("incarnation.json");
+        fs::write(&file, "").unwrap();
+        assert_eq!(directory.next_incarnation(7).unwrap(), 8);
+        fs::remove_file(&file).unwrap();
+        assert_eq!(directory.next_incarnation(8).unwrap(), 9);
+    }
+
+    #[test]
+    fn an_error_names_the_option_that_helps() {
+        let root = tempfile::tempdir().unwrap();
+        let file = root.path().join("a-file");
+        fs::write(&file, "").unwrap();
+        let error = RunDirectory::create(Some(&file.join("run"))).unwrap_err().to_string();
+        assert!(error.contains("a-file") && error.contains("--run-dir"), "{error}");
+        let read_only = DirectoryError::Io {
+            what: "create",
+            path: "runs".into(),
+            source: io::ErrorKind::ReadOnlyFilesystem.into(),
+        };
+        assert!(read_only.to_string().contains("can be written to with --run-dir"), "{read_only}");
+        let nowhere = RunDirectory::open(&root.path().join("nowhere")).unwrap_err().to_string();
+        assert!(nowhere.contains("there is nothing by that name"), "{nowhere}");
+    }
+
+    #[test]
+    fn a_path_in_a_command_is_quoted() {
+        let error = DirectoryError::Exists("my runs/a".into()).to_string();
+        assert!(error.contains("--resume 'my runs/a'"), "{error}");
     }
 
     #[test]

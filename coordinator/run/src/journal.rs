@@ -15,7 +15,9 @@ use tally_numerics::digest::Digest;
 use tally_numerics::schema::{Evaluation, Named};
 use thiserror::Error;
 
-use tally_checkpoint::remedy;
+use tally_checkpoint::{files, remedy};
+
+use crate::stored_path::shell_quoted;
 
 /// One line.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -223,7 +225,11 @@ pub enum JournalError {
         tally: String,
     },
     /// A step is there twice, or one is missing.
-    #[error("{} is damaged: step {found} stands where step {wanted} should", path.display())]
+    #[error(
+        "{} is damaged: step {found} stands where step {wanted} should; restore it from a backup, or start a new run with --init from \
+         a checkpoint",
+        path.display()
+    )]
     Order {
         /// The file.
         path: PathBuf,
@@ -231,6 +237,23 @@ pub enum JournalError {
         found: u64,
         /// The step that should be.
         wanted: u64,
+    },
+    /// Its end, or all of it, is lost: it is synced before a checkpoint is written.
+    #[error(
+        "{} ends at step {last}, and {} holds step {step}: lines of the journal are lost. Restore the journal from a backup; or move \
+         the checkpoints after step {last} away, and --resume computes those steps again, in the same bits; or start a new run from \
+         the checkpoint's weights with --init {}",
+        path.display(), checkpoint.display(), shell_quoted(checkpoint)
+    )]
+    Short {
+        /// The file.
+        path: PathBuf,
+        /// Its last step; 0 if it has none.
+        last: u64,
+        /// The newest whole checkpoint.
+        checkpoint: PathBuf,
+        /// Its step.
+        step: u64,
     },
 }
 
@@ -249,6 +272,8 @@ pub struct History {
     pub joined: u64,
     /// See `joined`.
     pub lost: u64,
+    /// The newest start of a coordinator.
+    pub incarnation: u64,
 }
 
 impl History {
@@ -269,6 +294,7 @@ impl History {
             }
             Line::Join { .. } => self.joined += 1,
             Line::Lost { polite: false, .. } => self.lost += 1,
+            Line::Start { incarnation, .. } => self.incarnation = self.incarnation.max(incarnation),
             _ => {}
         }
         Ok(())
@@ -344,7 +370,10 @@ impl Journal {
             })?;
         }
         let file = OpenOptions::new().create(true).append(true).open(path).map_err(failed("open"))?;
-        file.set_len(whole as u64).map_err(failed("truncate"))?;
+        // Some file systems cannot truncate, and most journals are whole.
+        if whole != text.len() {
+            file.set_len(whole as u64).map_err(failed("truncate"))?;
+        }
         Ok((Self { path: path.into(), file, length: whole as u64 }, history))
     }
 
@@ -371,7 +400,7 @@ impl Journal {
     /// [`JournalError::Io`] if the disk refuses.
     pub fn sync(&self) -> Result<(), JournalError> {
         let failed = |source| JournalError::Io { what: "sync", path: self.path.clone(), source };
-        self.file.sync_data().map_err(failed)
+        files::sync(&self.file).map_err(failed)
     }
 }
 

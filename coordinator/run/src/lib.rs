@@ -6,4 +6,5 @@ pub mod config;
 pub mod directory;
 pub mod journal;
 pub mod record;
+pub mod stored_path;
 pub mod summary;

@@ -82,6 +82,8 @@ impl Record {
         let schedule = Schedule::new(config.seed, config.data.train_samples, config.batch_size)
             .map_err(|source| RecordError::Schedule { path: file, source })?;
         let file = path.join("journal.jsonl");
+        // Before the journal: a run that goes on writes its checkpoints after it.
+        let checkpoints = tally_checkpoint::list(&path.join("checkpoints")).unwrap_or_default();
         let text = fs::read(&file).map_err(|source| JournalError::Io {
             what: "read",
             path: file.clone(),
@@ -89,6 +91,12 @@ impl Record {
         })?;
         let (lines, _) = journal::parse(&file, &text)?;
         let (steps, others) = split(&file, lines, &schedule)?;
+        let last = steps.len() as u64;
+        for (step, checkpoint) in checkpoints.into_iter().rev().take_while(|(step, _)| *step > last) {
+            if tally_checkpoint::read(&checkpoint).is_ok_and(|whole| whole.meta.run == config.run) {
+                return Err(JournalError::Short { path: file, last, checkpoint, step }.into());
+            }
+        }
         let summary = fs::read(path.join("summary.json")).ok();
         let summary = summary.and_then(|text| serde_json::from_slice(&text).ok());
         Ok(Self { path: path.into(), config, schedule, steps, others, summary })

@@ -8,14 +8,12 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
-use anyhow::{Context as _, ensure};
-use rustls::crypto::{CryptoProvider, ring};
-use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, ServerConfig};
+use anyhow::ensure;
+use rustls::ServerConfig;
 use tally_cli::logging::in_one_line;
 use tally_transport::client::TOKEN;
-use tally_transport::pem;
 use tally_transport::token::Token;
+use tally_transport::{option_file, tls};
 
 use super::options::AccessOptions;
 
@@ -121,7 +119,7 @@ impl Credentials {
 fn contents(o: &AccessOptions) -> Contents {
     let files: [&Option<PathBuf>; 5] =
         [&o.tls_cert, &o.tls_key, &o.tls_client_ca, &o.token_file, &o.view_token_file];
-    files.into_iter().flatten().map(|path| std::fs::read(path).ok()).collect()
+    files.into_iter().flatten().map(|path| option_file::read(path).ok()).collect()
 }
 
 fn load(options: &AccessOptions) -> anyhow::Result<LoadedCredentials> {
@@ -137,41 +135,29 @@ fn load(options: &AccessOptions) -> anyhow::Result<LoadedCredentials> {
         "both tokens are the same, so that whoever may look could train"
     );
     let (grpc, web) = match (&options.tls_cert, &options.tls_key) {
-        (Some(_), Some(_)) => {
-            (Some(Arc::new(tls(options, true, b"h2")?)), Some(Arc::new(tls(options, false, b"http/1.1")?)))
-        }
+        (Some(_), Some(_)) => (
+            Some(Arc::new(server(options, true, b"h2")?)),
+            Some(Arc::new(server(options, false, b"http/1.1")?)),
+        ),
         _ => (None, None),
     };
     Ok(LoadedCredentials { grpc, web, certificates: options.tls_client_ca.is_some(), train, view })
 }
 
 /// TLS 1.3 and 1.2 with forward secrecy, as rustls has them.
-fn tls(options: &AccessOptions, required: bool, protocol: &[u8]) -> anyhow::Result<ServerConfig> {
-    let (Some(cert_path), Some(key_path)) = (&options.tls_cert, &options.tls_key) else {
+fn server(options: &AccessOptions, required: bool, protocol: &[u8]) -> anyhow::Result<ServerConfig> {
+    let (Some(certificate), Some(key)) = (&options.tls_cert, &options.tls_key) else {
         anyhow::bail!("TLS needs --tls-cert and --tls-key");
     };
-    let certificates = pem::certificates(&pem::read(cert_path)?, cert_path)?;
-    let key = pem::key(&pem::read(key_path)?, key_path)?;
-    let provider: Arc<CryptoProvider> = Arc::new(ring::default_provider());
+    let (certificates, own) = tls::identity(certificate, key)?;
     let builder =
-        ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
+        ServerConfig::builder_with_provider(tls::provider()).with_safe_default_protocol_versions()?;
     let builder = match &options.tls_client_ca {
         None => builder.with_no_client_auth(),
-        Some(path) => {
-            let mut roots = RootCertStore::empty();
-            for certificate in pem::certificates(&pem::read(path)?, path)? {
-                roots
-                    .add(certificate)
-                    .with_context(|| format!("{} cannot vouch for anyone", path.display()))?;
-            }
-            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
-            let verifier = if required { verifier } else { verifier.allow_unauthenticated() };
-            builder.with_client_cert_verifier(verifier.build()?)
-        }
+        Some(path) => builder.with_client_cert_verifier(tls::client_verifier(path, required)?),
     };
-    let mut config = builder.with_single_cert(certificates, key).with_context(|| {
-        format!("the certificate in {} and the key in {} do not fit", cert_path.display(), key_path.display())
-    })?;
+    let mut config =
+        builder.with_single_cert(certificates, own).map_err(tls::unusable_identity(certificate, key))?;
     config.alpn_protocols = vec![protocol.to_vec()];
     Ok(config)
 }

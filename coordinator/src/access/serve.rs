@@ -22,6 +22,7 @@ use hyper_util::server::conn::auto::Builder;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use metrics::counter;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tally_transport::tls::{self, Side};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -132,12 +133,12 @@ impl Port {
         let _ = stream.set_nodelay(true);
         let stream = connection.monitored(stream);
         let loaded = self.credentials.current();
-        let tls = match self.protocol {
+        let config = match self.protocol {
             Protocol::Grpc => loaded.grpc.clone(),
             Protocol::Web => loaded.web.clone(),
         };
         drop(loaded);
-        let ended = match tls {
+        let ended = match config {
             None => self.clone().speak(stream, connection, watcher).await,
             Some(config) => match TlsAcceptor::from(config).accept(stream).await {
                 Ok(stream) => {
@@ -148,7 +149,7 @@ impl Port {
                 }
                 Err(error) => {
                     counter!("tally_tls_failures_total", "port" => self.protocol.name()).increment(1);
-                    Err(error.into())
+                    Err(tls::cause(&error, Side::Server).unwrap_or_else(|| error.to_string()).into())
                 }
             },
         };

@@ -4,12 +4,13 @@
 //! One checkpoint is written at a time; if the next is due before the disk is done, the
 //! driver waits, since every waiting snapshot would hold a copy of the model.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use tally_checkpoint::{self as checkpoint, Meta};
+use tally_checkpoint::{self as checkpoint, CheckpointError, Meta};
 
 use super::master_state::Snapshot;
 
@@ -32,6 +33,31 @@ enum Job {
     Best(u64),
 }
 
+/// The warnings that were given, so that each is given once and not with every checkpoint.
+#[derive(Default)]
+struct Warnings(BTreeSet<String>);
+
+impl Warnings {
+    fn once(&mut self, text: String) {
+        if !self.0.contains(&text) {
+            tracing::warn!("{text}");
+            self.0.insert(text);
+        }
+    }
+
+    /// Warns of a link that is a file or is not there at all.
+    fn link(&mut self, name: &str, result: Result<Option<std::io::Error>, CheckpointError>) {
+        match result {
+            Ok(None) => {}
+            Ok(Some(lacking)) => self.once(format!(
+                "the file system makes no symbolic links ({lacking}): checkpoints/best and checkpoints/last are files that \
+                 name a directory, which --checkpoint and --init follow"
+            )),
+            Err(error) => self.once(format!("cannot mark a checkpoint as the {name}: {error}")),
+        }
+    }
+}
+
 /// The writing thread.
 #[derive(Debug)]
 pub struct Checkpointer {
@@ -48,6 +74,7 @@ impl Checkpointer {
         let (jobs, inbox) = sync_channel(0);
         let (outbox, done) = channel();
         let work = move || {
+            let mut warnings = Warnings::default();
             for job in inbox {
                 match job {
                     Job::Write(mut meta, snapshot) => {
@@ -55,17 +82,20 @@ impl Checkpointer {
                         let (parameters, momentum) = (snapshot.flat(false), snapshot.flat(true));
                         drop(snapshot);
                         meta.parameters_sha256 = meta.tensors.sha256(&parameters);
-                        let written = checkpoint::write(&root, &meta, &parameters, &momentum)
-                            .and_then(|path| checkpoint::link(&root, "last", step).map(|()| path))
-                            .and_then(|path| checkpoint::prune(&root, keep, best.as_slice()).map(|_| path));
-                        let result = written.map_err(|e| e.to_string());
+                        let result = checkpoint::write(&root, &meta, &parameters, &momentum);
+                        // A whole checkpoint counts even if it cannot be linked, or older ones cannot be removed.
+                        if result.is_ok() {
+                            warnings.link("last", checkpoint::link(&root, "last", step));
+                            if let Err(error) = checkpoint::prune(&root, keep, best.as_slice()) {
+                                warnings.once(format!("older checkpoints stay: {error}"));
+                            }
+                        }
+                        let result = result.map_err(|error| error.to_string());
                         let _ = outbox.send(Done { step, result, from, to: Instant::now() });
                     }
                     Job::Best(step) => {
                         best = Some(step);
-                        if let Err(error) = checkpoint::link(&root, "best", step) {
-                            tracing::warn!("cannot mark checkpoint {step} as the best: {error}");
-                        }
+                        warnings.link("best", checkpoint::link(&root, "best", step));
                     }
                 }
             }

@@ -1,16 +1,17 @@
 //! `coordinator samples`: a picture of the data, with a network's predictions.
 
-use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, ensure};
 use clap::{Args, ValueEnum};
 use serde_json::Value;
+use tally::cli::check_extension;
+use tally_checkpoint::files::write_whole;
 use tally_cli::logging::LogOptions;
 use tally_worker::device::DeviceOptions;
 
-use crate::data::{DataOptions, MnistWithNumbers};
-use crate::predict::Predictor;
+use crate::data::{DataOptions, MnistWithNumbers, RecordedData};
+use crate::predict::{self, Predictor};
 use crate::sample_grid::{self, Grid, MOST_TILES};
 
 /// The seed without an option or a checkpoint, which is also that of a run.
@@ -75,6 +76,7 @@ pub struct SamplesOptions {
 /// If the checkpoint, the data or the device cannot be used, or the file cannot be written.
 pub fn run(options: &SamplesOptions) -> anyhow::Result<String> {
     options.log.init()?;
+    check_extension(&options.out, "PNG", &["png"])?;
     let count = options.columns as usize * options.rows as usize;
     ensure!(
         count <= MOST_TILES,
@@ -88,10 +90,12 @@ pub fn run(options: &SamplesOptions) -> anyhow::Result<String> {
     };
     let config = predictor.as_ref().map(|p| &p.meta().config);
     let seed = config.and_then(|c| c.get("seed")).and_then(Value::as_u64);
-    let directory =
-        config.and_then(|c| c.pointer("/data/directory")).and_then(Value::as_str).map(PathBuf::from);
-    let data =
-        DataOptions { data_dir: options.data_dir.clone().or(directory), ..DataOptions::default() }.load()?;
+    let data = match (&options.data_dir, &options.checkpoint, &predictor) {
+        (None, Some(path), Some(predictor)) => {
+            RecordedData(&predict::data(path, predictor.meta())?).whole(None)?
+        }
+        (directory, ..) => DataOptions { data_dir: directory.clone(), ..DataOptions::default() }.load()?,
+    };
     let seed = options.seed.or(seed).unwrap_or(SEED);
     let (data, split) = match options.split {
         SplitChoice::Train => (MnistWithNumbers::train(data.train, seed), "train"),
@@ -117,7 +121,7 @@ pub fn run(options: &SamplesOptions) -> anyhow::Result<String> {
     };
     let grid = Grid { title: format!("MNIST {seen}"), subtitle, columns: options.columns as usize, tiles };
     let png = grid.png()?;
-    fs::write(&options.out, png)
+    write_whole(&options.out, &png)
         .with_context(|| format!("cannot write {}; choose another file with --out", options.out.display()))?;
     Ok(line)
 }

@@ -19,7 +19,7 @@
 use std::io::{self, BufRead, Cursor, Read};
 use std::path::{Path, PathBuf};
 
-use flate2::bufread::MultiGzDecoder;
+use flate2::bufread::GzDecoder;
 use thiserror::Error;
 
 use super::samples::{PIXELS, SIDE};
@@ -168,9 +168,8 @@ impl<'a> Source<'a> {
         (&mut reader).take(GZIP.len() as u64).read_to_end(&mut head).map_err(io)?;
         let gzip = head == GZIP;
         let whole = Cursor::new(head).chain(reader);
-        // A gzip file may consist of several members; bytes behind the last are an error.
         let bytes: Box<dyn Read + 'a> =
-            if gzip { Box::new(MultiGzDecoder::new(whole)) } else { Box::new(whole) };
+            if gzip { Box::new(Members(Some(GzDecoder::new(whole)))) } else { Box::new(whole) };
         Ok(Self { file, bytes, gzip, read: 0 })
     }
 
@@ -221,6 +220,46 @@ impl<'a> Source<'a> {
             found if found < n => Err(self.truncated(header + n)),
             found if found > n => Err(IdxError::Trailing { file: self.file.into(), wanted: header + n }),
             _ => Ok(bytes),
+        }
+    }
+}
+
+/// The content of a gzip file's members, one after the other. Zeros after the last member are padding, which tapes and block
+/// devices add and `gzip -t` accepts; anything else there is damage.
+struct Members<R>(Option<GzDecoder<R>>);
+
+impl<R: BufRead> Read for Members<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        while let Some(member) = &mut self.0 {
+            let read = member.read(buf)?;
+            if read > 0 || buf.is_empty() {
+                return Ok(read);
+            }
+            let rest = self.0.take().map(GzDecoder::into_inner);
+            self.0 = rest.map(next_member).transpose()?.flatten();
+        }
+        Ok(0)
+    }
+}
+
+/// The member that begins here, unless the file ends here.
+fn next_member<R: BufRead>(mut rest: R) -> io::Result<Option<GzDecoder<R>>> {
+    let mut padded = false;
+    loop {
+        let bytes = rest.fill_buf()?;
+        match (bytes.len(), bytes.iter().position(|&byte| byte != 0)) {
+            (0, _) => return Ok(None),
+            (zeros, None) => {
+                padded = true;
+                rest.consume(zeros);
+            }
+            (_, Some(0)) if !padded => return Ok(Some(GzDecoder::new(rest))),
+            _ => {
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    "there is something after its padding",
+                ));
+            }
         }
     }
 }
@@ -295,6 +334,22 @@ mod tests {
         let whole = labels_file(&[1, 2, 3, 4]);
         let packed = [gzip(&whole[..9]), gzip(&whole[9..])].concat();
         assert_eq!(read_labels(&packed).unwrap(), [1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn a_gzip_file_padded_with_zeros_is_read() {
+        let packed = gzip(&labels_file(&[1, 2, 3]));
+        for zeros in [1, 7, 512, 100_000] {
+            let padded = [&packed[..], &vec![0; zeros]].concat();
+            assert_eq!(read_labels(&padded).unwrap(), [1, 2, 3], "{zeros}");
+            let slow = BufReader::with_capacity(1, padded.as_slice());
+            assert_eq!(labels(Path::new("slow"), slow).unwrap(), [1, 2, 3]);
+            // Anything else after zeros is damage.
+            for behind in [&b"x"[..], &packed] {
+                let error = read_labels(&[&padded[..], behind].concat()).unwrap_err();
+                assert!(matches!(error, IdxError::Gzip { .. }), "{zeros}: {error}");
+            }
+        }
     }
 
     #[test]

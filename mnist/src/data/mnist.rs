@@ -55,14 +55,37 @@ pub enum DataError {
     /// One of the four files is not there.
     #[error(
         "{directory}: has no {name} (or {name}.gz); a data directory holds train-images-idx3-ubyte, \
-         train-labels-idx1-ubyte, t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte, plain or gzip; \
-         without a data directory the embedded MNIST is used"
+         train-labels-idx1-ubyte, t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte, plain or gzip"
     )]
     Missing {
         /// The directory.
         directory: PathBuf,
         /// The file that is not there.
         name: &'static str,
+    },
+    /// There is no such directory.
+    #[error("{directory}: {}; check the path", if directory.exists() { "is no directory" } else { "does not exist" })]
+    NoDirectory {
+        /// The directory.
+        directory: PathBuf,
+    },
+    /// The recorded data of a run cannot be read.
+    #[error(
+        "{source}; the run's samples must be in {directory}; if they have moved, name their new directory with --data-dir"
+    )]
+    Moved {
+        /// The recorded directory.
+        directory: PathBuf,
+        /// Why they cannot be read.
+        source: Box<DataError>,
+    },
+    /// The samples are not those of the run.
+    #[error(
+        "{place} is not the data that the run was trained on; name the directory with the same files by --data-dir"
+    )]
+    Other {
+        /// Where they were read.
+        place: String,
     },
     /// A split whose images and labels do not belong together.
     #[error(
@@ -200,6 +223,9 @@ impl Mnist {
     /// # Errors
     /// [`DataError`] says which file is missing or what is wrong with it.
     pub fn from_dir(directory: &Path) -> Result<Self, DataError> {
+        if !directory.is_dir() {
+            return Err(DataError::NoDirectory { directory: directory.into() });
+        }
         Self::from_files(|official| {
             for stem in [official.name, official.dotted] {
                 for file in [directory.join(stem), directory.join(format!("{stem}.gz"))] {
@@ -397,7 +423,10 @@ mod tests {
         let error = Mnist::from_dir(directory.path()).unwrap_err();
         assert!(matches!(error, DataError::Missing { name: "t10k-labels-idx1-ubyte", .. }), "{error}");
         let error = Mnist::from_dir(Path::new("no/such/place")).unwrap_err();
-        assert!(error.to_string().starts_with("no/such/place: has no train-labels-idx1-ubyte"), "{error}");
+        assert!(error.to_string().starts_with("no/such/place: does not exist"), "{error}");
+        let file = directory.path().join("train-labels-idx1-ubyte");
+        let error = Mnist::from_dir(&file).unwrap_err();
+        assert!(error.to_string().contains("is no directory"), "{error}");
     }
 
     #[test]

@@ -4,8 +4,6 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use tally_run::config::DataConfig;
-
 use super::{DataError, Mnist};
 
 /// Options that choose samples.
@@ -36,15 +34,5 @@ impl DataOptions {
             None => Mnist::embedded()?,
         };
         whole.limit(self.train_limit, self.test_limit)
-    }
-}
-
-impl From<&DataConfig> for DataOptions {
-    fn from(config: &DataConfig) -> Self {
-        Self {
-            data_dir: config.directory.as_ref().map(PathBuf::from),
-            train_limit: config.train_limit,
-            test_limit: config.test_limit,
-        }
     }
 }

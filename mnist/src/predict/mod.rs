@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use tally_checkpoint::{Checkpoint, CheckpointError, Meta};
+use tally_run::config::DataConfig;
 use tally_worker::device::DeviceOptions;
 use tally_worker::engine::{EngineError, Replica};
 use thiserror::Error;
@@ -108,6 +109,18 @@ pub(crate) fn arguments(path: &Path, meta: &Meta) -> Result<Arguments, PredictEr
         return Err(unknown(format!("it is of the program {:?}", meta.program.name)));
     }
     Arguments::from_json(&meta.program.arguments.to_string()).map_err(|error| unknown(error.to_string()))
+}
+
+/// The samples that a checkpoint's run was trained on and tested with; `path` is only for errors.
+///
+/// # Errors
+/// [`PredictError::Unknown`] if the manifest does not tell them.
+pub(crate) fn data(path: &Path, meta: &Meta) -> Result<DataConfig, PredictError> {
+    let data = meta.config.get("data").cloned().unwrap_or_default();
+    serde_json::from_value(data).map_err(|error| PredictError::Unknown {
+        path: path.into(),
+        why: format!("its manifest does not tell the run's data ({error})"),
+    })
 }
 
 /// Loads a checkpoint of a model into a replica of it.

@@ -14,11 +14,11 @@ pub mod run_data;
 pub mod series;
 mod tests_section;
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
 use maud::Markup;
+use tally_checkpoint::files::write_whole;
 
 use run_data::RunData;
 
@@ -43,7 +43,7 @@ pub fn read(runs: &[PathBuf], out: &Path) -> anyhow::Result<Vec<RunData>> {
 /// If the file can't be written.
 pub fn write(runs: &[RunData], sections: &[Markup], out: &Path) -> anyhow::Result<String> {
     let page = page::page(runs, sections);
-    fs::write(out, &page)
+    write_whole(out, page.as_bytes())
         .with_context(|| format!("cannot write {}; choose another file with --out", out.display()))?;
     let of = |run: &RunData| {
         let (state, last, wanted) = (run.state.word(), run.record.last(), run.steps_wanted());

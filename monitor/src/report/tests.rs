@@ -1,5 +1,7 @@
 //! Reports of run directories as a coordinator writes them.
 
+use std::fs;
+
 use maud::html;
 use tally_run::config::RunConfig;
 use tally_run::journal::Line;

@@ -233,6 +233,12 @@ impl View {
             waited.map(|(name, &seconds)| WaitedFor { name: name.clone(), seconds }).collect();
         waited_for.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
         waited_for.truncate(WAITED_FOR);
-        LiveState { now, progress: self.progress.clone(), seconds: self.time.snapshot(), waited_for }
+        LiveState {
+            now,
+            lanes_now: now,
+            progress: self.progress.clone(),
+            seconds: self.time.snapshot(),
+            waited_for,
+        }
     }
 }

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use tally_coordinator::observer::{Context, Idle, Observer, RunEvent};
 use tally_core::events::{ClusterEvent, Committed};
+use tally_proto::span::Clock;
 use tally_run::journal::StepLine;
 
 use super::log::Kind;
@@ -83,7 +84,7 @@ impl ViewObserver {
     fn cluster(&mut self, context: &Context<'_>, event: &ClusterEvent) {
         // The whole table first, so that a newcomer is in it.
         self.refresh(context);
-        let unix = context.clock.unix();
+        let unix = Clock::wall();
         self.publisher.change(|view| match event {
             ClusterEvent::Ready { session } => view.workers().joined(*session, unix),
             ClusterEvent::Lost { session, name, reason, was_ready: true, .. } => {
@@ -99,7 +100,7 @@ impl ViewObserver {
     }
 
     fn warn(&self, context: &Context<'_>, text: &str) {
-        let (step, unix) = (context.core.committed().0, context.clock.unix());
+        let (step, unix) = (context.core.committed().0, Clock::wall());
         self.publisher.change(|view| view.log_event(Some(unix), step, Kind::Warning, None, text.to_owned()));
     }
 
@@ -122,7 +123,7 @@ impl Observer for ViewObserver {
         match *event {
             RunEvent::Started { .. } => self.refresh(context),
             RunEvent::Journal(line) => {
-                let (step, unix) = (context.core.committed().0, context.clock.unix());
+                let (step, unix) = (context.core.committed().0, Clock::wall());
                 self.publisher.change(|view| view.apply_line(Some(unix), step, line));
             }
             RunEvent::Cluster(event) => self.cluster(context, event),
@@ -141,7 +142,7 @@ impl Observer for ViewObserver {
             }
             RunEvent::CheckpointBegun => self.spend(context, Activity::Checkpointing),
             RunEvent::Checkpoint { step, result: Ok(_), .. } => {
-                let newest = Some(CheckpointAt { step, unix: Some(context.clock.unix()) });
+                let newest = Some(CheckpointAt { step, unix: Some(Clock::wall()) });
                 self.publisher.change(|view| view.progress().checkpoint = newest);
             }
             RunEvent::Lane(lane) => {
@@ -162,7 +163,6 @@ mod tests {
     use std::path::Path;
 
     use serde_json::{Value, json};
-    use tally_proto::span::Clock;
     use tally_run::journal::Line;
 
     use super::*;

@@ -43,7 +43,7 @@ impl ViewPublisher {
     /// Everything.
     #[must_use]
     pub fn state(&self) -> State {
-        self.view().state(self.clock.unix()).0
+        self.snapshot().0
     }
 
     /// How the wall time divides.
@@ -56,8 +56,15 @@ impl ViewPublisher {
     #[must_use]
     pub fn subscribe(&self) -> (State, Subscription) {
         let changes = self.changed.subscribe();
-        let (state, cursor) = self.view().state(self.clock.unix());
+        let (state, cursor) = self.snapshot();
         (state, Subscription { publisher: self.clone(), changes, cursor, over: false })
+    }
+
+    /// The clock of the lanes does not follow the machine's, which can sleep or be set.
+    fn snapshot(&self) -> (State, Cursor) {
+        let (mut state, cursor) = self.view().state(self.clock.unix());
+        state.live.now = Clock::wall();
+        (state, cursor)
     }
 
     fn view(&self) -> MutexGuard<'_, View> {
@@ -82,7 +89,9 @@ impl Subscription {
         }
         let view = self.publisher.view();
         self.over = view.is_over();
-        Some(view.update(self.publisher.clock.unix(), &mut self.cursor))
+        let mut update = view.update(self.publisher.clock.unix(), &mut self.cursor);
+        update.live.now = Clock::wall();
+        Some(update)
     }
 
     /// Waits before the next update, but not past the end of the run.

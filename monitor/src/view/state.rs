@@ -215,8 +215,10 @@ pub struct State {
 /// The part of the state that every update has.
 #[derive(Clone, Debug, Serialize)]
 pub struct LiveState {
-    /// The coordinator's clock, in seconds since 1970.
+    /// The clock of the coordinator's machine, in seconds since 1970. All times but those of lanes are by it.
     pub now: f64,
+    /// The clock of the lanes, which runs evenly, even if the machine's clock is set.
+    pub lanes_now: f64,
     /// The progress of the run.
     #[serde(flatten)]
     pub progress: Progress,

@@ -5,6 +5,7 @@ pub mod report;
 pub mod status;
 pub mod verify;
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -58,6 +59,21 @@ pub fn run<P: Program>(
             runtime.block_on(status::run(options)).and_then(|text| print_line(text.trim_end()))
         }
     }
+}
+
+/// Refuses an output file whose name promises another format than `kind`.
+///
+/// # Errors
+/// If it has an extension that is none of `endings`.
+pub fn check_extension(out: &Path, kind: &str, endings: &[&str]) -> anyhow::Result<()> {
+    let ending = out.extension().map(|ending| ending.to_string_lossy().to_ascii_lowercase());
+    anyhow::ensure!(
+        ending.as_ref().is_none_or(|ending| endings.contains(&ending.as_str())),
+        "--out {}: what is written is {kind}; give it a name that ends in .{}",
+        out.display(),
+        endings[0]
+    );
+    Ok(())
 }
 
 /// Prints the result of a command on standard output.

@@ -4,6 +4,7 @@ use maud::html;
 use tally_cli::logging::in_one_line;
 use tally_monitor::report;
 
+use super::check_extension;
 use crate::options::ReportOptions;
 use crate::program::Program;
 
@@ -13,6 +14,7 @@ use crate::program::Program;
 /// If a directory holds no run, or the file can't be written.
 pub fn run<P: Program>(program: &P, options: &ReportOptions) -> anyhow::Result<String> {
     options.log.init()?;
+    check_extension(&options.out, "HTML", &["html", "htm", "xhtml"])?;
     let runs = report::read(&options.runs, &options.out)?;
     let mut sections = Vec::new();
     for run in &runs {

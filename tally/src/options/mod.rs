@@ -6,4 +6,4 @@ mod training;
 
 pub use report::ReportOptions;
 pub use train::TrainOptions;
-pub use training::{CUSTOM, ClipNorm, SEED, Training, check_microbatch, unchanged};
+pub use training::{CUSTOM, ClipNorm, SEED, Training, check_microbatch, remarks, unchanged};

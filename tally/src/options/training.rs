@@ -82,8 +82,9 @@ pub struct Training<O: Args> {
     #[arg(long, value_name = "SEED", help_heading = "Training")]
     pub seed: Option<u64>,
 
-    /// Start from these weights: a safetensors file with PyTorch's names, or a checkpoint
-    #[arg(long, value_name = "FILE", conflicts_with = "resume", help_heading = "Training")]
+    /// Start from these weights: a safetensors file with PyTorch's names, or a checkpoint; with --resume, where
+    /// the weights that the run started from are now
+    #[arg(long, value_name = "FILE", help_heading = "Training")]
     pub init: Option<PathBuf>,
 
     /// The program's own options.
@@ -170,6 +171,16 @@ impl<O: Args> Training<O> {
         unchanged("--wire-dtype", self.wire_dtype.as_ref(), &config.wire_dtype, WireDtype::to_string)?;
         unchanged("--seed", self.seed.as_ref(), &config.seed, u64::to_string)?;
         program.resume(&self.program, config)?;
+        if let Some(init) = &self.init {
+            // The file may have moved; its SHA-256 is compared when it is read.
+            match &mut config.init {
+                Some(from) => from.path = init.as_path().into(),
+                None => bail!(
+                    "--init {} cannot change on --resume: the run started from its seed; leave it out, or start a new run",
+                    init.display()
+                ),
+            }
+        }
         if let Some(epochs) = self.epochs.filter(|&epochs| epochs != config.epochs) {
             ensure!(
                 o.lr_schedule == LrSchedule::Constant,
@@ -181,6 +192,39 @@ impl<O: Args> Training<O> {
         }
         Ok(())
     }
+}
+
+/// Warnings of options that work together but are hardly meant, each with its effect.
+#[must_use]
+pub fn remarks(config: &RunConfig) -> Vec<String> {
+    let RunConfig { batch_size, microbatches, workers, audit_rate, .. } = *config;
+    let samples = config.data.train_samples;
+    let steps = samples.div_ceil(batch_size.max(1)) as u64 * u64::from(config.epochs);
+    let warmup = config.optimizer.warmup_steps;
+    let mut remarks = Vec::new();
+    if warmup >= steps && warmup > 0 {
+        remarks.push(format!(
+            "--warmup-steps {warmup} is no less than the run's {steps} steps: the learning rate rises until the end"
+        ));
+    }
+    if audit_rate > 0.0 && workers == 1 {
+        remarks.push(format!(
+            "--audit-rate {audit_rate} needs two workers, and --workers is 1: nothing is audited until a second one joins"
+        ));
+    }
+    if let Some(every) = config.checkpoint_every.filter(|every| *every > steps) {
+        remarks.push(format!(
+            "--checkpoint-every {every} is more than the run's {steps} steps: there are checkpoints only at the ends of epochs"
+        ));
+    }
+    let batch = batch_size.min(samples);
+    if microbatches as usize > batch {
+        remarks.push(format!(
+            "--microbatches {microbatches} cuts a step of {batch} samples: at most {batch} workers can compute at once, and the \
+             other microbatches are empty"
+        ));
+    }
+    remarks
 }
 
 /// Checks that the microbatches of a batch fit into messages.

@@ -4,8 +4,10 @@
 //! Whatever they do, nobody panics, the journal stays readable, no sample is lost or used
 //! twice (**DATA-1**), and an honest worker that comes afterwards brings the run to its end.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
+use std::path::Path;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -14,39 +16,44 @@ use std::task::{Context, Poll, Waker};
 use bytes::Bytes;
 use http_body::Frame;
 use prost::Message;
-use tally::options::Training;
-use tally_coordinator::server::driver::{Driver, Parts};
+use serde_json::json;
+use tally_coordinator::dataset::Dataset;
+use tally_coordinator::observer::Observer;
+use tally_coordinator::server::driver::{Driver, DriverDeps};
+use tally_coordinator::server::input::Input;
 use tally_coordinator::server::master_state::MasterState;
 use tally_coordinator::server::outbox::OutboxStream;
-use tally_coordinator::server::service::{Input, Service};
-use tally_core::events::Outcome;
+use tally_coordinator::server::service::Service;
+use tally_core::events::RunOutcome;
 use tally_core::recovery::Recorded;
-use tally_core::{Core, Shape};
-use tally_mnist::data::Split;
-use tally_mnist::{Mnist, MnistWithNumbers};
-use tally_monitor::console::Console;
+use tally_core::{Core, RunSpec};
+use tally_monitor::console::{Console, ConsoleObserver};
+use tally_monitor::metrics::MetricsObserver;
 use tally_monitor::metrics::workers::WorkerSeries;
 use tally_monitor::view::View;
-use tally_monitor::view::feed::{Clock, Feed};
-use tally_monitor::view::state::About;
-use tally_numerics::digest;
-use tally_numerics::init;
+use tally_monitor::view::observer::ViewObserver;
+use tally_monitor::view::publisher::ViewPublisher;
+use tally_monitor::view::state::RunInfo;
 use tally_numerics::manifest::Manifest;
 use tally_numerics::order::Schedule;
+use tally_numerics::schema::{LossSpec, MetricKind, MetricSpec, Schema};
 use tally_numerics::tree::{Node, Tree};
 use tally_numerics::wire::WireDtype;
+use tally_numerics::{CHUNK, digest, init};
 use tally_proto::pool::Pool;
+use tally_proto::span::Clock;
 use tally_proto::v1::cluster_server::Cluster as _;
 use tally_proto::v1::{
-    Answers, AuditDigest, Chunk, ClockAnswer, Committed, ContributionBegin, ContributionEnd,
-    CoordinatorMessage, Failed, GradientDown, GradientUp, Hello, Leave, Loaded, MessageContext, NonFinite,
-    Receipt, StateChunk, StreamOpen, WorkerMessage, coordinator_message, gradient_down, gradient_up,
-    worker_message,
+    AuditDigest, Chunk, ClockAnswer, Committed, ContributionBegin, ContributionEnd, CoordinatorMessage, Evaluated,
+    Failed, GradientDown, GradientUp, Hello, Leave, Loaded, MessageContext, NonFinite, Receipt, StateChunk, StreamOpen,
+    WorkerMessage, coordinator_message, gradient_down, gradient_up, worker_message,
 };
 use tally_proto::{MAX_FROM_WORKER, PROTOCOL, TIMELINE, convert};
+use tally_run::config::{RUN_VERSION, RunConfig};
 use tally_run::directory::RunDirectory;
 use tally_run::journal::{self, History, Journal};
 use tally_run::summary::Summary;
+use tally_worker::engine::synthetic::{self, SyntheticSpec};
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::Stream;
 use tonic::codec::Codec as _;
@@ -56,7 +63,12 @@ use tonic_prost::ProstCodec;
 use super::{Script, framed};
 
 const ELEMENTS: usize = 10;
-const SHARDS: u32 = 4;
+const MICROBATCHES: u32 = 4;
+/// The identity of the run.
+const RUN: u64 = 0x7a11_e57e_d000_0001;
+/// Sums of the losses over a microbatch, and of a microbatch of the test pass, as they should be.
+const LOSSES: [f64; 2] = [1.0, 2.0];
+const SUMS: [f64; 11] = [1.0, 2.0, 1.0, 2.0, 0.0, 1.0, 1.0, 1.0, 0.0, 0.0, 1.0];
 const TRAIN: usize = 11;
 const TEST: usize = 5;
 const BATCH: usize = 4;
@@ -74,8 +86,8 @@ pub fn play(script: &[u8]) {
     let root = tempfile::tempdir().unwrap();
     let (inputs, receiver) = mpsc::channel(64);
     let dtype = WireDtype::default();
-    let (driver, run, manifest) = driver(root.path());
-    let service = Service::new((run, 1), ELEMENTS, dtype, inputs.clone(), Pool::default());
+    let (driver, manifest) = driver(root.path());
+    let service = Service::new((RUN, 1), ELEMENTS, LOSSES.len(), dtype, inputs.clone(), Pool::default());
     let thread = std::thread::spawn(move || driver.run(receiver));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     runtime.block_on(async {
@@ -85,67 +97,107 @@ pub fn play(script: &[u8]) {
         let _ = inputs.send(Input::Stop).await;
     });
     drop((runtime, inputs));
-    let (outcome, summary): (Outcome, Summary) =
+    let (outcome, summary): (RunOutcome, Summary) =
         thread.join().expect("the driver does not panic").expect("a worker cannot stop the coordinator");
     // Numbers that are none are the model's, as far as the coordinator can know.
-    let diverged = matches!(outcome, Outcome::Diverged { .. });
-    assert!(outcome == Outcome::Done || diverged, "an honest worker could not finish: {outcome:?}");
+    let diverged = matches!(outcome, RunOutcome::Diverged { .. });
+    assert!(outcome == RunOutcome::Done || diverged, "an honest worker could not finish: {outcome:?}");
     assert_eq!((summary.samples_lost, summary.samples_duplicated), (0, 0));
     let text = std::fs::read(root.path().join("run/journal.jsonl")).unwrap();
     let (_, whole) = journal::parse("journal".as_ref(), &text).expect("the journal stays readable");
     assert_eq!(whole, text.len());
 }
 
-/// A driver of a small run on a synthetic network, that waits for one worker.
-fn driver(root: &std::path::Path) -> (Driver, u64, Manifest) {
-    let split = |name, n: usize| Split::new(name, vec![7; 784 * n], vec![3; n]).unwrap();
-    let data = Mnist { train: split("training", TRAIN), test: split("test", TEST) };
-    let training = Training {
-        model: Some(format!("synthetic:parameters={ELEMENTS}").parse().unwrap()),
-        batch_size: Some(BATCH),
-        shards: Some(SHARDS),
-        epochs: Some(EPOCHS),
-        ..Training::default()
-    };
-    let run = 0x7a11_e57e_d000_0001;
-    let config = training.configure(&data, run, 1).unwrap();
+/// Samples of one byte.
+struct Bytewise(usize);
+
+impl Dataset for Bytewise {
+    fn len(&self) -> usize {
+        self.0
+    }
+
+    fn item(&self, id: u32) -> anyhow::Result<Cow<'_, [u8]>> {
+        Ok(vec![id as u8].into())
+    }
+}
+
+/// Two losses, and a metric of each kind.
+fn schema() -> Schema {
+    let loss = |name: &str| LossSpec { name: name.into(), label: name.into() };
+    let metric = |name: &str, kind| MetricSpec { name: name.into(), label: name.into(), kind };
+    let metrics = vec![
+        metric("right", MetricKind::Ratio { higher_is_better: true }),
+        metric("errors", MetricKind::Histogram { first: -1, bins: 3 }),
+        metric("confusion", MetricKind::Confusion { classes: 2 }),
+    ];
+    Schema::new(vec![loss("a"), loss("b")], metrics, Some("right".into())).unwrap()
+}
+
+/// A small run on a synthetic network.
+fn config() -> RunConfig {
+    let tensors = synthetic::manifest(&SyntheticSpec { parameters: ELEMENTS, ..SyntheticSpec::default() });
+    serde_json::from_value(json!({
+        "version": RUN_VERSION, "tally": "0.1.0", "run": format!("{RUN:016x}"),
+        "program": { "name": "hostile", "variant": "synthetic", "arguments": {} },
+        "schema": schema(), "seed": 1, "epochs": EPOCHS, "batch_size": BATCH, "microbatches": MICROBATCHES,
+        "recipe": "custom",
+        "optimizer": {
+            "learning_rate": 0.1, "momentum": 0.9, "clip_norm": 2.0, "warmup_steps": 1, "lr_schedule": "linear",
+        },
+        "data": {
+            "directory": null, "train_limit": null, "test_limit": null, "train_samples": TRAIN,
+            "test_samples": TEST, "sha256": "",
+        },
+        "init": null, "chunk": CHUNK, "workers": 1, "checkpoint_every": null, "keep_checkpoints": 3,
+        "tensors": tensors,
+    }))
+    .unwrap()
+}
+
+/// A driver of that run, that waits for one worker.
+fn driver(root: &Path) -> (Driver, Manifest) {
+    let config = config();
     let directory = RunDirectory::create(Some(&root.join("run"))).unwrap();
     let (journal, history): (Journal, History) = Journal::open(&directory.file("journal.jsonl")).unwrap();
     let parameters = init::parameters(&config.tensors, config.seed);
-    let referee = MasterState::new(&parameters, &vec![0.0; parameters.len()]);
-    let shape = Shape {
-        tree: Tree::new(config.shards).unwrap(),
+    let master = MasterState::new(&parameters, &vec![0.0; parameters.len()]);
+    let spec = RunSpec {
+        tree: Tree::new(config.microbatches).unwrap(),
         chunks: 1,
         schedule: Schedule::new(config.seed, TRAIN, BATCH).unwrap(),
         epochs: config.epochs,
         test_samples: TEST,
-        recipe: config.optimizer,
+        optimizer: config.optimizer,
         checkpoint_every: None,
         workers: 1,
         audit_rate: 0.25,
     };
-    let (seed, tensors) = (config.seed, config.tensors.clone());
     let clock = Clock::start();
-    let about = About::of(&config, directory.path(), 1, shape.steps(), clock.origin()).unwrap();
-    let driver = Driver::new(Parts {
-        feed: Feed::new(View::new(about), clock),
-        spans: true,
-        series: WorkerSeries::default(),
-        trace: None,
-        core: Core::new(shape, 0, referee.digest(), Recorded::default()),
+    let info = RunInfo::of(&config, directory.path(), 1, spec.steps(), clock.origin()).unwrap();
+    let view = ViewPublisher::new(View::new(info), clock);
+    let observers: Vec<Box<dyn Observer>> = vec![
+        Box::new(MetricsObserver::new(&config, None, WorkerSeries::default())),
+        Box::new(ViewObserver::new(view)),
+        Box::new(ConsoleObserver::new(Console::new(), config.schema.clone())),
+    ];
+    let tensors = config.tensors.clone();
+    let driver = Driver::new(DriverDeps {
+        core: Core::new(spec, 0, master.digest(), Recorded::default()),
         config,
         directory,
         journal,
         history,
-        referee,
-        train: MnistWithNumbers::train(data.train, seed),
-        test: MnistWithNumbers::test(data.test, seed),
+        master,
+        train: Arc::new(Bytewise(TRAIN)),
+        test: Arc::new(Bytewise(TEST)),
         incarnation: 1,
-        console: Console::new(),
+        clock,
+        observers,
+        spans: true,
         started: Arc::new(AtomicBool::new(false)),
         pulse: Pulse::start(),
     });
-    (driver, run, tensors)
+    (driver, tensors)
 }
 
 /// The bytes of a gRPC request, as they come.
@@ -186,7 +238,7 @@ struct Peer {
     /// What it has to do: the context, the replica's digest, the step's samples, the node.
     plans: VecDeque<(MessageContext, u64, u32, Node)>,
     leaves: BTreeMap<(u64, u32), Vec<u32>>,
-    tests: VecDeque<(u64, u32, usize)>,
+    tests: VecDeque<(u64, u32)>,
     states: VecDeque<(u64, u64)>,
     /// Nodes that others contribute, and states that it was asked for.
     audits: VecDeque<(MessageContext, u32)>,
@@ -214,9 +266,7 @@ impl Peer {
                 Body::ResumeRetained(keep) => self.states.push_back((context.step, keep.digest)),
                 Body::SendState(_) => self.uploads.push_back(context),
                 Body::Clock(question) => self.clocks.push_back(question.number),
-                Body::Microbatch(leaf) if leaf.test => {
-                    self.tests.push_back((context.step, leaf.leaf, leaf.ids.len()))
-                }
+                Body::Microbatch(leaf) if leaf.test => self.tests.push_back((context.step, leaf.leaf)),
                 Body::Microbatch(leaf) => {
                     self.leaves.insert((context.step, leaf.leaf), leaf.ids);
                 }
@@ -253,13 +303,12 @@ impl Peer {
 
     /// The receipts of a node's leaves, and the digest of their samples.
     fn work(&self, step: u64, samples: u32, node: Node) -> (Vec<Receipt>, u64) {
-        let tree = Tree::new(SHARDS).unwrap();
+        let tree = Tree::new(MICROBATCHES).unwrap();
         let (mut receipts, mut ids) = (Vec::new(), Vec::new());
         for leaf in tree.leaves(node) {
             let count = tree.samples(leaf, samples as usize).len();
             if count > 0 {
-                let losses = Some(tally_proto::v1::Losses { label: 1.0, sum: 2.0, difference: 3.0 });
-                receipts.push(Receipt { leaf, samples: count as u32, losses });
+                receipts.push(Receipt { leaf, samples: count as u32, losses: LOSSES.to_vec() });
                 ids.extend_from_slice(self.leaves.get(&(step, leaf)).map_or(&[][..], Vec::as_slice));
             }
         }
@@ -290,13 +339,10 @@ impl Peer {
                 let chunk = StateChunk { momentum, index, data };
                 self.send(script.context(context), gradient_up::Body::StateChunk(chunk));
             }
-        } else if let Some((step, leaf, n)) = self.tests.pop_front() {
+        } else if let Some((step, leaf)) = self.tests.pop_front() {
             let context = script.context(self.at(step));
-            let digits = if script.rarely(64) { script.bytes().to_vec() } else { vec![3; n] };
-            let (sums, differences) = (script.floats(n).into(), script.floats(n).into());
-            let (leaf, losses, spans) = (script.small(leaf), script.losses(), script.spans());
-            let body = Answers { leaf, losses, digits: digits.into(), sums, differences, spans };
-            self.tell(context, worker_message::Body::Answers(body));
+            let body = Evaluated { leaf: script.small(leaf), sums: script.sums(&SUMS), spans: script.spans() };
+            self.tell(context, worker_message::Body::Evaluated(body));
         } else if let Some((context, digest, samples, node)) = self.plans.pop_front() {
             let (mut receipts, ids) = self.work(context.step, samples, node);
             let header = ContributionBegin {
@@ -314,7 +360,7 @@ impl Peer {
                 );
             }
             for receipt in &mut receipts {
-                receipt.losses = script.losses();
+                receipt.losses = script.sums(&LOSSES);
                 receipt.samples = script.small(receipt.samples);
             }
             if script.rarely(64) {
@@ -464,7 +510,7 @@ impl Cluster {
                 let receipts = (0..script.byte() % 6).map(|leaf| Receipt {
                     leaf: script.small(leaf.into()),
                     samples: script.small(1),
-                    losses: script.losses(),
+                    losses: script.sums(&LOSSES),
                 });
                 let receipts = receipts.collect();
                 let (node, compute_seconds) = (script.small(1), script.float(0.1));

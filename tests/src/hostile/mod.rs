@@ -8,7 +8,7 @@
 pub mod coordinator;
 pub mod worker;
 
-use tally_proto::v1::{Losses, MessageContext, RetainedState, Span};
+use tally_proto::v1::{MessageContext, RetainedState, Span};
 
 /// A script as it is read. At its end, all numbers are 0.
 #[derive(Clone, Copy, Debug)]
@@ -93,10 +93,15 @@ impl<'a> Script<'a> {
         }
     }
 
-    /// Losses, most often sound ones.
-    pub fn losses(&mut self) -> Option<Losses> {
-        let losses = Losses { label: self.float(1.0), sum: self.float(2.0), difference: self.float(3.0) };
-        (!self.rarely(64)).then_some(losses)
+    /// Sums of losses and metrics: most often `right`, else unsound ones, or more or fewer of them.
+    pub fn sums(&mut self, right: &[f64]) -> Vec<f64> {
+        let mut sums: Vec<f64> = right.iter().map(|&sum| self.float(sum)).collect();
+        match self.byte() % 64 {
+            0 => sums.truncate(self.byte().into()),
+            1 => sums.extend(self.bytes().iter().map(|&byte| f64::from(byte))),
+            _ => {}
+        }
+        sums
     }
 
     /// A state that a worker says it holds.

@@ -35,6 +35,7 @@ use tally_proto::{BF16, PROTOCOL, TIMELINE, convert, floats};
 use tally_run::config::RunConfig;
 use tally_run::directory::RunDirectory;
 use tally_run::journal::{History, JOURNAL_VERSION, Journal, JournalError, Line, StepLine};
+use tally_run::stored_path::shell_quoted;
 use tally_run::summary::{Summary, Times};
 use tally_transport::slow_link;
 use tokio::sync::mpsc;
@@ -277,7 +278,7 @@ impl Driver {
         if let Some((_, error)) = self.unsaved.take_if(|(unsaved, _)| *unsaved == step) {
             bail!(
                 "the state of step {step} could not be saved: {error}; make room and go on with --resume {}",
-                self.directory.path().display()
+                shell_quoted(self.directory.given())
             );
         }
         let reason = match &outcome {
