@@ -43,7 +43,7 @@ impl Rewrite for First {
                 assert!(hello.capabilities.iter().any(|c| c == BF16), "today's worker can do more");
                 (hello.build, hello.capabilities) = ("0.0.1".into(), Vec::new());
             }
-            Body::ModelManifest(offer) => offer.kind.clear(),
+            Body::ModelManifest(offer) => offer.numerics_class.clear(),
             Body::Committed(committed) => committed.spans.clear(),
             Body::Evaluated(evaluated) => evaluated.spans.clear(),
             Body::Clock(_) => return self.unknown(),
@@ -69,7 +69,7 @@ impl Rewrite for First {
 
     fn up(&self, mut message: GradientUp) -> Option<GradientUp> {
         if let Some(gradient_up::Body::StreamOpen(open)) = &mut message.body {
-            *open = Open::default();
+            *open = StreamOpen::default();
         }
         Some(message)
     }

@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use tally_tests::cluster::{Coordinator, Output, binaries, run, train_local, without_options};
+use tally_tools::cluster::{Coordinator, Output, binaries, run, train_local, without_options};
 use tempfile::TempDir;
 
 const SMALL: [&str; 14] = [
@@ -251,7 +251,7 @@ fn the_command_that_goes_on_with_a_run_can_be_pasted() {
     ];
     let coordinator = Coordinator::start([&["--local", "--run-dir", path], &options[..]].concat());
     coordinator.wait_for_line("run directory");
-    coordinator.signal(tally_tests::cluster::Signal::INT);
+    coordinator.signal(tally_tools::cluster::Signal::INT);
     coordinator.succeed();
     let stdout = coordinator.output().stdout;
     let command =

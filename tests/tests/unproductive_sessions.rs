@@ -1,12 +1,12 @@
 //! Workers that are lost again and again before they have done a step: they connect ever more seldom, and both sides say why.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::expect_used, clippy::unwrap_used)]
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpStream};
 use std::time::{Duration, Instant};
 
-use tally_tests::cluster::{Coordinator, DEADLINE, Relay, RunDir, Worker};
+use tally_tools::cluster::{Coordinator, DEADLINE, Relay, RunDir, Worker};
 
 fn unproductive_sessions(http_port: u16) -> f64 {
     let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, http_port)).unwrap();

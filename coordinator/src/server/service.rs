@@ -213,7 +213,7 @@ impl Service {
             Body::Chunk(m) => {
                 let data = match m.slot {
                     None => self.floats(self.dtype, m.index, &m.data),
-                    Some(slot) => self.from_slot(m.index, slot, memory),
+                    Some(slot) => self.slot_floats(m.index, slot, memory),
                 };
                 Input::Chunk { from, node: Node(m.node), index: m.index, data }
             }
@@ -241,7 +241,7 @@ impl Service {
         finite(index, chunk.map_err(|e| format!("chunk {index}: {e}"))?)
     }
 
-    fn from_slot(&self, index: u32, slot: u32, memory: Option<&Segment>) -> Result<Chunk, String> {
+    fn slot_floats(&self, index: u32, slot: u32, memory: Option<&Segment>) -> Result<Chunk, String> {
         let memory = memory.ok_or("it put a chunk into memory that it does not share")?;
         let chunk = floats::fetch(self.dtype, memory, slot, self.wanted(index), &self.pool);
         finite(index, chunk.map_err(|e| format!("chunk {index} in shared memory: {e}"))?)

@@ -20,6 +20,7 @@ use serde_json::json;
 use tally_coordinator::dataset::Dataset;
 use tally_coordinator::observer::Observer;
 use tally_coordinator::server::driver::{Driver, DriverDeps};
+use tally_coordinator::server::driver_heartbeat::Heartbeat;
 use tally_coordinator::server::input::Input;
 use tally_coordinator::server::master_state::MasterState;
 use tally_coordinator::server::outbox::OutboxStream;
@@ -27,6 +28,7 @@ use tally_coordinator::server::service::Service;
 use tally_core::events::RunOutcome;
 use tally_core::recovery::Recorded;
 use tally_core::{Core, RunSpec};
+use tally_monitor::Run;
 use tally_monitor::console::{Console, ConsoleObserver};
 use tally_monitor::metrics::MetricsObserver;
 use tally_monitor::metrics::workers::WorkerSeries;
@@ -44,9 +46,9 @@ use tally_proto::pool::Pool;
 use tally_proto::span::Clock;
 use tally_proto::v1::cluster_server::Cluster as _;
 use tally_proto::v1::{
-    AuditDigest, Chunk, ClockAnswer, Committed, ContributionBegin, ContributionEnd, CoordinatorMessage, Evaluated,
-    Failed, GradientDown, GradientUp, Hello, Leave, Loaded, MessageContext, NonFinite, Receipt, StateChunk, StreamOpen,
-    WorkerMessage, coordinator_message, gradient_down, gradient_up, worker_message,
+    AuditDigest, Chunk, ClockAnswer, Committed, ContributionBegin, ContributionEnd, CoordinatorMessage,
+    Evaluated, Failed, GradientDown, GradientUp, Hello, Leave, Loaded, MessageContext, NonFinite, Receipt,
+    StateChunk, StreamOpen, WorkerMessage, coordinator_message, gradient_down, gradient_up, worker_message,
 };
 use tally_proto::{MAX_FROM_WORKER, PROTOCOL, TIMELINE, convert};
 use tally_run::config::{RUN_VERSION, RunConfig};
@@ -174,9 +176,19 @@ fn driver(root: &Path) -> (Driver, Manifest) {
     };
     let clock = Clock::start();
     let info = RunInfo::of(&config, directory.path(), 1, spec.steps(), clock.origin()).unwrap();
+    let run = Run {
+        config: &config,
+        directory: directory.path(),
+        incarnation: 1,
+        steps: spec.steps(),
+        step: 0,
+        epoch: 1,
+        resumed: false,
+        checkpoint: None,
+    };
     let view = ViewPublisher::new(View::new(info), clock);
     let observers: Vec<Box<dyn Observer>> = vec![
-        Box::new(MetricsObserver::new(&config, None, WorkerSeries::default())),
+        Box::new(MetricsObserver::new(&run, WorkerSeries::default())),
         Box::new(ViewObserver::new(view)),
         Box::new(ConsoleObserver::new(Console::new(), config.schema.clone())),
     ];
@@ -195,7 +207,7 @@ fn driver(root: &Path) -> (Driver, Manifest) {
         observers,
         spans: true,
         started: Arc::new(AtomicBool::new(false)),
-        pulse: Pulse::start(),
+        heartbeat: Heartbeat::start(),
     });
     (driver, tensors)
 }
@@ -341,7 +353,8 @@ impl Peer {
             }
         } else if let Some((step, leaf)) = self.tests.pop_front() {
             let context = script.context(self.at(step));
-            let body = Evaluated { leaf: script.small(leaf), sums: script.sums(&SUMS), spans: script.spans() };
+            let body =
+                Evaluated { leaf: script.small(leaf), sums: script.sums(&SUMS), spans: script.spans() };
             self.tell(context, worker_message::Body::Evaluated(body));
         } else if let Some((context, digest, samples, node)) = self.plans.pop_front() {
             let (mut receipts, ids) = self.work(context.step, samples, node);
@@ -410,7 +423,7 @@ impl Cluster {
             name: script.text(),
             threads: script.small(1),
             capabilities: vec![TIMELINE.into()],
-            held: (0..script.byte() % 3).map(|_| script.held()).collect(),
+            retained: (0..script.byte() % 3).map(|_| script.retained()).collect(),
             ..Hello::default()
         };
         let first = WorkerMessage { context: None, body: Some(worker_message::Body::Hello(hello)) };

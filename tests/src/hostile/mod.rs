@@ -105,7 +105,7 @@ impl<'a> Script<'a> {
     }
 
     /// A state that a worker says it holds.
-    pub fn held(&mut self) -> RetainedState {
+    pub fn retained(&mut self) -> RetainedState {
         RetainedState {
             run: self.number(0x7a11_e57e_d000_0001),
             step: self.number(0),
@@ -141,8 +141,8 @@ impl<'a> Script<'a> {
         bytes
     }
 
-    /// A context that is most often `right`.
-    pub fn message_context(&mut self, right: MessageContext) -> Option<MessageContext> {
+    /// A message context that is most often `right`.
+    pub fn context(&mut self, right: MessageContext) -> Option<MessageContext> {
         if !self.rarely(32) {
             return Some(right);
         }

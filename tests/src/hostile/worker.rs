@@ -192,17 +192,17 @@ impl Hostile {
             }
             10 => {
                 let (context, begin) = (script.context(step), begin(script));
-                self.gradient(context, Some(Down::Begin(begin)));
+                self.gradient(context, Some(Down::AttemptBegin(begin)));
             }
             11 => {
                 let (context, index) = (script.context(step), script.small(0));
                 let data = script.floats(ELEMENTS).into();
-                self.gradient(context, Some(Down::Reduced(SumChunk { index, data, slot: None })));
+                self.gradient(context, Some(Down::SumChunk(SumChunk { index, data, slot: None })));
             }
             12 => {
                 let context = script.context(step);
                 let clip = script.float(1.0) as f32;
-                self.gradient(context, Some(Down::Close(AttemptClose { clip })));
+                self.gradient(context, Some(Down::AttemptClose(AttemptClose { clip })));
             }
             13 => {
                 let context = script.context(self.at);
@@ -278,9 +278,9 @@ impl Hostile {
         let mut message: Vec<Say> = (0..SHARDS).map(sample).collect();
         message.extend([
             Say::Control(Control::Plan(Plan { samples: SHARDS, nodes: vec![2, 3], ..Plan::default() })),
-            Say::Gradient(Down::Begin(begin)),
-            Say::Gradient(Down::Reduced(SumChunk { index: 0, data, slot: None })),
-            Say::Gradient(Down::Close(AttemptClose { clip })),
+            Say::Gradient(Down::AttemptBegin(begin)),
+            Say::Gradient(Down::SumChunk(SumChunk { index: 0, data, slot: None })),
+            Say::Gradient(Down::AttemptClose(AttemptClose { clip })),
             Say::Control(Control::Commit(Commit { digest: script.number(digest) })),
         ]);
         for at in 0..message.len() {

@@ -62,7 +62,7 @@ impl Impostor {
 
     /// Opens the gradient stream of a session that has its own.
     async fn take_its_stream(&self, victim: MessageContext) {
-        let open = gradient(victim, gradient_up::Body::StreamOpen(Open::default()));
+        let open = gradient(victim, gradient_up::Body::StreamOpen(StreamOpen::default()));
         let answer = self.client().await.gradients(tokio_stream::once(open)).await;
         let code = answer.err().map(|status| status.code());
         assert_eq!(code, Some(Code::NotFound), "the stream of another's session was opened again");
@@ -93,11 +93,11 @@ impl Impostor {
             };
             let (up, stream) = mpsc::unbounded_channel();
             let node = 2;
-            let _ = up.send(gradient(own, gradient_up::Body::StreamOpen(Open::default())));
+            let _ = up.send(gradient(own, gradient_up::Body::StreamOpen(StreamOpen::default())));
             for body in [
                 gradient_up::Body::ContributionBegin(ContributionBegin { node, digest: 1, samples: 2 }),
                 gradient_up::Body::Chunk(Chunk { node, index: 0, data: vec![0; 4096].into(), slot: None }),
-                gradient_up::Body::ContributionEnd(ContributionEnd { node, ..Trailer::default() }),
+                gradient_up::Body::ContributionEnd(ContributionEnd { node, ..ContributionEnd::default() }),
             ] {
                 let _ = up.send(gradient(context, body));
             }
