@@ -14,7 +14,7 @@ pub const MAX_SHARDS: u32 = 4096;
 
 /// A number of microbatches that is not valid.
 #[derive(Debug, Error, PartialEq, Eq)]
-#[error("the number of micro-shards must be a power of two from 1 to {MAX_SHARDS}, not {0}")]
+#[error("the number of microbatches must be a power of two from 1 to {MAX_SHARDS}, not {0}")]
 pub struct BadShards(pub u32);
 
 /// A node of the tree; its subtree is a contiguous run of leaves.

@@ -38,7 +38,7 @@ impl fmt::Display for Limit {
             Self::RoundTrips => "round trips",
             Self::CoordinatorCpu => "the coordinator's CPU",
             Self::WorkerCpu => "the workers' CPU",
-            Self::Shards => "micro-shards",
+            Self::Shards => "microbatches",
         })
     }
 }

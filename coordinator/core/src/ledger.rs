@@ -33,7 +33,7 @@ impl Ledger {
         }
     }
 
-    /// The epoch is over: whatever was not used in it is lost.
+    /// The epoch is over: samples that were not used in it are lost.
     pub fn end_epoch(&mut self) {
         self.lost += (self.used.len() - self.this_epoch) as u64;
         self.used.fill(false);

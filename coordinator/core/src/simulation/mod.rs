@@ -339,7 +339,7 @@ impl World {
                 events.push_back(Event::Applied { digest: self.referee.1 });
             }
             Action::Commit(c) => {
-                assert_eq!((c.step, c.digest), self.referee, "REP-1: the commit is the referee's state");
+                assert_eq!((c.step, c.digest), self.referee, "REP-1: the commit is the master state");
                 assert_eq!(c.samples, self.sampler.batch_len(c.step), "LIVE-1: no batch shrinks");
                 match self.disk.journal.get(&c.step) {
                     Some(recorded) => {

@@ -122,7 +122,7 @@ fn all_promises_hold_under_random_schedules() {
         let result = catch_unwind(|| schedule(seed, None, false));
         let counts = result.unwrap_or_else(|_| {
             panic!(
-                "schedule {seed} broke a promise; TALLY_TEST_SEED={seed} cargo test -p tally-coordinator schedules"
+                "schedule {seed} broke a promise; TALLY_TEST_SEED={seed} cargo test -p tally-core schedules"
             )
         });
         assert!(counts.events >= 200, "schedule {seed} has only {} events", counts.events);
