@@ -155,7 +155,7 @@ impl Hostile {
         self.sent += 1;
         if let gradient_down::Body::SumChunk(reduced) = &body {
             let _ =
-                self.commands.send(SendCommand::SumChunk { attempt: context.attempt, index: reduced.index });
+                self.commands.send(SendCommand::Reduced { attempt: context.attempt, index: reduced.index });
         }
         let permit = self.room.clone().try_acquire_owned().unwrap();
         let _ = self.inputs.send(Input::Gradient(context, body, permit));
