@@ -1,21 +1,20 @@
-//! The reduction tree over a step's micro-microbatches (**SUM-1**).
+//! The reduction tree over a step's microbatches (**SUM-1**).
 //!
-//! A batch of `n` samples is cut into `S` leaves, `S` a power of two fixed for the run.
-//! Nodes are numbered as in a heap: the root is 1, the children of `i` are `2i` and
-//! `2i + 1`, and leaf `k` is node `S + k`. The tree depends on `S` alone, never on the
-//! workers, so neither do the bits of a sum along it.
+//! A batch of `n` samples is cut into `S` leaves, `S` a power of two fixed for the run. Nodes are numbered as in a
+//! heap: the root is 1, the children of `i` are `2i` and `2i + 1`, and leaf `k` is node `S + k`. The tree depends
+//! only on `S` and not on the workers. So the bits of a sum along it do not depend on the workers.
 
 use std::fmt;
 use std::ops::Range;
 
 use thiserror::Error;
 
-/// The largest number of micro-microbatches a run can have.
+/// The largest number of microbatches that a step can have.
 pub const MAX_MICROBATCHES: u32 = 4096;
 
-/// A number of micro-microbatches that cannot be one.
+/// A number of microbatches that is not valid.
 #[derive(Debug, Error, PartialEq, Eq)]
-#[error("the number of micro-microbatches must be a power of two from 1 to {MAX_MICROBATCHES}, not {0}")]
+#[error("the number of microbatches must be a power of two from 1 to {MAX_MICROBATCHES}, not {0}")]
 pub struct BadMicrobatches(pub u32);
 
 /// A node of the tree; its subtree is a contiguous run of leaves.

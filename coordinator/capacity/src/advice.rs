@@ -1,5 +1,5 @@
-//! What limits a cluster, and what to do then: what a step would take if one thing took no time,
-//! or were set otherwise.
+//! The limit of a cluster, and advice: the time of a step if one part took no time, or if an option were set
+//! differently.
 
 use std::fmt;
 
@@ -9,7 +9,7 @@ use tally_numerics::wire::WireDtype;
 
 use super::{Cluster, step_seconds};
 
-/// What makes a step as long as it is.
+/// The part that limits a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Limit {
@@ -43,7 +43,7 @@ impl fmt::Display for Limit {
     }
 }
 
-/// Something that could be changed, and what that would come to.
+/// A possible change, and its effect.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Change {
     /// What to change, in words.
@@ -54,7 +54,7 @@ pub struct Change {
     pub times: f64,
 }
 
-/// What is worth less than this is no advice.
+/// The least gain that is worth advice.
 const WORTH_IT: f64 = 1.03;
 
 /// What limits this cluster, whose step takes `seconds`: what would shorten it the most if it took no
@@ -143,10 +143,7 @@ pub fn changes(cluster: &Cluster, seconds: f64) -> Vec<Change> {
             && microbatches > cluster.tree.microbatches()
             && microbatches as usize <= cluster.batch_size
         {
-            consider(
-                format!("--microbatches {microbatches} (another run's bits)"),
-                Cluster { tree, ..cluster.clone() },
-            );
+            consider(format!("--microbatches {microbatches} (another run's bits)"), Cluster { tree, ..cluster.clone() });
         }
     }
     for workers in [cluster.workers / 2, 2 * cluster.workers] {

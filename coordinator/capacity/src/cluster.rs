@@ -1,4 +1,4 @@
-//! What is planned: a cluster, and what it is to compute.
+//! The input of a plan: a cluster, and its work.
 
 use tally_numerics::tree::{Node, Tree};
 use tally_numerics::wire::WireDtype;
@@ -75,7 +75,7 @@ pub struct Cluster {
     pub workers: usize,
     /// Elements of the gradient.
     pub parameters: usize,
-    /// What it travels as.
+    /// Its number format on the wire.
     pub wire_dtype: WireDtype,
     /// Samples of a step, over all workers.
     pub batch_size: usize,
@@ -95,7 +95,7 @@ pub struct Cluster {
     pub sample_bytes: f64,
     /// Bytes of the data set in the coordinator's memory.
     pub data_bytes: usize,
-    /// What handling things costs.
+    /// The costs of handling bytes, elements and messages.
     pub costs: Costs,
 }
 

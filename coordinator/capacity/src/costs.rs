@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-/// What things cost. The defaults are what `scaling` measured on the machine of `docs/scaling.md`, without TLS;
-/// it measures them anew on any other.
+/// The costs. The defaults are what `scaling` measured on the machine of `docs/scaling.md`, without TLS; it measures
+/// them anew on any other.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Costs {

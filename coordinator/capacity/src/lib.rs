@@ -1,10 +1,10 @@
-//! What a cluster would do, before there is one: a step's time and its parts, what the
-//! coordinator's link and processor carry, what it holds in memory, and what limits it.
+//! Predicts a cluster: the time of a step and its parts, the load of the coordinator's link and processor, its
+//! memory, and the limit.
 //!
-//! Pure, as the core is: a [`Cluster`] in, a [`Prediction`] out. A few steps are played chunk by chunk
-//! on a virtual clock ([`step`]), with the layout and the additions of a real run and with the
-//! costs ([`costs`]) that `scaling` measures; the parts and the limit are what changes when
-//! something takes no time. `docs/scaling.md` holds it against real clusters.
+//! Pure, as the core is: a [`Cluster`] in, a [`Prediction`] out. A few steps are played chunk by chunk on a virtual
+//! clock ([`step`]), with the layout and the additions of a real run and with the costs ([`costs`]) that `scaling`
+//! measures; the parts and the limit are what changes when something takes no time. `docs/measurements/scaling.md`
+//! compares it with real clusters.
 
 pub mod advice;
 pub mod cluster;
@@ -55,7 +55,7 @@ pub struct Busy {
     pub cores: f64,
 }
 
-/// What a cluster would do.
+/// The prediction for a cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Prediction {
     /// Workers.

@@ -1,4 +1,4 @@
-//! What the coordinator holds in memory.
+//! The coordinator's memory.
 
 use serde::Serialize;
 use tally_numerics::CHUNK;
@@ -21,15 +21,15 @@ pub struct Memory {
     pub base: usize,
     /// The same for a moment while it starts, when there is nothing else yet.
     pub starting: usize,
-    /// The master state's parameters and momentum.
-    pub master: usize,
+    /// The parameters and momentum of the master state.
+    pub referee: usize,
     /// The sum, as floats and, if that is another type, as it travels.
     pub sum: usize,
     /// All that credits allow workers to have sent before it is added up.
     pub window: usize,
     /// What connections hold besides.
     pub connections: usize,
-    /// As much as the master state's once more while a checkpoint is being written; not in the total.
+    /// A second master state while a checkpoint is being written; not in the total.
     pub checkpoint: usize,
 }
 
@@ -37,7 +37,7 @@ impl Memory {
     /// The most that it comes to in steps without a checkpoint.
     #[must_use]
     pub fn total(&self) -> usize {
-        let running = self.base + self.master + self.sum + self.window + self.connections;
+        let running = self.base + self.referee + self.sum + self.window + self.connections;
         running.max(self.starting)
     }
 
@@ -51,7 +51,7 @@ impl Memory {
         Self {
             base: PROGRAM + cluster.data_bytes,
             starting: READING.0 * cluster.data_bytes + READING.1,
-            master: 2 * model,
+            referee: 2 * model,
             sum: model + if travels < 4 { travels * cluster.parameters } else { 0 },
             window: nodes * CREDIT_WINDOW.min(cluster.chunks()) * chunk,
             connections: cluster.workers * IN_HAND * chunk,

@@ -1,8 +1,8 @@
-//! Who computes which leaves: contiguous runs of the tree, in proportion to speed.
+//! The assignment of leaves to workers: contiguous runs, in proportion to speed.
 //!
-//! The assignment cannot change a result (**SUM-1**), so it is free to follow speed,
-//! failure and arrival. A run that begins and ends anywhere needs many subtrees, and each is a
-//! whole gradient on the wire; so runs are cut as coarsely as pays.
+//! The assignment cannot change a result (**SUM-1**), so it is free to follow speed, failure and arrival. A run that
+//! begins and ends anywhere needs many nodes, and each node is a whole gradient on the wire. So runs are cut as
+//! coarsely as makes the step shortest.
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
@@ -15,7 +15,7 @@ use tally_numerics::tree::{Node, Tree};
 pub struct Load {
     /// Seconds of work it already has.
     pub busy: f64,
-    /// Seconds a leaf takes it.
+    /// Its seconds for a leaf.
     pub per_leaf: f64,
 }
 
@@ -58,15 +58,15 @@ pub fn quotas(leaves: u32, loads: &[Load]) -> Vec<u32> {
     quota
 }
 
-/// The quotas of a whole step, where each subtree takes `per_node` seconds to come: those of the grain with
-/// which computing and coming together are shortest. Whoever is given something with single leaves
-/// is given something, so that its speed is known.
+/// The quotas of a whole step, where each subtree takes `per_node` seconds to come: those of the grain with which
+/// computing and coming together are shortest. A worker that gets work when single leaves are dealt always gets some
+/// work, so that its speed is measured.
 #[must_use]
 pub fn shares(tree: Tree, loads: &[Load], per_node: f64) -> Vec<u32> {
     let mut best = quotas(tree.microbatches(), loads);
     let working: Vec<bool> = best.iter().map(|quota| *quota > 0).collect();
     let mut least = seconds(tree, &best, loads, per_node);
-    // Coarser than this, somebody who works would have nothing.
+    // With a coarser grain a worker that has work now would have none.
     let coarsest = tree.microbatches() / working.iter().filter(|works| **works).count().max(1) as u32;
     let mut grain = 2;
     while grain <= coarsest {
@@ -175,7 +175,7 @@ mod tests {
     }
 
     proptest! {
-        /// LIVE-1: every leaf is given to exactly one worker, whoever there is.
+        /// LIVE-1: every leaf is given to exactly one worker, for any set of workers.
         #[test]
         fn live_1_every_leaf_is_given_once(
             power in 0u32..7, speeds in proptest::collection::vec(0.01f64..10.0, 1..20), per_node in 0f64..10.0,

@@ -1,7 +1,7 @@
-//! Which additions of the tree are due: the bookkeeping of a step's reduction (**SUM-1**).
+//! The bookkeeping of a step's reduction: which additions of the tree are due (**SUM-1**).
 //!
-//! It knows no floats. Whoever holds them does the additions it asks for, in any order,
-//! and gets the one sum the tree defines: a (node, chunk) counts once, the first wins.
+//! It holds no floats. The holder of the floats does the requested additions, in any order, and gets the sum that the
+//! tree defines. A (node, chunk) counts once: the first one wins.
 
 use tally_numerics::tree::{Node, Tree};
 
@@ -29,7 +29,7 @@ pub enum ReductionStep {
     },
 }
 
-/// What becomes of a contributed chunk.
+/// The decision about a contributed chunk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Contribution {
     /// It is the first: keep it and do what is due.
@@ -172,8 +172,8 @@ mod tests {
     }
 
     proptest! {
-        /// SUM-1: whichever subtrees come, in whatever order, with whatever repeats, the
-        /// additions asked for are those of the tree.
+        /// SUM-1: for any nodes, in any order and with any repetitions, the requested additions are those of the
+        /// tree.
         #[test]
         fn sum_1_any_order_of_arrival_gives_the_trees_sum(
             power in 0u32..5, samples in 1usize..80, order in proptest::collection::vec(any::<u32>(), 1..200),

@@ -55,8 +55,8 @@ impl Core {
         }
     }
 
-    /// The quotas of the next step: the last ones while they serve within a tenth, so that
-    /// noise in the measurements moves nothing.
+    /// The quotas of the next step: the last ones, as long as they are within a tenth of the best, so that noise in
+    /// the measurements changes nothing.
     fn quotas(&mut self, ready: &[Session], loads: &[Load]) -> Vec<u32> {
         let tree = self.spec.tree;
         // What nodes take to come was measured with as many as the last step had. The sum's way
@@ -302,8 +302,7 @@ impl Core {
         self.boundary(now);
     }
 
-    /// A worker broke the rules after a header that was right. What was reduced may rest
-    /// on it, so the attempt is void.
+    /// A worker broke a rule after a valid header. The sums may contain its chunks, so the attempt is void.
     pub(super) fn violated(&mut self, now: Duration, session: Session, fault: String) {
         if self.injects(FaultInjection::ForgiveViolation) {
             return self.evict(now, session, fault, false);
@@ -333,7 +332,7 @@ impl Core {
         let (session, reason) = (from.session, format!("the gradient of {tensor} is not finite"));
         let alone = self.members.ready().iter().all(|&ready| ready == session);
         if self.non_finite.is_some_and(|before| before != session || alone) {
-            // Two workers have found it, or one, twice, that nobody can check.
+            // Two workers have found it, or a single worker has found it twice and no other can check.
             return self.diverged(from.step, tensor);
         }
         self.non_finite = Some(session);

@@ -1,7 +1,6 @@
-//! The core in a small world of workers, streams, a disk and a virtual clock, where
-//! everything that a cluster sees goes wrong in seeded random orders. Sums are texts, so
-//! that a sum along another tree shows. [`schedules`] has the random runs and shows that each
-//! rule, broken on purpose, is noticed; [`cases`] has the interleavings by name.
+//! The core with simulated workers, streams, a disk and a virtual clock. Faults of every kind happen in seeded random
+//! orders. Sums are texts, so that a sum along another tree is visible. [`schedules`] has the random runs and shows
+//! that each rule, broken on purpose, is noticed; [`cases`] has the interleavings by name.
 //!
 //! The promises are checked after every event, and carry their names where they fail.
 
@@ -57,7 +56,7 @@ fn spec(workers: usize) -> RunSpec {
     }
 }
 
-/// What survives the coordinator.
+/// The state on disk, which survives the coordinator.
 #[derive(Default)]
 struct Disk {
     journal: BTreeMap<u64, Digest>,
@@ -87,12 +86,12 @@ struct World {
     /// What the first workers compute with.
     kinds: Vec<&'static str>,
     disk: Disk,
-    /// The master state's state.
-    master: (u64, Digest),
+    /// The master state.
+    referee: (u64, Digest),
     waiting: HashMap<(Node, u32), String>,
     root: BTreeMap<u32, String>,
     held: Option<String>,
-    /// A newer state than the checkpoint, confirmed by the journal, that somebody offers.
+    /// A newer state than the checkpoint, confirmed by the journal, that a worker offers.
     offered: BTreeMap<Session, u64>,
     /// The coordinator dies at its next commit, between the journal and the workers.
     crash_in_commit: bool,
@@ -126,7 +125,7 @@ impl World {
             workers: Vec::new(),
             kinds,
             disk: Disk::default(),
-            master: (0, START),
+            referee: (0, START),
             waiting: HashMap::new(),
             root: BTreeMap::new(),
             held: None,
@@ -209,7 +208,7 @@ impl World {
         }
         let recorded =
             Recorded { digests: self.disk.journal.clone(), tests: self.disk.tests.clone(), grace: GRACE };
-        self.master = (step, digest);
+        self.referee = (step, digest);
         self.core = Core::new(self.core.spec.clone(), step, digest, recorded);
         self.core.fault = self.fault;
         self.crash_in_commit = false;
@@ -217,7 +216,7 @@ impl World {
         self.feed(Event::Wake);
     }
 
-    // ---- The coordinator's shell ----
+    // ---- The coordinator's server ----
 
     fn feed(&mut self, event: Event) {
         self.now += Duration::from_micros(u64::from(self.rng.below(400)));
@@ -289,7 +288,7 @@ impl World {
                 self.catch_up(session, during);
             }
             Action::Upload { session, step } => self.tell(session, Control::Upload { step }),
-            Action::Adopt { .. } => self.master = self.core.committed(),
+            Action::Adopt { .. } => self.referee = self.core.committed(),
             Action::Begin { step, attempt, .. } => {
                 if let Some(best) = self.offered.values().max() {
                     assert!(
@@ -330,17 +329,17 @@ impl World {
                 self.root.insert(chunk, text);
             }
             Action::Close { step, .. } => {
-                // Whatever happened on the way, this is the tree's sum.
+                // Whatever happened before, this is the tree's sum.
                 let samples = self.sampler.batch_len(step);
                 for chunk in 0..CHUNKS {
                     let expect = sum_of(tree(), step, samples, Node::ROOT, chunk);
                     assert_eq!(self.root.get(&chunk), expect.as_ref(), "SUM-1 at step {step}");
                 }
-                self.master = (step, next_digest(self.master.1, &self.root));
-                events.push_back(Event::Applied { digest: self.master.1 });
+                self.referee = (step, next_digest(self.referee.1, &self.root));
+                events.push_back(Event::Applied { digest: self.referee.1 });
             }
             Action::Commit(c) => {
-                assert_eq!((c.step, c.digest), self.master, "REP-1: the commit is the master state");
+                assert_eq!((c.step, c.digest), self.referee, "REP-1: the commit is the master state");
                 assert_eq!(c.samples, self.sampler.batch_len(c.step), "LIVE-1: no batch shrinks");
                 match self.disk.journal.get(&c.step) {
                     Some(recorded) => {
@@ -378,8 +377,8 @@ impl World {
                 self.disk.tests.insert(step);
             }
             Action::Checkpoint { step } => {
-                assert_eq!(step, self.master.0, "CKPT-1: a checkpoint is of a committed step");
-                self.disk.checkpoints.insert(step, self.master.1);
+                assert_eq!(step, self.referee.0, "CKPT-1: a checkpoint is of a committed step");
+                self.disk.checkpoints.insert(step, self.referee.1);
             }
             Action::Report(ClusterEvent::Adopted { .. }) => self.counts.adopted += 1,
             Action::Report(ClusterEvent::Late { .. }) => self.counts.late += 1,
@@ -515,12 +514,12 @@ impl World {
         assert_eq!(self.outcome, Some(RunOutcome::Done));
         assert!(self.disk.journal.keys().copied().eq(1..=9), "LIVE-1: each step once");
         assert!(self.disk.tests.iter().copied().eq([3, 6, 9]));
-        assert_eq!(self.master, (9, undisturbed), "SUM-1 and RESUME-1: the same bits");
+        assert_eq!(self.referee, (9, undisturbed), "SUM-1 and RESUME-1: the same bits");
         assert_eq!(self.core.samples_committed(), 87, "DATA-1");
     }
 }
 
 /// The digest that a run has in the end.
 fn undisturbed() -> Digest {
-    World::new(0, 1).finish().master.1
+    World::new(0, 1).finish().referee.1
 }

@@ -51,7 +51,7 @@ pub struct PlanOptions {
     #[arg(long, value_name = "N", help_heading = "Computing")]
     pub batch_size: Option<usize>,
 
-    /// Microbatches [default: 8]
+    /// Microbatches that a step is cut into [default: 8]
     #[arg(long, value_name = "N", help_heading = "Computing")]
     pub microbatches: Option<u32>,
 
