@@ -143,7 +143,10 @@ pub fn changes(cluster: &Cluster, seconds: f64) -> Vec<Change> {
             && microbatches > cluster.tree.microbatches()
             && microbatches as usize <= cluster.batch_size
         {
-            consider(format!("--microbatches {microbatches} (another run's bits)"), Cluster { tree, ..cluster.clone() });
+            consider(
+                format!("--microbatches {microbatches} (another run's bits)"),
+                Cluster { tree, ..cluster.clone() },
+            );
         }
     }
     for workers in [cluster.workers / 2, 2 * cluster.workers] {
