@@ -7,9 +7,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::Path;
 
-use tally_tests::cluster::{
-    Coordinator, DEADLINE, Output, Relay, RunDir, Signal, Worker, run, train_local,
-};
+use tally_tests::cluster::{Coordinator, DEADLINE, Output, Relay, RunDir, Signal, Worker, run, train_local};
 use tally_tests::secrets::{LOOK, Secrets, TRAIN};
 
 const OPTIONS: [&str; 8] = ["--model", "mlp", "--epochs", "2", "--train-limit", "640", "--test-limit", "20"];

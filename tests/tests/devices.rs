@@ -4,9 +4,7 @@
 
 use rustix::process::{Pid, kill_process};
 use serde_json::Value;
-use tally_tests::cluster::{
-    Coordinator, DEADLINE, Process, RunDir, Signal, Worker, binaries, events, run,
-};
+use tally_tests::cluster::{Coordinator, DEADLINE, Process, RunDir, Signal, Worker, binaries, events, run};
 
 /// 200 steps of some tens of milliseconds.
 const OPTIONS: [&str; 6] = [
@@ -89,7 +87,8 @@ fn live_1_a_worker_is_started_again_from_the_version_that_runs_when_its_file_was
     let program = binaries().join(format!("worker-{}", std::process::id()));
     std::fs::hard_link(binaries().join("worker"), &program).unwrap();
     let address = format!("127.0.0.1:{}", coordinator.grpc_port());
-    let options = ["--connect", &address, "--backend", "cpu", "--threads", "1", "--devices", "0,1", "--name", "here"];
+    let options =
+        ["--connect", &address, "--backend", "cpu", "--threads", "1", "--devices", "0,1", "--name", "here"];
     let workers = Worker::from(Process::start(&program, options));
     dir.wait_for_step(3);
     std::fs::remove_file(&program).unwrap();

@@ -140,8 +140,9 @@ pub fn check_site<B>(request: &Request<B>, loaded: &Arc<Loaded>, loopback: bool)
     // and programs that are no browsers send neither.
     let elsewhere = match request.headers().get("sec-fetch-site") {
         Some(site) => site != "same-origin" && site != "none",
-        None => header(ORIGIN)
-            .is_some_and(|origin| origin.split_once("://").is_none_or(|(_, from)| from != host)),
+        None => {
+            header(ORIGIN).is_some_and(|origin| origin.split_once("://").is_none_or(|(_, from)| from != host))
+        }
     };
     if elsewhere { Err(Denied::Origin) } else { Ok(()) }
 }

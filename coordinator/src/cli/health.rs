@@ -38,7 +38,11 @@ pub fn run(options: &HealthOptions) -> anyhow::Result<String> {
             .with_context(|| format!("what listens on {address} gives no answer; is it --http-listen?"))?,
         Ok(said) => said,
     };
-    ensure!(said.starts_with("HTTP/1.1 200"), "{address} is not well: {}", said.lines().next().unwrap_or_default());
+    ensure!(
+        said.starts_with("HTTP/1.1 200"),
+        "{address} is not well: {}",
+        said.lines().next().unwrap_or_default()
+    );
     Ok("well".into())
 }
 

@@ -175,7 +175,8 @@ pub async fn run(options: WorkerOptions, leave: impl Future<Output = ()>) -> any
                     Ended::Failed(reason) => bail!("{reason}"),
                     Ended::Denied(reason) if options.stay => {
                         if denied != reason {
-                            options.tell(&format!("not let in at {}: {reason}; trying again", options.connect));
+                            options
+                                .tell(&format!("not let in at {}: {reason}; trying again", options.connect));
                             denied.clone_from(&reason);
                             told = true;
                         }
