@@ -221,7 +221,10 @@ async function ask() {
     const body = chosen ?? await picture();
     const number = document.querySelector("#draw-number input:checked").value;
     const response = await fetch(`api/predict?number=${number}`, { method: "POST", headers: { "content-type": body.type }, body });
-    const answer = await response.json();
+    const type = response.headers.get("content-type") ?? "";
+    // What is refused before it reaches the network is refused in plain words; a proxy may answer with a page of its own.
+    const answer = type.startsWith("application/json") ? await response.json()
+      : type.startsWith("text/plain") ? { error: (await response.text()).trim() } : {};
     if (!inked) return;
     if (response.ok) showAnswer({ ...answer, number: Number(number) });
     else showTrouble(answer.error ?? `The coordinator answered ${response.status}.`);

@@ -113,7 +113,6 @@ impl Monitor {
     }
 
     /// The page with a program's panels, its data and `/metrics`.
-    #[must_use]
     pub fn router(&self, panels: Panels) -> Router {
         http::router(self.view.clone(), self.exporter.clone(), panels)
     }

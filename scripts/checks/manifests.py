@@ -106,8 +106,23 @@ def what_no_schema_tells(where, manifests, options):
                 check(f"{name} mounts what is there", missing and f"no volume {missing}")
                 program = "coordinator" if "coordinator" in container["image"] else "worker"
                 for argument in container["args"]:
-                    option = argument.split("=")[0]
+                    option, _, value = argument.partition("=")
                     check(f"{name} {option}", option not in options[program] and f"{program} has no such option")
+                    if option.endswith("listen"):
+                        check(f"{name} {option} serves IPv6 as well", not value.startswith("[::]:") and f"it is {value}")
+
+
+def where_names_and_metrics_come_from(where, manifests):
+    """Workers reach a name service on the node itself, and Prometheus shows a certificate where one is asked for."""
+    for manifest in manifests:
+        for rule in manifest["spec"].get("egress", []) if manifest["kind"] == "NetworkPolicy" else []:
+            if 53 in [port["port"] for port in rule["ports"]]:
+                check(f"{where}: the name service may be anywhere", "to" in rule and "NodeLocal DNSCache is no pod")
+    asked = any("--tls-client-ca" in argument for m in manifests for pod in pods(m) for c in pod["containers"] for argument in c["args"])
+    for manifest in manifests:
+        if asked and manifest["kind"] == "ServiceMonitor":
+            shown = manifest["spec"]["endpoints"][0].get("tlsConfig", {})
+            check(f"{where}: Prometheus shows a certificate", not {"cert", "keySecret"} <= shown.keys() and "it shows none")
 
 
 def options_of(binaries):
@@ -152,6 +167,7 @@ def main():
         for manifest in manifests:
             against_its_schema(where, manifest)
         what_no_schema_tells(where, manifests, options)
+        where_names_and_metrics_come_from(where, manifests)
     check("the operator's rules are the plain ones", OPERATOR_RULE.read_text() != operator_rule() and "run manifests.py --write")
     runbook()
     output.write_text(json.dumps(foreign))

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# deploy/slurm/tally.sbatch with stand-ins for srun and scontrol: a job that is preempted in the middle of its
+# deploy/slurm/tally.sbatch with stand-ins for srun, scontrol and squeue: a job that is preempted in the middle of its
 # run puts itself back into the queue, and its second start ends the run. slurm.sh BINARIES
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -14,6 +14,7 @@ show) echo 127.0.0.1 ;;
 requeue) echo "$2" >>"$SLURM_SUBMIT_DIR/requeued" ;;
 esac
 END
+printf '#!/bin/bash\necho RUNNING\n' >"$work/bin/squeue"
 cat >"$work/bin/srun" <<'END'
 #!/bin/bash
 # Two nodes, each with a task of its own; srun hands signals on.
@@ -24,7 +25,7 @@ trap 'kill -TERM $one $two' TERM
 wait $one; wait $two
 wait $one $two 2>/dev/null || true
 END
-chmod +x "$work/bin/scontrol" "$work/bin/srun"
+chmod +x "$work/bin/scontrol" "$work/bin/squeue" "$work/bin/srun"
 
 port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 # To be called in a subshell, which becomes the job.

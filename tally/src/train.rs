@@ -1,5 +1,6 @@
 //! A training run, from the options to the closing summary.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -7,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use rustix::io::Errno;
 use tally_cli::logging::in_one_line;
 use tally_cli::output::{self, Level};
 use tally_coordinator::access;
@@ -231,10 +233,19 @@ fn run_spec(config: &RunConfig, test_samples: usize) -> anyhow::Result<RunSpec> 
     })
 }
 
-async fn listen(address: std::net::SocketAddr, option: &str) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address)
-        .await
-        .with_context(|| format!("cannot listen on {address}; choose another address with {option}"))
+fn has_no_ipv6(error: &std::io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::AFNOSUPPORT.raw_os_error())
+}
+
+async fn listen(address: SocketAddr, option: &str) -> anyhow::Result<TcpListener> {
+    let bound = match TcpListener::bind(address).await {
+        // `[::]` means every address of the machine; where the kernel has no IPv6, those are IPv4's.
+        Err(error) if address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) && has_no_ipv6(&error) => {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
+        }
+        bound => bound,
+    };
+    bound.with_context(|| format!("cannot listen on {address}; choose another address with {option}"))
 }
 
 /// What is told of a run as it starts. `resumed` has the step of its state, and the journal's last one.
@@ -242,8 +253,8 @@ fn greeting<O: clap::Args>(
     options: &TrainOptions<O>,
     config: &RunConfig,
     run_dir: &Path,
-    address: std::net::SocketAddr,
-    web: std::net::SocketAddr,
+    address: SocketAddr,
+    web: SocketAddr,
     resumed: Option<(u64, u64)>,
 ) -> Vec<String> {
     let mut lines = vec![format!(

@@ -4,10 +4,10 @@
 
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, TcpStream};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::Path;
 
-use tally_tools::cluster::{Coordinator, DEADLINE, Output, RunDir, Signal, Worker, run, train_local};
+use tally_tools::cluster::{Coordinator, DEADLINE, Output, Relay, RunDir, Signal, Worker, run, train_local};
 use tally_tools::secrets::{LOOK, Secrets, TRAIN};
 
 const OPTIONS: [&str; 8] = ["--model", "mlp", "--epochs", "2", "--train-limit", "640", "--test-limit", "20"];
@@ -150,6 +150,89 @@ fn trust_1_with_mutual_tls_only_those_with_the_right_certificates_meet() {
     coordinator.succeed();
     worker.succeed();
     assert_eq!(directory.sha256(), baseline_sha256());
+}
+
+/// Takes a connection of HTTP/2, and answers its first request with these headers and nothing else.
+fn answer_with(listener: &TcpListener, headers: &[u8]) {
+    const PREFACE: usize = 24;
+    let (mut stream, _) = listener.accept().unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    stream.read_exact(&mut [0; PREFACE]).unwrap();
+    // A frame has three bytes of length, one of kind (1 is headers), one of flags, and four of the stream's number.
+    let frame = |kind: u8, flags: u8, stream: u8, body: &[u8]| {
+        [&[0, 0, u8::try_from(body.len()).unwrap(), kind, flags, 0, 0, 0, stream], body].concat()
+    };
+    stream.write_all(&frame(4, 0, 0, &[])).unwrap();
+    let mut head = [0; 9];
+    while head[3] != 1 {
+        stream.read_exact(&mut head).unwrap();
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        stream.read_exact(&mut vec![0; length as usize]).unwrap();
+    }
+    stream.write_all(&frame(1, 5, head[8], headers)).unwrap();
+    // Until the worker has heard it and hangs up.
+    let _ = stream.read_to_end(&mut Vec::new());
+}
+
+/// A coordinator's token may change first, and a proxy may answer in its place while there is none behind it.
+#[test]
+fn a_worker_that_stays_comes_back_until_it_is_let_in() {
+    let (secrets, directory) = (Secrets::new(), RunDir::new());
+    let proxy = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let relay = Relay::to(proxy.local_addr().unwrap());
+    let worker = Worker::start(relay.port(), ["--stay", "--token-file", &secrets.arg("wrong")]);
+    // The headers of HTTP's 404, 403 and 401, and of gRPC's "unimplemented".
+    let none = b"\x88\x5f\x10application/grpc\x40\x0bgrpc-status\x0212";
+    for headers in [&b"\x8d"[..], b"\x48\x03403", b"\x48\x03401", none] {
+        answer_with(&proxy, headers);
+    }
+    let coordinator = coordinator(&directory, &["--token-file", &secrets.arg("train")]);
+    relay.retarget(coordinator.grpc_port());
+    worker.wait_for("the token is not this coordinator's", DEADLINE);
+    secrets.write("wrong", TRAIN);
+    coordinator.succeed();
+    worker.signal(Signal::TERM);
+    worker.succeed();
+    assert_eq!(directory.sha256(), baseline_sha256());
+}
+
+/// Without tokens and with, with TLS one way and both: what starts the coordinator again has neither.
+#[test]
+fn anyone_may_ask_whether_the_coordinator_is_well() {
+    let secrets = Secrets::new();
+    secrets.certificates("ours");
+    let file = |name: &str| secrets.arg(name);
+    let (ca, certificate, key, train) =
+        (file("ours-ca"), file("ours-server"), file("ours-server-key"), file("train"));
+    let tls = ["--tls-cert", &certificate, "--tls-key", &key, "--token-file", &train, "--tls-client-ca", &ca];
+    let health = |port: u16| run("coordinator", ["health", "--connect", &format!("localhost:{port}")]);
+    let mut last = 0;
+    for access in [&tls[..0], &tls[4..6], &tls[..4], &tls] {
+        let directory = RunDir::new();
+        let coordinator = coordinator(&directory, access);
+        last = coordinator.http_port();
+        let output = health(last);
+        assert!(output.status.success(), "{access:?}: {}", output.stderr);
+        let other = health(coordinator.grpc_port());
+        assert!(!other.status.success(), "{access:?}: gRPC's port is not the page's");
+    }
+    health(last).is_refused(&["--http-listen"]);
+}
+
+/// IPv4 and IPv6 by one address.
+#[test]
+fn every_address_is_listened_on() {
+    let directory = RunDir::new();
+    let coordinator = coordinator(&directory, &["--listen", "[::]:0", "--http-listen", "[::]:0"]);
+    let port = coordinator.http_port();
+    assert!(get(port, "/healthz", "").contains(" 200 "), "by IPv4");
+    // Where there is no IPv6, `[::]` is every address of IPv4.
+    if TcpListener::bind("[::1]:0").is_ok() {
+        assert!(TcpStream::connect(("::1", port)).is_ok(), "by IPv6");
+    }
+    let worker = Worker::start(coordinator.grpc_port(), [] as [&str; 0]);
+    coordinator.succeed();
+    worker.succeed();
 }
 
 #[test]

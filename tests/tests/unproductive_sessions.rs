@@ -1,6 +1,6 @@
 //! Workers that are lost again and again before they have done a step: they connect ever more seldom, and both sides say why.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::expect_used, clippy::unwrap_used)]
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpStream};

@@ -250,6 +250,13 @@ impl Worker {
     }
 }
 
+/// One that was started in another way.
+impl From<Process> for Worker {
+    fn from(process: Process) -> Self {
+        Self(process)
+    }
+}
+
 impl Deref for Worker {
     type Target = Process;
     fn deref(&self) -> &Process {

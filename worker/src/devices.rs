@@ -8,6 +8,7 @@
 use std::ffi::OsString;
 use std::fmt;
 use std::future::Future;
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus};
 use std::str::FromStr;
 use std::time::{Duration, Instant};
@@ -163,7 +164,7 @@ pub async fn run(
         for worker in &mut workers {
             worker.check(leaving)?;
             if worker.due.is_some_and(|due| due <= Instant::now()) {
-                (worker.due, worker.child) = (None, Some(start(worker.device)?));
+                worker.again(start(worker.device));
             }
         }
     }
@@ -194,10 +195,26 @@ impl Worker {
             };
         } else if !leaving {
             tracing::warn!(device = self.device, wait = ?self.wait, "a worker was killed ({status}); starting it again");
-            self.due = Some(Instant::now() + self.wait);
-            self.wait = (self.wait * 2).min(LONGEST_WAIT);
+            self.later();
         }
         Ok(())
+    }
+
+    /// To be started again after a moment, longer each time.
+    fn later(&mut self) {
+        self.due = Some(Instant::now() + self.wait);
+        self.wait = (self.wait * 2).min(LONGEST_WAIT);
+    }
+
+    /// Takes what came of starting it again. Where the system refuses that for now, the others go on.
+    fn again(&mut self, started: anyhow::Result<Child>) {
+        match started {
+            Ok(child) => (self.due, self.child) = (None, Some(child)),
+            Err(error) => {
+                tracing::warn!(device = self.device, wait = ?self.wait, "{error:#}; trying again");
+                self.later();
+            }
+        }
     }
 
     /// Asks it to leave. It has not been waited for, so its process number cannot belong to another process.
@@ -221,8 +238,7 @@ fn threads_of_each(options: &DeviceOptions, workers: usize) -> Option<usize> {
 
 /// Starts this program again for one device.
 fn start(device: usize, name: &str, threads: Option<usize>) -> anyhow::Result<Child> {
-    let program = std::env::current_exe().context("cannot find this program, to start it again")?;
-    let mut command = Command::new(program);
+    let mut command = Command::new(this_program()?);
     command.args(arguments(std::env::args_os().skip(1)));
     // A worker sees only its own GPU, as number 0, which is the default: tuning results are cached by a GPU's
     // number, and equal GPUs must choose equal kernels.
@@ -233,6 +249,14 @@ fn start(device: usize, name: &str, threads: Option<usize>) -> anyhow::Result<Ch
     }
     command.env(ONE_OF_SEVERAL, "1");
     command.spawn().with_context(|| format!("cannot start a worker for device {device}"))
+}
+
+/// This program's file. After an upgrade its name leads to another version, or nowhere; the kernel still has this one,
+/// which knows the options that this process was started with.
+fn this_program() -> anyhow::Result<PathBuf> {
+    let named = std::env::current_exe().context("cannot find this program, to start it again")?;
+    let kept = PathBuf::from("/proc/self/exe");
+    Ok(if !named.exists() && kept.exists() { kept } else { named })
 }
 
 /// CUDA's name for device `device` of this process, where the variable `CUDA_VISIBLE_DEVICES` has `seen`.

@@ -1,14 +1,13 @@
-//! Who may make which request.
+//! The permission that each request needs.
 //!
-//! There are three kinds: *open* ones, which only ask whether the coordinator is well; those that
-//! *look*; and those that *train*, among which is all that is not known to be less. Everything
-//! that is turned on is asked for: a certificate where there is a CA for them, and a token
-//! where there is one.
+//! There are three kinds of requests: *open* ones, which only ask for the coordinator's health; those that *view* a
+//! run; and those that *train*. A request that is not known counts as training. A certificate is required if a CA for
+//! clients is configured, and a token is required if one is configured.
 //!
-//! Browsers are a way in for pages from elsewhere. A request that changes or costs something must not come from
-//! another site's page (its `AttemptId` is compared with its `Host`), and where the loopback address is all that
-//! protects the dashboard, only its own names are answered to, so that no page can give itself
-//! one (DNS rebinding).
+//! Pages of other sites can send requests through a user's browser. A request that changes or costs something must
+//! not come from such a page: the browser says so in `Sec-Fetch-Site`, or the request's `Origin` is compared with its
+//! `Host`. If only the loopback address protects the dashboard, requests must use one of its own names, because
+//! another site can let its name point to that address (DNS rebinding).
 
 use std::sync::Arc;
 
@@ -37,14 +36,14 @@ pub enum Denied {
     Certificate,
     /// A token is needed.
     NoToken,
-    /// It is none of ours.
+    /// It is not a token of this coordinator.
     WrongToken,
-    /// It is of those who may look.
+    /// It is the token for viewing.
     OnlyLooks,
     /// It calls the coordinator by a name that is not its own.
     Host,
     /// A page from elsewhere has sent it.
-    AttemptId,
+    Origin,
 }
 
 impl Denied {
@@ -57,7 +56,10 @@ impl Denied {
             Self::WrongToken => "the token is not this coordinator's; look at --token-file and TALLY_TOKEN",
             Self::OnlyLooks => "this token is for looking, not for training; give the other one",
             Self::Host => "call this by localhost or its address, or turn a token on",
-            Self::AttemptId => "another site's page may not do that",
+            Self::Origin => {
+                "another site's page may not do that; if this is the coordinator's own page behind a proxy, have the \
+                 proxy hand on the Host header (nginx: proxy_set_header Host $http_host)"
+            }
         }
     }
 }
@@ -79,7 +81,7 @@ pub fn http_permission(path: &str) -> Permission {
     if matches!(path, "/healthz" | "/readyz") { Permission::Open } else { Permission::Look }
 }
 
-/// Whether a request of this kind is allowed to one who shows this.
+/// Checks that a request of this kind is allowed with these credentials.
 ///
 /// # Errors
 /// Why it is not.
@@ -107,8 +109,8 @@ pub fn check(
     }
 }
 
-/// The token of a request: `Bearer TOKEN`, or as the password of `Basic`, whoever the user.
-/// Two are as none: a proxy in front may have looked at the other one.
+/// The token of a request: `Bearer TOKEN`, or as the password of `Basic`, whoever the user. Two tokens count as none,
+/// because a proxy may have checked the other one.
 fn bearer_token(headers: &HeaderMap) -> Option<Vec<u8>> {
     let mut all = headers.get_all(AUTHORIZATION).iter();
     let (Some(one), None) = (all.next(), all.next()) else { return None };
@@ -125,7 +127,7 @@ fn bearer_token(headers: &HeaderMap) -> Option<Vec<u8>> {
     Some(pair[at + 1..].to_vec())
 }
 
-/// Whether a request can have come from where it says.
+/// Checks the origin of a request.
 ///
 /// # Errors
 /// Why it cannot.
@@ -142,11 +144,15 @@ pub fn check_site<B>(
     if matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS) {
         return Ok(());
     }
-    // Programs that are no browsers send neither.
-    let elsewhere =
-        header(ORIGIN).is_some_and(|origin| origin.split_once("://").is_none_or(|(_, from)| from != host));
-    let told = request.headers().get("sec-fetch-site").is_some_and(|site| site == "cross-site");
-    if elsewhere || told { Err(Denied::AttemptId) } else { Ok(()) }
+    // No page can set what the browser itself says, and no proxy changes it. Over plain HTTP browsers say nothing,
+    // and programs that are no browsers send neither.
+    let elsewhere = match request.headers().get("sec-fetch-site") {
+        Some(site) => site != "same-origin" && site != "none",
+        None => {
+            header(ORIGIN).is_some_and(|origin| origin.split_once("://").is_none_or(|(_, from)| from != host))
+        }
+    };
+    if elsewhere { Err(Denied::Origin) } else { Ok(()) }
 }
 
 /// Whether a host's name, with or without a port, is the loopback's.
@@ -262,10 +268,20 @@ mod tests {
             assert_eq!(ask(Method::GET, host, "", open(), false), Ok(()), "{host}");
         }
         let post = |origin| ask(Method::POST, "localhost:9000", origin, open(), true);
+        // Behind a proxy that says its own Host, as nginx does unless told otherwise.
+        let told = |site: &str| {
+            let request = Request::builder().method(Method::POST).header(HOST, "127.0.0.1:9000");
+            let request = request.header(ORIGIN, "https://tally.example").header("sec-fetch-site", site);
+            check_site(&request.body(()).unwrap(), &Arc::new(open()), true)
+        };
+        assert_eq!((told("same-origin"), told("none")), (Ok(()), Ok(())));
+        for site in ["same-site", "cross-site", "", "anything"] {
+            assert_eq!(told(site), Err(Denied::Origin), "{site:?}");
+        }
         assert_eq!(post("http://localhost:9000"), Ok(()));
         assert_eq!(post(""), Ok(()));
         for origin in ["http://evil.example", "null", "http://localhost:9001", "http://evil.example:9000"] {
-            assert_eq!(post(origin), Err(Denied::AttemptId), "{origin}");
+            assert_eq!(post(origin), Err(Denied::Origin), "{origin}");
         }
     }
 }

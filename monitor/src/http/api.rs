@@ -52,7 +52,9 @@ async fn events(State(api): State<Api>) -> Response {
     let (events, stream) = mpsc::channel(1);
     tokio::spawn(follow(api.view, events, permit));
     let keep_alive = KeepAlive::new().interval(Duration::from_secs(10));
-    Sse::new(ReceiverStream::new(stream)).keep_alive(keep_alive).into_response()
+    // A proxy that keeps answers back until they are large, as nginx does, is asked not to.
+    let unbuffered = [("x-accel-buffering", "no")];
+    (unbuffered, Sse::new(ReceiverStream::new(stream)).keep_alive(keep_alive)).into_response()
 }
 
 /// Sends what is new, as fast as the reader takes it: a slow reader gets what it missed in one piece. Ends with the

@@ -1,5 +1,6 @@
 //! The command lines of a program: training, and the commands beside it.
 
+pub mod health;
 pub mod plan;
 pub mod report;
 pub mod status;
@@ -20,6 +21,8 @@ use crate::train;
 /// The commands beside training.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Say whether the coordinator on this machine is well, by the exit code: for container engines
+    Health(health::HealthOptions),
     /// Say what a cluster would do, before there is one: a step's time, its parts, what limits it
     Plan(Box<plan::PlanOptions>),
     /// Write what became of a run as a page, or compare two
@@ -44,6 +47,10 @@ pub fn run<P: Program>(
         None => {
             drop(out);
             train::run(program, options)
+        }
+        Some(Command::Health(options)) => {
+            drop(out);
+            health::run(options).and_then(|text| print_line(&text))
         }
         Some(Command::Plan(options)) => plan::run(&**program, options, &mut out).map(|()| ExitCode::SUCCESS),
         Some(Command::Report(options)) => {

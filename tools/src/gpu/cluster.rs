@@ -54,7 +54,7 @@ pub fn run(options: &Options, precision: Precision, workers: usize) -> anyhow::R
     let directory = tempfile::tempdir()?;
     let (run, log) = (directory.path().join("run"), directory.path().join("log"));
     let this = std::env::current_exe().context("cannot find this program, to start it again")?;
-    let (batch, shards) = (options.cluster_batch.to_string(), workers.next_power_of_two().to_string());
+    let (batch, microbatches) = (options.cluster_batch.to_string(), workers.next_power_of_two().to_string());
     let limit = (options.cluster_batch * options.steps).min(60_000).to_string();
     let count = workers.to_string();
     let mut coordinator = Command::new(&this);
@@ -67,7 +67,7 @@ pub fn run(options: &Options, precision: Precision, workers: usize) -> anyhow::R
         "--batch-size",
         &batch,
         "--microbatches",
-        &shards,
+        &microbatches,
     ]);
     coordinator.args(["--train-limit", &limit, "--test-limit", "10"]).arg("--run-dir").arg(&run);
     coordinator.stdout(Stdio::null()).stderr(fs::File::create(&log)?);

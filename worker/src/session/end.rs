@@ -18,6 +18,9 @@ pub enum SessionEnd {
     },
     /// The coordinator will never take this worker.
     Refused(String),
+    /// The coordinator, or a proxy on the way to it, does not accept this worker's token or certificate. Either may
+    /// change.
+    Denied(String),
     /// This worker can never compute.
     Failed(String),
     /// The connection or the coordinator is gone. The worker tries again.
@@ -29,16 +32,23 @@ pub enum SessionEnd {
 }
 
 impl SessionEnd {
-    /// The end of a session whose stream broke with this status.
+    /// The end of a session whose stream broke with this status. An answer that a proxy may have given in the
+    /// coordinator's place is never final: with nothing behind it, a proxy answers 404, and 401 or 403 while its own
+    /// rules change.
     #[must_use]
     pub fn of_status(status: &Status) -> Self {
+        let reason = match status.message() {
+            "" => status.code().description().into(),
+            // Tonic's words for an answer that is not gRPC.
+            words if words.starts_with("grpc-status header missing") => {
+                format!("{words}: it is no coordinator that answers; is a proxy in between?")
+            }
+            words => words.into(),
+        };
         match status.code() {
-            Code::FailedPrecondition
-            | Code::InvalidArgument
-            | Code::Unimplemented
-            | Code::Unauthenticated
-            | Code::PermissionDenied => Self::Refused(status.message().into()),
-            _ => Self::Lost(status.message().into()),
+            Code::FailedPrecondition | Code::InvalidArgument => Self::Refused(reason),
+            Code::Unauthenticated | Code::PermissionDenied => Self::Denied(reason),
+            _ => Self::Lost(reason),
         }
     }
 

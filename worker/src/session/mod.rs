@@ -63,6 +63,7 @@ pub async fn run(
     let mut alone_since = Instant::now();
     let mut reported = false;
     let mut outcome = WorkOutcome::LeftEarly;
+    let mut denied = String::new();
     loop {
         let connection = tokio::select! {
             connection = connect(&options) => connection,
@@ -89,6 +90,7 @@ pub async fn run(
                     if std::mem::replace(&mut run, retained.run) != retained.run {
                         delay = ReconnectDelay::default();
                     }
+                    denied.clear();
                 }
                 let mut lost = |reason: String, evicted: bool| {
                     // A coordinator that answers but never lets this worker in is reported once, below.
@@ -118,7 +120,18 @@ pub async fn run(
                         return Ok(WorkOutcome::LeftEarly);
                     }
                     SessionEnd::Failed(reason) => bail!("{reason}"),
-                    SessionEnd::Refused(reason) => {
+                    SessionEnd::Denied(reason) if options.stay => {
+                        if denied != reason {
+                            options.report(&format!(
+                                "not let in at {}: {reason}; trying again",
+                                options.connect
+                            ));
+                            denied.clone_from(&reason);
+                            reported = true;
+                        }
+                        reason
+                    }
+                    SessionEnd::Refused(reason) | SessionEnd::Denied(reason) => {
                         bail!("{} refused this worker: {reason}", options.connect)
                     }
                     SessionEnd::Lost(reason) => lost(reason, false),

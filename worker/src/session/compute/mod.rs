@@ -272,7 +272,7 @@ impl Compute {
         match body {
             Body::Microbatch(leaf) => {
                 let (index, test) = (leaf.leaf, leaf.test);
-                let microbatches = self.tree.map_or(0, Tree::shards);
+                let microbatches = self.tree.map_or(0, Tree::microbatches);
                 // The samples of two steps may be here at a time, and a few of a test pass.
                 let room = if test {
                     self.tests.len() < MAX_TESTS

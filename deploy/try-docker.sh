@@ -1,0 +1,321 @@
+#!/usr/bin/env bash
+# Docker and Compose, for real: an engine of its own builds both images, starts what compose.yaml describes, and does
+# to it what a day may bring. In the end the run must have the bits of the same run without any of that.
+#
+#   deploy/try-docker.sh          the binaries come from `cargo build`; the images' other steps are the Dockerfile's
+#   deploy/try-docker.sh --full   every step, compiling in the image too, by BuildKit (half an hour on two cores)
+#
+# Needs root, Debian's docker.io, debootstrap, prometheus and busybox-static, which it installs where they are missing, and
+# Compose from PyPI. The engine runs in a network namespace of its own, so that neither this machine's network nor its
+# other containers notice; all that it keeps lies in target/deploy/docker. There is no image registry: the base images are
+# stand-ins of the same Debian release, made here. A root by debootstrap with gcc and this machine's Rust stands in for
+# rust:…-slim-bookworm; packages extracted into an empty root, which is how distroless is made, for its cc-debian12; and
+# the same with Debian's Prometheus for prom/prometheus. Grafana has no stand-in and is left out.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/checks/setup.sh
+
+mode=${1:-quick}
+work=$PWD/target/deploy/docker
+binaries=$PWD/${CARGO_TARGET_DIR:-target}/debug
+project=$work/project
+passed=0
+say() { echo "docker: $*"; }
+pass() { passed=$((passed + 1)) && say "ok: $*"; }
+
+if [ -z "${APART:-}" ]; then
+    [ "$(id -u)" = 0 ] || { say "skipped, for it needs root" && exit 0; }
+    for pair in dockerd:docker.io iptables:iptables debootstrap:debootstrap prometheus:prometheus busybox:busybox-static; do
+        need "${pair%:*}" "${pair#*:}" || { say "skipped, for Debian's ${pair#*:} cannot be installed; see $tools/apt.log" && exit 0; }
+    done
+    cargo build --quiet --workspace --bin coordinator --bin worker
+    # Of processes and mounts for all, so that nothing outlives this script; without the network only where nothing is built.
+    apart=(unshare --mount --pid --fork --kill-child --mount-proc)
+    "${apart[@]}" --net true 2>/dev/null || { say "skipped, for this machine allows no namespaces" && exit 0; }
+    if [ "$mode" = --full ]; then APART=build "${apart[@]}" bash "$0" "$mode"; fi
+    APART=run exec "${apart[@]}" --net bash "$0" "$mode"
+fi
+mkdir -p "$work"
+files=(--file "$project/deploy/compose.yaml")
+compose() { docker-compose "${files[@]}" "$@"; }
+fail() {
+    say "FAILED: $*" >&2
+    if [ "$APART" = run ]; then compose logs --no-color --tail 15 >&2 || true; fi
+    exit 1
+}
+
+engine=
+stop_engine() {
+    [ -n "$engine" ] || return 0
+    kill -TERM "$engine" 2>/dev/null || true
+    wait "$engine" 2>/dev/null || true
+    engine=
+}
+start_engine() {
+    # Images are built with the machine's own network, which the engine leaves as it is.
+    local network=(--bridge none --iptables=false)
+    [ "$APART" = build ] || network=(--bip 10.63.0.1/24 --default-address-pool base=10.64.0.0/16,size=24)
+    rm -f "$work/pid"
+    dockerd --data-root "$work/data" --exec-root "$work/exec" --pidfile "$work/pid" --host "unix://$work/socket" --storage-driver overlay2 \
+        "${network[@]}" >>"$work/engine.log" 2>&1 &
+    engine=$!
+    for _ in $(seq 300); do
+        ! docker version >/dev/null 2>&1 || return 0
+        kill -0 "$engine" 2>/dev/null || break
+        sleep 0.1
+    done
+    say "skipped, for this machine runs no Docker engine; see $work/engine.log"
+    exit 0
+}
+clean_up() {
+    if [ "$APART" = run ]; then compose down --volumes --timeout 1 >>"$work/compose.log" 2>&1 || true; fi
+    stop_engine
+    rm -rf "$project" "$work/exec" || true
+}
+trap clean_up EXIT
+ip link set lo up
+export DOCKER_HOST=unix://$work/socket
+# Debian's client before another that may be on the path: it knows how to build without a plugin.
+docker() { if [ -x /usr/bin/docker ]; then /usr/bin/docker "$@"; else command docker "$@"; fi; }
+have() { [ -n "$(docker images --quiet "$1")" ]; }
+: >"$work/compose.log"
+start_engine
+
+# The base images that the files of deploy/ name.
+file=deploy/docker/Dockerfile
+rust_image=$(sed -n 's/^ARG RUST_IMAGE=//p' $file)
+runtime_image=$(sed -n 's/^ARG RUNTIME_IMAGE=//p' $file)
+prometheus_image=$(sed -n 's/^ *image: \(.*prom\/prometheus.*\)/\1/p' deploy/compose.yaml)
+suite=bookworm
+[[ $rust_image == *-slim-$suite && $runtime_image == *-debian12:* ]] || fail "$file: the stand-ins are Debian 12's, the base images are not"
+
+if [ ! -e "$work/debian/.whole" ]; then
+    rm -rf "$work/debian"
+    say "making a root of Debian $suite"
+    debootstrap --variant=minbase --include=gcc,libc6-dev $suite "$work/debian" >"$work/debootstrap.log" 2>&1 \
+        || fail "debootstrap; see $work/debootstrap.log"
+    touch "$work/debian/.whole"
+fi
+runtime_root() { # DIRECTORY
+    rm -rf "$1" && mkdir -p "$1/home/nonroot" && chown 65532:65532 "$1/home/nonroot"
+    local package
+    for package in base-files tzdata libc6 libgcc-s1; do dpkg-deb --extract "$work/debian/var/cache/apt/archives/${package}"_*.deb "$1"; done
+    echo 'nonroot:x:65532:65532:nonroot:/home/nonroot:/sbin/nologin' >"$1/etc/passwd"
+    echo 'nonroot:x:65532:' >"$1/etc/group"
+}
+import() { # NAME DIRECTORY CHANGES…
+    local name=$1 directory=$2 changes=() change
+    shift 2
+    for change; do changes+=(--change "$change"); done
+    tar -C "$directory" -c . | docker import "${changes[@]}" - "$name" >/dev/null
+    rm -rf "$directory"
+}
+path='ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'
+bases() {
+    if ! have "$runtime_image"; then
+        runtime_root "$work/root"
+        import "$runtime_image" "$work/root" 'USER 65532' "$path"
+    fi
+    if ! have "$prometheus_image"; then
+        runtime_root "$work/root"
+        mkdir -p "$work/root/prometheus" && chown 65534:65534 "$work/root/prometheus"
+        cp "$(command -v prometheus)" "$work/root/bin/prometheus"
+        cp "$(command -v busybox)" "$work/root/bin/wget"
+        import "$prometheus_image" "$work/root" 'USER 65534' "$path" 'VOLUME /prometheus' 'ENTRYPOINT ["/bin/prometheus"]'
+    fi
+}
+
+bases
+
+if [ "$APART" = build ]; then
+    if ! have "$rust_image"; then
+        say "making a stand-in for $rust_image"
+        rm -rf "$work/rust" && mkdir -p "$work/rust"
+        cp --archive "$work/debian/." "$work/rust"
+        mkdir -p "$work/rust/usr/local/cargo" "$work/rust/etc/ssl"
+        cp --archive "$(rustc --print sysroot)" "$work/rust/usr/local/toolchain"
+        # Crates that are here already need not come again, and this machine's certificates are trusted inside.
+        cp --archive "${CARGO_HOME:-$HOME/.cargo}/registry" "$work/rust/usr/local/cargo/"
+        cp --recursive --dereference /etc/ssl/certs "$work/rust/etc/ssl/"
+        import "$rust_image" "$work/rust" 'ENV PATH=/usr/local/toolchain/bin:/usr/local/cargo/bin:/usr/local/bin:/usr/bin:/bin CARGO_HOME=/usr/local/cargo'
+    fi
+    for target in coordinator worker; do
+        say "building $target as the Dockerfile says"
+        DOCKER_BUILDKIT=1 docker build --network host --progress plain --file $file --target $target --tag "tally/$target:0.1.0" . \
+            >"$work/build-$target.log" 2>&1 || { tail -n 30 "$work/build-$target.log" >&2 && fail "the image $target; see $work/build-$target.log"; }
+    done
+    exit 0
+fi
+if [ "$mode" != --full ]; then
+    # The stage `build` is replaced by an image with what it would have made.
+    rm -rf "$work/made" && mkdir -p "$work/made/out/runs" "$work/context"
+    cp "$binaries/coordinator" "$binaries/worker" LICENSE-MIT LICENSE-APACHE "$work/made/out/"
+    strip --strip-debug "$work/made/out/coordinator" "$work/made/out/worker"
+    import build "$work/made"
+    sed -n '/^ARG RUNTIME_IMAGE/p; /^FROM .* AS runtime/,$p' $file >"$work/Dockerfile"
+    for target in coordinator worker; do
+        DOCKER_BUILDKIT=0 docker build --file "$work/Dockerfile" --target $target --tag "tally/$target:0.1.0" "$work/context" \
+            >"$work/build-$target.log" 2>&1 || { tail -n 20 "$work/build-$target.log" >&2 && fail "the image $target; see $work/build-$target.log"; }
+    done
+fi
+size() { docker image inspect --format '{{.Size}}' "tally/$1:0.1.0" | numfmt --to=iec; }
+pass "both images are built: coordinator $(size coordinator), worker $(size worker), by Docker $(docker version --format '{{.Server.Version}}')"
+
+# A copy of deploy/, so that a tally.env or secrets that are there are left alone.
+rm -rf "$project" && mkdir -p "$project/deploy"
+cp -r deploy/compose.yaml deploy/compose.secure.yaml deploy/prometheus deploy/grafana "$project/deploy/"
+up() { compose up --detach --no-build --pull never "$@" >>"$work/compose.log" 2>&1 || fail "docker compose up; see $work/compose.log"; }
+of() { docker inspect --format "{{$2}}" "$1"; }
+journal=$work/data/volumes/tally_runs/_data/run/journal.jsonl
+summary=$work/data/volumes/tally_runs/_data/run/summary.json
+count() { grep -cs "$1" "$journal" || true; }
+steps() { count '"event":"step"'; }
+# Until a condition holds; far longer than it takes, so that only a hang reaches the end.
+wait_until() {
+    local what=$1
+    shift
+    local end=$((SECONDS + 120))
+    while [ $SECONDS -lt $end ]; do
+        ! "$@" 2>/dev/null || return 0
+        sleep 0.1
+    done
+    fail "after two minutes still not: $what"
+}
+has_steps() { [ "$(steps)" -ge "$1" ]; }
+more_steps() { wait_until "$1 more steps" has_steps $(($(steps) + $1)); }
+healthy() { [ "$(of tally-coordinator-1 .State.Health.Status)" = healthy ]; }
+answers() { docker exec tally-prometheus-1 /bin/wget -q -O - "http://localhost:9090/api/v1/query?query=$1" | grep -q "\"$2\"\]"; }
+# As its own fault or the system's want of memory would end it.
+crash() { kill -KILL "$(of "$1" .State.Pid)"; }
+started() { [ "$(of "$1" .RestartCount)" -ge "$2" ]; }
+worker_is_back() { [ "$(count "\"event\":\"join\"")" -gt "$1" ]; }
+
+# What is trained: small, long enough for all of this, and the same for the run that nothing happens to.
+cat >"$project/deploy/tally.env" <<'END'
+TALLY_WORKERS=2
+TALLY_MODEL=mlp
+TALLY_EPOCHS=3
+TALLY_TEST_LIMIT=200
+END
+"$binaries/coordinator" --local --workers 2 --threads 1 --model mlp --epochs 3 --test-limit 200 --listen 127.0.0.1:0 --http-listen 127.0.0.1:0 \
+    --run-dir "$work/alone-$$" >"$work/alone.log" 2>&1 || fail "the run on one machine; see $work/alone.log"
+alone=$(sed -n 's/.*"parameters_sha256": *"\([0-9a-f]*\)".*/\1/p' "$work/alone-$$/summary.json")
+rm -rf "$work/alone-$$"
+
+up --scale worker=2 coordinator worker prometheus
+wait_until "a healthy coordinator" healthy
+wait_until "twenty steps" has_steps 20
+[ "$(docker exec tally-prometheus-1 /bin/wget -q -O /dev/null http://coordinator:9000/readyz && echo ready)" = ready ] || fail "the coordinator is not ready"
+"$binaries/coordinator" health --connect 127.0.0.1:9000 >/dev/null || fail "the page's port is not published"
+wait_until "metrics in Prometheus" answers 'up%7Bjob%3D%22tally%22%7D' 1
+for container in tally-coordinator-1 tally-worker-1; do
+    [ "$(of $container .Config.User) $(of $container .HostConfig.ReadonlyRootfs) $(of $container .HostConfig.CapDrop)" = "65532:65532 true [ALL]" ] \
+        || fail "$container is not as hardened as compose.yaml says"
+done
+[ "$(stat -c %u "$journal")" = 65532 ] || fail "the run is not written by user 65532"
+pass "compose $(docker-compose version --short): two workers, a healthy coordinator, Prometheus has its metrics; read-only roots, no capabilities, user 65532, the default seccomp profile"
+
+joins=$(count '"event":"join"')
+crash tally-worker-1
+wait_until "the engine to start the killed worker again" started tally-worker-1 1
+wait_until "its return to the run" worker_is_back "$joins"
+more_steps 20
+pass "a worker that is killed is started again and joins"
+
+docker network disconnect tally_cluster tally-worker-2
+more_steps 20
+docker network connect tally_cluster tally-worker-2
+more_steps 20
+pass "a worker whose network is cut is missed by nobody, and may come back"
+
+up --no-recreate --scale worker=3 worker
+joins=$(count '"event":"join"')
+wait_until "the third worker" worker_is_back $((joins - 1))
+pass "scaled to three workers in mid-run"
+
+at=$(steps)
+crash tally-coordinator-1
+wait_until "the engine to start the killed coordinator again" started tally-coordinator-1 1
+wait_until "steps after it" has_steps $((at + 20))
+wait_until "a healthy coordinator" healthy
+pass "a coordinator that is killed goes on from the journal, at step $at"
+
+compose stop coordinator >>"$work/compose.log" 2>&1
+[ "$(of tally-coordinator-1 .State.ExitCode)" = 75 ] || fail "stopped in mid-run, the coordinator ended with $(of tally-coordinator-1 .State.ExitCode), not with 75"
+at=$(steps)
+compose start coordinator >>"$work/compose.log" 2>&1
+wait_until "steps after the stop" has_steps $((at + 10))
+pass "docker stop in mid-run: a checkpoint, code 75, and the next start goes on at step $at"
+
+at=$(steps)
+stop_engine
+start_engine
+wait_until "steps after the engine's start" has_steps $((at + 10))
+wait_until "a healthy coordinator" healthy
+pass "an engine that is started anew, as with the machine, brings all back: from step $at"
+
+done_() { grep -qs '"outcome": *"done"' "$summary"; }
+wait_until "the end of the run" done_
+[ "$(sed -n 's/.*"parameters_sha256": *"\([0-9a-f]*\)".*/\1/p' "$summary")" = "$alone" ] || fail "the run has other bits than the same run on one machine"
+grep -q '"samples_lost": 0' "$summary" || fail "samples were lost"
+wait_until "a healthy coordinator after the run" healthy
+pass "the run is done, in the bits of the same run on one machine; its page stays"
+
+# How much a container may use.
+status() { docker exec tally-coordinator-1 /usr/local/bin/coordinator status --json "$@"; }
+threads() { status | python3 -c 'import json, sys; print(*[w["threads"] for w in json.load(sys.stdin)["workers"] if w["name"] == sys.argv[1]])' "$1"; }
+compose down --volumes >>"$work/compose.log" 2>&1
+cat >"$project/deploy/tally.env" <<'END'
+TALLY_WORKERS=1
+TALLY_MODEL=mlp
+TALLY_EPOCHS=1000
+TALLY_TEST_LIMIT=200
+END
+up coordinator
+limited() { # NAME OPTIONS OF DOCKER
+    docker run --detach --name "$1" --network tally_cluster --read-only --cap-drop ALL "${@:2}" tally/worker:0.1.0 --connect coordinator:50051 --stay --name "$1" >/dev/null
+}
+is_in() { [ -n "$(threads "$1")" ]; }
+limited half --cpus 0.5 --memory 512m
+wait_until "a worker with half a core" is_in half
+[ "$(threads half)" = 1 ] || fail "half a core and $(threads half) threads"
+limited all
+wait_until "a worker without limits" is_in all
+[ "$(threads all)" = "$(nproc)" ] || fail "$(nproc) cores and $(threads all) threads"
+more_steps 20
+pass "threads follow the container's limit: one for half a core, $(nproc) without one; 512 MiB are enough"
+docker rm --force half all >/dev/null
+# With less than it needs, it is killed and started again, for ever; the others go on.
+limited little --memory 16m --memory-swap 16m --restart unless-stopped
+limited whole
+wait_until "a worker without limits" is_in whole
+killed() { [ "$(of little .RestartCount)" -ge 1 ]; }
+wait_until "a worker that is killed for want of memory" killed
+more_steps 20
+pass "a worker with too little memory is killed by the system, and the run goes on"
+docker rm --force little whole >/dev/null
+
+# TLS and tokens, with the commands of docs/deploy.md.
+compose down --volumes >>"$work/compose.log" 2>&1
+sed -n '/^mkdir -m 700 deploy\/secrets/,/^chmod /p' docs/deploy.md >"$work/secrets.sh"
+(cd "$project" && bash -e "$work/secrets.sh" 2>>"$work/compose.log") || fail "the commands of docs/deploy.md that make the secrets; see $work/compose.log"
+files+=(--file "$project/deploy/compose.secure.yaml")
+cat >"$project/deploy/tally.env" <<'END'
+TALLY_WORKERS=2
+TALLY_MODEL=mlp
+TALLY_EPOCHS=1000
+TALLY_TEST_LIMIT=200
+END
+up --scale worker=2 coordinator worker prometheus
+wait_until "twenty steps" has_steps 20
+wait_until "a healthy coordinator" healthy
+wait_until "metrics in Prometheus" answers 'up%7Bjob%3D%22tally%22%7D' 1
+status_as() { (cd "$project/deploy/secrets" && "$binaries/coordinator" status --connect localhost:50051 --tls-ca server.pem --tls-server-name coordinator "$@"); }
+status_as --token-file view >/dev/null || fail "the view token does not let look"
+! status_as 2>"$work/denied.log" || fail "without a token one may look"
+[ "$(find "$project/deploy/secrets" -maxdepth 0 -perm 700 | wc -l)" = 1 ] || fail "others may read the secrets"
+joins=$(count '"event":"join"')
+crash tally-worker-1
+wait_until "the killed worker's return" worker_is_back "$joins"
+pass "TLS and tokens as docs/deploy.md says: healthy, trains, Prometheus has its metrics, and who has no token sees nothing"
+echo "docker: $passed passed, 0 failed"

@@ -1,0 +1,145 @@
+#!/usr/bin/env bash
+# The systemd units, for real: a Debian that is booted by systemd-nspawn starts them, kills them, stops them and looks a name
+# up through them. About a minute, once Debian's packages are here.
+#
+# Needs root and Debian's systemd-container and debootstrap, which it installs where they are missing, and a cgroup tree in which
+# a second systemd may run. The booted system has namespaces of its own, and nothing is left when it ends.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+passed=0
+say() { echo "systemd: $*"; }
+pass() { passed=$((passed + 1)) && say "ok: $*"; }
+
+root=$PWD/target/deploy/systemd/root
+log=$PWD/target/deploy/systemd/boot.log
+binaries=$PWD/${CARGO_TARGET_DIR:-target}/debug
+if [ -z "${APART:-}" ]; then
+    . scripts/checks/setup.sh
+    [ "$(id -u)" = 0 ] || { say "skipped, for it needs root" && exit 0; }
+    for pair in systemd-nspawn:systemd-container debootstrap:debootstrap; do
+        need "${pair%:*}" "${pair#*:}" || { say "skipped, for Debian's ${pair#*:} cannot be installed; see $tools/apt.log" && exit 0; }
+    done
+    if [ ! -e "$root.whole" ]; then
+        say "making a Debian to boot"
+        rm -rf "$root" && mkdir -p "$root"
+        debootstrap --variant=minbase --include=systemd-sysv,dbus,systemd-resolved,libnss-resolve,libnss-systemd bookworm "$root" \
+            >"$root.log" 2>&1 || { say "skipped, for there is no Debian to be had; see $root.log" && exit 0; }
+        touch "$root.whole"
+    fi
+    cargo build --quiet --workspace --bin coordinator --bin worker
+    apart=(unshare --net --uts --mount --pid --fork --kill-child --mount-proc)
+    "${apart[@]}" true 2>/dev/null || { say "skipped, for this machine allows no namespaces" && exit 0; }
+    APART=1 exec "${apart[@]}" bash "$0" "$@"
+fi
+
+# Nspawn asks no systemd of this machine for a place; it stays in the control group that it is started in.
+group=
+for tree in /sys/fs/cgroup/systemd /sys/fs/cgroup; do
+    if [ -e $tree/cgroup.procs ]; then group=$tree/tally-$$-$RANDOM && break; fi
+done
+{ [ -n "$group" ] && mkdir "$group" && echo $$ >"$group/cgroup.procs"; } 2>/dev/null || { say "skipped, for there is no control group to boot in" && exit 0; }
+ip link set lo up
+machine=
+inside() { nsenter --target "$machine" --mount --uts --ipc --net --pid "$@"; }
+clean_up() {
+    if [ -n "$machine" ]; then
+        inside systemctl poweroff >/dev/null 2>&1 || true
+        wait "$nspawn" 2>/dev/null || true
+    fi
+    echo $$ >"$(dirname "$group")/cgroup.procs"
+    find "$group" -depth -type d -exec rmdir {} \; 2>/dev/null || true
+}
+trap clean_up EXIT
+fail() {
+    say "FAILED: $*" >&2
+    inside journalctl --no-pager --lines 25 --unit 'tally-*' >&2 || tail "$log" >&2
+    exit 1
+}
+wait_until() {
+    local what=$1
+    shift
+    local end=$((SECONDS + 120))
+    while [ $SECONDS -lt $end ]; do
+        ! "$@" >/dev/null 2>&1 || return 0
+        sleep 0.1
+    done
+    fail "after two minutes still not: $what"
+}
+
+# As an administrator installs it.
+rm -rf "$root/var/lib/private/tally" "$root/var/lib/tally" "$root/var/log/journal" "$root"/etc/systemd/system/tally-*
+install -D --target-directory "$root/usr/local/bin" "$binaries/coordinator" "$binaries/worker"
+install -D --mode 644 --target-directory "$root/etc/systemd/system" deploy/systemd/*.service
+mkdir -p "$root/etc/tally"
+options=(TALLY_WORKERS=2 TALLY_MODEL=mlp TALLY_EPOCHS=3 TALLY_TEST_LIMIT=200 "TALLY_LISTEN=[::]:50051")
+printf '%s\n' "${options[@]}" TALLY_TOKEN=0123456789abcdef0123 >"$root/etc/tally/coordinator.env"
+printf '%s\n' TALLY_CONNECT=head.cluster.test:50051 TALLY_THREADS=1 TALLY_TOKEN=0123456789abcdef0123 >"$root/etc/tally/worker.env"
+chmod 600 "$root"/etc/tally/*.env
+# A name that only systemd-resolved knows, which the C library reaches over a socket of the machine's.
+echo '127.0.0.1 head.cluster.test' >"$root/etc/hosts"
+echo 'hosts: resolve' >"$root/etc/nsswitch.conf"
+# A second worker, as an instance of the same unit would be.
+sed 's/^ExecStart=.*/& --name second/' deploy/systemd/tally-worker.service >"$root/etc/systemd/system/tally-worker-second.service"
+
+systemd-nspawn --quiet --register=no --keep-unit --boot --directory "$root" --console=pipe >"$log" 2>&1 </dev/null &
+nspawn=$!
+is_up() { machine=$(pgrep --parent "$nspawn") && inside systemctl is-system-running --wait | grep -qE 'running|degraded'; }
+for _ in $(seq 300); do
+    ! is_up 2>/dev/null || break
+    kill -0 "$nspawn" 2>/dev/null || { machine= && say "skipped, for systemd does not boot here; see $log" && exit 0; }
+    sleep 0.1
+done
+is_up 2>/dev/null || { say "skipped, for systemd does not boot here; see $log" && exit 0; }
+
+is() { [ "$(inside systemctl show --property "$2" --value "$1")" = "$3" ]; }
+journal=$root/var/lib/private/tally/run/journal.jsonl
+summary=$root/var/lib/private/tally/run/summary.json
+count() { grep -cs "\"event\":\"$1\"" "$journal" || true; }
+has() { [ "$(count "$1")" -ge "$2" ]; }
+more_steps() { wait_until "$1 more steps" has step $(($(count step) + $1)); }
+
+inside systemctl start tally-coordinator tally-worker tally-worker-second
+wait_until "twenty steps" has step 20
+for unit in tally-coordinator tally-worker; do is $unit ActiveState active || fail "$unit is not active"; done
+inside /usr/local/bin/coordinator health >/dev/null || fail "the coordinator is not well"
+pass "systemd $(inside systemctl --version | sed -n '1s/systemd \([^ ]*\).*/\1/p') starts the units as they are; the worker finds its coordinator by a name that only systemd-resolved knows"
+
+joins=$(count join)
+inside systemctl kill --signal KILL tally-worker
+wait_until "the killed worker's return" has join $((joins + 1))
+at=$(count step)
+inside systemctl kill --signal KILL tally-coordinator
+wait_until "steps of the killed coordinator's next start" has step $((at + 20))
+{ is tally-worker NRestarts 1 && is tally-coordinator NRestarts 1; } || fail "not each was started again once"
+pass "after SIGKILL both are started again, and the run goes on"
+
+inside systemctl stop tally-worker-second
+{ is tally-worker-second ActiveState inactive && is tally-worker-second Result success; } || fail "a worker that was stopped counts as failed"
+inside systemctl start tally-worker-second
+inside systemctl stop tally-coordinator
+{ is tally-coordinator ActiveState inactive && is tally-coordinator Result success; } || fail "a coordinator that was stopped counts as failed"
+at=$(count step)
+# From here on without IPv6, as where the kernel has none: `[::]` is then every address of IPv4.
+mkdir -p "$root/etc/systemd/system/tally-coordinator.service.d"
+printf '[Service]\nRestrictAddressFamilies=\nRestrictAddressFamilies=AF_INET\n' >"$root/etc/systemd/system/tally-coordinator.service.d/ipv4.conf"
+inside systemctl daemon-reload
+inside systemctl start tally-coordinator
+wait_until "steps after the stop" has step $((at + 10))
+pass "stop in mid-run is a success, a checkpoint and code $(inside systemctl show --property ExecMainStatus --value tally-coordinator); the next start, now without IPv6, goes on at step $at"
+
+done_() { grep -q '"outcome": *"done"' "$summary"; }
+wait_until "the end of the run" done_
+is tally-coordinator ActiveState active || fail "the coordinator does not linger"
+bits() { sed -n 's/.*"parameters_sha256": *"\([0-9a-f]*\)".*/\1/p' "$1"; }
+alone=$(mktemp -d)
+"$binaries/coordinator" --local --workers 2 --threads 1 --model mlp --epochs 3 --test-limit 200 --listen 127.0.0.1:0 --http-listen 127.0.0.1:0 --run-dir "$alone/run" \
+    >"$log" 2>&1 || fail "the run on one machine"
+alone_bits=$(bits "$alone/run/summary.json")
+rm -rf "$alone"
+[ "$(bits "$summary")" = "$alone_bits" ] || fail "the run has other bits than the same run on one machine"
+[ "$(inside journalctl --no-pager --quiet --unit tally-coordinator | grep -c 'test: digit' || true)" -ge 1 ] || fail "the run's test is not in systemd's journal"
+# Messages that the hardening should not have caused.
+told=$(inside journalctl --no-pager --quiet --priority warning --unit 'tally-*' || true)
+! grep -iE 'operation not permitted|address family|seccomp|panick' <<<"$told" || fail "the hardening is in the way"
+pass "the run is done in the bits of the same run on one machine, its lines are in systemd's journal, and the hardening was in nobody's way"
+echo "systemd: $passed passed, 0 failed"
