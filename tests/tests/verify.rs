@@ -125,7 +125,7 @@ fn an_altered_line_is_found_at_exactly_its_step() {
     });
     verify(&run, &["--steps", "1..6"]).is_refused(&[
         "step 3 differs",
-        "loss of the sum",
+        "loss of sum",
         "changed or damaged",
     ]);
 }
