@@ -48,17 +48,18 @@ set -eu
 mount -t tmpfs -o size=512k none "$1"
 cd "$1"
 shift
-coordinator=$1 good=$2
+# Its messages go where there is room.
+coordinator=$1 good=$2 error=$RUN.error
 shift 2
 cp "$good" report.html
 mkdir kept && cp report.html kept/before.html
 dd if=/dev/zero of=filler bs=1k 2>/dev/null || true
-if "$coordinator" "$@" --epochs 1 --run-dir run 2>error; then echo "a start on a full disk succeeded"; fi
-if "$coordinator" report "$RUN" --pictures 0 --out report.html 2>error; then echo "a report on a full disk succeeded"; fi
+if "$coordinator" "$@" --epochs 1 --run-dir run 2>"$error"; then echo "a start on a full disk succeeded"; fi
+if "$coordinator" report "$RUN" --pictures 0 --out report.html 2>"$error"; then echo "a report on a full disk succeeded"; fi
 cmp -s report.html kept/before.html || echo "a good report was destroyed"
-grep -q report.html error || echo "the report's error does not name the file: $(cat error)"
+grep -q report.html "$error" || echo "the report's error does not name the file: $(cat "$error")"
 rm filler kept/before.html report.html
-"$coordinator" "$@" --epochs 1 --run-dir run >/dev/null 2>error || echo "the same command fails once there is room: $(tail -n 1 error)"
+"$coordinator" "$@" --epochs 1 --run-dir run >/dev/null 2>"$error" || echo "the same command fails once there is room: $(tail -n 1 "$error")"
 INNER
 mkdir full
 "$coordinator" report links --pictures 0 --out good.html >/dev/null
