@@ -27,7 +27,7 @@ const OURS: MessageContext = MessageContext { run: 7, incarnation: 1, session: 9
 const MOST: usize = 4096;
 
 fn engine() -> SyntheticEngine {
-    let loss = LossSpec { name: "loss".into(), label: "loss".into() };
+    let loss = LossSpec { name: "digit".into(), label: "digit".into() };
     let schema = Schema::new(vec![loss], Vec::new(), None).unwrap();
     SyntheticEngine::new(SyntheticSpec { parameters: ELEMENTS, ..SyntheticSpec::default() }, schema)
 }
