@@ -2,7 +2,7 @@
 //!
 //! | lacks | for example | instead |
 //! | --- | --- | --- |
-//! | symbolic links | FAT, some SMB shares and FUSE | a file that names the directory ([`point`], [`follow`]) |
+//! | symbolic links | FAT, some SMB shares and FUSE | a file that names the directory (`point`, `follow`) |
 //! | `fsync`, of directories above all | some network file systems and FUSE | nothing: such a system gives no stronger promise ([`sync`]) |
 //! | an exchange of two names | NFS, FUSE, older kernels | two renames (`store`) |
 //! | renames of directories of a lower layer | OverlayFS | the manifest is removed first (`store`) |
