@@ -15,7 +15,7 @@ trap 'rm -rf "$work"' EXIT
 cd "$work"
 
 small=(--local --workers 1 --listen 127.0.0.1:0 --http-listen 127.0.0.1:0
-  --model synthetic:parameters=1000,us-per-sample=0 --train-limit 640 --test-limit 5 --batch-size 64)
+  --model "synthetic:parameters=1000,us-per-sample=0" --train-limit 640 --test-limit 5 --batch-size 64)
 failed=0
 
 wrong() { echo "file-systems: $1" >&2; failed=1; }
