@@ -13,11 +13,11 @@
 # the same with Debian's Prometheus for prom/prometheus. Grafana has no stand-in and is left out.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+. scripts/checks/setup.sh
 . scripts/checks/try.sh
 
 mode=${1:-quick}
 work=$PWD/target/deploy/docker
-binaries=$PWD/${CARGO_TARGET_DIR:-target}/debug
 project=$work/project
 
 if [ -z "${APART:-}" ]; then
@@ -25,8 +25,8 @@ if [ -z "${APART:-}" ]; then
     # Of processes and mounts for all, so that nothing outlives this script; without the network only where nothing is built.
     apart=(unshare --mount --pid --fork --kill-child --mount-proc)
     build_apart "${apart[@]}" --net
-    if [ "$mode" = --full ]; then APART=build "${apart[@]}" bash "$0" "$mode"; fi
-    APART=run exec "${apart[@]}" --net bash "$0" "$mode"
+    if [ "$mode" = --full ]; then APART=build "${apart[@]}" bash "deploy/${0##*/}" "$mode"; fi
+    APART=run exec "${apart[@]}" --net bash "deploy/${0##*/}" "$mode"
 fi
 mkdir -p "$work"
 files=(--file "$project/deploy/compose.yaml")
@@ -211,8 +211,8 @@ more_steps 20
 pass "a worker whose network is cut is missed by nobody, and may come back"
 
 up --no-recreate --scale worker=3 worker
-joins=$(count '"event":"join"')
-wait_until "the third worker" worker_is_back $((joins - 1))
+of_three() { [ "$(count '"event":"step".*"workers":3')" -ge 1 ]; }
+wait_until "a step of three workers" of_three
 pass "scaled to three workers in mid-run"
 
 at=$(steps)

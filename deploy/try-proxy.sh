@@ -12,10 +12,9 @@ if [ -z "${APART:-}" ]; then
     require nginx:nginx-light
     apart=(unshare --net --mount --pid --fork --kill-child --mount-proc)
     build_apart "${apart[@]}"
-    APART=1 exec "${apart[@]}" bash "$0" "$@"
+    APART=1 exec "${apart[@]}" bash "deploy/${0##*/}" "$@"
 fi
 
-binaries=$PWD/${CARGO_TARGET_DIR:-target}/debug
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 fail() {

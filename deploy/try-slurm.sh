@@ -13,10 +13,9 @@ if [ -z "${APART:-}" ]; then
     require slurmctld:slurm-wlm slurmd:slurm-wlm sbatch:slurm-wlm munged:munge
     apart=(unshare --net --uts --mount --pid --fork --kill-child --mount-proc)
     build_apart "${apart[@]}"
-    APART=1 exec "${apart[@]}" bash "$0" "$@"
+    APART=1 exec "${apart[@]}" bash "deploy/${0##*/}" "$@"
 fi
 
-binaries=$PWD/${CARGO_TARGET_DIR:-target}/debug
 script=$PWD/deploy/slurm/tally.sbatch
 # Ordinary users of the cluster must reach it.
 work=$(mktemp -d)

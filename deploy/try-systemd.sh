@@ -10,7 +10,6 @@ cd "$(dirname "$0")/.."
 
 root=$PWD/target/deploy/systemd/root
 log=$PWD/target/deploy/systemd/boot.log
-binaries=$PWD/${CARGO_TARGET_DIR:-target}/debug
 if [ -z "${APART:-}" ]; then
     require systemd-nspawn:systemd-container debootstrap:debootstrap
     if [ ! -e "$root.whole" ]; then
@@ -22,7 +21,7 @@ if [ -z "${APART:-}" ]; then
     fi
     apart=(unshare --net --uts --mount --pid --fork --kill-child --mount-proc)
     build_apart "${apart[@]}"
-    APART=1 exec "${apart[@]}" bash "$0" "$@"
+    APART=1 exec "${apart[@]}" bash "deploy/${0##*/}" "$@"
 fi
 
 # Nspawn asks no systemd of this machine for a place; it stays in the control group that it is started in.

@@ -4,11 +4,13 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# BIN names a directory with both binaries, which are taken as they are.
-[ -n "${BIN:-}" ] || cargo build --quiet --workspace --bin coordinator --bin worker
-bin=${BIN:-target/debug}
-coordinator=$(realpath "$bin/coordinator")
-worker=$(realpath "$bin/worker")
+binaries=${TALLY_BIN_DIR:-}
+if [ -z "$binaries" ]; then
+    cargo build --quiet --workspace --bin coordinator --bin worker
+    binaries=${CARGO_TARGET_DIR:-target}/debug
+fi
+coordinator=$(realpath "$binaries/coordinator")
+worker=$(realpath "$binaries/worker")
 command -v strace >/dev/null || { echo "file-systems: strace is missing: apt-get install strace" >&2; exit 1; }
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

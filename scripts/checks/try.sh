@@ -1,7 +1,10 @@
 # Sourced by deploy/try-*.sh: how they tell, wait, and get namespaces of their own. A script that waits has a `fail`.
 
+. scripts/checks/need.sh
 name=$(basename "$0" .sh)
 name=${name#try-}
+# shellcheck disable=SC2034 # Used by the scripts.
+binaries=$(realpath --canonicalize-missing "${CARGO_TARGET_DIR:-target}")/debug
 passed=0
 say() { echo "$name: $*"; }
 pass() { passed=$((passed + 1)) && say "ok: $*"; }
@@ -21,7 +24,6 @@ wait_until() { # WHAT COMMAND…
 
 # Skips the script without root or one of the programs, which are installed where they are missing.
 require() { # PROGRAM:PACKAGE…
-    . scripts/checks/setup.sh
     [ "$(id -u)" = 0 ] || skip "it needs root"
     local pair
     for pair; do

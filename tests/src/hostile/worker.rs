@@ -255,7 +255,7 @@ impl Hostile {
     }
 
     /// A step from its samples to its commit, most often as it should be; else a message is
-    /// missing, comes twice, or changes slots with the next.
+    /// missing, comes twice, or changes places with the next.
     fn step(&mut self, script: &mut Script<'_>) {
         use coordinator_message::Body as Control;
         use gradient_down::Body as Down;
