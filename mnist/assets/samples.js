@@ -29,6 +29,7 @@ export function startSamples() {
   });
   image.addEventListener("error", () => {
     loading = false;
+    shown = undefined; // it is asked for again after the pause
     image.hidden = true;
     byId("samples-empty").hidden = false;
     text(byId("samples-empty"), "The coordinator gave no pictures of this data.");
