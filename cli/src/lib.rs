@@ -58,9 +58,15 @@ const ELSEWHERE: &str = "Every option can also be given in the environment (--lo
 /// taken for misspelt ones.
 #[must_use]
 pub fn parse<C: Parser>(beside: &[Command]) -> C {
+    parse_from(std::env::args_os().collect(), beside)
+}
+
+/// The same, with this for a command line, the program's name first.
+#[must_use]
+pub fn parse_from<C: Parser>(args: Vec<OsString>, beside: &[Command]) -> C {
     let command = command::<C>();
     let environment = Environment::of_the_process().beside(&command, beside);
-    let parsed = options(&command, std::env::args_os().collect(), &environment);
+    let parsed = options(&command, args, &environment);
     match parsed.and_then(|matches| Ok(matches.map(|matches| C::from_arg_matches(&matches)).transpose()?)) {
         Ok(Some(options)) => options,
         Ok(None) => leave(0),

@@ -3,6 +3,7 @@
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
 
 use clap::{Args, ValueEnum};
 use tracing_subscriber::filter::{LevelFilter, ParseError, Targets};
@@ -49,6 +50,9 @@ impl LogOptions {
             }
         };
         std::panic::set_hook(Box::new(|panic| {
+            if let Some(place) = panic.location() {
+                *LAST_PANIC.lock().unwrap_or_else(PoisonError::into_inner) = Some(place.to_string());
+            }
             let thread = std::thread::current();
             let backtrace = Backtrace::capture();
             let mut told = format!("thread {} {panic}", thread.name().unwrap_or("without a name"));
@@ -59,6 +63,15 @@ impl LogOptions {
             output::flush();
         }));
     }
+}
+
+/// Where the last panic of the process was: `src/model.rs:42:9`.
+static LAST_PANIC: Mutex<Option<String>> = Mutex::new(None);
+
+/// Where the last panic was, once: for whoever has caught it.
+#[must_use]
+pub fn take_panic_location() -> Option<String> {
+    LAST_PANIC.lock().unwrap_or_else(PoisonError::into_inner).take()
 }
 
 /// Checks a level or a filter. The filter's own parser takes a bare word that is not a level for a target, which would

@@ -9,7 +9,7 @@ use anyhow::ensure;
 use clap::{Args, ValueEnum};
 use maud::Markup;
 use tally::options::{CUSTOM, ReportOptions, unchanged};
-use tally::program::{Data, Defaults, Job, ModelCosts, Program};
+use tally::program::{Commands, CoordinatorProgram, Defaults, ModelCosts, NewRun, Splits};
 use tally_checkpoint::ProgramConfig;
 use tally_coordinator::dataset::Dataset;
 use tally_core::optimizer::{LrSchedule, OptimizerConfig};
@@ -97,30 +97,34 @@ pub struct MnistOptions {
     pub data: DataOptions,
 }
 
-impl Program for MnistProgram {
+impl CoordinatorProgram for MnistProgram {
     type Options = MnistOptions;
 
-    fn defaults(&self) -> Defaults {
-        Defaults { epochs: 19, batch_size: BATCH_SIZE, microbatches: 8 }
+    fn commands(&self) -> Commands {
+        Commands { coordinator: "coordinator".into(), worker: "worker".into() }
     }
 
-    fn data(&self, options: &MnistOptions, seed: u64) -> anyhow::Result<Data> {
+    fn defaults(&self, _: Option<&MnistOptions>) -> anyhow::Result<Defaults> {
+        Ok(Defaults { epochs: 19, batch_size: BATCH_SIZE, microbatches: 8 })
+    }
+
+    fn data(&self, options: &MnistOptions, seed: u64) -> anyhow::Result<Splits> {
         let data = options.data.load()?;
         let config = recorded::describe(&options.data, &data);
         Ok(with_numbers(data, config, seed))
     }
 
-    fn recorded_data(&self, config: &RunConfig, data_dir: Option<&Path>) -> anyhow::Result<Data> {
+    fn recorded_data(&self, config: &RunConfig, data_dir: Option<&Path>) -> anyhow::Result<Splits> {
         let data = RecordedData(&config.data).load(data_dir)?;
         Ok(with_numbers(data, config.data.clone(), config.seed))
     }
 
-    fn job(&self, options: &MnistOptions, steps: u64) -> anyhow::Result<Job> {
+    fn new_run(&self, options: &MnistOptions, steps: u64, _seed: u64) -> anyhow::Result<NewRun> {
         let recipe = options.recipe.unwrap_or_default();
         let model = options.model.clone().unwrap_or(ModelSpec::Reference);
         let label_loss = options.label_loss.unwrap_or(recipe.label_loss());
         let departs = label_loss != recipe.label_loss();
-        Ok(Job {
+        Ok(NewRun {
             tensors: manifest(&model),
             program: ProgramConfig {
                 name: NAME.into(),
@@ -209,10 +213,10 @@ pub const FIRST_CHUNK: f64 = 0.44;
 /// Bytes of a sample on the wire, three of them its id's, as a rule.
 pub const SAMPLE_BYTES: f64 = (ITEM + 3) as f64;
 
-fn with_numbers(data: Mnist, config: DataConfig, seed: u64) -> Data {
+fn with_numbers(data: Mnist, config: DataConfig, seed: u64) -> Splits {
     let train = Arc::new(MnistWithNumbers::train(data.train, seed));
     let test = Arc::new(MnistWithNumbers::test(data.test, seed));
-    Data { train, test, config }
+    Splits { train, test, config }
 }
 
 impl Dataset for MnistWithNumbers {

@@ -5,7 +5,8 @@
 //! * A stream is the output of ChaCha8 (Bernstein 2008; 8 rounds, 64-bit counter from 0,
 //!   stream 0) read as 32-bit little-endian words from the first.
 //! * Its 32-byte key is four little-endian 64-bit numbers: the run's seed, the purpose's
-//!   code, an index (the epoch of a permutation, the name's hash of a tensor, else 0), and
+//!   code, an index (the epoch of a permutation, the name's hash of a tensor, `step·2³²` plus the number of a sample
+//!   or microbatch, else 0), and
 //!   `0x594C4C4154` (the letters `TALLY`).
 //! * A draw below `n` is Lemire's: for a word `x`, `m = x·n` in 64 bits; if the low half of
 //!   `m` is below `2³² mod n`, the next word is taken; the answer is the high half.
@@ -33,6 +34,20 @@ pub enum Purpose {
         /// [`fnv1a`](crate::digest::fnv1a) of the tensor's name.
         name: u64,
     },
+    /// The augmentation of a sample in a step.
+    Augmentation {
+        /// The step, from 1.
+        step: u64,
+        /// The sample's id.
+        sample: u32,
+    },
+    /// What a model draws while it computes with a microbatch, such as dropout's masks.
+    Layers {
+        /// The step, from 1.
+        step: u64,
+        /// The microbatch's place among the leaves of the tree, from 0.
+        leaf: u32,
+    },
 }
 
 impl Purpose {
@@ -42,6 +57,8 @@ impl Purpose {
             Self::TestNumbers => (2, 0),
             Self::Permutation { epoch } => (3, u64::from(epoch)),
             Self::Initial { name } => (4, name),
+            Self::Augmentation { step, sample } => (5, step << 32 | u64::from(sample)),
+            Self::Layers { step, leaf } => (6, step << 32 | u64::from(leaf)),
         }
     }
 }
@@ -126,10 +143,14 @@ mod tests {
             first(1, Purpose::Permutation { epoch: 1 }),
             first(1, Purpose::Permutation { epoch: 2 }),
             first(1, Purpose::Initial { name: 1 }),
+            first(1, Purpose::Augmentation { step: 1, sample: 1 }),
+            first(1, Purpose::Augmentation { step: 2, sample: 1 }),
+            first(1, Purpose::Augmentation { step: 1, sample: 2 }),
+            first(1, Purpose::Layers { step: 1, leaf: 1 }),
         ];
         words.sort_unstable();
         words.dedup();
-        assert_eq!(words.len(), 6);
+        assert_eq!(words.len(), 10);
     }
 
     #[test]

@@ -78,6 +78,8 @@ pub struct Microbatch {
     items: Bytes,
     /// Where each sample ends in `items`.
     ends: Vec<usize>,
+    step: u64,
+    leaf: u32,
 }
 
 impl Microbatch {
@@ -90,7 +92,19 @@ impl Microbatch {
             items.extend_from_slice(&item);
             ends.push(items.len());
         }
-        Self { ids, items: items.into(), ends }
+        Self { ids, items: items.into(), ends, ..Self::default() }
+    }
+
+    /// The same as microbatch `leaf` of a step: random numbers of the computation are drawn by them.
+    #[must_use]
+    pub fn at(self, step: u64, leaf: u32) -> Self {
+        Self { step, leaf, ..self }
+    }
+
+    /// The step and its leaf that these samples are computed for; zeros where nothing was said.
+    #[must_use]
+    pub fn place(&self) -> (u64, u32) {
+        (self.step, self.leaf)
     }
 
     /// The samples of a message.
@@ -117,7 +131,7 @@ impl Microbatch {
         if end != items.len() {
             return Err(wrong);
         }
-        Ok(Self { ids, items, ends })
+        Ok(Self { ids, items, ends, ..Self::default() })
     }
 
     /// As a message: microbatch `leaf` of a step, or of the test pass.

@@ -1,10 +1,13 @@
 //! Trains a program on many machines, with the same bits however many there are.
 //!
 //! This crate puts the parts together: a coordinator ([`train`]), workers in its process ([`local_workers`]), steps
-//! computed again ([`replay`]), and the command lines of both ([`cli`]), for any [`Program`](program::Program).
+//! computed again ([`replay`]), and the command lines of both ([`cli`]), for any
+//! [`CoordinatorProgram`](program::CoordinatorProgram).
 
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "burn")]
+mod burn_program;
 pub mod cli;
 pub mod local_workers;
 pub mod options;
@@ -12,3 +15,11 @@ pub mod prepare;
 pub mod program;
 pub mod replay;
 pub mod train;
+
+#[cfg(feature = "burn")]
+pub use burn_program::{
+    Data, DataMode, Error, Job, JobBuilder, ProgramOptions, Program, Ratio, Result, Settings, Split, StepOutput,
+    accuracy, job, main, module,
+};
+pub use tally_core::optimizer::LrSchedule;
+pub use tally_numerics::random::Stream;

@@ -4,13 +4,12 @@ use std::path::Path;
 
 use anyhow::{Context as _, bail, ensure};
 use tally_coordinator::server::master_state::MasterState;
-use tally_numerics::init;
 use tally_run::config::{InitConfig, RunConfig};
 use tally_run::directory::RunDirectory;
 use tally_run::journal::{History, Journal, JournalError};
 
 use crate::options::TrainOptions;
-use crate::program::{Data, Program};
+use crate::program::{CoordinatorProgram, Splits};
 
 /// A run as it is before its first step of this start.
 pub struct Prepared {
@@ -23,7 +22,7 @@ pub struct Prepared {
     /// What the journal says of it.
     pub history: History,
     /// Its samples.
-    pub data: Data,
+    pub data: Splits,
     /// The committed step of the state.
     pub step: u64,
     /// The state.
@@ -36,14 +35,14 @@ pub struct Prepared {
 ///
 /// # Errors
 /// If an option cannot work, or something cannot be read or written, in one line.
-pub fn new_run<P: Program>(program: &P, options: &TrainOptions<P::Options>) -> anyhow::Result<Prepared> {
+pub fn new_run<P: CoordinatorProgram>(program: &P, options: &TrainOptions<P::Options>) -> anyhow::Result<Prepared> {
     let run = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), std::process::id());
     let (mut config, data) = options.training.configure(program, run, options.workers)?;
     config.checkpoint_every = options.checkpoint_every;
     config.keep_checkpoints = options.keep_checkpoints.map_or(config.keep_checkpoints, |k| k as usize);
     config.audit_rate = options.audit_rate.unwrap_or(0.0);
     let parameters = match &options.training.init {
-        None => init::parameters(&config.tensors, config.seed),
+        None => program.initial_parameters(&config)?,
         Some(path) => {
             let weights = tally_checkpoint::read_weights(path, &config.tensors)?;
             if !weights.taken_off.is_empty() {
@@ -74,7 +73,7 @@ pub fn new_run<P: Program>(program: &P, options: &TrainOptions<P::Options>) -> a
 ///
 /// # Errors
 /// If the directory is not whole, or the data or an option is not what the run had, in one line.
-pub fn resumed_run<P: Program>(
+pub fn resumed_run<P: CoordinatorProgram>(
     program: &P,
     options: &TrainOptions<P::Options>,
     path: &Path,
@@ -89,7 +88,7 @@ pub fn resumed_run<P: Program>(
     check_build(program, &config, path)?;
     if config.init != started_from {
         // The new place is checked now, even if a checkpoint makes it unnecessary.
-        initial_parameters(&config)?;
+        initial_parameters(program, &config)?;
     }
     let data = program.recorded_data(&config, None)?;
     let (journal, history) = Journal::open(&directory.file("journal.jsonl"))?;
@@ -121,7 +120,7 @@ pub fn resumed_run<P: Program>(
             if last > 0 {
                 tracing::warn!("there is no whole checkpoint; computing again from the start");
             }
-            let parameters = initial_parameters(&config)?;
+            let parameters = initial_parameters(program, &config)?;
             (0, MasterState::new(&parameters, &vec![0.0; parameters.len()]))
         }
     };
@@ -133,7 +132,7 @@ pub fn resumed_run<P: Program>(
 ///
 /// # Errors
 /// If its model or its chunks are others, with the version to use.
-pub fn check_build<P: Program>(program: &P, config: &RunConfig, path: &Path) -> anyhow::Result<()> {
+pub fn check_build<P: CoordinatorProgram>(program: &P, config: &RunConfig, path: &Path) -> anyhow::Result<()> {
     ensure!(
         config.program.name == program.name(),
         "{} is a run of the program {:?}, and this is {:?}; use the program that began it",
@@ -163,8 +162,11 @@ pub fn check_build<P: Program>(program: &P, config: &RunConfig, path: &Path) -> 
 ///
 /// # Errors
 /// If the file of `--init` is not there, or does not hold what it did.
-pub fn initial_parameters(config: &RunConfig) -> anyhow::Result<Vec<f32>> {
-    let Some(from) = &config.init else { return Ok(init::parameters(&config.tensors, config.seed)) };
+pub fn initial_parameters<P: CoordinatorProgram>(
+    program: &P,
+    config: &RunConfig,
+) -> anyhow::Result<Vec<f32>> {
+    let Some(from) = &config.init else { return program.initial_parameters(config) };
     let weights = tally_checkpoint::read_weights(from.path.as_ref(), &config.tensors).with_context(|| {
         format!(
             "the weights that the run started from must be at {}; if they have moved, name their new path with --init",

@@ -1,4 +1,7 @@
-//! What is trained: everything that the coordinator's side needs to know of a program.
+//! What the coordinator's side needs to know of a program.
+//!
+//! A [Burn program](crate::Program) is adapted to it. A program with an engine of its own implements it itself, as the
+//! built-in one does.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -7,6 +10,7 @@ use tally_checkpoint::ProgramConfig;
 use tally_coordinator::dataset::Dataset;
 use tally_core::optimizer::OptimizerConfig;
 use tally_monitor::http::Panels;
+use tally_numerics::init;
 use tally_numerics::manifest::Manifest;
 use tally_numerics::schema::Schema;
 use tally_run::config::{DataConfig, RunConfig};
@@ -16,30 +20,45 @@ use tally_worker::program::WorkerProgram;
 use crate::options::ReportOptions;
 
 /// A program: its options, its data, its model. Its engines are the [`WorkerProgram`]'s.
-pub trait Program: WorkerProgram + 'static {
+pub trait CoordinatorProgram: WorkerProgram + 'static {
     /// The program's own options on the command line of a run.
-    type Options: clap::Args + Clone + Default + std::fmt::Debug + Send + Sync + 'static;
+    type Options: clap::Args + Clone + std::fmt::Debug + Send + Sync + 'static;
 
-    /// What a run has, unless told otherwise.
-    fn defaults(&self) -> Defaults;
+    /// The commands that start its two halves, for people.
+    fn commands(&self) -> Commands;
+
+    /// What a run with these options has unless told otherwise; with the options' defaults, if there are none.
+    ///
+    /// # Errors
+    /// If an option cannot work, in one line.
+    fn defaults(&self, options: Option<&Self::Options>) -> anyhow::Result<Defaults>;
 
     /// Reads the samples of a new run with this seed.
     ///
     /// # Errors
     /// If a file is missing or wrong, or an option cannot work, in one line.
-    fn data(&self, options: &Self::Options, seed: u64) -> anyhow::Result<Data>;
+    fn data(&self, options: &Self::Options, seed: u64) -> anyhow::Result<Splits>;
 
     /// Reads the samples of a run that is on disk; from `data_dir` if its files have moved.
     ///
     /// # Errors
     /// As [`data`](Self::data), and if the samples do not have the SHA-256 that the run has recorded.
-    fn recorded_data(&self, config: &RunConfig, data_dir: Option<&Path>) -> anyhow::Result<Data>;
+    fn recorded_data(&self, config: &RunConfig, data_dir: Option<&Path>) -> anyhow::Result<Splits>;
 
-    /// What a new run of `steps` steps trains.
+    /// What a new run of `steps` steps with this seed trains.
     ///
     /// # Errors
     /// If an option cannot work, in one line.
-    fn job(&self, options: &Self::Options, steps: u64) -> anyhow::Result<Job>;
+    fn new_run(&self, options: &Self::Options, steps: u64, seed: u64) -> anyhow::Result<NewRun>;
+
+    /// The parameters that a run starts from unless it was given others: by default drawn from its seed, as its list
+    /// of tensors says.
+    ///
+    /// # Errors
+    /// If the model cannot be made, in one line.
+    fn initial_parameters(&self, config: &RunConfig) -> anyhow::Result<Vec<f32>> {
+        Ok(init::parameters(&config.tensors, config.seed))
+    }
 
     /// Compares the options given beside `--resume` with the run; the data's directory may change.
     ///
@@ -97,9 +116,18 @@ pub struct Defaults {
     pub microbatches: u32,
 }
 
+/// The commands that start a program's two halves.
+#[derive(Clone, Debug)]
+pub struct Commands {
+    /// `coordinator`.
+    pub coordinator: String,
+    /// `worker`.
+    pub worker: String,
+}
+
 /// Samples to train and to test with.
 #[derive(Clone)]
-pub struct Data {
+pub struct Splits {
     /// The training samples.
     pub train: Arc<dyn Dataset>,
     /// The test samples.
@@ -110,7 +138,7 @@ pub struct Data {
 
 /// What a new run trains, and how unless told otherwise.
 #[derive(Clone, Debug)]
-pub struct Job {
+pub struct NewRun {
     /// The program with its arguments.
     pub program: ProgramConfig,
     /// Its losses and metrics.

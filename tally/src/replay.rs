@@ -28,6 +28,7 @@ use tally_run::record::Record;
 use tally_worker::engine::{Engine, apply_whole};
 
 use crate::prepare::initial_parameters;
+use crate::program::CoordinatorProgram;
 
 /// Where a replay starts.
 pub struct Start {
@@ -46,7 +47,7 @@ impl Start {
     /// # Errors
     /// If the checkpoints can't be listed, or the weights that the run started from are not
     /// there any more.
-    pub fn nearest(record: &Record, step: u64) -> anyhow::Result<Self> {
+    pub fn nearest<P: CoordinatorProgram>(program: &P, record: &Record, step: u64) -> anyhow::Result<Self> {
         let mut skipped = Vec::new();
         let listed = checkpoint::list(&record.path.join("checkpoints"))?;
         for (at, path) in listed.into_iter().rev().filter(|(at, _)| (1..=step).contains(at)) {
@@ -65,7 +66,7 @@ impl Start {
                 Err(error) => skipped.push((at, error.to_string())),
             }
         }
-        let parameters = initial_parameters(&record.config)?;
+        let parameters = initial_parameters(program, &record.config)?;
         let momentum = vec![0.0; parameters.len()];
         Ok(Self { step: 0, parameters, momentum, skipped })
     }
@@ -228,7 +229,7 @@ impl Replay {
         let mut microbatches = Vec::with_capacity(self.tree.microbatches() as usize);
         for leaf in 0..self.tree.microbatches() {
             let ids = self.sampler.leaf_ids(self.tree, step, leaf);
-            microbatches.push(microbatch(&*self.train, &ids)?);
+            microbatches.push(microbatch(&*self.train, &ids)?.at(step, leaf));
         }
         let microbatches: Vec<&Microbatch> = microbatches.iter().collect();
         let mut gradient = vec![0.0; self.engine.manifest().len()];

@@ -40,7 +40,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use crate::local_workers;
 use crate::options::{TrainOptions, remarks};
 use crate::prepare::{Prepared, new_run, resumed_run};
-use crate::program::Program;
+use crate::program::CoordinatorProgram;
 
 /// Where workers connect to, unless told otherwise.
 const PORT: u16 = 50051;
@@ -62,7 +62,7 @@ const PAGES_CLOSE: Duration = Duration::from_millis(200);
 ///
 /// # Errors
 /// In one line, with what to do.
-pub fn run<P: Program>(program: &Arc<P>, options: &TrainOptions<P::Options>) -> anyhow::Result<ExitCode> {
+pub fn run<P: CoordinatorProgram>(program: &Arc<P>, options: &TrainOptions<P::Options>) -> anyhow::Result<ExitCode> {
     options.log.init();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(train(program, options));
@@ -71,7 +71,7 @@ pub fn run<P: Program>(program: &Arc<P>, options: &TrainOptions<P::Options>) -> 
     result
 }
 
-async fn train<P: Program>(program: &Arc<P>, options: &TrainOptions<P::Options>) -> anyhow::Result<ExitCode> {
+async fn train<P: CoordinatorProgram>(program: &Arc<P>, options: &TrainOptions<P::Options>) -> anyhow::Result<ExitCode> {
     // From here on a signal stops the run politely, even if it comes before there is one.
     let signals = Signals::listen(false).context("cannot listen for signals")?;
     let begun = Arc::new(AtomicBool::new(false));
@@ -119,7 +119,7 @@ async fn train<P: Program>(program: &Arc<P>, options: &TrainOptions<P::Options>)
         resumed,
         checkpoint,
     })?;
-    for line in greeting(options, &config, &given, address, web_address, resumed.then_some((step, last))) {
+    for line in greeting(&program.commands().worker, options, &config, &given, address, web_address, resumed.then_some((step, last))) {
         monitor.note(&line);
     }
     for (warning, line) in access::banner(&credentials.current(), address, web_address) {
@@ -205,7 +205,7 @@ async fn train<P: Program>(program: &Arc<P>, options: &TrainOptions<P::Options>)
     let _ = tokio::time::timeout(WORKERS_CLOSE, server).await;
     let _ = tokio::time::timeout(PAGES_CLOSE, web).await;
     let (outcome, summary) = result?;
-    conclude(&outcome, &summary, &given, &monitor)?;
+    conclude(&outcome, &summary, &given, &program.commands().coordinator, &monitor)?;
     if options.linger && outcome == RunOutcome::Done {
         monitor.note(&format!("serving http://{web_address} until a signal comes"));
         asked.notified().await;
@@ -250,6 +250,7 @@ async fn listen(address: SocketAddr, option: &str) -> anyhow::Result<TcpListener
 
 /// What is told of a run as it starts. `resumed` has the step of its state, and the journal's last one.
 fn greeting<O: clap::Args>(
+    worker: &str,
     options: &TrainOptions<O>,
     config: &RunConfig,
     run_dir: &Path,
@@ -283,7 +284,7 @@ fn greeting<O: clap::Args>(
     lines.push(format!("run directory {}, dashboard and metrics on {scheme}://{web}", run_dir.display()));
     if !options.local {
         lines.push(format!(
-            "listening on {address}; waiting for {} worker(s): worker --connect HOST:{}",
+            "listening on {address}; waiting for {} worker(s): {worker} --connect HOST:{}",
             options.workers,
             address.port()
         ));
@@ -352,6 +353,7 @@ fn conclude(
     outcome: &RunOutcome,
     summary: &Summary,
     run_dir: &Path,
+    coordinator: &str,
     monitor: &Monitor,
 ) -> anyhow::Result<()> {
     // Without symbolic links, the directory that the file names.
@@ -378,7 +380,7 @@ fn conclude(
     }
     output::result(&format!("parameters SHA-256 {}", summary.parameters_sha256));
     output::result(&if *outcome == RunOutcome::Stopped {
-        format!("stopped; go on with: coordinator --resume {}", shell_quoted(run_dir))
+        format!("stopped; go on with: {coordinator} --resume {}", shell_quoted(run_dir))
     } else {
         let [last, best] = ["last", "best"].map(checkpoint);
         format!("the model is in {}, the best one in {}", last.display(), best.display())

@@ -13,4 +13,5 @@ pub mod baseline_run;
 pub mod cuda_on_cpu;
 pub mod hostile;
 pub mod load;
+pub mod programs;
 pub mod rewriting_proxy;

@@ -50,6 +50,13 @@ pub enum Input {
         /// What it computes with.
         device: DeviceInfo,
     },
+    /// It cannot go on.
+    Failed {
+        /// Its session.
+        session: Session,
+        /// Why, in its own words.
+        what: String,
+    },
     /// It has opened its gradient stream.
     Attach {
         /// Its session.

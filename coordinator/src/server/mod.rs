@@ -13,6 +13,7 @@ pub mod master_state;
 pub mod outbox;
 pub mod reduction_buffers;
 mod rejoin_history;
+mod repeated_failures;
 pub mod service;
 pub mod shared_sums;
 mod status_cache;

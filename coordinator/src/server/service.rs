@@ -174,8 +174,7 @@ impl Service {
                 Input::Clock { session, number: m.number, received, sent, arrived: Instant::now() }
             }
             Body::Failed(m) => {
-                let reason = format!("it failed: {}", printable(&m.what, 1024));
-                Input::Event(Event::Lost { session, reason, polite: false })
+                Input::Failed { session, what: printable(&m.what, 1024) }
             }
             Body::Leave(_) => Input::Event(Event::Lost { session, reason: "it left".into(), polite: true }),
         })

@@ -15,7 +15,7 @@ use clap::Subcommand;
 use tally_cli::output;
 
 use crate::options::{ReportOptions, TrainOptions};
-use crate::program::Program;
+use crate::program::CoordinatorProgram;
 use crate::train;
 
 /// The commands beside training.
@@ -37,30 +37,34 @@ pub enum Command {
 ///
 /// # Errors
 /// In one line, with what to do.
-pub fn run<P: Program>(
+pub fn run<P: CoordinatorProgram>(
     program: &Arc<P>,
     command: Option<&Command>,
     options: &TrainOptions<P::Options>,
 ) -> anyhow::Result<ExitCode> {
+    command.map_or_else(|| train::run(program, options), |command| run_command(program, command))
+}
+
+/// Does what the command says.
+///
+/// # Errors
+/// In one line, with what to do.
+pub fn run_command<P: CoordinatorProgram>(program: &Arc<P>, command: &Command) -> anyhow::Result<ExitCode> {
     let mut out = std::io::stdout().lock();
     match command {
-        None => {
-            drop(out);
-            train::run(program, options)
-        }
-        Some(Command::Health(options)) => {
+        Command::Health(options) => {
             drop(out);
             health::run(options).and_then(|text| print_line(&text))
         }
-        Some(Command::Plan(options)) => plan::run(&**program, options, &mut out).map(|()| ExitCode::SUCCESS),
-        Some(Command::Report(options)) => {
+        Command::Plan(options) => plan::run(&**program, options, &mut out).map(|()| ExitCode::SUCCESS),
+        Command::Report(options) => {
             drop(out);
             report::run(&**program, options).and_then(|text| print_line(&text))
         }
-        Some(Command::Verify(options)) => {
+        Command::Verify(options) => {
             verify::run(&**program, options, &mut out).map(|()| ExitCode::SUCCESS)
         }
-        Some(Command::Status(options)) => {
+        Command::Status(options) => {
             drop(out);
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(status::run(options)).and_then(|text| print_line(text.trim_end()))

@@ -6,13 +6,13 @@ use tally_monitor::report;
 
 use super::check_extension;
 use crate::options::ReportOptions;
-use crate::program::Program;
+use crate::program::CoordinatorProgram;
 
 /// Writes the report and returns a line that describes it.
 ///
 /// # Errors
 /// If a directory holds no run, or the file can't be written.
-pub fn run<P: Program>(program: &P, options: &ReportOptions) -> anyhow::Result<String> {
+pub fn run<P: CoordinatorProgram>(program: &P, options: &ReportOptions) -> anyhow::Result<String> {
     options.log.init();
     check_extension(&options.out, "HTML", &["html", "htm", "xhtml"])?;
     let runs = report::read(&options.runs, &options.out)?;

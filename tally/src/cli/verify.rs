@@ -17,7 +17,7 @@ use tally_run::record::Record;
 use tally_worker::device::DeviceOptions;
 
 use crate::prepare::check_build;
-use crate::program::Program;
+use crate::program::CoordinatorProgram;
 use crate::replay::{Recomputed, Replay, Start, milestones};
 
 /// How often a line is printed where there is no terminal for a bar.
@@ -149,7 +149,7 @@ impl Verdict {
 /// # Errors
 /// If the directory, the data or the device can't be used; and if anything differs, with the
 /// first step that does and what that means.
-pub fn run<P: Program>(program: &P, options: &VerifyOptions, out: &mut impl Write) -> anyhow::Result<()> {
+pub fn run<P: CoordinatorProgram>(program: &P, options: &VerifyOptions, out: &mut impl Write) -> anyhow::Result<()> {
     options.log.init();
     let begun = Instant::now();
     let mut record = Record::read(&options.run)?;
@@ -159,7 +159,7 @@ pub fn run<P: Program>(program: &P, options: &VerifyOptions, out: &mut impl Writ
     let (first, last) = options.steps.unwrap_or_default().within(record.last())?;
     check_build(program, &record.config, &options.run)?;
     let data = program.recorded_data(&record.config, options.data_dir.as_deref())?;
-    let mut start = Start::nearest(&record, first - 1)?;
+    let mut start = Start::nearest(program, &record, first - 1)?;
     let skipped = std::mem::take(&mut start.skipped);
     let arguments = program.untimed(&record.config.program.arguments).to_string();
     let engine = program.engine(&arguments, &options.device)?;

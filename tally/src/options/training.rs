@@ -15,7 +15,7 @@ use tally_numerics::wire::WireDtype;
 use tally_proto::MAX_MICROBATCH;
 use tally_run::config::{RUN_VERSION, RunConfig};
 
-use crate::program::{Data, Program};
+use crate::program::{CoordinatorProgram, Splits};
 
 /// The name of a recipe that an option departs from.
 pub const CUSTOM: &str = "custom";
@@ -40,36 +40,36 @@ impl FromStr for ClipNorm {
 /// Options that decide what is trained.
 #[derive(Clone, Debug, Default, Args)]
 pub struct Training<O: Args> {
-    /// Epochs to train [default: 19]
+    /// Epochs to train [default: the program's]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000), help_heading = "Training")]
     pub epochs: Option<u32>,
 
-    /// Samples of a step, over all workers [default: 64]
+    /// Samples of a step, over all workers [default: the program's]
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub batch_size: Option<usize>,
 
     /// Microbatches that a step is cut into: a power of two, fixed for the run. It bounds how many
-    /// workers can compute at once, and decides the bits [default: 8]
+    /// workers can compute at once, and decides the bits [default: the program's]
     #[arg(long, alias = "shards", value_name = "N", help_heading = "Training")]
     pub microbatches: Option<u32>,
 
-    /// The learning rate at its peak [default: 0.1]
+    /// The learning rate at its peak [default: the program's]
     #[arg(long, value_name = "RATE", help_heading = "Training")]
     pub learning_rate: Option<f32>,
 
-    /// Momentum, as PyTorch defines it [default: 0.9]
+    /// Momentum, as PyTorch defines it [default: the program's]
     #[arg(long, value_name = "M", help_heading = "Training")]
     pub momentum: Option<f32>,
 
-    /// Clip the gradient's global norm to this; `none` does not [default: 2]
+    /// Clip the gradient's global norm to this; `none` does not [default: the program's]
     #[arg(long, value_name = "NORM", help_heading = "Training")]
     pub clip_norm: Option<ClipNorm>,
 
-    /// Steps over which the rate rises [default: 200, at most a fifth of the run]
+    /// Steps over which the rate rises [default: the program's]
     #[arg(long, value_name = "STEPS", help_heading = "Training")]
     pub warmup_steps: Option<u64>,
 
-    /// How the rate goes on: constant, cosine or linear [default: linear]
+    /// How the rate goes on: constant, cosine or linear [default: the program's]
     #[arg(long, value_name = "SCHEDULE", help_heading = "Training")]
     pub lr_schedule: Option<LrSchedule>,
 
@@ -97,13 +97,13 @@ impl<O: Args> Training<O> {
     ///
     /// # Errors
     /// If a value cannot work, in one line that says which and why.
-    pub fn configure<P: Program<Options = O>>(
+    pub fn configure<P: CoordinatorProgram<Options = O>>(
         &self,
         program: &P,
         run: u64,
         workers: u32,
-    ) -> anyhow::Result<(RunConfig, Data)> {
-        let defaults = program.defaults();
+    ) -> anyhow::Result<(RunConfig, Splits)> {
+        let defaults = program.defaults(Some(&self.program))?;
         let epochs = self.epochs.unwrap_or(defaults.epochs);
         let batch_size = self.batch_size.unwrap_or(defaults.batch_size);
         let microbatches = self.microbatches.unwrap_or(defaults.microbatches);
@@ -114,7 +114,7 @@ impl<O: Args> Training<O> {
         Tree::new(microbatches).context("--microbatches")?;
         check_microbatch(batch_size.min(samples), microbatches)?;
         let steps = schedule.steps_per_epoch() as u64 * u64::from(epochs);
-        let job = program.job(&self.program, steps)?;
+        let job = program.new_run(&self.program, steps, seed)?;
         let recipe = job.optimizer;
         let optimizer = OptimizerConfig {
             learning_rate: self.learning_rate.unwrap_or(recipe.learning_rate),
@@ -157,7 +157,7 @@ impl<O: Args> Training<O> {
     ///
     /// # Errors
     /// If an option that is fixed for the run differs from it.
-    pub fn adjust<P: Program<Options = O>>(&self, program: &P, config: &mut RunConfig) -> anyhow::Result<()> {
+    pub fn adjust<P: CoordinatorProgram<Options = O>>(&self, program: &P, config: &mut RunConfig) -> anyhow::Result<()> {
         let o = config.optimizer;
         unchanged("--batch-size", self.batch_size.as_ref(), &config.batch_size, usize::to_string)?;
         unchanged("--microbatches", self.microbatches.as_ref(), &config.microbatches, u32::to_string)?;

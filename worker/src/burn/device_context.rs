@@ -53,7 +53,12 @@ impl<B: Backend> DeviceContext<B> {
             Some(pool) => pool.install(|| work(device)),
             None => work(device),
         }));
-        result.unwrap_or_else(|panic| Err(panic_message(&*panic))).map_err(|what| self.failed(what))
+        let result = result.unwrap_or_else(|panic| {
+            let place = tally_cli::logging::take_panic_location();
+            let place = place.map_or_else(String::new, |place| format!("panicked at {place}: "));
+            Err(format!("{place}{}", panic_message(&*panic)))
+        });
+        result.map_err(|what| self.failed(what))
     }
 
     /// An error of this backend.

@@ -185,7 +185,7 @@ impl Driver {
     }
 
     /// Hands a snapshot to the thread that writes checkpoints (**CKPT-1**).
-    fn checkpoint(&mut self, step: u64) -> anyhow::Result<()> {
+    pub(super) fn checkpoint(&mut self, step: u64) -> anyhow::Result<()> {
         // The journal is synced first, so that it never ends before its checkpoints.
         self.journal.sync()?;
         let snapshot = self.master.snapshot();

@@ -69,6 +69,14 @@ impl Driver {
                 }
             }
             Input::Offer { session, manifest, device } => self.offer(session, manifest, device),
+            Input::Failed { session, what } => {
+                if let Some(worker) = self.core.members().0.get(&session) {
+                    let (step, _) = self.core.committed();
+                    self.failures.note(step, &worker.name, &what);
+                }
+                let reason = format!("it failed: {what}");
+                self.input(Input::Event(Event::Lost { session, reason, polite: false }));
+            }
             Input::Attach { session, bulk, reads_shared_sums, known } => {
                 let pending = self.pending.get_mut(&session).filter(|pending| pending.bulk.is_none());
                 let _ = known.send(pending.is_some());

@@ -46,6 +46,7 @@ use super::master_state::MasterState;
 use super::outbox::{Bulk, Control};
 use super::reduction_buffers::{ReductionBuffers, Shared};
 use super::rejoin_history::RejoinHistory;
+use super::repeated_failures::RepeatedFailures;
 use super::shared_sums::SharedSums;
 use crate::dataset::{Dataset, microbatch};
 use crate::observer::{Context, Idle, Observer, RunEvent};
@@ -156,6 +157,7 @@ pub struct Driver {
     /// Those whose queues are too long.
     lagging: BTreeSet<Session>,
     rejoins: RejoinHistory,
+    failures: RepeatedFailures,
     /// What the core has not handled yet, with the chunk that has come with it.
     events: VecDeque<(Event, Option<Chunk>)>,
     buffers: ReductionBuffers,
@@ -217,6 +219,7 @@ impl Driver {
             workers: BTreeMap::new(),
             lagging: BTreeSet::new(),
             rejoins: RejoinHistory::default(),
+            failures: RepeatedFailures::default(),
             events: VecDeque::new(),
             buffers: ReductionBuffers::new(config.wire_dtype),
             pool: Pool::default(),
@@ -313,11 +316,27 @@ impl Driver {
             self.input(input);
             self.handle_events()?;
             self.after_checkpoints(false);
+            if let Some(what) = self.failures.repeated() {
+                return self.give_up(&what);
+            }
             if self.last_tick.elapsed() >= TICK_EVERY {
                 self.tick();
             }
         }
         Ok(())
+    }
+
+    /// Ends a run whose next step fails on every worker: more of them would only be lost as well.
+    fn give_up(&mut self, what: &str) -> anyhow::Result<()> {
+        let (step, _) = self.core.committed();
+        if step > 0 {
+            self.checkpoint(step)?;
+        }
+        bail!(
+            "two workers failed in the same way after step {step}, whose state is kept: {what}; mend that, and go on with \
+             --resume {}",
+            shell_quoted(self.directory.given())
+        )
     }
 
     fn tick(&mut self) {

@@ -17,7 +17,7 @@ use tally_numerics::wire::WireDtype;
 use self::measured::Measured;
 use self::units::{Bits, Count, Seconds, Workers};
 use crate::options::check_microbatch;
-use crate::program::{ModelCosts, Program};
+use crate::program::{ModelCosts, CoordinatorProgram};
 
 /// Options of `coordinator plan`.
 #[derive(Debug, Args)]
@@ -104,14 +104,14 @@ struct Row {
 
 impl PlanOptions {
     /// The cluster with so many workers.
-    fn cluster<P: Program>(
+    fn cluster<P: CoordinatorProgram>(
         &self,
         program: &P,
         run: Option<&Measured>,
         costs: Costs,
         workers: usize,
     ) -> anyhow::Result<Cluster> {
-        let defaults = program.defaults();
+        let defaults = program.defaults(None)?;
         let batch_size = self.batch_size.or(run.map(|run| run.batch_size)).unwrap_or(defaults.batch_size);
         ensure!(
             (1..=1 << 24).contains(&batch_size),
@@ -175,7 +175,7 @@ impl PlanOptions {
 ///
 /// # Errors
 /// If the options cannot work together, or a file can't be read.
-pub fn run<P: Program>(program: &P, options: &PlanOptions, out: &mut impl Write) -> anyhow::Result<()> {
+pub fn run<P: CoordinatorProgram>(program: &P, options: &PlanOptions, out: &mut impl Write) -> anyhow::Result<()> {
     let costs = match &options.costs {
         None => Costs::default(),
         Some(path) => {

@@ -286,6 +286,7 @@ impl Compute {
                 }
                 let wrong = |e: String| ComputeError(format!("the coordinator's samples: {e}"));
                 let samples = Microbatch::from_message(leaf).map_err(|e| wrong(e.to_string()))?;
+                let samples = samples.at(context.step, index);
                 self.engine.check(&samples).map_err(|e| wrong(e.to_string()))?;
                 if test {
                     self.tests.push_back((context.step, index, samples));

@@ -1,0 +1,144 @@
+//! A character-level transformer on Tally: it learns to write sonnets, a letter at a time.
+//!
+//! ```sh
+//! cargo run --release -p characters -- local --workers 2
+//! ```
+
+use std::process::ExitCode;
+
+use burn::data::dataloader::batcher::Batcher;
+use burn::data::dataset::InMemDataset;
+use burn::nn::attention::generate_autoregressive_mask;
+use burn::nn::loss::CrossEntropyLossConfig;
+use burn::nn::transformer::{TransformerEncoder, TransformerEncoderConfig, TransformerEncoderInput};
+use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
+use burn::prelude::*;
+use burn::tensor::backend::AutodiffBackend;
+use burn::train::{ClassificationOutput, InferenceStep, TrainOutput, TrainStep};
+use serde::{Deserialize, Serialize};
+
+/// Six sonnets of Shakespeare's.
+const TEXT: &str = include_str!("../sonnets.txt");
+/// Letters are bytes of ASCII.
+const LETTERS: usize = 128;
+
+#[derive(Module, Debug)]
+struct Writer<B: Backend> {
+    letters: Embedding<B>,
+    places: Embedding<B>,
+    encoder: TransformerEncoder<B>,
+    output: Linear<B>,
+}
+
+impl<B: Backend> Writer<B> {
+    fn new(args: &Args, device: &B::Device) -> Self {
+        let encoder = TransformerEncoderConfig::new(args.width, 4 * args.width, 4, args.layers);
+        Self {
+            letters: EmbeddingConfig::new(LETTERS, args.width).init(device),
+            places: EmbeddingConfig::new(args.context, args.width).init(device),
+            encoder: encoder.with_norm_first(true).with_dropout(0.1).init(device),
+            output: LinearConfig::new(args.width, LETTERS).init(device),
+        }
+    }
+
+    fn forward(&self, lines: Lines<B>) -> ClassificationOutput<B> {
+        let ([count, length], device) = (lines.letters.dims(), lines.letters.device());
+        let places = Tensor::<B, 1, Int>::arange(0..length as i64, &device).unsqueeze::<2>();
+        let x = self.letters.forward(lines.letters) + self.places.forward(places);
+        let mask = generate_autoregressive_mask(count, length, &device);
+        let x = self.encoder.forward(TransformerEncoderInput::new(x).mask_attn(mask));
+        let output = self.output.forward(x).flatten::<2>(0, 1);
+        let next = lines.next.flatten::<1>(0, 1);
+        let loss = CrossEntropyLossConfig::new().init(&device).forward(output.clone(), next.clone());
+        ClassificationOutput::new(loss, output, next)
+    }
+}
+
+impl<B: AutodiffBackend> TrainStep for Writer<B> {
+    type Input = Lines<B>;
+    type Output = ClassificationOutput<B>;
+
+    fn step(&self, lines: Lines<B>) -> TrainOutput<ClassificationOutput<B>> {
+        let item = self.forward(lines);
+        TrainOutput::new(self, item.loss.backward(), item)
+    }
+}
+
+impl<B: Backend> InferenceStep for Writer<B> {
+    type Input = Lines<B>;
+    type Output = ClassificationOutput<B>;
+
+    fn step(&self, lines: Lines<B>) -> ClassificationOutput<B> {
+        self.forward(lines)
+    }
+}
+
+/// Stretches of text, and of each letter the one that follows.
+#[derive(Clone, Debug)]
+struct Lines<B: Backend> {
+    letters: Tensor<B, 2, Int>,
+    next: Tensor<B, 2, Int>,
+}
+
+struct Stack;
+
+impl<B: Backend> Batcher<B, String, Lines<B>> for Stack {
+    fn batch(&self, texts: Vec<String>, device: &B::Device) -> Lines<B> {
+        let length = texts[0].len() - 1;
+        let letters = |from: usize| {
+            let letters = texts.iter().flat_map(|text| &text.as_bytes()[from..from + length]);
+            let letters: Vec<i32> = letters.map(|&letter| letter.into()).collect();
+            Tensor::from_data(TensorData::new(letters, [texts.len(), length]), device)
+        };
+        Lines { letters: letters(0), next: letters(1) }
+    }
+}
+
+/// Overlapping stretches of the text; every tenth is for the test.
+fn stretches(context: usize, test: bool) -> tally::Result<InMemDataset<String>> {
+    let starts = (0..TEXT.len().saturating_sub(context + 1)).step_by(4).enumerate();
+    let mine = starts.filter(|(index, _)| (index % 10 == 0) == test);
+    Ok(InMemDataset::new(mine.map(|(_, start)| TEXT[start..=start + context].to_owned()).collect()))
+}
+
+#[derive(Clone, Debug, clap::Args, Serialize, Deserialize)]
+struct Args {
+    /// Letters that the network looks back
+    #[arg(long, default_value_t = 64)]
+    context: usize,
+
+    /// Width of the network, a multiple of 4
+    #[arg(long, default_value_t = 64)]
+    width: usize,
+
+    /// Layers of the network
+    #[arg(long, default_value_t = 2)]
+    layers: usize,
+}
+
+struct Characters;
+
+impl tally::Program for Characters {
+    const NAME: &'static str = "characters";
+    type Args = Args;
+
+    fn job<B: AutodiffBackend>(args: Args, device: B::Device) -> tally::Result<impl tally::Job<B> + 'static> {
+        if args.context == 0 || !args.width.is_multiple_of(4) {
+            return Err("--context is at least 1, and --width a multiple of 4".into());
+        }
+        let context = args.context;
+        Ok(tally::job(Writer::<B>::new(&args, &device), Stack)
+            .train(tally::Data::new(move || stretches(context, false)))
+            .test(tally::Data::new(move || stretches(context, true)))
+            .metric("accuracy", tally::accuracy)
+            .learning_rate(0.3, tally::LrSchedule::Cosine)
+            .warmup_steps(50)
+            .clip_norm(1.0)
+            .batch_size(32)
+            .epochs(20))
+    }
+}
+
+fn main() -> ExitCode {
+    tally::main::<Characters>()
+}

@@ -1,0 +1,355 @@
+//! A job as an engine of the cluster, on any backend of Burn's that has the update.
+
+use std::sync::{Mutex, PoisonError};
+
+use burn::tensor::{Distribution, Tensor};
+use burn::tensor::backend::AutodiffBackend;
+use tally_numerics::CHUNK;
+use tally_numerics::digest::{self, Digest};
+use tally_numerics::manifest::Manifest;
+use tally_numerics::random::{Purpose, Stream};
+use tally_numerics::schema::Sums;
+use tally_numerics::sum::Fold;
+use tally_numerics::update::Update;
+use tally_numerics::wire::WireDtype;
+use tally_proto::convert::Microbatch;
+use tally_worker::burn::sum::{self, Sum, rounded};
+use tally_worker::burn::{DeviceContext, DeviceReplica, Memory, RoundingBackend, UpdateBackend};
+use tally_worker::engine::{Engine, EngineError, Replica, one_by_one};
+
+use super::job::{Job, StepOutput};
+use super::module::{Layout, read};
+
+/// Samples that are named where a microbatch fails.
+const NAMED: usize = 16;
+
+/// A job on a device.
+pub(super) struct JobEngine<B: AutodiffBackend>
+where
+    B::InnerBackend: UpdateBackend + RoundingBackend,
+{
+    job: Box<dyn Job<B>>,
+    layout: Layout,
+    context: DeviceContext<B::InnerBackend>,
+    replica: DeviceReplica<B::InnerBackend>,
+    /// The module has the committed parameters.
+    loaded: bool,
+    /// The device rounds as the wire does.
+    rounds: bool,
+    /// Why the device failed in a call that returns no error; the next one that does returns it.
+    failed: Option<EngineError>,
+    seed: u64,
+    /// Whether a step draws from the backend's generator, once one was computed.
+    draws: Option<bool>,
+}
+
+impl<B: AutodiffBackend> JobEngine<B>
+where
+    B::InnerBackend: UpdateBackend + RoundingBackend,
+{
+    /// An engine whose parameters and momentum are zeros until it is given a state. `make` makes the job on the
+    /// context's threads. `seed` is the run's. If `local`, samples come as numbers only.
+    ///
+    /// # Errors
+    /// [`EngineError::Failed`] if the job cannot be made, or the device has no room for it.
+    pub fn new(
+        context: DeviceContext<B::InnerBackend>,
+        seed: u64,
+        local: bool,
+        make: impl FnOnce(&B::Device) -> anyhow::Result<Box<dyn Job<B>>> + Send,
+    ) -> Result<Self, EngineError> {
+        let on_device = context.memory == Memory::Device;
+        let (job, layout, replica, rounds) = context.run(|device| {
+            let mut job = make(device).map_err(in_full)?;
+            job.prepare(seed, local);
+            let layout = job.layout()?;
+            let zeros = || vec![0.0; layout.manifest().len()];
+            let replica = DeviceReplica::load(zeros(), zeros(), device);
+            let rounds = on_device && sum::rounds::<B::InnerBackend>(device)?;
+            Ok((job, layout, replica, rounds))
+        })?;
+        Ok(Self { job, layout, context, replica, loaded: false, rounds, failed: None, seed, draws: None })
+    }
+
+    /// Gives the module the committed parameters, if it does not have them.
+    fn ready(&mut self) -> Result<(), EngineError> {
+        self.failed.take().map_or(Ok(()), Err)?;
+        if !self.loaded {
+            let Self { job, layout, replica, context, .. } = self;
+            context.run(|_| {
+                job.load(layout, replica.parameters());
+                Ok(())
+            })?;
+            self.loaded = true;
+        }
+        Ok(())
+    }
+
+    /// The gradients of microbatches whose sum is computed on the device and read back once.
+    fn on_device(
+        &mut self,
+        microbatches: &[&Microbatch],
+        scale: f32,
+        rounding: WireDtype,
+        out: &mut [f32],
+        ready: &mut dyn FnMut(&[f32]),
+    ) -> Result<Vec<Sums>, EngineError> {
+        self.ready()?;
+        let Self { job, layout, context, seed, draws, .. } = self;
+        let (read, losses) = context.run(|device| {
+            let mut fold = Fold::default();
+            let mut losses = Vec::with_capacity(microbatches.len());
+            for samples in microbatches {
+                if samples.is_empty() {
+                    losses.push(None);
+                    fold.push(None, |left: Tensor<_, 1>, right| rounded(left + right, rounding));
+                    continue;
+                }
+                let StepOutput { gradients, loss } =
+                    step(&mut **job, layout, samples, device, *seed, draws)?;
+                let parts = gradients.into_iter().enumerate().map(|(index, gradient)| {
+                    let elements = layout.manifest().range(index).len();
+                    gradient.unwrap_or_else(|| Tensor::zeros([elements], device))
+                });
+                let gradient = Tensor::cat(parts.collect(), 0).mul_scalar(scale * samples.len() as f32);
+                losses.push(Some((loss, samples.len())));
+                fold.push(Some(rounded(gradient, rounding)), |left, right| rounded(left + right, rounding));
+            }
+            let read = fold.finish().map(|sum| Sum::read(sum, vec![Tensor::zeros([1], device)], rounding));
+            let losses = losses.into_iter().map(|loss| match loss {
+                Some((loss, samples)) => Sums(vec![loss() * samples as f64]),
+                None => Sums::default(),
+            });
+            Ok((read.transpose()?, losses.collect::<Vec<_>>()))
+        })?;
+        match read {
+            None => {
+                out.fill(0.0);
+                ready(out);
+            }
+            // Each chunk can be sent while the next is copied.
+            Some(sum) => {
+                for first in (0..out.len()).step_by(CHUNK) {
+                    let end = out.len().min(first + CHUNK);
+                    sum.copy(first, &mut out[first..end]);
+                    ready(&out[..end]);
+                }
+            }
+        }
+        Ok(losses)
+    }
+
+    /// The gradient of a microbatch that lies in the host's memory.
+    fn in_host(
+        &mut self,
+        samples: &Microbatch,
+        scale: f32,
+        out: &mut [f32],
+    ) -> Result<Sums, EngineError> {
+        self.ready()?;
+        let Self { job, layout, context, seed, draws, .. } = self;
+        let factor = scale * samples.len() as f32;
+        context.run(|device| {
+            let StepOutput { gradients, loss } =
+                    step(&mut **job, layout, samples, device, *seed, draws)?;
+            for (index, gradient) in gradients.into_iter().enumerate() {
+                let into = &mut out[layout.manifest().range(index)];
+                match gradient {
+                    Some(gradient) => {
+                        let values = read(gradient)?;
+                        into.iter_mut().zip(&values).for_each(|(into, value)| *into = value * factor);
+                    }
+                    None => into.fill(0.0),
+                }
+            }
+            Ok(Sums(vec![loss() * samples.len() as f64]))
+        })
+    }
+}
+
+/// Burn's backends have one generator in a process. Whoever seeds it and draws from it holds this.
+pub(super) static GENERATOR: Mutex<()> = Mutex::new(());
+
+/// The forward and backward pass over a microbatch. What the model draws, such as dropout's masks, is fixed by the
+/// run's seed, the step and the leaf (**SUM-1**). A model that draws has the process's generator for itself
+/// meanwhile, so its workers in one process take turns.
+fn step<B: AutodiffBackend>(
+    job: &mut dyn Job<B>,
+    layout: &Layout,
+    samples: &Microbatch,
+    device: &B::Device,
+    seed: u64,
+    draws: &mut Option<bool>,
+) -> Result<StepOutput<B::InnerBackend>, String> {
+    if *draws == Some(false) {
+        return job.gradient(layout, samples, device).map_err(in_full);
+    }
+    let _generator = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
+    let (step, leaf) = samples.place();
+    let mut stream = Stream::new(seed, Purpose::Layers { step, leaf });
+    let layers = u64::from(stream.word()) << 32 | u64::from(stream.word());
+    let draw = || read(Tensor::<B::InnerBackend, 1>::random([4], Distribution::Default, device));
+    let untouched = match draws {
+        None => {
+            B::seed(device, layers);
+            Some(draw()?)
+        }
+        Some(_) => None,
+    };
+    B::seed(device, layers);
+    let output = job.gradient(layout, samples, device).map_err(in_full)?;
+    if let Some(untouched) = untouched {
+        let drew = draw()? != untouched;
+        if drew {
+            tracing::info!("the model draws random numbers: workers in one process take turns");
+        }
+        *draws = Some(drew);
+    }
+    Ok(output)
+}
+
+/// A failure with the samples at which it was.
+fn at(samples: &Microbatch) -> impl Fn(EngineError) -> EngineError {
+    let (step, leaf) = samples.place();
+    let some: Vec<String> = samples.ids().iter().take(NAMED).map(u32::to_string).collect();
+    let more = if samples.len() > NAMED { " …" } else { "" };
+    let place = format!("step {step}, microbatch {leaf}, samples {}{more}", some.join(" "));
+    move |error| match error {
+        EngineError::Failed { backend, what } => {
+            EngineError::Failed { backend, what: format!("{what} ({place})") }
+        }
+        other => other,
+    }
+}
+
+/// An error with its causes, in one line.
+fn in_full(error: anyhow::Error) -> String {
+    format!("{error:#}")
+}
+
+impl<B: AutodiffBackend> Replica for JobEngine<B>
+where
+    B::InnerBackend: UpdateBackend + RoundingBackend,
+{
+    fn manifest(&self) -> &Manifest {
+        self.layout.manifest()
+    }
+
+    fn device_name(&self) -> String {
+        self.context.name.clone()
+    }
+
+    fn numerics_class(&self) -> String {
+        format!("{}, {}", self.context.numerics_class, self.context.precision)
+    }
+
+    fn load(&mut self, parameters: Vec<f32>, momentum: Vec<f32>) -> Digest {
+        assert_eq!(parameters.len(), self.manifest().len(), "a state has the manifest's length");
+        self.loaded = false;
+        let digest = digest::of(0, &parameters, &momentum);
+        // A failure is the next call's error: the digest says only that the state came whole.
+        match self.context.run(|device| Ok(DeviceReplica::load(parameters, momentum, device))) {
+            Ok(replica) => (self.replica, self.failed) = (replica, None),
+            Err(error) => self.failed = Some(error),
+        }
+        digest
+    }
+
+    fn state(&mut self) -> Result<(Vec<f32>, Vec<f32>), EngineError> {
+        self.failed.take().map_or(Ok(()), Err)?;
+        self.context.run(|_| self.replica.state())
+    }
+
+    fn previous_state(&mut self) -> Option<(Vec<f32>, Vec<f32>)> {
+        self.context.run(|_| self.replica.previous_state()).unwrap_or_else(|error| {
+            tracing::warn!("the previous step's state is lost: {error}");
+            None
+        })
+    }
+
+    fn apply(&mut self, update: Update, first: usize, gradient: &[f32]) -> Digest {
+        let Self { context, replica, failed, .. } = self;
+        let applied = context.run(|device| {
+            replica.apply(update, first, gradient, device);
+            Ok(())
+        });
+        if let Err(error) = applied {
+            failed.get_or_insert(error);
+        }
+        Digest::default()
+    }
+
+    fn finish_update(&mut self) -> Result<Digest, EngineError> {
+        self.failed.take().map_or(Ok(()), Err)?;
+        self.context.run(|_| self.replica.finish_update())
+    }
+
+    fn commit(&mut self) {
+        self.loaded = false;
+        self.replica.commit();
+    }
+}
+
+impl<B: AutodiffBackend> Engine for JobEngine<B>
+where
+    B::InnerBackend: UpdateBackend + RoundingBackend,
+{
+    fn check(&self, samples: &Microbatch) -> Result<(), EngineError> {
+        self.job.check(samples).map_err(|error| EngineError::Samples(in_full(error)))
+    }
+
+    fn gradient(
+        &mut self,
+        samples: &Microbatch,
+        scale: f32,
+        out: &mut [f32],
+        ready: &mut dyn FnMut(&[f32]),
+    ) -> Result<Sums, EngineError> {
+        assert_eq!(out.len(), self.manifest().len(), "a gradient has the manifest's length");
+        if samples.is_empty() {
+            out.fill(0.0);
+            ready(out);
+            return Ok(Sums::default());
+        }
+        match self.context.memory {
+            Memory::Host => {
+                let losses = self.in_host(samples, scale, out).map_err(at(samples))?;
+                ready(out);
+                Ok(losses)
+            }
+            Memory::Device => {
+                let losses =
+                    self.on_device(&[samples], scale, WireDtype::F32, out, ready).map_err(at(samples))?;
+                Ok(losses.into_iter().next().unwrap_or_default())
+            }
+        }
+    }
+
+    fn fuses_nodes(&self, rounding: WireDtype) -> bool {
+        self.context.memory == Memory::Device && (rounding == WireDtype::F32 || self.rounds)
+    }
+
+    fn node_gradient(
+        &mut self,
+        microbatches: &[&Microbatch],
+        scale: f32,
+        rounding: WireDtype,
+        out: &mut [f32],
+        ready: &mut dyn FnMut(&[f32]),
+    ) -> Result<Vec<Sums>, EngineError> {
+        assert_eq!(out.len(), self.manifest().len(), "a gradient has the manifest's length");
+        if self.fuses_nodes(rounding) {
+            return self.on_device(microbatches, scale, rounding, out, ready);
+        }
+        let present = microbatches.iter().map(|microbatch| (!microbatch.is_empty()).then_some(*microbatch));
+        one_by_one(present, rounding, out, ready, |microbatch, gradient| {
+            self.gradient(microbatch, scale, gradient, &mut |_| ())
+        })
+    }
+
+    fn evaluate(&mut self, samples: &Microbatch) -> Result<Sums, EngineError> {
+        self.ready()?;
+        let Self { job, context, .. } = self;
+        context.run(|device| job.evaluate(samples, device).map(Sums).map_err(in_full)).map_err(at(samples))
+    }
+}
