@@ -41,7 +41,7 @@ mod weights;
 pub use error::{CheckpointError, remedy};
 pub use meta::{Meta, ProgramConfig, VERSION};
 pub use store::{Checkpoint, LINKS, Newest, clean, directory, link, list, newest_whole, prune, read, write};
-pub use weights::{Weights, read_weights, read_weights_from};
+pub use weights::{Weights, read_partial_weights, read_weights, read_weights_from};
 
 /// The parameters' file in a checkpoint.
 pub const MODEL: &str = "model.safetensors";

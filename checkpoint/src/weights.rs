@@ -24,6 +24,8 @@ pub struct Weights {
     /// The tensors of the file that the network does not have, in the file's order. They were not read; the caller
     /// should report them.
     pub unknown: Vec<String>,
+    /// The tensors of the network that the file does not have: they kept their values.
+    pub missing: Vec<String>,
     /// What was taken off the file's names to find the network's, as `module.` is; empty if nothing was.
     pub taken_off: String,
 }
@@ -46,6 +48,31 @@ const SHOWN: usize = 4;
 /// missing, has another shape, is not of floats, or holds a NaN, an infinity or a number
 /// beyond `f32`.
 pub fn read_weights(path: &Path, manifest: &Manifest) -> Result<Weights, CheckpointError> {
+    read_into(path, manifest, None)
+}
+
+/// The same for a file that lacks some of the network's tensors: those keep their values in `initial`, a flat vector in
+/// the manifest's order.
+///
+/// # Errors
+/// As for [`read_weights`]; and if the file has none of the tensors.
+///
+/// # Panics
+/// If `initial` does not have the manifest's length.
+pub fn read_partial_weights(
+    path: &Path,
+    manifest: &Manifest,
+    initial: Vec<f32>,
+) -> Result<Weights, CheckpointError> {
+    assert_eq!(initial.len(), manifest.len(), "a flat vector has the manifest's length");
+    read_into(path, manifest, Some(initial))
+}
+
+fn read_into(
+    path: &Path,
+    manifest: &Manifest,
+    initial: Option<Vec<f32>>,
+) -> Result<Weights, CheckpointError> {
     let mut file = files::follow(path);
     if file.is_dir() {
         // Reading it whole is what verifies it. Its tensors may be in another order than
@@ -56,7 +83,7 @@ pub fn read_weights(path: &Path, manifest: &Manifest) -> Result<Weights, Checkpo
     let io = |source| CheckpointError::Io { doing: "read", path: file.clone(), source };
     let open = File::open(&file).map_err(io)?;
     let length = open.metadata().map_err(io)?.len();
-    read_weights_from(&file, BufReader::new(open), length, manifest)
+    read_open(&file, BufReader::new(open), length, manifest, initial)
 }
 
 /// The same for an open safetensors file of `length` bytes; `path` is for error messages
@@ -66,9 +93,19 @@ pub fn read_weights(path: &Path, manifest: &Manifest) -> Result<Weights, Checkpo
 /// As for [`read_weights`].
 pub fn read_weights_from(
     path: &Path,
+    from: impl Read + Seek,
+    length: u64,
+    manifest: &Manifest,
+) -> Result<Weights, CheckpointError> {
+    read_open(path, from, length, manifest, None)
+}
+
+fn read_open(
+    path: &Path,
     mut from: impl Read + Seek,
     length: u64,
     manifest: &Manifest,
+    initial: Option<Vec<f32>>,
 ) -> Result<Weights, CheckpointError> {
     let fault = |fault| match fault {
         Fault::Io(source) => CheckpointError::Io { doing: "read", path: path.into(), source },
@@ -82,11 +119,18 @@ pub fn read_weights_from(
     let of_file = metadata.offset_keys();
     let named = names(&of_file, manifest);
     let mut known: HashSet<&str> = HashSet::new();
+    let mut missing = Vec::new();
     let mut taken_off = String::new();
     for (index, tensor) in manifest.tensors().iter().enumerate() {
         let (path, name, wanted) = (path.to_path_buf(), tensor.name.clone(), tensor.shape.clone());
         let named = named.as_ref().map_or(tensor.name.as_str(), |named| named[index]);
         let Some(info) = metadata.info(named) else {
+            // Of a file that has none of them, the first is an error all the same.
+            let last = missing.len() + 1 == manifest.tensors().len();
+            if initial.is_some() && !last {
+                missing.push(name);
+                continue;
+            }
             let instead = instead(&of_file, &name);
             return Err(CheckpointError::MissingTensor { path, tensor: name, wanted, instead });
         };
@@ -100,12 +144,12 @@ pub fn read_weights_from(
         let Some(convert) = Convert::from_type(info.dtype) else {
             return Err(CheckpointError::Type { path, tensor: name, found: info.dtype.to_string() });
         };
-        places.push((data + info.data_offsets.0 as u64, convert));
+        places.push((index, data + info.data_offsets.0 as u64, convert));
     }
 
-    let mut values = vec![0f32; manifest.len()];
+    let mut values = initial.unwrap_or_else(|| vec![0f32; manifest.len()]);
     let mut bytes = Vec::new();
-    for (index, (at, convert)) in places.into_iter().enumerate() {
+    for (index, at, convert) in places {
         from.seek(SeekFrom::Start(at)).map_err(|error| fault(error.into()))?;
         let range = manifest.range(index);
         let mut element = 0;
@@ -130,7 +174,7 @@ pub fn read_weights_from(
     }
 
     let unknown = of_file.iter().filter(|name| !known.contains(name.as_str())).cloned().collect();
-    Ok(Weights { values, unknown, taken_off })
+    Ok(Weights { values, unknown, missing, taken_off })
 }
 
 /// What the file calls each tensor of the network; none if some are missing, whatever is taken off.

@@ -288,7 +288,7 @@ mod tests {
         let error = moved.adjust(&MnistProgram, &mut config).unwrap_err().to_string();
         assert!(error.contains("--init") && error.contains("from its seed"), "{error}");
         let path = Path::new("/old/w.safetensors").into();
-        config.init = Some(InitConfig { path, sha256: "its own".into() });
+        config.init = Some(InitConfig { path, sha256: "its own".into(), partial: false });
         moved.adjust(&MnistProgram, &mut config).unwrap();
         assert_eq!(config.init.unwrap().path.as_ref(), here.join("w.safetensors"));
     }

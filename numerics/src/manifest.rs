@@ -1,7 +1,8 @@
 //! The list of a network's tensors. The coordinator knows nothing else of the network.
 //!
 //! A replica, a momentum and a gradient are flat vectors of `f32` with the tensors one
-//! after the other in the manifest's order, each row-major. That order is the order in
+//! after the other in the manifest's order, each row-major. Constant tensors come last: they are a part of the state,
+//! their momentum is zero, and a gradient ends before them. That order is the order in
 //! which gradients become ready, deepest layer first, so that a gradient can leave while
 //! shallower layers are still being computed. Names and shapes are PyTorch's.
 
@@ -31,6 +32,11 @@ pub enum BadManifest {
         "tensor {0:?}: its shape has a zero, over 8 axes, or takes the network over {MAX_ELEMENTS} elements"
     )]
     Shape(String),
+    /// A constant tensor before a trained one, or nothing that is trained.
+    #[error(
+        "tensor {0:?}: the tensors that are trained come before the constant ones, and there is at least one"
+    )]
+    Order(String),
     /// An initial bound that is negative, NaN or infinite.
     #[error("tensor {0:?}: the bound of its initial values is not a finite number ≥ 0")]
     Bound(String),
@@ -45,6 +51,9 @@ pub struct TensorSpec {
     pub shape: Vec<u32>,
     /// Initial values are uniform in ±bound.
     pub bound: f64,
+    /// It is not trained: it is a part of the model's state, and has no gradient and no update.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub constant: bool,
 }
 
 impl TensorSpec {
@@ -52,7 +61,12 @@ impl TensorSpec {
     /// bias by default: uniform in ±1/√fan_in.
     #[must_use]
     pub fn with_fan_in(name: impl Into<String>, shape: &[u32], fan_in: u32) -> Self {
-        Self { name: name.into(), shape: shape.to_vec(), bound: 1.0 / f64::from(fan_in).sqrt() }
+        Self {
+            name: name.into(),
+            shape: shape.to_vec(),
+            bound: 1.0 / f64::from(fan_in).sqrt(),
+            constant: false,
+        }
     }
 
     /// The number of elements.
@@ -68,6 +82,8 @@ impl TensorSpec {
 pub struct Manifest {
     tensors: Vec<TensorSpec>,
     offsets: Vec<usize>,
+    /// Elements that are trained; those of constant tensors follow them.
+    trained: usize,
 }
 
 impl Manifest {
@@ -81,10 +97,13 @@ impl Manifest {
         }
         let mut names = HashSet::new();
         let mut offsets = Vec::with_capacity(tensors.len() + 1);
-        let mut offset = 0usize;
+        let (mut offset, mut trained) = (0usize, 0);
         for t in &tensors {
             if t.name.is_empty() || t.name.len() > 256 || !names.insert(t.name.as_str()) {
                 return Err(BadManifest::Name(t.name.clone()));
+            }
+            if !t.constant && offset != trained || t.constant && trained == 0 {
+                return Err(BadManifest::Order(t.name.clone()));
             }
             if !(t.bound.is_finite() && t.bound >= 0.0) {
                 return Err(BadManifest::Bound(t.name.clone()));
@@ -96,9 +115,12 @@ impl Manifest {
                 .and_then(|n| offset.checked_add(n))
                 .filter(|&n| n <= MAX_ELEMENTS)
                 .ok_or_else(|| BadManifest::Shape(t.name.clone()))?;
+            if !t.constant {
+                trained = offset;
+            }
         }
         offsets.push(offset);
-        Ok(Self { tensors, offsets })
+        Ok(Self { tensors, offsets, trained })
     }
 
     /// The tensors, in the order of the flat vectors.
@@ -107,11 +129,17 @@ impl Manifest {
         &self.tensors
     }
 
-    /// The number of elements of a flat vector.
+    /// The number of elements of a state's flat vectors.
     #[must_use]
     #[allow(clippy::len_without_is_empty)] // A manifest is never empty.
     pub fn len(&self) -> usize {
         self.offsets.last().copied().unwrap_or(0)
+    }
+
+    /// The number of elements of a gradient: those of the trained tensors, which come first.
+    #[must_use]
+    pub fn trained_len(&self) -> usize {
+        self.trained
     }
 
     /// Where tensor `index` lies in a flat vector.
@@ -212,6 +240,14 @@ mod tests {
         assert_eq!(bad(vec![spec("a", &[3, 0])]), BadManifest::Shape("a".into()));
         assert_eq!(bad(vec![spec("a", &[u32::MAX; 8])]), BadManifest::Shape("a".into()));
         assert_eq!(bad(vec![spec("a", &[1 << 29]), spec("b", &[1 << 30])]), BadManifest::Shape("b".into()));
+        let constant = |name| TensorSpec { constant: true, ..spec(name, &[2]) };
+        assert_eq!(bad(vec![constant("a")]), BadManifest::Order("a".into()));
+        assert_eq!(
+            bad(vec![spec("a", &[1]), constant("b"), spec("c", &[1])]),
+            BadManifest::Order("c".into())
+        );
+        let manifest = Manifest::new(vec![spec("a", &[3]), constant("b")]).unwrap();
+        assert_eq!((manifest.trained_len(), manifest.len()), (3, 5));
         let nan = TensorSpec { bound: f64::NAN, ..spec("a", &[1]) };
         assert_eq!(bad(vec![nan]), BadManifest::Bound("a".into()));
     }

@@ -23,6 +23,16 @@ pub fn clip_factor(squared_norm: f64, max_norm: Option<f32>) -> f32 {
     }
 }
 
+/// The factor of an update whose gradient is the sum over samples that weigh `mean_weight` on average, divided by their
+/// number: it makes that the mean over the weight, and clips it. Also returns the norm before clipping.
+#[must_use]
+pub fn update_factor(squared_norm: f64, max_norm: Option<f32>, mean_weight: f64) -> (f32, f64) {
+    let norm = squared_norm.sqrt() / mean_weight;
+    let clip = clip_factor(squared_norm / (mean_weight * mean_weight), max_norm);
+    let factor = if mean_weight == 1.0 { clip } else { (f64::from(clip) / mean_weight) as f32 };
+    (factor, norm)
+}
+
 /// The index of the first NaN or infinity.
 #[must_use]
 pub fn first_non_finite(values: &[f32]) -> Option<usize> {

@@ -101,6 +101,8 @@ pub struct Schema {
     losses: Vec<LossSpec>,
     metrics: Vec<MetricSpec>,
     best: Option<String>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    weighted: bool,
 }
 
 #[derive(Deserialize)]
@@ -108,12 +110,15 @@ struct SchemaParts {
     losses: Vec<LossSpec>,
     metrics: Vec<MetricSpec>,
     best: Option<String>,
+    #[serde(default)]
+    weighted: bool,
 }
 
 impl TryFrom<SchemaParts> for Schema {
     type Error = BadSchema;
     fn try_from(parts: SchemaParts) -> Result<Self, BadSchema> {
-        Self::new(parts.losses, parts.metrics, parts.best)
+        let schema = Self::new(parts.losses, parts.metrics, parts.best)?;
+        Ok(if parts.weighted { schema.weighted() } else { schema })
     }
 }
 
@@ -132,7 +137,7 @@ impl Schema {
         }
         check_names(losses.iter().map(|l| &l.name))?;
         check_names(metrics.iter().map(|m| &m.name))?;
-        let schema = Self { losses, metrics, best };
+        let schema = Self { losses, metrics, best, weighted: false };
         if let Some(best) = &schema.best
             && !schema.ratios().any(|(metric, _)| metric.name == *best)
         {
@@ -142,6 +147,32 @@ impl Schema {
             width if width > MAX_WIDTH => Err(BadSchema::Width(width)),
             _ => Ok(schema),
         }
+    }
+
+    /// The same with samples that weigh differently, such as texts by their tokens: after the parts of the loss, each of
+    /// which is multiplied by the weight, the sums have the weight itself, and means are over it.
+    #[must_use]
+    pub fn weighted(self) -> Self {
+        Self { weighted: true, ..self }
+    }
+
+    /// Whether samples weigh differently.
+    #[must_use]
+    pub fn is_weighted(&self) -> bool {
+        self.weighted
+    }
+
+    /// How many numbers the losses' sums of a microbatch have: the parts, and the weight if samples weigh differently.
+    #[must_use]
+    pub fn loss_width(&self) -> usize {
+        self.losses.len() + usize::from(self.weighted)
+    }
+
+    /// The weight of a batch relative to its number of samples, from the sums of its losses over that number; 1 unless
+    /// samples weigh differently.
+    #[must_use]
+    pub fn mean_weight(&self, means: &Sums) -> f64 {
+        if self.weighted { means.0.get(self.losses.len()).copied().unwrap_or(1.0) } else { 1.0 }
     }
 
     /// The parts of the loss.
@@ -171,16 +202,19 @@ impl Schema {
         self.metrics.iter().find(|metric| metric.name == *best)
     }
 
-    /// How many numbers the sums of a test microbatch have: the losses', then the metrics'.
+    /// How many numbers the sums of a test microbatch have: those of the losses, then the metrics'.
     #[must_use]
     pub fn width(&self) -> usize {
         let metrics = self.metrics.iter().map(|m| m.kind.width());
-        metrics.fold(self.losses.len(), usize::saturating_add)
+        metrics.fold(self.loss_width(), usize::saturating_add)
     }
 
-    /// A step's mean losses by name, after their `total`.
+    /// A step's mean losses by name, after their `total`, from the sums of its losses over its number of samples.
     #[must_use]
     pub fn named_losses(&self, means: &Sums) -> Named {
+        let weight = self.mean_weight(means);
+        let parts = means.0.iter().take(self.losses.len());
+        let means = Sums(parts.map(|&part| if self.weighted { part / weight } else { part }).collect());
         let parts = self.losses.iter().zip(&means.0).map(|(loss, &mean)| (loss.name.clone(), mean));
         std::iter::once(("total".to_owned(), means.total())).chain(parts).collect()
     }
@@ -196,7 +230,7 @@ impl Schema {
     ) -> Evaluation {
         let sums = Sums::along_tree(microbatches, self.width());
         let number = |x: f64| if x.is_finite() { x } else { f64::MAX };
-        let (losses, mut rest) = sums.0.split_at(self.losses.len());
+        let (losses, mut rest) = sums.0.split_at(self.loss_width());
         let means = Sums(losses.to_vec()).scaled(1.0 / samples.max(1) as f64);
         let loss = self.named_losses(&means).into_iter().map(|(name, mean)| (name, number(mean)));
         let metrics = self.metrics.iter().map(|metric| {

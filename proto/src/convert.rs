@@ -57,6 +57,7 @@ pub fn offer(manifest: &Manifest, device: String, numerics_class: String) -> v1:
         name: t.name.clone(),
         shape: t.shape.clone(),
         bound: t.bound,
+        constant: t.constant,
     });
     v1::ModelManifest { tensors: tensors.collect(), device, numerics_class }
 }
@@ -67,7 +68,8 @@ pub fn offer(manifest: &Manifest, device: String, numerics_class: String) -> v1:
 /// [`BadMessage::Manifest`] if it cannot be one.
 pub fn manifest(offer: v1::ModelManifest) -> Result<Manifest, BadMessage> {
     let tensors = offer.tensors.into_iter();
-    let tensors = tensors.map(|t| TensorSpec { name: t.name, shape: t.shape, bound: t.bound });
+    let tensors =
+        tensors.map(|t| TensorSpec { name: t.name, shape: t.shape, bound: t.bound, constant: t.constant });
     Ok(Manifest::new(tensors.collect())?)
 }
 

@@ -52,7 +52,8 @@ fn time() -> impl Strategy<Value = f64> {
 
 fn tensor() -> impl Strategy<Value = v1::Tensor> {
     let size = prop_oneof![0u32..5, any::<u32>(), Just(u32::MAX), Just(1 << 16)];
-    (".{0,12}", vec(size, 0..5), float()).prop_map(|(name, shape, bound)| v1::Tensor { name, shape, bound })
+    (".{0,12}", vec(size, 0..5), float(), any::<bool>())
+        .prop_map(|(name, shape, bound, constant)| v1::Tensor { name, shape, bound, constant })
 }
 
 proptest! {
@@ -181,7 +182,7 @@ fn the_largest_messages_of_an_honest_worker_fit() {
         slot: Some(u32::MAX),
     });
     assert!(GradientUp { context, body: Some(chunk) }.encoded_len() <= MAX_FROM_WORKER);
-    let tensor = v1::Tensor { name: "n".repeat(64), shape: vec![1 << 16; 4], bound: 0.1 };
+    let tensor = v1::Tensor { name: "n".repeat(64), shape: vec![1 << 16; 4], bound: 0.1, constant: true };
     let offer = v1::ModelManifest {
         tensors: vec![tensor; tally_numerics::manifest::MAX_TENSORS],
         device: "d".repeat(256),

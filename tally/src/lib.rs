@@ -18,8 +18,8 @@ pub mod train;
 
 #[cfg(feature = "burn")]
 pub use burn_program::{
-    Data, DataMode, Error, Job, JobBuilder, ProgramOptions, Program, Ratio, Result, Settings, Split, StepOutput,
-    accuracy, job, main, module,
+    Data, DataMode, Error, Job, JobBuilder, Program, ProgramOptions, Ratio, Result, Settings, Split,
+    StepOutput, accuracy, job, main, module,
 };
 pub use tally_core::optimizer::LrSchedule;
 pub use tally_numerics::random::Stream;

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context as _, bail, ensure};
+use tally_checkpoint::Weights;
 use tally_coordinator::server::master_state::MasterState;
 use tally_run::config::{InitConfig, RunConfig};
 use tally_run::directory::RunDirectory;
@@ -35,7 +36,10 @@ pub struct Prepared {
 ///
 /// # Errors
 /// If an option cannot work, or something cannot be read or written, in one line.
-pub fn new_run<P: CoordinatorProgram>(program: &P, options: &TrainOptions<P::Options>) -> anyhow::Result<Prepared> {
+pub fn new_run<P: CoordinatorProgram>(
+    program: &P,
+    options: &TrainOptions<P::Options>,
+) -> anyhow::Result<Prepared> {
     let run = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), std::process::id());
     let (mut config, data) = options.training.configure(program, run, options.workers)?;
     config.checkpoint_every = options.checkpoint_every;
@@ -44,7 +48,11 @@ pub fn new_run<P: CoordinatorProgram>(program: &P, options: &TrainOptions<P::Opt
     let parameters = match &options.training.init {
         None => program.initial_parameters(&config)?,
         Some(path) => {
-            let weights = tally_checkpoint::read_weights(path, &config.tensors)?;
+            let partial = options.training.init_partial;
+            let weights = weights(program, &config, path, partial)?;
+            if !weights.missing.is_empty() {
+                tracing::info!("{} lacks {}: initialised anew", path.display(), weights.missing.join(", "));
+            }
             if !weights.taken_off.is_empty() {
                 tracing::info!("{}: {} is taken off the tensors' names", path.display(), weights.taken_off);
             }
@@ -57,7 +65,7 @@ pub fn new_run<P: CoordinatorProgram>(program: &P, options: &TrainOptions<P::Opt
                 );
             }
             let sha256 = config.tensors.sha256(&weights.values);
-            config.init = Some(InitConfig { path: path.as_path().into(), sha256 });
+            config.init = Some(InitConfig { path: path.as_path().into(), sha256, partial });
             weights.values
         }
     };
@@ -132,7 +140,11 @@ pub fn resumed_run<P: CoordinatorProgram>(
 ///
 /// # Errors
 /// If its model or its chunks are others, with the version to use.
-pub fn check_build<P: CoordinatorProgram>(program: &P, config: &RunConfig, path: &Path) -> anyhow::Result<()> {
+pub fn check_build<P: CoordinatorProgram>(
+    program: &P,
+    config: &RunConfig,
+    path: &Path,
+) -> anyhow::Result<()> {
     ensure!(
         config.program.name == program.name(),
         "{} is a run of the program {:?}, and this is {:?}; use the program that began it",
@@ -158,6 +170,21 @@ pub fn check_build<P: CoordinatorProgram>(program: &P, config: &RunConfig, path:
     Ok(())
 }
 
+/// The weights of `--init`, over initial parameters if the file may lack tensors.
+fn weights<P: CoordinatorProgram>(
+    program: &P,
+    config: &RunConfig,
+    path: &Path,
+    partial: bool,
+) -> anyhow::Result<Weights> {
+    Ok(if partial {
+        let initial = program.initial_parameters(config)?;
+        tally_checkpoint::read_partial_weights(path, &config.tensors, initial)?
+    } else {
+        tally_checkpoint::read_weights(path, &config.tensors)?
+    })
+}
+
 /// The parameters that a run started from: drawn from its seed, or those of its `--init`.
 ///
 /// # Errors
@@ -167,7 +194,7 @@ pub fn initial_parameters<P: CoordinatorProgram>(
     config: &RunConfig,
 ) -> anyhow::Result<Vec<f32>> {
     let Some(from) = &config.init else { return program.initial_parameters(config) };
-    let weights = tally_checkpoint::read_weights(from.path.as_ref(), &config.tensors).with_context(|| {
+    let weights = weights(program, config, from.path.as_ref(), from.partial).with_context(|| {
         format!(
             "the weights that the run started from must be at {}; if they have moved, name their new path with --init",
             from.path

@@ -169,6 +169,12 @@ impl Replay {
         self.step
     }
 
+    /// What decides the bits of the gradients here.
+    #[must_use]
+    pub fn numerics_class(&self) -> String {
+        self.engine.numerics_class()
+    }
+
     /// The device, for people.
     #[must_use]
     pub fn device(&self) -> String {
@@ -198,12 +204,11 @@ impl Replay {
             self.buffers.apply(ReductionStep::RootReady { chunk: index as u32 });
         }
         let optimizer = self.config.optimizer;
-        let squared = self.buffers.squared_norm();
-        let update = Update {
-            learning_rate: optimizer.rate(step, self.steps),
-            momentum: optimizer.momentum,
-            clip: norm::clip_factor(squared, optimizer.clip_norm),
-        };
+        let weight = self.config.schema.mean_weight(&losses);
+        let (clip, gradient_norm) =
+            norm::update_factor(self.buffers.squared_norm(), optimizer.clip_norm, weight);
+        let update =
+            Update { learning_rate: optimizer.rate(step, self.steps), momentum: optimizer.momentum, clip };
         let digest = self.master.apply(update, self.buffers.root());
         let replica = apply_whole(&mut *self.engine, update, &gradient)?;
         ensure!(
@@ -219,7 +224,7 @@ impl Replay {
             digest,
             loss: self.config.schema.named_losses(&losses),
             learning_rate: update.learning_rate,
-            gradient_norm: squared.sqrt(),
+            gradient_norm,
         })
     }
 
@@ -232,7 +237,7 @@ impl Replay {
             microbatches.push(microbatch(&*self.train, &ids)?.at(step, leaf));
         }
         let microbatches: Vec<&Microbatch> = microbatches.iter().collect();
-        let mut gradient = vec![0.0; self.engine.manifest().len()];
+        let mut gradient = vec![0.0; self.engine.manifest().trained_len()];
         let losses = self.engine.node_gradient(
             &microbatches,
             1.0 / samples as f32,

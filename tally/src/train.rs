@@ -18,7 +18,7 @@ use tally_coordinator::server::driver::{Driver, DriverDeps};
 use tally_coordinator::server::driver_heartbeat::Heartbeat;
 use tally_coordinator::server::health::Health;
 use tally_coordinator::server::input::Input;
-use tally_coordinator::server::service::{Local, Service};
+use tally_coordinator::server::service::{Local, Service, Sizes};
 use tally_core::events::{Event, RunOutcome};
 use tally_core::recovery::Recorded;
 use tally_core::{Core, RunSpec};
@@ -62,7 +62,10 @@ const PAGES_CLOSE: Duration = Duration::from_millis(200);
 ///
 /// # Errors
 /// In one line, with what to do.
-pub fn run<P: CoordinatorProgram>(program: &Arc<P>, options: &TrainOptions<P::Options>) -> anyhow::Result<ExitCode> {
+pub fn run<P: CoordinatorProgram>(
+    program: &Arc<P>,
+    options: &TrainOptions<P::Options>,
+) -> anyhow::Result<ExitCode> {
     options.log.init();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(train(program, options));
@@ -71,7 +74,10 @@ pub fn run<P: CoordinatorProgram>(program: &Arc<P>, options: &TrainOptions<P::Op
     result
 }
 
-async fn train<P: CoordinatorProgram>(program: &Arc<P>, options: &TrainOptions<P::Options>) -> anyhow::Result<ExitCode> {
+async fn train<P: CoordinatorProgram>(
+    program: &Arc<P>,
+    options: &TrainOptions<P::Options>,
+) -> anyhow::Result<ExitCode> {
     // From here on a signal stops the run politely, even if it comes before there is one.
     let signals = Signals::listen(false).context("cannot listen for signals")?;
     let begun = Arc::new(AtomicBool::new(false));
@@ -119,7 +125,15 @@ async fn train<P: CoordinatorProgram>(program: &Arc<P>, options: &TrainOptions<P
         resumed,
         checkpoint,
     })?;
-    for line in greeting(&program.commands().worker, options, &config, &given, address, web_address, resumed.then_some((step, last))) {
+    for line in greeting(
+        &program.commands().worker,
+        options,
+        &config,
+        &given,
+        address,
+        web_address,
+        resumed.then_some((step, last)),
+    ) {
         monitor.note(&line);
     }
     for (warning, line) in access::banner(&credentials.current(), address, web_address) {
@@ -134,7 +148,12 @@ async fn train<P: CoordinatorProgram>(program: &Arc<P>, options: &TrainOptions<P
     }
 
     let run = u64::from_str_radix(&config.run, 16).context("run.json: the run's identity is no number")?;
-    let (elements, losses, dtype) = (config.tensors.len(), config.schema.losses().len(), config.wire_dtype);
+    let sizes = Sizes {
+        gradient: config.tensors.trained_len(),
+        state: config.tensors.len(),
+        losses: config.schema.loss_width(),
+    };
+    let dtype = config.wire_dtype;
     let (inputs, receiver) = mpsc::channel(INPUTS);
     let started = Arc::new(AtomicBool::new(false));
     let run_dir = directory.path().to_path_buf();
@@ -163,7 +182,7 @@ async fn train<P: CoordinatorProgram>(program: &Arc<P>, options: &TrainOptions<P
 
     let (stop_grpc, grpc_stopped) = oneshot::channel::<()>();
     let (stop_web, web_stopped) = oneshot::channel::<()>();
-    let service = Service::new((run, incarnation), elements, losses, dtype, inputs.clone(), Pool::default());
+    let service = Service::new((run, incarnation), sizes, dtype, inputs.clone(), Pool::default());
     let health = Health::new(heartbeat).await;
     let services = health.services(service.clone())?;
     let transport: Arc<dyn LocalTransport> = Arc::new(Local::new(service, services.clone()));
@@ -222,7 +241,7 @@ async fn train<P: CoordinatorProgram>(program: &Arc<P>, options: &TrainOptions<P
 fn run_spec(config: &RunConfig, test_samples: usize) -> anyhow::Result<RunSpec> {
     Ok(RunSpec {
         tree: Tree::new(config.microbatches)?,
-        chunks: chunks(config.tensors.len()) as u32,
+        chunks: chunks(config.tensors.trained_len()) as u32,
         schedule: Schedule::new(config.seed, config.data.train_samples, config.batch_size)?,
         epochs: config.epochs,
         test_samples,

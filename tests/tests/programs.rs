@@ -75,10 +75,40 @@ fn sum_1_fashion_has_the_same_bits_for_any_workers() {
     assert_eq!(program.train(2, &["--data", "local"]).sha256(), program.train(1, &[]).sha256());
 }
 
+/// Dropout, and texts of several lengths that weigh by their letters.
 #[test]
 fn sum_1_the_transformer_has_the_same_bits_for_any_workers() {
-    let options = ["--context", "16", "--width", "16", "--layers", "1", "--epochs", "1", "--batch-size", "128"];
-    any_workers_give_the_same_bits(&Program::new("characters", &options), 7);
+    let options =
+        ["--context", "40", "--width", "16", "--layers", "1", "--epochs", "2", "--batch-size", "16"];
+    any_workers_give_the_same_bits(&Program::new("characters", &options), 10);
+}
+
+/// Frozen tensors are in the state and in checkpoints; they do not change, and `--init-partial` finds them.
+#[test]
+fn sum_1_a_new_head_on_a_frozen_body_has_the_same_bits_for_any_workers() {
+    let data = tempfile::tempdir().unwrap();
+    write_pictures(data.path(), "train", 120);
+    write_pictures(data.path(), "t10k", 30);
+    let pictures = ["--pictures", data.path().to_str().unwrap(), "--width", "4", "--batch-size", "16"];
+    let body = Program::new("fashion", &[&pictures[..], &["--epochs", "1"]].concat()).train(1, &[]);
+    let best = body.path().join("checkpoints/last");
+    let init = ["--init", best.to_str().unwrap(), "--init-partial", "--epochs", "1"];
+    let program = Program::new("fine-tuning", &[&pictures[..], &init].concat());
+    any_workers_give_the_same_bits(&program, 8);
+    let run = program.train(2, &[]);
+    let tensors = |run: &RunDir| {
+        let bytes = std::fs::read(run.path().join("checkpoints/last/model.safetensors")).unwrap();
+        let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let of =
+            |(name, tensor): (String, safetensors::tensor::TensorView<'_>)| (name, tensor.data().to_vec());
+        file.tensors().into_iter().map(of).collect::<std::collections::BTreeMap<_, _>>()
+    };
+    let (before, after) = (tensors(&body), tensors(&run));
+    let frozen = ["conv1.weight", "conv1.bias", "conv2.weight", "conv2.bias", "hidden.weight", "hidden.bias"];
+    assert!(frozen.iter().all(|name| before[*name] == after[*name]), "they are those of the checkpoint");
+    assert!(after.contains_key("head.weight") && !after.contains_key("output.weight"));
+    let verified = Program::new("fine-tuning", &[]).run(&["verify", run.arg()]);
+    assert!(verified.status.success(), "{}{}", verified.stdout, verified.stderr);
 }
 
 /// Pictures in which the label is the row that is bright.
@@ -93,7 +123,11 @@ fn write_pictures(directory: &Path, half: &str, count: u32) {
     let picture = |index: u32| {
         (0..28 * 28u32).map(move |at| if at / 28 == index % 10 { 200 } else { (at * index % 17) as u8 })
     };
-    gz(format!("{half}-images-idx3-ubyte.gz"), &[2051, count, 28, 28], (0..count).flat_map(picture).collect());
+    gz(
+        format!("{half}-images-idx3-ubyte.gz"),
+        &[2051, count, 28, 28],
+        (0..count).flat_map(picture).collect(),
+    );
     gz(format!("{half}-labels-idx1-ubyte.gz"), &[2049, count], (0..count).map(|i| (i % 10) as u8).collect());
 }
 
@@ -192,7 +226,8 @@ fn other_data_on_a_worker_is_refused_at_join() {
 fn resume_1_the_programs_own_arguments_are_compared() {
     let program = Program::new("regression", &[]);
     let run = Program::new("regression", &["--epochs", "1", "--width", "8"]).train(1, &[]);
-    let resume = ["coordinator", "--resume", run.arg(), "--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"];
+    let resume =
+        ["coordinator", "--resume", run.arg(), "--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"];
     program.run(&[&resume[..], &["--width", "9"]].concat()).is_refused(&["--width 9", "8", "--resume"]);
     let again = program.run(&resume);
     assert!(again.status.success() && again.stderr.contains("done already"), "{}", again.stderr);

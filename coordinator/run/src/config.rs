@@ -82,6 +82,9 @@ pub struct DataConfig {
 pub struct InitConfig {
     /// Where they came from.
     pub path: StoredPath,
-    /// `parameters_sha256` of the weights.
+    /// `parameters_sha256` of the parameters that the run started from.
     pub sha256: String,
+    /// Tensors that the file lacks were initialised as without it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub partial: bool,
 }

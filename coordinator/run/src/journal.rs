@@ -61,6 +61,9 @@ pub enum Line {
         worker: String,
         /// Its device.
         device: String,
+        /// What decides the bits of its gradients; empty in journals that did not record it.
+        #[serde(default)]
+        numerics_class: String,
     },
     /// A worker is gone.
     Lost {

@@ -56,6 +56,8 @@ impl Snapshot {
 pub struct MasterState {
     pieces: Vec<Arc<Piece>>,
     digest: Digest,
+    /// The digest of the constant elements, once an update has told how many are trained.
+    constants: Option<Digest>,
 }
 
 impl MasterState {
@@ -71,7 +73,7 @@ impl MasterState {
             let (p, v) = (&parameters[range.clone()], &momentum[range]);
             Arc::new(Piece { parameters: p.to_vec(), momentum: v.to_vec() })
         });
-        Self { pieces: pieces.collect(), digest }
+        Self { pieces: pieces.collect(), digest, constants: None }
     }
 
     /// The digest of its state.
@@ -86,18 +88,31 @@ impl MasterState {
         Snapshot(self.pieces.clone())
     }
 
-    /// Applies a step's update, the gradient given chunk by chunk, and returns the new digest.
+    /// Applies a step's update, the gradient given chunk by chunk, and returns the new digest. What is behind the
+    /// gradient's end is constant.
     pub fn apply<G: AsRef<[f32]>>(&mut self, update: Update, gradient: impl Iterator<Item = G>) -> Digest {
         let mut digest = Digest::default();
+        let mut trained = 0;
         for (index, (piece, chunk)) in self.pieces.iter_mut().zip(gradient).enumerate() {
-            let piece = Arc::make_mut(piece);
-            let part =
-                update.apply(index * CHUNK, chunk.as_ref(), &mut piece.parameters, &mut piece.momentum);
-            digest = digest.and(part);
+            let (piece, chunk) = (Arc::make_mut(piece), chunk.as_ref());
+            let (parameters, momentum) =
+                (&mut piece.parameters[..chunk.len()], &mut piece.momentum[..chunk.len()]);
+            digest = digest.and(update.apply(index * CHUNK, chunk, parameters, momentum));
+            trained += chunk.len();
         }
-        self.digest = digest;
-        digest
+        let pieces = &self.pieces;
+        let constants = *self.constants.get_or_insert_with(|| rest(pieces, trained));
+        self.digest = digest.and(constants);
+        self.digest
     }
+}
+
+/// The digest of the elements from `first` on.
+fn rest(pieces: &[Arc<Piece>], first: usize) -> Digest {
+    pieces.iter().enumerate().fold(Digest::default(), |digest, (index, piece)| {
+        let from = first.saturating_sub(index * CHUNK).min(piece.parameters.len());
+        digest.and(digest::of(index * CHUNK + from, &piece.parameters[from..], &piece.momentum[from..]))
+    })
 }
 
 #[cfg(test)]
@@ -117,5 +132,22 @@ mod tests {
         assert_eq!((after.flat(false), after.flat(true)), (vec![0.0; n], vec![2.0; n]));
         assert_eq!(digest, digest::of(0, &after.flat(false), &after.flat(true)));
         assert_eq!(digest, master.digest());
+    }
+
+    #[test]
+    fn what_is_behind_the_gradient_is_constant_and_counts_in_the_digest() {
+        let n = 2 * CHUNK + 7;
+        for trained in [CHUNK - 3, CHUNK, CHUNK + 5] {
+            let mut master = MasterState::new(&vec![1.0; n], &vec![0.0; n]);
+            let update = Update { learning_rate: 0.5, momentum: 0.9, clip: 1.0 };
+            for step in 1..3 {
+                let gradient = vec![2.0; trained];
+                let digest = master.apply(update, gradient.chunks(CHUNK));
+                let after = master.snapshot();
+                assert_eq!(digest, digest::of(0, &after.flat(false), &after.flat(true)), "step {step}");
+                assert_eq!(after.flat(false)[trained..], vec![1.0; n - trained]);
+                assert!(after.flat(false)[..trained].iter().all(|&p| p < 1.0));
+            }
+        }
     }
 }

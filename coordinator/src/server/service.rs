@@ -55,13 +55,23 @@ const MOST_HELD: usize = 2;
 /// again that wait for credits.
 const SLOTS: u32 = 2 * CREDIT_WINDOW as u32;
 
+/// How long what workers send is.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    /// Elements of a gradient.
+    pub gradient: usize,
+    /// Elements of each of a state's vectors.
+    pub state: usize,
+    /// Parts of the loss.
+    pub losses: usize,
+}
+
 /// The state that every handler needs.
 #[derive(Clone, Debug)]
 pub struct Service {
     run: u64,
     incarnation: u64,
-    elements: usize,
-    losses: usize,
+    sizes: Sizes,
     dtype: WireDtype,
     inputs: mpsc::Sender<Input>,
     pool: Pool,
@@ -74,13 +84,11 @@ pub struct Service {
 }
 
 impl Service {
-    /// A service that feeds `inputs`; gradients have `elements` elements and travel as `dtype`, and there are
-    /// `losses` parts of the loss.
+    /// A service that feeds `inputs`; gradients travel as `dtype`.
     #[must_use]
     pub fn new(
         (run, incarnation): (u64, u64),
-        elements: usize,
-        losses: usize,
+        sizes: Sizes,
         dtype: WireDtype,
         inputs: mpsc::Sender<Input>,
         pool: Pool,
@@ -89,8 +97,7 @@ impl Service {
         Self {
             run,
             incarnation,
-            elements,
-            losses,
+            sizes,
             dtype,
             inputs,
             pool,
@@ -173,9 +180,7 @@ impl Service {
                 let (received, sent) = span::clock(&m).map_err(|e| e.to_string())?;
                 Input::Clock { session, number: m.number, received, sent, arrived: Instant::now() }
             }
-            Body::Failed(m) => {
-                Input::Failed { session, what: printable(&m.what, 1024) }
-            }
+            Body::Failed(m) => Input::Failed { session, what: printable(&m.what, 1024) },
             Body::Leave(_) => Input::Event(Event::Lost { session, reason: "it left".into(), polite: true }),
         })
     }
@@ -210,18 +215,18 @@ impl Service {
             }),
             Body::Chunk(m) => {
                 let data = match m.slot {
-                    None => self.floats(self.dtype, m.index, &m.data),
+                    None => self.floats(self.dtype, self.sizes.gradient, m.index, &m.data),
                     Some(slot) => self.slot_floats(m.index, slot, memory),
                 };
                 Input::Chunk { from, node: Node(m.node), index: m.index, data }
             }
             Body::StateChunk(m) => {
-                let data = self.floats(WireDtype::F32, m.index, &m.data);
+                let data = self.floats(WireDtype::F32, self.sizes.state, m.index, &m.data);
                 Input::State { session, step: from.step, momentum: m.momentum, index: m.index, data }
             }
             Body::ContributionEnd(m) => {
                 let receipts = m.receipts.into_iter().map(|v1::Receipt { leaf, samples, losses }| {
-                    convert::losses(losses, self.losses).map(|losses| Receipt { leaf, samples, losses })
+                    convert::losses(losses, self.sizes.losses).map(|losses| Receipt { leaf, samples, losses })
                 });
                 let receipts: Vec<Receipt> = receipts.collect::<Result<_, _>>().map_err(|e| e.to_string())?;
                 Input::Event(Event::Trailer {
@@ -234,19 +239,18 @@ impl Service {
         })
     }
 
-    fn floats(&self, dtype: WireDtype, index: u32, bytes: &[u8]) -> Result<Chunk, String> {
-        let chunk = floats::decode(dtype, bytes, self.wanted(index), &self.pool);
+    /// Chunk `index` of a vector of `elements`.
+    fn floats(&self, dtype: WireDtype, elements: usize, index: u32, bytes: &[u8]) -> Result<Chunk, String> {
+        let wanted = chunk_range(elements, index as usize).len();
+        let chunk = floats::decode(dtype, bytes, wanted, &self.pool);
         finite(index, chunk.map_err(|e| format!("chunk {index}: {e}"))?)
     }
 
     fn slot_floats(&self, index: u32, slot: u32, memory: Option<&Segment>) -> Result<Chunk, String> {
         let memory = memory.ok_or("it put a chunk into memory that it does not share")?;
-        let chunk = floats::fetch(self.dtype, memory, slot, self.wanted(index), &self.pool);
+        let wanted = chunk_range(self.sizes.gradient, index as usize).len();
+        let chunk = floats::fetch(self.dtype, memory, slot, wanted, &self.pool);
         finite(index, chunk.map_err(|e| format!("chunk {index} in shared memory: {e}"))?)
-    }
-
-    fn wanted(&self, index: u32) -> usize {
-        chunk_range(self.elements, index as usize).len()
     }
 
     /// Takes a worker's gradient stream, which begins with its opening.

@@ -19,8 +19,9 @@ use serde::{Deserialize, Serialize};
 
 /// Six sonnets of Shakespeare's.
 const TEXT: &str = include_str!("../sonnets.txt");
-/// Letters are bytes of ASCII.
+/// Letters are bytes of ASCII; 0 fills shorter texts up.
 const LETTERS: usize = 128;
+const FILL: u8 = 0;
 
 #[derive(Module, Debug)]
 struct Writer<B: Backend> {
@@ -49,7 +50,10 @@ impl<B: Backend> Writer<B> {
         let x = self.encoder.forward(TransformerEncoderInput::new(x).mask_attn(mask));
         let output = self.output.forward(x).flatten::<2>(0, 1);
         let next = lines.next.flatten::<1>(0, 1);
-        let loss = CrossEntropyLossConfig::new().init(&device).forward(output.clone(), next.clone());
+        // The mean over the letters that are there.
+        let weights = (0..LETTERS).map(|letter| f32::from(u8::from(letter != usize::from(FILL)))).collect();
+        let loss = CrossEntropyLossConfig::new().with_weights(Some(weights)).init(&device);
+        let loss = loss.forward(output.clone(), next.clone());
         ClassificationOutput::new(loss, output, next)
     }
 }
@@ -73,7 +77,7 @@ impl<B: Backend> InferenceStep for Writer<B> {
     }
 }
 
-/// Stretches of text, and of each letter the one that follows.
+/// Texts, and of each letter the one that follows.
 #[derive(Clone, Debug)]
 struct Lines<B: Backend> {
     letters: Tensor<B, 2, Int>,
@@ -84,28 +88,44 @@ struct Stack;
 
 impl<B: Backend> Batcher<B, String, Lines<B>> for Stack {
     fn batch(&self, texts: Vec<String>, device: &B::Device) -> Lines<B> {
-        let length = texts[0].len() - 1;
+        let length = texts.iter().map(|text| text.len() - 1).max().unwrap_or(0);
         let letters = |from: usize| {
-            let letters = texts.iter().flat_map(|text| &text.as_bytes()[from..from + length]);
-            let letters: Vec<i32> = letters.map(|&letter| letter.into()).collect();
-            Tensor::from_data(TensorData::new(letters, [texts.len(), length]), device)
+            let letters = texts.iter().flat_map(|text| {
+                let letters = text.bytes().skip(from).chain(std::iter::repeat(FILL));
+                letters.take(length).map(i32::from)
+            });
+            Tensor::from_data(TensorData::new(letters.collect(), [texts.len(), length]), device)
         };
         Lines { letters: letters(0), next: letters(1) }
     }
 }
 
-/// Overlapping stretches of the text; every tenth is for the test.
-fn stretches(context: usize, test: bool) -> tally::Result<InMemDataset<String>> {
-    let starts = (0..TEXT.len().saturating_sub(context + 1)).step_by(4).enumerate();
-    let mine = starts.filter(|(index, _)| (index % 10 == 0) == test);
-    Ok(InMemDataset::new(mine.map(|(_, start)| TEXT[start..=start + context].to_owned()).collect()))
+/// So many lines from each line on, as many letters of them as the network looks back; every tenth is for the test.
+fn stanzas(lines: usize, context: usize, test: bool) -> InMemDataset<String> {
+    let all: Vec<&str> = TEXT.lines().collect();
+    let mine = all.windows(lines).enumerate().filter(|(index, _)| (index % 10 == 0) == test);
+    InMemDataset::new(mine.map(|(_, lines)| lines.join("\n").chars().take(context + 1).collect()).collect())
+}
+
+/// The share of letters that were foreseen.
+fn accuracy<B: Backend>(output: &ClassificationOutput<B>) -> tally::Ratio {
+    let answers = output.output.clone().argmax(1).into_data();
+    let truth = output.targets.clone().into_data();
+    let pairs = answers.iter::<i64>().zip(truth.iter::<i64>()).filter(|(_, truth)| *truth != i64::from(FILL));
+    let (right, all) =
+        pairs.fold((0, 0), |(right, all), (answer, truth)| (right + u32::from(answer == truth), all + 1));
+    tally::Ratio { numerator: right.into(), denominator: all.into() }
 }
 
 #[derive(Clone, Debug, clap::Args, Serialize, Deserialize)]
 struct Args {
     /// Letters that the network looks back
-    #[arg(long, default_value_t = 64)]
+    #[arg(long, default_value_t = 128)]
     context: usize,
+
+    /// Lines of a text
+    #[arg(long, default_value_t = 3)]
+    lines: usize,
 
     /// Width of the network, a multiple of 4
     #[arg(long, default_value_t = 64)]
@@ -123,19 +143,20 @@ impl tally::Program for Characters {
     type Args = Args;
 
     fn job<B: AutodiffBackend>(args: Args, device: B::Device) -> tally::Result<impl tally::Job<B> + 'static> {
-        if args.context == 0 || !args.width.is_multiple_of(4) {
-            return Err("--context is at least 1, and --width a multiple of 4".into());
+        if args.context < 2 || args.lines < 2 || !args.width.is_multiple_of(4) {
+            return Err("--context and --lines are at least 2, and --width a multiple of 4".into());
         }
-        let context = args.context;
+        let Args { lines, context, .. } = args;
         Ok(tally::job(Writer::<B>::new(&args, &device), Stack)
-            .train(tally::Data::new(move || stretches(context, false)))
-            .test(tally::Data::new(move || stretches(context, true)))
-            .metric("accuracy", tally::accuracy)
+            .train(tally::Data::new(move || Ok(stanzas(lines, context, false))))
+            .test(tally::Data::new(move || Ok(stanzas(lines, context, true))))
+            .weight(|text| (text.len() - 1) as f64)
+            .metric("accuracy", accuracy)
             .learning_rate(0.3, tally::LrSchedule::Cosine)
             .warmup_steps(50)
             .clip_norm(1.0)
-            .batch_size(32)
-            .epochs(20))
+            .batch_size(16)
+            .epochs(60))
     }
 }
 

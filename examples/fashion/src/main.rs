@@ -114,7 +114,9 @@ fn read(directory: &Path, half: &str) -> tally::Result<InMemDataset<Picture>> {
     let pixels = bytes(format!("{half}-images-idx3-ubyte.gz"), 16)?;
     let labels = bytes(format!("{half}-labels-idx1-ubyte.gz"), 8)?;
     let pictures = pixels.chunks_exact(SIDE * SIDE).zip(labels);
-    Ok(InMemDataset::new(pictures.map(|(pixels, label)| Picture { pixels: pixels.to_vec(), label }).collect()))
+    Ok(InMemDataset::new(
+        pictures.map(|(pixels, label)| Picture { pixels: pixels.to_vec(), label }).collect(),
+    ))
 }
 
 /// Half of the pictures are mirrored.

@@ -72,7 +72,8 @@ struct Stack;
 
 impl<B: Backend> Batcher<B, Point, Points<B>> for Stack {
     fn batch(&self, points: Vec<Point>, device: &B::Device) -> Points<B> {
-        let column = |values: Vec<f32>| Tensor::<B, 1>::from_floats(values.as_slice(), device).unsqueeze_dim(1);
+        let column =
+            |values: Vec<f32>| Tensor::<B, 1>::from_floats(values.as_slice(), device).unsqueeze_dim(1);
         let (x, y) = points.iter().map(|point| (point.x, point.y)).unzip();
         Points { x: column(x), y: column(y) }
     }

@@ -186,7 +186,7 @@ impl RunData {
                     tests.retain(|test| test.step != *step);
                     tests.push(TestPass { step: *step, epoch: *epoch, evaluation: evaluation.clone() });
                 }
-                Line::Join { step, session, worker, device } => {
+                Line::Join { step, session, worker, device, .. } => {
                     counts.joined += 1;
                     members.push(Member {
                         session: *session,

@@ -24,7 +24,13 @@ fn lines() -> Vec<Line> {
     let tested = |step, right| Line::Test { step, epoch: 1, seconds: 0.5, evaluation: evaluation(right) };
     vec![
         Line::Start { version: 1, tally: "0.1.0".into(), incarnation: 1, step: 0, unix_seconds: 0 },
-        Line::Join { step: 0, session: 1, worker: "<anna>".into(), device: "CPU".into() },
+        Line::Join {
+            step: 0,
+            session: 1,
+            worker: "<anna>".into(),
+            device: "CPU".into(),
+            numerics_class: "".into(),
+        },
         Line::Step(step_line(1, 2.0)),
         tested(1, 7.0),
         Line::Step(step_line(2, 1.0)),

@@ -82,7 +82,7 @@ pub struct RetainedState {
     #[prost(fixed64, tag = "3")]
     pub digest: u64,
 }
-/// The network's tensors, as the worker's engine has them.
+/// The network's tensors, as the worker's engine has them: the trained ones first.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ModelManifest {
     #[prost(message, repeated, tag = "1")]
@@ -103,6 +103,9 @@ pub struct Tensor {
     pub shape: ::prost::alloc::vec::Vec<u32>,
     #[prost(double, tag = "3")]
     pub bound: f64,
+    /// It is not trained: its values are a part of the state, and a gradient ends before it.
+    #[prost(bool, tag = "4")]
+    pub constant: bool,
 }
 /// The state that was sent is loaded; the worker is ready for work.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

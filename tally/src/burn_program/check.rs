@@ -87,12 +87,12 @@ impl Subject {
     }
 
     fn compute(&mut self, samples: &Microbatch) -> anyhow::Result<Answer> {
-        let mut values = vec![0.0; self.engine.manifest().len()];
+        let mut values = vec![0.0; self.engine.manifest().trained_len()];
         let losses = self.engine.gradient(samples, 1.0 / samples.len() as f32, &mut values, &mut |_| ())?;
         let zeros = vec![0.0; values.len()];
         Ok(Answer {
             gradient: digest::of(0, &values, &zeros).0,
-            loss: losses.total() / samples.len() as f64,
+            loss: losses.0[0] / losses.0.get(1).copied().unwrap_or(samples.len() as f64),
             values,
         })
     }
@@ -113,7 +113,11 @@ pub fn run<P: Program>(options: &CheckOptions<P::Args>, out: &mut impl Write) ->
         return Ok(());
     }
     let mut found = Findings { out, failed: 0 };
-    found.say("items survive serialisation", items::<P>(options), "a field that serde skips; a float as text")?;
+    found.say(
+        "items survive serialisation",
+        items::<P>(options),
+        "a field that serde skips; a float as text",
+    )?;
     found.say(
         "the data is the same when it is opened again",
         reopened::<P>(options),
@@ -216,7 +220,8 @@ fn transposed([a, b]: [String; 2], [c, d]: [String; 2]) -> [[String; 2]; 2] {
 }
 
 fn same(first: &Answer, again: &Answer) -> anyhow::Result<()> {
-    let differing = first.values.iter().zip(&again.values).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
+    let differing =
+        first.values.iter().zip(&again.values).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
     ensure!(
         differing == 0,
         "{differing} of {} elements of the gradient differ; the same bits for any number of workers (SUM-1) and after a \
@@ -237,7 +242,12 @@ fn elsewhere(first: &Answer) -> anyhow::Result<()> {
     let program = std::env::current_exe().context("this program's own file")?;
     let output = Command::new(program).args(std::env::args_os().skip(1)).arg("--digest").output()?;
     let text = String::from_utf8_lossy(&output.stdout);
-    ensure!(output.status.success(), "it ended with {}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
+    ensure!(
+        output.status.success(),
+        "it ended with {}: {}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
     let wanted = format!("{:016x} {:016x}", first.gradient, first.loss.to_bits());
     ensure!(text.trim() == wanted, "digests of gradient and loss are {}, and were {wanted}", text.trim());
     Ok(())
@@ -262,5 +272,6 @@ fn alone(subject: &mut Subject, samples: &Microbatch, mean: f64) -> anyhow::Resu
 fn without_gradient(subject: &Subject, answer: &Answer) -> Vec<String> {
     let manifest = subject.engine.manifest();
     let none = |index: &usize| answer.values[manifest.range(*index)].iter().all(|&value| value == 0.0);
-    (0..manifest.tensors().len()).filter(none).map(|index| manifest.tensors()[index].name.clone()).collect()
+    let trained = (0..manifest.tensors().len()).filter(|&index| !manifest.tensors()[index].constant);
+    trained.filter(none).map(|index| manifest.tensors()[index].name.clone()).collect()
 }

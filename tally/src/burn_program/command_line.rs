@@ -37,7 +37,8 @@ struct Cli<P: Program> {
 
 impl<P: Program> CommandFactory for Cli<P> {
     fn command() -> clap::Command {
-        let command = clap::Command::new(P::NAME)
+        Command::<P::Args>::augment_subcommands(clap::Command::new(P::NAME))
+            .version(concat!("on Tally ", env!("CARGO_PKG_VERSION")))
             .about(format!("Trains {} on one machine or many, with the same bits however many there are", P::NAME))
             .after_help(format!(
                 "`{0} local --workers 2` trains here. `{0} coordinator --workers 4` needs four times `{0} worker \
@@ -46,8 +47,7 @@ impl<P: Program> CommandFactory for Cli<P> {
             ))
             .max_term_width(100)
             .subcommand_required(true)
-            .arg_required_else_help(true);
-        Command::<P::Args>::augment_subcommands(command)
+            .arg_required_else_help(true)
     }
 
     fn command_for_update() -> clap::Command {
@@ -89,7 +89,9 @@ fn run<P: Program>(command: &Command<P::Args>) -> anyhow::Result<ExitCode> {
     match command {
         Command::Coordinator(options) | Command::Local(options) => crate::train::run(&program, options),
         Command::Worker(options) => tally_worker::work(options, program),
-        Command::Check(options) => check::run::<P>(options, &mut std::io::stdout().lock()).map(|()| ExitCode::SUCCESS),
+        Command::Check(options) => {
+            check::run::<P>(options, &mut std::io::stdout().lock()).map(|()| ExitCode::SUCCESS)
+        }
         Command::Common(command) => cli::run_command(&program, command),
     }
 }

@@ -94,9 +94,8 @@ pub(super) fn get<I>(dataset: &dyn Dataset<I>, id: u32) -> anyhow::Result<I> {
 /// # Errors
 /// If it cannot be serialised.
 pub(super) fn encode<I: Serialize>(item: &I) -> anyhow::Result<Vec<u8>> {
-    postcard::to_stdvec(item).with_context(|| {
-        format!("an item of type {} cannot be serialised", std::any::type_name::<I>())
-    })
+    postcard::to_stdvec(item)
+        .with_context(|| format!("an item of type {} cannot be serialised", std::any::type_name::<I>()))
 }
 
 /// An item from its bytes.
@@ -104,9 +103,8 @@ pub(super) fn encode<I: Serialize>(item: &I) -> anyhow::Result<Vec<u8>> {
 /// # Errors
 /// If the bytes are none of this type.
 pub(super) fn decode<I: DeserializeOwned>(bytes: &[u8]) -> anyhow::Result<I> {
-    postcard::from_bytes(bytes).with_context(|| {
-        format!("{} bytes are no item of type {}", bytes.len(), std::any::type_name::<I>())
-    })
+    postcard::from_bytes(bytes)
+        .with_context(|| format!("{} bytes are no item of type {}", bytes.len(), std::any::type_name::<I>()))
 }
 
 /// What tells a data set from another: its number of items, and SHA-256 over the bytes of up to 256 of them, which are

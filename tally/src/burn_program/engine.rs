@@ -2,8 +2,8 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use burn::tensor::{Distribution, Tensor};
 use burn::tensor::backend::AutodiffBackend;
+use burn::tensor::{Distribution, Tensor};
 use tally_numerics::CHUNK;
 use tally_numerics::digest::{self, Digest};
 use tally_numerics::manifest::Manifest;
@@ -32,13 +32,15 @@ where
     layout: Layout,
     context: DeviceContext<B::InnerBackend>,
     replica: DeviceReplica<B::InnerBackend>,
-    /// The module has the committed parameters.
-    loaded: bool,
+    /// The module has the committed parameters, and the run's constants.
+    loaded: (bool, bool),
     /// The device rounds as the wire does.
     rounds: bool,
     /// Why the device failed in a call that returns no error; the next one that does returns it.
     failed: Option<EngineError>,
     seed: u64,
+    /// Samples weigh differently.
+    weighted: bool,
     /// Whether a step draws from the backend's generator, once one was computed.
     draws: Option<bool>,
 }
@@ -59,28 +61,42 @@ where
         make: impl FnOnce(&B::Device) -> anyhow::Result<Box<dyn Job<B>>> + Send,
     ) -> Result<Self, EngineError> {
         let on_device = context.memory == Memory::Device;
-        let (job, layout, replica, rounds) = context.run(|device| {
+        let (job, layout, replica, rounds, weighted) = context.run(|device| {
             let mut job = make(device).map_err(in_full)?;
             job.prepare(seed, local);
             let layout = job.layout()?;
+            let weighted = job.schema().map_err(|error| error.to_string())?.is_weighted();
             let zeros = || vec![0.0; layout.manifest().len()];
-            let replica = DeviceReplica::load(zeros(), zeros(), device);
+            let trained = layout.manifest().trained_len();
+            let replica = DeviceReplica::load_trained(zeros(), zeros(), trained, device);
             let rounds = on_device && sum::rounds::<B::InnerBackend>(device)?;
-            Ok((job, layout, replica, rounds))
+            Ok((job, layout, replica, rounds, weighted))
         })?;
-        Ok(Self { job, layout, context, replica, loaded: false, rounds, failed: None, seed, draws: None })
+        Ok(Self {
+            job,
+            layout,
+            context,
+            replica,
+            loaded: (false, false),
+            rounds,
+            failed: None,
+            seed,
+            weighted,
+            draws: None,
+        })
     }
 
     /// Gives the module the committed parameters, if it does not have them.
     fn ready(&mut self) -> Result<(), EngineError> {
         self.failed.take().map_or(Ok(()), Err)?;
-        if !self.loaded {
-            let Self { job, layout, replica, context, .. } = self;
+        if !self.loaded.0 {
+            let Self { job, layout, replica, context, loaded, .. } = self;
             context.run(|_| {
-                job.load(layout, replica.parameters());
+                let constants = (!loaded.1).then(|| replica.constants());
+                job.load(layout, replica.parameters(), constants);
                 Ok(())
             })?;
-            self.loaded = true;
+            self.loaded = (true, true);
         }
         Ok(())
     }
@@ -95,7 +111,7 @@ where
         ready: &mut dyn FnMut(&[f32]),
     ) -> Result<Vec<Sums>, EngineError> {
         self.ready()?;
-        let Self { job, layout, context, seed, draws, .. } = self;
+        let Self { job, layout, context, seed, draws, weighted, .. } = self;
         let (read, losses) = context.run(|device| {
             let mut fold = Fold::default();
             let mut losses = Vec::with_capacity(microbatches.len());
@@ -105,19 +121,19 @@ where
                     fold.push(None, |left: Tensor<_, 1>, right| rounded(left + right, rounding));
                     continue;
                 }
-                let StepOutput { gradients, loss } =
+                let StepOutput { gradients, loss, weight } =
                     step(&mut **job, layout, samples, device, *seed, draws)?;
                 let parts = gradients.into_iter().enumerate().map(|(index, gradient)| {
                     let elements = layout.manifest().range(index).len();
                     gradient.unwrap_or_else(|| Tensor::zeros([elements], device))
                 });
-                let gradient = Tensor::cat(parts.collect(), 0).mul_scalar(scale * samples.len() as f32);
-                losses.push(Some((loss, samples.len())));
+                let gradient = Tensor::cat(parts.collect(), 0).mul_scalar(scale * weight as f32);
+                losses.push(Some((loss, weight)));
                 fold.push(Some(rounded(gradient, rounding)), |left, right| rounded(left + right, rounding));
             }
             let read = fold.finish().map(|sum| Sum::read(sum, vec![Tensor::zeros([1], device)], rounding));
             let losses = losses.into_iter().map(|loss| match loss {
-                Some((loss, samples)) => Sums(vec![loss() * samples as f64]),
+                Some((loss, weight)) => sums(loss(), weight, *weighted),
                 None => Sums::default(),
             });
             Ok((read.transpose()?, losses.collect::<Vec<_>>()))
@@ -140,18 +156,13 @@ where
     }
 
     /// The gradient of a microbatch that lies in the host's memory.
-    fn in_host(
-        &mut self,
-        samples: &Microbatch,
-        scale: f32,
-        out: &mut [f32],
-    ) -> Result<Sums, EngineError> {
+    fn in_host(&mut self, samples: &Microbatch, scale: f32, out: &mut [f32]) -> Result<Sums, EngineError> {
         self.ready()?;
-        let Self { job, layout, context, seed, draws, .. } = self;
-        let factor = scale * samples.len() as f32;
+        let Self { job, layout, context, seed, draws, weighted, .. } = self;
         context.run(|device| {
-            let StepOutput { gradients, loss } =
-                    step(&mut **job, layout, samples, device, *seed, draws)?;
+            let StepOutput { gradients, loss, weight } =
+                step(&mut **job, layout, samples, device, *seed, draws)?;
+            let factor = scale * weight as f32;
             for (index, gradient) in gradients.into_iter().enumerate() {
                 let into = &mut out[layout.manifest().range(index)];
                 match gradient {
@@ -162,7 +173,7 @@ where
                     None => into.fill(0.0),
                 }
             }
-            Ok(Sums(vec![loss() * samples.len() as f64]))
+            Ok(sums(loss(), weight, *weighted))
         })
     }
 }
@@ -222,6 +233,11 @@ fn at(samples: &Microbatch) -> impl Fn(EngineError) -> EngineError {
     }
 }
 
+/// The sums of the loss of a microbatch, as the schema has them.
+fn sums(mean: f64, weight: f64, weighted: bool) -> Sums {
+    Sums(if weighted { vec![mean * weight, weight] } else { vec![mean * weight] })
+}
+
 /// An error with its causes, in one line.
 fn in_full(error: anyhow::Error) -> String {
     format!("{error:#}")
@@ -245,10 +261,14 @@ where
 
     fn load(&mut self, parameters: Vec<f32>, momentum: Vec<f32>) -> Digest {
         assert_eq!(parameters.len(), self.manifest().len(), "a state has the manifest's length");
-        self.loaded = false;
+        self.loaded = (false, false);
         let digest = digest::of(0, &parameters, &momentum);
         // A failure is the next call's error: the digest says only that the state came whole.
-        match self.context.run(|device| Ok(DeviceReplica::load(parameters, momentum, device))) {
+        let trained = self.manifest().trained_len();
+        match self
+            .context
+            .run(|device| Ok(DeviceReplica::load_trained(parameters, momentum, trained, device)))
+        {
             Ok(replica) => (self.replica, self.failed) = (replica, None),
             Err(error) => self.failed = Some(error),
         }
@@ -285,7 +305,7 @@ where
     }
 
     fn commit(&mut self) {
-        self.loaded = false;
+        self.loaded.0 = false;
         self.replica.commit();
     }
 }
@@ -305,7 +325,7 @@ where
         out: &mut [f32],
         ready: &mut dyn FnMut(&[f32]),
     ) -> Result<Sums, EngineError> {
-        assert_eq!(out.len(), self.manifest().len(), "a gradient has the manifest's length");
+        assert_eq!(out.len(), self.manifest().trained_len(), "a gradient has the manifest's length");
         if samples.is_empty() {
             out.fill(0.0);
             ready(out);
@@ -337,7 +357,7 @@ where
         out: &mut [f32],
         ready: &mut dyn FnMut(&[f32]),
     ) -> Result<Vec<Sums>, EngineError> {
-        assert_eq!(out.len(), self.manifest().len(), "a gradient has the manifest's length");
+        assert_eq!(out.len(), self.manifest().trained_len(), "a gradient has the manifest's length");
         if self.fuses_nodes(rounding) {
             return self.on_device(microbatches, scale, rounding, out, ready);
         }

@@ -11,8 +11,8 @@ use burn::train::{InferenceStep, TrainStep};
 use burn_flex::Flex;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tally_core::optimizer::{LrSchedule, OptimizerConfig};
 use tally_coordinator::dataset::Dataset;
+use tally_core::optimizer::{LrSchedule, OptimizerConfig};
 use tally_numerics::random::{Purpose, Stream};
 use tally_numerics::schema::{BadSchema, LossSpec, MetricKind, MetricSpec, Schema};
 use tally_proto::convert::Microbatch;
@@ -45,20 +45,20 @@ pub trait Job<B: AutodiffBackend>: Send {
     /// If a name is not valid.
     fn schema(&self) -> Result<Schema, BadSchema>;
 
-    /// Where its trained parameters lie in a flat vector. Lazy parameters are initialised by it.
+    /// Where its tensors lie in a flat vector. Lazy parameters are initialised by it.
     ///
     /// # Errors
     /// If the model cannot be trained, in one line.
     fn layout(&self) -> Result<Layout, String>;
 
-    /// Its trained parameters.
+    /// The values of its tensors, the constant ones included.
     ///
     /// # Errors
-    /// The backend's message.
+    /// If they cannot be read as float32.
     fn values(&self, layout: &Layout) -> Result<Vec<f32>, String>;
 
-    /// Takes these values for its trained parameters.
-    fn load(&mut self, layout: &Layout, flat: &Tensor<B::InnerBackend, 1>);
+    /// Takes these values for its trained tensors, and for the constant ones if they are given.
+    fn load(&mut self, layout: &Layout, trained: &Tensor<B::InnerBackend, 1>, constants: Option<&[f32]>);
 
     /// Prepares for a run with this seed. If `local`, samples come as numbers only, and are read from this machine's
     /// data.
@@ -121,9 +121,12 @@ pub struct StepOutput<I: burn::tensor::backend::Backend> {
     pub gradients: Vec<Option<Tensor<I, 1>>>,
     /// Waits for the device, and returns the mean loss.
     pub loss: Box<dyn FnOnce() -> f64 + Send>,
+    /// The weight of its samples.
+    pub weight: f64,
 }
 
 type Augment<I> = dyn Fn(I, &mut Stream) -> I + Send + Sync;
+type Weigh<I> = dyn Fn(&I) -> f64 + Send + Sync;
 type Measure<S> = dyn Fn(&S) -> Ratio + Send + Sync;
 
 /// A job of a Burn module `M` whose batches `C` makes of items `I`; `S` is what its steps put out, on the host.
@@ -140,13 +143,15 @@ pub struct JobBuilder<B: AutodiffBackend, M, I, C, S> {
     best: Option<String>,
     settings: Settings,
     augment: Option<Box<Augment<I>>>,
+    weight: Option<Box<Weigh<I>>>,
     seed: u64,
     local: bool,
     backend: std::marker::PhantomData<fn(B)>,
 }
 
 /// What the test step of a module puts out, on the host.
-type TestOutput<B, M> = <<<M as AutodiffModule<B>>::InnerModule as InferenceStep>::Output as ItemLazy>::ItemSync;
+type TestOutput<B, M> =
+    <<<M as AutodiffModule<B>>::InnerModule as InferenceStep>::Output as ItemLazy>::ItemSync;
 
 /// A job that trains `model` on batches that `batcher` makes.
 ///
@@ -181,6 +186,7 @@ where
             },
         },
         augment: None,
+        weight: None,
         seed: 0,
         local: false,
         backend: std::marker::PhantomData,
@@ -198,6 +204,13 @@ impl<B: AutodiffBackend, M, I, C, S> JobBuilder<B, M, I, C, S> {
     #[must_use]
     pub fn test(self, data: impl Into<Data<I>>) -> Self {
         Self { test: Some(data.into()), ..self }
+    }
+
+    /// What a sample weighs in means over several, such as the number of its tokens where the loss of a batch is the mean
+    /// over its tokens; a number that is not negative. Without it all samples weigh the same.
+    #[must_use]
+    pub fn weight(self, weight: impl Fn(&I) -> f64 + Send + Sync + 'static) -> Self {
+        Self { weight: Some(Box::new(weight)), ..self }
     }
 
     /// Changes each training sample before it is batched, with random numbers of its own: they are fixed by the run's
@@ -300,10 +313,21 @@ where
 
     fn data(&self, split: Split) -> anyhow::Result<Arc<dyn burn::data::dataset::Dataset<I>>> {
         let test = self.test.as_ref().filter(|_| split == Split::Test);
-        let data = test.or(self.train.as_ref()).ok_or_else(|| {
-            anyhow::anyhow!("the job has no data: give it some with `.train(…)`")
-        })?;
+        let data = test
+            .or(self.train.as_ref())
+            .ok_or_else(|| anyhow::anyhow!("the job has no data: give it some with `.train(…)`"))?;
         data.dataset()
+    }
+
+    /// The weight of samples together.
+    fn weigh(&self, items: &[I]) -> anyhow::Result<f64> {
+        let Some(weight) = &self.weight else { return Ok(items.len() as f64) };
+        let sum: f64 = items.iter().map(weight).sum();
+        anyhow::ensure!(
+            sum.is_finite() && sum >= 0.0,
+            "the samples weigh {sum} together: a weight is at least 0"
+        );
+        Ok(sum)
     }
 
     /// The items of a microbatch: from their bytes, or from this machine's data if only their numbers came.
@@ -337,7 +361,8 @@ where
     fn schema(&self) -> Result<Schema, BadSchema> {
         let loss = LossSpec { name: LOSS.into(), label: LOSS.into() };
         let metrics = self.metrics.iter().map(|(spec, _)| spec.clone()).collect();
-        Schema::new(vec![loss], metrics, self.best.clone())
+        let schema = Schema::new(vec![loss], metrics, self.best.clone())?;
+        Ok(if self.weight.is_some() { schema.weighted() } else { schema })
     }
 
     fn layout(&self) -> Result<Layout, String> {
@@ -348,8 +373,8 @@ where
         layout.values::<B, M>(self.model())
     }
 
-    fn load(&mut self, layout: &Layout, flat: &Tensor<B::InnerBackend, 1>) {
-        self.model = self.model.take().map(|model| layout.load::<B, M>(model, flat));
+    fn load(&mut self, layout: &Layout, trained: &Tensor<B::InnerBackend, 1>, constants: Option<&[f32]>) {
+        self.model = self.model.take().map(|model| layout.load::<B, M>(model, trained, constants));
     }
 
     fn prepare(&mut self, seed: u64, local: bool) {
@@ -357,7 +382,11 @@ where
     }
 
     fn check(&self, samples: &Microbatch) -> anyhow::Result<()> {
-        if self.local { Ok(()) } else { samples.items().try_for_each(|bytes| data::decode::<I>(bytes).map(drop)) }
+        if self.local {
+            Ok(())
+        } else {
+            samples.items().try_for_each(|bytes| data::decode::<I>(bytes).map(drop))
+        }
     }
 
     fn gradient(
@@ -369,28 +398,34 @@ where
         let mut items = self.items(samples, Split::Train)?;
         if let Some(augment) = &self.augment {
             let step = samples.place().0;
-            let streams = samples.ids().iter().map(|&sample| {
-                Stream::new(self.seed, Purpose::Augmentation { step, sample })
-            });
-            items = items.into_iter().zip(streams).map(|(item, mut stream)| augment(item, &mut stream)).collect();
+            let streams = samples
+                .ids()
+                .iter()
+                .map(|&sample| Stream::new(self.seed, Purpose::Augmentation { step, sample }));
+            items =
+                items.into_iter().zip(streams).map(|(item, mut stream)| augment(item, &mut stream)).collect();
         }
+        let weight = self.weigh(&items)?;
         let batch = <C as Batcher<B, I, <M as TrainStep>::Input>>::batch(&self.batcher, items, device);
         let output = TrainStep::step(self.model(), batch);
         let gradients = layout.gradients::<B, M>(self.model(), output.grads);
         let item = output.item;
-        Ok(StepOutput { gradients, loss: Box::new(move || metrics::loss(&item.sync())) })
+        Ok(StepOutput { gradients, loss: Box::new(move || metrics::loss(&item.sync())), weight })
     }
 
     fn evaluate(&mut self, samples: &Microbatch, device: &B::Device) -> anyhow::Result<Vec<f64>> {
         let items = self.items(samples, Split::Test)?;
-        let count = items.len() as f64;
+        let (count, weight) = (items.len(), self.weigh(&items)?);
         let batch = <C as Batcher<B::InnerBackend, I, <M::InnerModule as InferenceStep>::Input>>::batch(
             &self.batcher,
             items,
             device,
         );
         let output = InferenceStep::step(&self.model().valid(), batch).sync();
-        let mut sums = vec![metrics::loss(&output) * count];
+        let mut sums = vec![metrics::loss(&output) * weight];
+        if self.weight.is_some() {
+            sums.push(weight);
+        }
         for (spec, measure) in &self.metrics {
             let Ratio { numerator, denominator } = measure(&output);
             anyhow::ensure!(

@@ -1,7 +1,9 @@
 //! Metrics of the test pass: quotients of two sums.
 
-use burn::train::metric::{AccuracyInput, AccuracyMetric, Adaptor, LossInput, LossMetric, Metric, MetricMetadata, Numeric};
 use burn::data::dataloader::Progress;
+use burn::train::metric::{
+    AccuracyInput, AccuracyMetric, Adaptor, LossInput, LossMetric, Metric, MetricMetadata, Numeric,
+};
 use burn_flex::Flex;
 
 /// What a batch adds to a metric, which is the sum of the numerators over the sum of the denominators.

@@ -1,8 +1,9 @@
 //! A Burn module as flat vectors: its tensors by name, its values, its gradients.
 //!
 //! A tensor's name is the path of fields to it, joined by dots, and tensors lie in the order of declaration. A
-//! parameter that is used in two places (a tied one) is one tensor, named by its first path. `ParamId`s are random in
-//! every process, so they stay here.
+//! parameter that is used in two places (a tied one) is one tensor, named by its first path. Tensors that are not
+//! trained (frozen parameters, integers, truth values) come last, as float32. `ParamId`s are random in every process,
+//! so they stay here.
 
 use std::any::Any;
 use std::collections::{HashMap, HashSet};
@@ -12,17 +13,7 @@ use burn::module::{AutodiffModule, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::optim::GradientsParams;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{BasicOps, Bool, DType, Int, Tensor, TensorData};
-use sha2::{Digest as _, Sha256};
-use tally_numerics::manifest::{Manifest, TensorSpec, hex};
-
-/// Tensors that are not trained: frozen parameters, integers and truth values. Every process makes them itself.
-#[derive(Clone, Debug, Default)]
-pub struct Constants {
-    /// Their names.
-    pub names: Vec<String>,
-    /// SHA-256 over their names and bytes.
-    pub sha256: String,
-}
+use tally_numerics::manifest::{Manifest, TensorSpec};
 
 /// A tensor of a module.
 #[derive(Clone, Debug)]
@@ -31,13 +22,12 @@ struct Place {
     range: Range<usize>,
 }
 
-/// Where a module's trained tensors lie in a flat vector.
+/// Where a module's tensors lie in a flat vector.
 #[derive(Clone, Debug)]
 pub struct Layout {
     manifest: Manifest,
     places: Vec<Place>,
     by_id: HashMap<ParamId, usize>,
-    constants: Constants,
 }
 
 impl Layout {
@@ -52,51 +42,56 @@ impl Layout {
             return Err(wrong);
         }
         if found.trained.is_empty() {
-            return Err("the model has no parameter that requires a gradient; there is nothing to train".into());
+            return Err(
+                "the model has no parameter that requires a gradient; there is nothing to train".into()
+            );
         }
-        let specs = found.trained.iter().map(|(_, name, shape)| TensorSpec {
+        let trained = found.trained.iter().map(|tensor| (tensor, false));
+        let all: Vec<_> = trained.chain(found.constants.iter().map(|tensor| (tensor, true))).collect();
+        let specs = all.iter().map(|((_, name, shape), constant)| TensorSpec {
             name: name.clone(),
             shape: shape.iter().map(|&axis| axis as u32).collect(),
             bound: 0.0,
+            constant: *constant,
         });
         let manifest = Manifest::new(specs.collect()).map_err(|error| error.to_string())?;
-        let places: Vec<Place> = (found.trained.iter().enumerate())
-            .map(|(index, (id, ..))| Place { id: *id, range: manifest.range(index) })
+        let places: Vec<Place> = (all.iter().enumerate())
+            .map(|(index, ((id, ..), _))| Place { id: *id, range: manifest.range(index) })
             .collect();
-        let constants = Constants { names: found.constants, sha256: hex(&found.hash.finalize()) };
         let by_id = places.iter().enumerate().map(|(index, place)| (place.id, index)).collect();
-        Ok(Self { manifest, places, by_id, constants })
+        Ok(Self { manifest, places, by_id })
     }
 
-    /// The trained tensors.
+    /// The tensors, the trained ones first.
     #[must_use]
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
     }
 
-    /// The tensors that are not trained.
-    #[must_use]
-    pub fn constants(&self) -> &Constants {
-        &self.constants
-    }
-
-    /// The trained values of the module that this layout was made of.
+    /// The values of the module that this layout was made of.
     ///
     /// # Errors
-    /// The backend's message if it does not give them back.
+    /// If the backend does not give them back, or an integer is too large for float32.
     pub fn values<B: AutodiffBackend, M: AutodiffModule<B>>(&self, module: &M) -> Result<Vec<f32>, String> {
         let mut read = Read { layout: self, values: vec![0.0; self.manifest.len()], failed: None };
         module.visit(&mut read);
         read.failed.map_or(Ok(read.values), Err)
     }
 
-    /// The module with these values for its trained tensors.
+    /// The module with these values for its trained tensors, and for the constant ones if they are given.
     pub fn load<B: AutodiffBackend, M: AutodiffModule<B>>(
         &self,
         module: M,
-        flat: &Tensor<B::InnerBackend, 1>,
+        trained: &Tensor<B::InnerBackend, 1>,
+        constants: Option<&[f32]>,
     ) -> M {
-        module.map(&mut Load::<B> { layout: self, flat, loaded: HashMap::new() })
+        module.map(&mut Load::<B> { layout: self, trained, constants, loaded: HashMap::new() })
+    }
+
+    /// Where the trained tensor of this parameter lies.
+    fn trained(&self, id: ParamId) -> Option<usize> {
+        let index = *self.by_id.get(&id)?;
+        (self.places[index].range.end <= self.manifest.trained_len()).then_some(index)
     }
 
     /// The gradients of a backward pass, flat, in the order of the tensors. A tensor that the loss does not depend on
@@ -106,7 +101,7 @@ impl Layout {
         module: &M,
         gradients: GradientsParams,
     ) -> Vec<Option<Tensor<B::InnerBackend, 1>>> {
-        let found = vec![None; self.places.len()];
+        let found = vec![None; self.manifest.tensors().iter().filter(|tensor| !tensor.constant).count()];
         let mut gather = Gather::<B> { layout: self, gradients, found };
         module.visit(&mut gather);
         gather.found
@@ -128,30 +123,15 @@ struct Describe {
     path: Path,
     seen: HashSet<ParamId>,
     trained: Vec<(ParamId, String, Vec<usize>)>,
-    constants: Vec<String>,
-    hash: Sha256,
+    constants: Vec<(ParamId, String, Vec<usize>)>,
     wrong: Option<String>,
 }
 
 impl Describe {
-    fn constant(&mut self, id: ParamId, data: impl FnOnce() -> Result<TensorData, String>) {
-        if !self.seen.insert(id) {
-            return;
+    fn constant(&mut self, id: ParamId, shape: Vec<usize>) {
+        if self.seen.insert(id) {
+            self.constants.push((id, self.path.name(), shape));
         }
-        let name = self.path.name();
-        match data() {
-            Ok(data) => {
-                let bytes = data.as_bytes();
-                for part in [name.as_bytes(), format!("{:?}", data.shape).as_bytes(), bytes] {
-                    self.hash.update((part.len() as u64).to_le_bytes());
-                    self.hash.update(part);
-                }
-            }
-            Err(error) => {
-                self.wrong.get_or_insert(format!("the tensor {name} cannot be read: {error}"));
-            }
-        }
-        self.constants.push(name);
     }
 }
 
@@ -174,7 +154,7 @@ impl<B: AutodiffBackend> ModuleVisitor<B> for Describe {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
         let tensor = param.val();
         if !tensor.is_require_grad() {
-            return self.constant(param.id, || data(tensor.inner()));
+            return self.constant(param.id, tensor.dims().to_vec());
         }
         if self.seen.insert(param.id) {
             if tensor.dtype() != DType::F32 {
@@ -189,11 +169,11 @@ impl<B: AutodiffBackend> ModuleVisitor<B> for Describe {
     }
 
     fn visit_int<const D: usize>(&mut self, param: &Param<Tensor<B, D, Int>>) {
-        self.constant(param.id, || data(param.val().inner()));
+        self.constant(param.id, param.val().dims().to_vec());
     }
 
     fn visit_bool<const D: usize>(&mut self, param: &Param<Tensor<B, D, Bool>>) {
-        self.constant(param.id, || data(param.val().inner()));
+        self.constant(param.id, param.val().dims().to_vec());
     }
 }
 
@@ -203,14 +183,38 @@ struct Read<'a> {
     failed: Option<String>,
 }
 
+impl Read<'_> {
+    /// Takes the values of a tensor as float32, which must hold each exactly.
+    fn take(&mut self, id: ParamId, data: Result<TensorData, String>) {
+        let Some(&index) = self.layout.by_id.get(&id) else { return };
+        let name = &self.layout.manifest.tensors()[index].name;
+        let into = &mut self.values[self.layout.places[index].range.clone()];
+        match data {
+            Ok(data) => {
+                for (into, value) in into.iter_mut().zip(data.iter::<f64>()) {
+                    *into = value as f32;
+                    if f64::from(*into) != value && !value.is_nan() {
+                        self.failed =
+                            Some(format!("the tensor {name} has {value}, which float32 cannot hold"));
+                    }
+                }
+            }
+            Err(error) => self.failed = Some(format!("the tensor {name} cannot be read: {error}")),
+        }
+    }
+}
+
 impl<B: AutodiffBackend> ModuleVisitor<B> for Read<'_> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-        let Some(&index) = self.layout.by_id.get(&param.id) else { return };
-        let into = &mut self.values[self.layout.places[index].range.clone()];
-        match read(param.val().inner()) {
-            Ok(values) => into.copy_from_slice(&values),
-            Err(error) => self.failed = Some(error),
-        }
+        self.take(param.id, data(param.val().inner()));
+    }
+
+    fn visit_int<const D: usize>(&mut self, param: &Param<Tensor<B, D, Int>>) {
+        self.take(param.id, data(param.val().inner()));
+    }
+
+    fn visit_bool<const D: usize>(&mut self, param: &Param<Tensor<B, D, Bool>>) {
+        self.take(param.id, data(param.val().inner().int()));
     }
 }
 
@@ -228,23 +232,56 @@ fn data<B: Backend, const D: usize, K: BasicOps<B>>(tensor: Tensor<B, D, K>) -> 
 
 struct Load<'a, B: AutodiffBackend> {
     layout: &'a Layout,
-    flat: &'a Tensor<B::InnerBackend, 1>,
+    trained: &'a Tensor<B::InnerBackend, 1>,
+    constants: Option<&'a [f32]>,
     /// Tied parameters must stay one tensor: gradients are found by its id.
     loaded: HashMap<ParamId, Box<dyn Any>>,
 }
 
+impl<B: AutodiffBackend> Load<'_, B> {
+    /// The values of a constant tensor, if they are to be loaded.
+    fn constant(&self, id: ParamId) -> Option<&[f32]> {
+        let range = &self.layout.places[*self.layout.by_id.get(&id)?].range;
+        let first = self.layout.manifest.trained_len();
+        (range.start >= first)
+            .then(|| self.constants.map(|all| &all[range.start - first..range.end - first]))?
+    }
+}
+
 impl<B: AutodiffBackend> ModuleMapper<B> for Load<'_, B> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
-        let Some(&index) = self.layout.by_id.get(&param.id) else { return param };
+        if let Some(values) = self.constant(param.id) {
+            let values = values.to_vec();
+            let (id, old, mapper) = param.consume();
+            let data = TensorData::new(values, old.dims());
+            return Param::from_mapped_value(id, Tensor::from_data(data, &old.device()), mapper);
+        }
+        let Some(index) = self.layout.trained(param.id) else { return param };
         let (id, old, mapper) = param.consume();
         let tied = self.loaded.get(&id).and_then(|tensor| tensor.downcast_ref::<Tensor<B, D>>()).cloned();
         let tensor = tied.unwrap_or_else(|| {
-            let part = self.flat.clone().slice([self.layout.places[index].range.clone()]);
+            let part = self.trained.clone().slice([self.layout.places[index].range.clone()]);
             let tensor = Tensor::<B, D>::from_inner(part.reshape(old.dims())).require_grad();
             self.loaded.insert(id, Box::new(tensor.clone()));
             tensor
         });
         Param::from_mapped_value(id, tensor, mapper)
+    }
+
+    fn map_int<const D: usize>(&mut self, param: Param<Tensor<B, D, Int>>) -> Param<Tensor<B, D, Int>> {
+        let Some(values) = self.constant(param.id) else { return param };
+        let values: Vec<i64> = values.iter().map(|&value| value as i64).collect();
+        let (id, old, mapper) = param.consume();
+        let data = TensorData::new(values, old.dims());
+        Param::from_mapped_value(id, Tensor::from_data(data, &old.device()), mapper)
+    }
+
+    fn map_bool<const D: usize>(&mut self, param: Param<Tensor<B, D, Bool>>) -> Param<Tensor<B, D, Bool>> {
+        let Some(values) = self.constant(param.id) else { return param };
+        let values: Vec<bool> = values.iter().map(|&value| value != 0.0).collect();
+        let (id, old, mapper) = param.consume();
+        let data = TensorData::new(values, old.dims());
+        Param::from_mapped_value(id, Tensor::from_data(data, &old.device()), mapper)
     }
 }
 
@@ -256,7 +293,7 @@ struct Gather<'a, B: AutodiffBackend> {
 
 impl<B: AutodiffBackend> ModuleVisitor<B> for Gather<'_, B> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-        let Some(&index) = self.layout.by_id.get(&param.id) else { return };
+        let Some(index) = self.layout.trained(param.id) else { return };
         if let Some(gradient) = self.gradients.remove::<B::InnerBackend, D>(param.id) {
             let elements = self.layout.places[index].range.len();
             self.found[index] = Some(gradient.reshape([elements]));

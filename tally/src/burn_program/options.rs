@@ -88,7 +88,8 @@ impl<A: Args> FromArgMatches for ProgramOptions<A> {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         let own = Self::augment_args(Command::new("own"));
         let given = own.get_arguments().map(|arg| arg.get_id().as_str().to_owned());
-        let given = given.filter(|id| matches.value_source(id).is_some_and(|s| s != ValueSource::DefaultValue));
+        let given =
+            given.filter(|id| matches.value_source(id).is_some_and(|s| s != ValueSource::DefaultValue));
         Ok(Self {
             given: given.collect(),
             data: DataArgs::from_arg_matches(matches)?.data,

@@ -18,11 +18,10 @@ use tally_worker::device::{BackendChoice, DeviceOptions, Precision};
 use tally_worker::engine::{Engine, EngineError};
 use tally_worker::program::WorkerProgram;
 
+use super::Result;
 use super::engine::{GENERATOR, JobEngine};
 use super::job::{Job, Split};
-use super::module::Constants;
 use super::options::{DataMode, ProgramOptions};
-use super::Result;
 use crate::options::unchanged;
 use crate::program::{Commands, CoordinatorProgram, Defaults, ModelCosts, NewRun, Splits};
 
@@ -63,8 +62,6 @@ struct Arguments {
     seed: u64,
     /// Where workers take their samples from.
     data: DataMode,
-    /// SHA-256 of the tensors that are not trained.
-    constants: String,
     /// The fingerprints of the training and the test samples.
     fingerprints: [String; 2],
 }
@@ -117,22 +114,15 @@ impl<P: Program> BurnProgram<P> {
     }
 
     /// What workers of a new run with this seed are told.
-    pub(super) fn told(
-        options: &ProgramOptions<P::Args>,
-        seed: u64,
-    ) -> anyhow::Result<serde_json::Value> {
-        let _generator = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
-        Cpu::seed(&FlexDevice, seed);
-        let job = Self::on_host(&options.args)?;
-        let constants = job.layout().map_err(anyhow::Error::msg)?.constants().sha256.clone();
-        let (_, fingerprints) = Self::describe(&*job)?;
-        let args = serde_json::to_value(&options.args).context("the program's arguments cannot be serialised")?;
+    pub(super) fn told(options: &ProgramOptions<P::Args>, seed: u64) -> anyhow::Result<serde_json::Value> {
+        let (_, fingerprints) = Self::describe(&*Self::on_host(&options.args)?)?;
+        let args =
+            serde_json::to_value(&options.args).context("the program's arguments cannot be serialised")?;
         Ok(serde_json::to_value(Arguments {
             version: P::VERSION,
             args,
             seed,
             data: options.data(),
-            constants,
             fingerprints,
         })?)
     }
@@ -180,13 +170,10 @@ impl<P: Program> BurnProgram<P> {
         let args = Self::args(arguments)?;
         let local = arguments.data == DataMode::Local;
         let engine = JobEngine::<B>::new(context, arguments.seed, local, |device| {
-            B::seed(device, arguments.seed);
             let job = make::<P, B>(args, device)?;
             if local {
-                for (split, name, wanted) in
-                    [(Split::Train, "training", 0), (Split::Test, "test", 1)].map(|(split, name, index)| {
-                        (split, name, &arguments.fingerprints[index])
-                    })
+                for (split, name, wanted) in [(Split::Train, "training", 0), (Split::Test, "test", 1)]
+                    .map(|(split, name, index)| (split, name, &arguments.fingerprints[index]))
                 {
                     let own = job.fingerprint(split).with_context(|| format!("the {name} samples"))?;
                     ensure!(
@@ -196,14 +183,6 @@ impl<P: Program> BurnProgram<P> {
                     );
                 }
             }
-            let layout = job.layout().map_err(anyhow::Error::msg)?;
-            let Constants { names, sha256 } = layout.constants();
-            ensure!(
-                *sha256 == arguments.constants,
-                "the tensors that are not trained ({}) have other values here than on the coordinator: load them from \
-                 the same file on every machine, or initialise them with constants",
-                names.join(", ")
-            );
             Ok(job)
         })?;
         Ok(Box::new(engine))
@@ -228,10 +207,9 @@ impl<P: Program> WorkerProgram for BurnProgram<P> {
         };
         match device.backend {
             BackendChoice::Cpu => on_cpu(),
-            BackendChoice::CpuAsGpu => Self::build::<Cpu>(
-                &arguments,
-                DeviceContext::cpu_as_gpu(device.precision, device.threads())?,
-            ),
+            BackendChoice::CpuAsGpu => {
+                Self::build::<Cpu>(&arguments, DeviceContext::cpu_as_gpu(device.precision, device.threads())?)
+            }
             BackendChoice::Cuda | BackendChoice::CudaBurn => Self::on_gpu(&arguments, device),
             BackendChoice::CudaTally => Err(EngineError::Unavailable(format!(
                 "Tally has no CUDA kernels of its own for the program {}: choose --backend cuda",

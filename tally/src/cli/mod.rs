@@ -61,9 +61,7 @@ pub fn run_command<P: CoordinatorProgram>(program: &Arc<P>, command: &Command) -
             drop(out);
             report::run(&**program, options).and_then(|text| print_line(&text))
         }
-        Command::Verify(options) => {
-            verify::run(&**program, options, &mut out).map(|()| ExitCode::SUCCESS)
-        }
+        Command::Verify(options) => verify::run(&**program, options, &mut out).map(|()| ExitCode::SUCCESS),
         Command::Status(options) => {
             drop(out);
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

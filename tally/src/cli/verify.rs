@@ -1,6 +1,7 @@
 //! `coordinator verify`: computes steps of a run again and compares them with its journal,
 //! so that anyone who has the run directory can prove how its model came about.
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -13,6 +14,7 @@ use tally_cli::logging::LogOptions;
 use tally_cli::output::{self, Level};
 use tally_monitor::console::{BAR_INTERVAL, progress_bar};
 use tally_monitor::human_seconds;
+use tally_run::journal::Line;
 use tally_run::record::Record;
 use tally_worker::device::DeviceOptions;
 
@@ -149,7 +151,11 @@ impl Verdict {
 /// # Errors
 /// If the directory, the data or the device can't be used; and if anything differs, with the
 /// first step that does and what that means.
-pub fn run<P: CoordinatorProgram>(program: &P, options: &VerifyOptions, out: &mut impl Write) -> anyhow::Result<()> {
+pub fn run<P: CoordinatorProgram>(
+    program: &P,
+    options: &VerifyOptions,
+    out: &mut impl Write,
+) -> anyhow::Result<()> {
     options.log.init();
     let begun = Instant::now();
     let mut record = Record::read(&options.run)?;
@@ -184,6 +190,15 @@ pub fn run<P: CoordinatorProgram>(program: &P, options: &VerifyOptions, out: &mu
         warnings: Vec::new(),
         seconds: 0.0,
     };
+    let classes = numerics_classes(&record);
+    let here = replay.numerics_class();
+    if !classes.is_empty() && !classes.contains(&here) {
+        let classes = classes.into_iter().collect::<Vec<_>>().join("; ");
+        progress.warn(
+            &mut verdict,
+            format!("the run was computed on {classes}, and this is {here}: its bits may differ"),
+        );
+    }
     for (_, why) in skipped {
         progress.warn(&mut verdict, format!("passed over a checkpoint: {why}"));
     }
@@ -205,6 +220,15 @@ pub fn run<P: CoordinatorProgram>(program: &P, options: &VerifyOptions, out: &mu
             )
         }
     }
+}
+
+/// What decided the bits of the run's gradients, by the workers that joined it.
+fn numerics_classes(record: &Record) -> BTreeSet<String> {
+    let classes = record.others.iter().filter_map(|line| match line {
+        Line::Join { numerics_class, .. } if !numerics_class.is_empty() => Some(numerics_class.clone()),
+        _ => None,
+    });
+    classes.collect()
 }
 
 /// Computes up to the last step of the verdict's range, and fills the verdict in.

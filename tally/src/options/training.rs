@@ -87,6 +87,10 @@ pub struct Training<O: Args> {
     #[arg(long, value_name = "FILE", help_heading = "Training")]
     pub init: Option<PathBuf>,
 
+    /// The file of --init may lack tensors, such as those of a new head: they are initialised as without it
+    #[arg(long, requires = "init", help_heading = "Training")]
+    pub init_partial: bool,
+
     /// The program's own options.
     #[command(flatten)]
     pub program: O,
@@ -157,7 +161,11 @@ impl<O: Args> Training<O> {
     ///
     /// # Errors
     /// If an option that is fixed for the run differs from it.
-    pub fn adjust<P: CoordinatorProgram<Options = O>>(&self, program: &P, config: &mut RunConfig) -> anyhow::Result<()> {
+    pub fn adjust<P: CoordinatorProgram<Options = O>>(
+        &self,
+        program: &P,
+        config: &mut RunConfig,
+    ) -> anyhow::Result<()> {
         let o = config.optimizer;
         unchanged("--batch-size", self.batch_size.as_ref(), &config.batch_size, usize::to_string)?;
         unchanged("--microbatches", self.microbatches.as_ref(), &config.microbatches, u32::to_string)?;

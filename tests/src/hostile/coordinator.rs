@@ -24,7 +24,7 @@ use tally_coordinator::server::driver_heartbeat::Heartbeat;
 use tally_coordinator::server::input::Input;
 use tally_coordinator::server::master_state::MasterState;
 use tally_coordinator::server::outbox::OutboxStream;
-use tally_coordinator::server::service::Service;
+use tally_coordinator::server::service::{Service, Sizes};
 use tally_core::events::RunOutcome;
 use tally_core::recovery::Recorded;
 use tally_core::{Core, RunSpec};
@@ -89,7 +89,8 @@ pub fn play(script: &[u8]) {
     let (inputs, receiver) = mpsc::channel(64);
     let dtype = WireDtype::default();
     let (driver, manifest) = driver(root.path());
-    let service = Service::new((RUN, 1), ELEMENTS, LOSSES.len(), dtype, inputs.clone(), Pool::default());
+    let sizes = Sizes { gradient: ELEMENTS, state: ELEMENTS, losses: LOSSES.len() };
+    let service = Service::new((RUN, 1), sizes, dtype, inputs.clone(), Pool::default());
     let thread = std::thread::spawn(move || driver.run(receiver));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     runtime.block_on(async {

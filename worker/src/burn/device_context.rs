@@ -78,7 +78,7 @@ impl DeviceContext<Flex> {
         Ok(Self {
             backend: "CPU",
             name: format!("CPU (burn-flex, {threads})"),
-            numerics_class: format!("burn-flex, {}", Simd::widest()),
+            numerics_class: format!("burn-flex, {}, {}", Simd::widest(), caches()),
             device: FlexDevice,
             memory: Memory::Host,
             precision: Precision::F32,
@@ -95,13 +95,24 @@ impl DeviceContext<Flex> {
         Ok(Self {
             backend: "CPU",
             name: format!("CPU (as a GPU, {threads})"),
-            numerics_class: format!("cpu-as-gpu, {}", Simd::widest()),
+            numerics_class: format!("cpu-as-gpu, {}, {}", Simd::widest(), caches()),
             device: FlexDevice,
             memory: Memory::Device,
             precision,
             pool: Some(pool),
         })
     }
+}
+
+/// The sizes of the processor's data caches, by which burn-flex's matrix product picks its blocks: `caches 32K 512K
+/// 32768K`.
+fn caches() -> String {
+    let read = |index: usize, what: &str| {
+        let path = format!("/sys/devices/system/cpu/cpu0/cache/index{index}/{what}");
+        std::fs::read_to_string(path).map(|text| text.trim().to_owned()).unwrap_or_default()
+    };
+    let data = (0..8).filter(|&index| matches!(read(index, "type").as_str(), "Data" | "Unified"));
+    data.fold("caches".to_owned(), |text, index| format!("{text} {}", read(index, "size")))
 }
 
 /// A thread pool for an engine, and its size as text: `2 threads`. 0 means one thread per core.

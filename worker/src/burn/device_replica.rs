@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use burn::tensor::{Tensor, TensorData};
-use tally_numerics::digest::Digest;
+use tally_numerics::digest::{self, Digest};
 use tally_numerics::update::Update;
 
 use super::update::{UpdateBackend, Updated};
@@ -29,23 +29,56 @@ pub struct DeviceReplica<B: UpdateBackend> {
     committed: State<B>,
     previous: Option<State<B>>,
     next: Option<State<B>>,
+    /// Elements that are not trained, behind the others.
+    constants: Vec<f32>,
+    constants_digest: Digest,
     /// The gradient's stretches by their first elements. Those of another attempt replace those of an aborted one.
     stretches: BTreeMap<usize, Tensor<B, 1>>,
     update: Option<Update>,
 }
 
 impl<B: UpdateBackend> DeviceReplica<B> {
-    /// Uploads a committed state.
+    /// Uploads a committed state, all of which is trained.
     ///
     /// # Panics
-    /// If the two differ in length; and as the backend does, if the device fails.
+    /// As [`load_trained`](Self::load_trained).
     pub fn load(parameters: Vec<f32>, momentum: Vec<f32>, device: &B::Device) -> Self {
-        assert_eq!(parameters.len(), momentum.len(), "a state has two vectors of one length");
-        let committed = State { parameters: upload(parameters, device), momentum: upload(momentum, device) };
-        Self { committed, previous: None, next: None, stretches: BTreeMap::new(), update: None }
+        let trained = parameters.len();
+        Self::load_trained(parameters, momentum, trained, device)
     }
 
-    /// The committed parameters.
+    /// Uploads a committed state, whose first `trained` elements are trained. The others stay on the host.
+    ///
+    /// # Panics
+    /// If the two differ in length, or have fewer elements; and as the backend does, if the device fails.
+    pub fn load_trained(
+        mut parameters: Vec<f32>,
+        mut momentum: Vec<f32>,
+        trained: usize,
+        device: &B::Device,
+    ) -> Self {
+        assert_eq!(parameters.len(), momentum.len(), "a state has two vectors of one length");
+        let constants = parameters.split_off(trained);
+        let constants_digest = digest::of(trained, &constants, &momentum.split_off(trained));
+        let committed = State { parameters: upload(parameters, device), momentum: upload(momentum, device) };
+        Self {
+            committed,
+            previous: None,
+            next: None,
+            constants,
+            constants_digest,
+            stretches: BTreeMap::new(),
+            update: None,
+        }
+    }
+
+    /// The elements that are not trained.
+    #[must_use]
+    pub fn constants(&self) -> &[f32] {
+        &self.constants
+    }
+
+    /// The committed parameters that are trained.
     #[must_use]
     pub fn parameters(&self) -> &Tensor<B, 1> {
         &self.committed.parameters
@@ -56,7 +89,7 @@ impl<B: UpdateBackend> DeviceReplica<B> {
     /// # Errors
     /// The backend's message if it does not give them back.
     pub fn state(&self) -> Result<Read, String> {
-        self.committed.read()
+        self.whole(&self.committed)
     }
 
     /// Parameters and momentum of the previous step's state, while it is there.
@@ -64,7 +97,14 @@ impl<B: UpdateBackend> DeviceReplica<B> {
     /// # Errors
     /// As [`state`](Self::state).
     pub fn previous_state(&self) -> Result<Option<Read>, String> {
-        self.previous.as_ref().map(State::read).transpose()
+        self.previous.as_ref().map(|state| self.whole(state)).transpose()
+    }
+
+    fn whole(&self, state: &State<B>) -> Result<Read, String> {
+        let (mut parameters, mut momentum) = state.read()?;
+        parameters.extend_from_slice(&self.constants);
+        momentum.resize(parameters.len(), 0.0);
+        Ok((parameters, momentum))
     }
 
     /// Uploads the stretch of the sum that starts at `first`.
@@ -88,7 +128,7 @@ impl<B: UpdateBackend> DeviceReplica<B> {
         let gradient = Tensor::cat(std::mem::take(&mut self.stretches).into_values().collect(), 0);
         let State { parameters, momentum } = self.committed.clone();
         let updated = B::update(update, gradient, parameters, momentum);
-        let digest = updated.digest()?;
+        let digest = updated.digest()?.and(self.constants_digest);
         let Updated { parameters, momentum, .. } = updated;
         self.next = Some(State { parameters, momentum });
         Ok(digest)
@@ -154,6 +194,21 @@ mod tests {
         }
         device.apply(UPDATE, 0, &[0.0], &FlexDevice);
         assert_eq!(device.previous_state().unwrap(), None, "it is being written over");
+    }
+
+    #[test]
+    fn constants_stay_and_count_in_the_digest() {
+        let (parameters, momentum) = (values(1), [&values(2)[..800], &vec![0.0; 203]].concat());
+        let mut device =
+            DeviceReplica::<Flex>::load_trained(parameters.clone(), momentum.clone(), 800, &FlexDevice);
+        assert_eq!(device.state().unwrap(), (parameters.clone(), momentum));
+        device.apply(UPDATE, 0, &values(3)[..800], &FlexDevice);
+        let digest = device.finish_update().unwrap();
+        device.commit();
+        let (after, momentum) = device.state().unwrap();
+        assert_eq!(digest, digest::of(0, &after, &momentum));
+        assert_eq!((&after[800..], &momentum[800..]), (&parameters[800..], &[0.0; 203][..]));
+        assert_ne!(after[..800], parameters[..800]);
     }
 
     #[test]

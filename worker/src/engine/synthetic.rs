@@ -91,7 +91,12 @@ pub fn manifest(spec: &SyntheticSpec) -> Manifest {
     let each = elements / tensors;
     let specs = (0..tensors).map(|index| {
         let size = if index + 1 == tensors { elements - each * index } else { each };
-        TensorSpec { name: format!("synthetic{index}.weight"), shape: vec![size as u32], bound: 0.1 }
+        TensorSpec {
+            name: format!("synthetic{index}.weight"),
+            shape: vec![size as u32],
+            bound: 0.1,
+            constant: false,
+        }
     });
     Manifest::new(specs.collect()).expect("four tensors make a manifest")
 }

@@ -119,7 +119,7 @@ pub async fn admit(
         name => name.parse().map_err(|e| SessionEnd::Refused(format!("its gradients: {e}")))?,
     };
     let share = options.share_memory && options.local.is_none();
-    let elements = retained.engine.as_ref().filter(|_| share).map(|engine| engine.manifest().len());
+    let elements = retained.engine.as_ref().filter(|_| share).map(|engine| engine.manifest().trained_len());
     let memory = elements.and_then(|elements| open_memory(&welcome, elements));
     Ok(Admitted { client, control, incoming, context, welcome, dtype, memory })
 }

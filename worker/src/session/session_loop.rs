@@ -96,7 +96,8 @@ async fn take_part(
     });
 
     let (commands, queue) = mpsc::unbounded_channel();
-    let (chunks, elements) = (tally_numerics::chunks(engine.manifest().len()), engine.manifest().len());
+    let elements = engine.manifest().trained_len();
+    let chunks = tally_numerics::chunks(elements);
     tracing::debug!(elements, chunks, "session {}", context.session);
     let (sums, slots) = memory.map(|memory| (memory.down, Arc::new(SlotPool::new(memory.up)))).unzip();
     let clock = Clock::start();

@@ -21,7 +21,7 @@ impl Driver {
             }
             Action::Upload { session, step } => {
                 let elements = self.config.tensors.len();
-                let chunks = self.core.spec().chunks;
+                let chunks = tally_numerics::chunks(elements) as u32;
                 self.upload = Some(Upload {
                     session,
                     step,
@@ -123,11 +123,17 @@ impl Driver {
     fn close(&mut self, step: u64, attempt: u32, learning_rate: f32) {
         let optimizer = self.config.optimizer;
         self.observe(RunEvent::SumWhole);
-        self.squared_norm = self.buffers.squared_norm();
-        if !self.squared_norm.is_finite() {
+        let squared_norm = self.buffers.squared_norm();
+        if !squared_norm.is_finite() {
             return self.push(Event::Diverged);
         }
-        let clip = norm::clip_factor(self.squared_norm, optimizer.clip_norm);
+        let means = self.core.flight().map(|flight| flight.loss()).unwrap_or_default();
+        let weight = self.config.schema.mean_weight(&means);
+        let (clip, norm) = norm::update_factor(squared_norm, optimizer.clip_norm, weight);
+        if !(clip.is_finite() && norm.is_finite()) {
+            return self.push(Event::Diverged);
+        }
+        self.gradient_norm = norm;
         self.broadcast(step, attempt, &gradient_down::Body::AttemptClose(v1::AttemptClose { clip }));
         let update = Update { learning_rate, momentum: optimizer.momentum, clip };
         let started = Instant::now();
@@ -179,7 +185,7 @@ impl Driver {
             waiting_seconds: c.waiting_seconds,
             attempt: c.attempt,
             learning_rate: c.learning_rate,
-            gradient_norm: self.squared_norm.sqrt(),
+            gradient_norm: self.gradient_norm,
             digest: c.digest,
         }
     }
@@ -258,8 +264,9 @@ impl Driver {
             ClusterEvent::Ready { session } => {
                 self.totals.joined += 1;
                 if let Some(member) = self.core.members().0.get(&session) {
-                    let (worker, device) = (member.name.clone(), member.device.name.clone());
-                    self.record(&Line::Join { step, session, worker, device })?;
+                    let worker = member.name.clone();
+                    let DeviceInfo { name: device, numerics_class } = member.device.clone();
+                    self.record(&Line::Join { step, session, worker, device, numerics_class })?;
                 }
             }
             ClusterEvent::Lost { session, was_ready: false, name, reason, polite } => {

@@ -165,7 +165,7 @@ pub struct Driver {
     /// For sums on their way out.
     pool: Pool,
     upload: Option<Upload>,
-    squared_norm: f64,
+    gradient_norm: f64,
     /// The test microbatches that were evaluated.
     evaluated: BTreeMap<u32, Sums>,
     test_started: Duration,
@@ -225,7 +225,7 @@ impl Driver {
             pool: Pool::default(),
             sums: SharedSums::new(core.spec().chunks),
             upload: None,
-            squared_norm: 0.0,
+            gradient_norm: 0.0,
             evaluated: BTreeMap::new(),
             test_started: Duration::ZERO,
             last_test: history.tests.last_key_value().map(|(_, evaluation)| evaluation.clone()),

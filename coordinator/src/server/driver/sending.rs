@@ -132,7 +132,8 @@ impl Driver {
 
     pub(super) fn begin(&self, learning_rate: f32) -> v1::AttemptBegin {
         let recipe = &self.config.optimizer;
-        v1::AttemptBegin { learning_rate, momentum: recipe.momentum, unclipped: recipe.clip_norm.is_none() }
+        let unclipped = recipe.clip_norm.is_none() && !self.config.schema.is_weighted();
+        v1::AttemptBegin { learning_rate, momentum: recipe.momentum, unclipped }
     }
 
     /// A chunk of a state that a worker was asked for (**RESUME-1**).

@@ -17,7 +17,7 @@ use tally_numerics::wire::WireDtype;
 use self::measured::Measured;
 use self::units::{Bits, Count, Seconds, Workers};
 use crate::options::check_microbatch;
-use crate::program::{ModelCosts, CoordinatorProgram};
+use crate::program::{CoordinatorProgram, ModelCosts};
 
 /// Options of `coordinator plan`.
 #[derive(Debug, Args)]
@@ -175,7 +175,11 @@ impl PlanOptions {
 ///
 /// # Errors
 /// If the options cannot work together, or a file can't be read.
-pub fn run<P: CoordinatorProgram>(program: &P, options: &PlanOptions, out: &mut impl Write) -> anyhow::Result<()> {
+pub fn run<P: CoordinatorProgram>(
+    program: &P,
+    options: &PlanOptions,
+    out: &mut impl Write,
+) -> anyhow::Result<()> {
     let costs = match &options.costs {
         None => Costs::default(),
         Some(path) => {

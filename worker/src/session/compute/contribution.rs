@@ -108,7 +108,7 @@ impl Compute {
     fn node_at_once(&mut self, tree: Tree, task: &NodeTask, audit: bool) -> Result<NodeResult, ComputeError> {
         let started = Instant::now();
         let mut out = self.buffers.pop().unwrap_or_default();
-        out.resize(self.engine.manifest().len(), 0.0);
+        out.resize(self.engine.manifest().trained_len(), 0.0);
         let empty = Microbatch::default();
         let full =
             |leaf: u32| self.microbatches.get(&(task.step, leaf)).filter(|_| task.full.contains(&leaf));
@@ -134,7 +134,7 @@ impl Compute {
         audit: bool,
     ) -> Result<Option<NodeResult>, ComputeError> {
         let last = tree.leaves(task.node).end - 1;
-        let elements = self.engine.manifest().len();
+        let elements = self.engine.manifest().trained_len();
         let mut sum = NodeSum::with_buffers(self.transport.dtype, std::mem::take(&mut self.buffers));
         let mut result = NodeResult {
             losses: Vec::with_capacity(task.full.len()),

@@ -365,7 +365,7 @@ impl Compute {
             _ if Some(context.step) != self.step().map(|s| s.saturating_add(1))
                 || self.is_void(context.step, context.attempt) => {}
             gradient_down::Body::AttemptBegin(begin) => {
-                let n = chunks(self.engine.manifest().len());
+                let n = chunks(self.engine.manifest().trained_len());
                 self.pending_update = Some(PendingUpdate {
                     step: context.step,
                     attempt: context.attempt,
@@ -420,7 +420,7 @@ impl Compute {
     fn apply(&mut self, reduced: &v1::SumChunk) -> Result<(), ComputeError> {
         let Some(pending) = &mut self.pending_update else { return Ok(()) };
         let from = Instant::now();
-        let range = chunk_range(self.engine.manifest().len(), reduced.index as usize);
+        let range = chunk_range(self.engine.manifest().trained_len(), reduced.index as usize);
         let wrong = |what: String| ComputeError(format!("chunk {} of the sum: {what}", reduced.index));
         let (dtype, pool) = (self.transport.dtype, &self.pool);
         let copied: Chunk;
