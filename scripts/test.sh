@@ -7,6 +7,7 @@ cd "$(dirname "$0")/.."
 cargo fmt --all --check
 cargo clippy --workspace --all-targets -- -D warnings
 cargo test --workspace
+scripts/own-program.sh
 scripts/older-cpus.sh
 scripts/grpc-client-tests.sh
 scripts/two-hosts.sh

@@ -81,6 +81,12 @@ pub fn parse_from<C: Parser>(args: Vec<OsString>, beside: &[Command]) -> C {
 /// The tree of commands of `C`, with what this crate adds to it.
 #[must_use]
 pub fn command<C: Parser>() -> Command {
+    command_of(C::command())
+}
+
+/// The same for a tree of commands.
+#[must_use]
+pub fn command_of(command: Command) -> Command {
     fn add(command: Command) -> Command {
         command
             .arg(
@@ -101,7 +107,7 @@ pub fn command<C: Parser>() -> Command {
             .after_help(ELSEWHERE)
             .mut_subcommands(add)
     }
-    documents::add(add(C::command()))
+    documents::add(add(command))
 }
 
 /// The options in force; none if something else was asked for, and is done.

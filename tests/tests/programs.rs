@@ -10,6 +10,9 @@ use std::path::Path;
 use tally_tests::programs::Program;
 use tally_tools::cluster::{RunDir, Signal, digests, events};
 
+/// Free ones.
+const PORTS: [&str; 4] = ["--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"];
+
 /// What may not differ.
 fn outcome(run: &RunDir) -> (String, Vec<String>, String) {
     (run.sha256(), digests(&run.journal()), run.summary()["test"].to_string())
@@ -168,14 +171,14 @@ fn a_program_that_cannot_be_trained_is_refused_in_one_line() {
         ("batch-norm", &["norm", "running statistics", "GroupNorm"]),
     ] {
         let run = RunDir::new();
-        let output = Program::new("faulty", &["--fault", fault]).run(&["local", "--run-dir", run.arg()]);
+        let program = Program::new("faulty", &["--fault", fault]);
+        let output = program.run(&[&["local", "--run-dir", run.arg()], &PORTS[..]].concat());
         output.is_refused(words);
         assert!(!run.path().exists(), "{fault}: no run was begun");
     }
     let other = Program::new("faulty", &["--fault", "nan"]);
     let run = RunDir::new();
-    let ports = ["--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"];
-    let output = other.run(&[&["local", "--run-dir", run.arg()], &ports[..]].concat());
+    let output = other.run(&[&["local", "--run-dir", run.arg()], &PORTS[..]].concat());
     output.is_refused(&["diverged at step 1", "layer.weight"]);
 }
 
@@ -190,10 +193,10 @@ fn a_panic_in_the_program_ends_the_run_with_its_last_state() {
     let [first, second] = workers.map(|worker| worker.output());
     for ended in [&first, &second] {
         assert!(!ended.status.success(), "{}", ended.stderr);
-        assert!(ended.stderr.contains("faulty.rs:"), "{}", ended.stderr);
+        assert!(ended.stderr.contains("faulty/src/main.rs:"), "{}", ended.stderr);
     }
     let error = output.stderr.lines().last().unwrap();
-    for word in ["two workers", "faulty.rs:", "this sample cannot be read", "samples", "--resume"] {
+    for word in ["two workers", "faulty/src/main.rs:", "this sample cannot be read", "samples", "--resume"] {
         assert!(error.contains(word), "{word}: {error}");
     }
     let steps = digests(&run.journal()).len();

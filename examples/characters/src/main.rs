@@ -50,10 +50,10 @@ impl<B: Backend> Writer<B> {
         let x = self.encoder.forward(TransformerEncoderInput::new(x).mask_attn(mask));
         let output = self.output.forward(x).flatten::<2>(0, 1);
         let next = lines.next.flatten::<1>(0, 1);
-        // The mean over the letters that are there.
-        let weights = (0..LETTERS).map(|letter| f32::from(u8::from(letter != usize::from(FILL)))).collect();
-        let loss = CrossEntropyLossConfig::new().with_weights(Some(weights)).init(&device);
+        let loss = CrossEntropyLossConfig::new().with_pad_tokens(Some(vec![FILL.into()])).init(&device);
         let loss = loss.forward(output.clone(), next.clone());
+        // Burn divides by the filled length; the mean is to be over the letters that are there.
+        let loss = loss * (count * length) as f32 / lines.count as f32;
         ClassificationOutput::new(loss, output, next)
     }
 }
@@ -82,6 +82,8 @@ impl<B: Backend> InferenceStep for Writer<B> {
 struct Lines<B: Backend> {
     letters: Tensor<B, 2, Int>,
     next: Tensor<B, 2, Int>,
+    /// Letters that follow one, without the filling.
+    count: usize,
 }
 
 struct Stack;
@@ -96,7 +98,8 @@ impl<B: Backend> Batcher<B, String, Lines<B>> for Stack {
             });
             Tensor::from_data(TensorData::new(letters.collect(), [texts.len(), length]), device)
         };
-        Lines { letters: letters(0), next: letters(1) }
+        let count = texts.iter().map(|text| text.len() - 1).sum();
+        Lines { letters: letters(0), next: letters(1), count }
     }
 }
 

@@ -33,7 +33,7 @@ const ITEMS: usize = 64;
 pub struct CheckOptions<A: Args> {
     /// Samples of the microbatch that is computed
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(2..=4096))]
-    pub samples: u32,
+    pub microbatch: u32,
 
     /// Only print the digest of the first microbatch: for the comparison with a second process
     #[arg(long, hide = true)]
@@ -104,7 +104,7 @@ impl Subject {
 /// If anything differs that must not, with how many.
 pub fn run<P: Program>(options: &CheckOptions<P::Args>, out: &mut impl Write) -> anyhow::Result<()> {
     options.log.init();
-    let count = options.samples as usize;
+    let count = options.microbatch as usize;
     let mut subject = Subject::new::<P>(options, 1)?;
     let samples = subject.samples(0, count)?;
     let first = subject.compute(&samples)?;

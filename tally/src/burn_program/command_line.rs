@@ -1,12 +1,15 @@
 //! The command line of a Burn program.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use tally_cli::output::Level;
 use tally_worker::WorkOptions;
 
+use super::bench::{self, BenchOptions};
 use super::check::{self, CheckOptions};
 use super::options::ProgramOptions;
 use super::program::{BurnProgram, Program};
@@ -26,6 +29,8 @@ enum Command<A: Args> {
     Worker(Box<WorkOptions>),
     /// Compute a microbatch in several ways that must not differ, and say which promise a difference breaks
     Check(CheckOptions<A>),
+    /// Time a step of Tally beside a step of plain Burn
+    Bench(BenchOptions<A>),
     #[command(flatten)]
     Common(cli::Command),
 }
@@ -80,8 +85,50 @@ pub fn main<P: Program>() -> ExitCode {
     if args.get(1).is_some_and(|name| name == LOCAL) {
         args.insert(2, "--local".into());
     }
+    if let Some(name) = clash(&program_options::<P::Args>(), &command::<NoOptions>()) {
+        tally_cli::output::note(
+            Level::Error,
+            &format!(
+                "the program {} has an option --{name}, which Tally has as well: give it another name",
+                P::NAME
+            ),
+        );
+        tally_cli::output::flush();
+        return ExitCode::FAILURE;
+    }
     let cli = tally_cli::parse_from::<Cli<P>>(args, &[]);
     tally_cli::logging::exit_code(run::<P>(&cli.command))
+}
+
+/// No options of a program's own.
+#[derive(Clone, Debug, Args)]
+struct NoOptions {}
+
+fn command<A: Args>() -> clap::Command {
+    tally_cli::command_of(Command::<A>::augment_subcommands(clap::Command::new("program")))
+}
+
+fn program_options<A: Args>() -> clap::Command {
+    A::augment_args(clap::Command::new("own"))
+}
+
+/// An option of `own` that a command of `tallys` has as well: clap would take one for the other.
+fn clash(own: &clap::Command, tallys: &clap::Command) -> Option<String> {
+    let names = |command: &clap::Command| -> Vec<String> {
+        let arguments = command.get_arguments();
+        arguments
+            .flat_map(|arg| arg.get_long().into_iter().chain([arg.get_id().as_str()]))
+            .map(|name| name.replace('_', "-"))
+            .collect()
+    };
+    let taken: BTreeSet<String> =
+        tallys.get_subcommands().filter(|c| takes_options(c)).flat_map(names).collect();
+    names(own).into_iter().find(|name| taken.contains(name))
+}
+
+/// Whether a command takes the program's own options.
+fn takes_options(command: &clap::Command) -> bool {
+    ["coordinator", LOCAL, "check", "bench"].contains(&command.get_name())
 }
 
 fn run<P: Program>(command: &Command<P::Args>) -> anyhow::Result<ExitCode> {
@@ -89,9 +136,36 @@ fn run<P: Program>(command: &Command<P::Args>) -> anyhow::Result<ExitCode> {
     match command {
         Command::Coordinator(options) | Command::Local(options) => crate::train::run(&program, options),
         Command::Worker(options) => tally_worker::work(options, program),
+        Command::Bench(options) => {
+            bench::run::<P>(options, &mut std::io::stdout()).map(|()| ExitCode::SUCCESS)
+        }
         Command::Check(options) => {
             check::run::<P>(options, &mut std::io::stdout().lock()).map(|()| ExitCode::SUCCESS)
         }
         Command::Common(command) => cli::run_command(&program, command),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Args)]
+    struct Clashing {
+        #[arg(long)]
+        batch_size: Option<u32>,
+    }
+
+    #[derive(Args)]
+    struct Sound {
+        #[arg(long)]
+        width: Option<u32>,
+    }
+
+    #[test]
+    fn an_option_that_tally_has_as_well_is_found() {
+        let tallys = command::<NoOptions>();
+        assert_eq!(clash(&program_options::<Clashing>(), &tallys).as_deref(), Some("batch-size"));
+        assert_eq!(clash(&program_options::<Sound>(), &tallys), None);
     }
 }

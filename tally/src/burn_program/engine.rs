@@ -61,16 +61,14 @@ where
         make: impl FnOnce(&B::Device) -> anyhow::Result<Box<dyn Job<B>>> + Send,
     ) -> Result<Self, EngineError> {
         let on_device = context.memory == Memory::Device;
-        let (job, layout, replica, rounds, weighted) = context.run(|device| {
-            let mut job = make(device).map_err(in_full)?;
-            job.prepare(seed, local);
-            let layout = job.layout()?;
-            let weighted = job.schema().map_err(|error| error.to_string())?.is_weighted();
+        // What a program says of itself is no failure of the device.
+        let made = context.run(|device| Ok(prepared(device, seed, local, make)))?;
+        let (job, layout, weighted) = made.map_err(EngineError::Arguments)?;
+        let (replica, rounds) = context.run(|device| {
             let zeros = || vec![0.0; layout.manifest().len()];
             let trained = layout.manifest().trained_len();
             let replica = DeviceReplica::load_trained(zeros(), zeros(), trained, device);
-            let rounds = on_device && sum::rounds::<B::InnerBackend>(device)?;
-            Ok((job, layout, replica, rounds, weighted))
+            Ok((replica, on_device && sum::rounds::<B::InnerBackend>(device)?))
         })?;
         Ok(Self {
             job,
@@ -176,6 +174,22 @@ where
             Ok(sums(loss(), weight, *weighted))
         })
     }
+}
+
+/// A job that is ready for a run, its layout, and whether samples weigh differently.
+type PreparedJob<B> = (Box<dyn Job<B>>, Layout, bool);
+
+fn prepared<B: AutodiffBackend>(
+    device: &B::Device,
+    seed: u64,
+    local: bool,
+    make: impl FnOnce(&B::Device) -> anyhow::Result<Box<dyn Job<B>>>,
+) -> Result<PreparedJob<B>, String> {
+    let mut job = make(device).map_err(in_full)?;
+    job.prepare(seed, local);
+    let layout = job.layout()?;
+    let weighted = job.schema().map_err(|error| error.to_string())?.is_weighted();
+    Ok((job, layout, weighted))
 }
 
 /// Burn's backends have one generator in a process. Whoever seeds it and draws from it holds this.

@@ -1,9 +1,12 @@
 //! What is trained: a Burn module, a batcher, data, and what is measured.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use burn::data::dataloader::batcher::Batcher;
 use burn::module::AutodiffModule;
+use burn::optim::momentum::MomentumConfig;
+use burn::optim::{Optimizer as _, SgdConfig};
 use burn::tensor::Tensor;
 use burn::tensor::backend::AutodiffBackend;
 use burn::train::metric::{Adaptor, ItemLazy, LossInput};
@@ -86,6 +89,13 @@ pub trait Job<B: AutodiffBackend>: Send {
     /// # Errors
     /// If a sample cannot be read, or a metric is not a number.
     fn evaluate(&mut self, samples: &Microbatch, device: &B::Device) -> anyhow::Result<Vec<f64>>;
+
+    /// Trains with Burn's own SGD, a batch after the other, and returns the seconds of each step. The model is as before
+    /// then.
+    ///
+    /// # Errors
+    /// If a sample cannot be read.
+    fn plain_steps(&self, batches: &[Microbatch], device: &B::Device) -> anyhow::Result<Vec<f64>>;
 
     /// The samples as the coordinator deals them; only their numbers if workers have them as well (`local`).
     ///
@@ -437,6 +447,24 @@ where
             sums.extend([numerator, denominator]);
         }
         Ok(sums)
+    }
+
+    fn plain_steps(&self, batches: &[Microbatch], device: &B::Device) -> anyhow::Result<Vec<f64>> {
+        let mut momentum = MomentumConfig::new();
+        (momentum.momentum, momentum.dampening) = (self.settings.optimizer.momentum.into(), 0.0);
+        let mut optimizer = SgdConfig::new().with_momentum(Some(momentum)).init::<B, M>();
+        let mut model = self.model().clone();
+        let mut seconds = Vec::new();
+        for samples in batches {
+            let items = self.items(samples, Split::Train)?;
+            let begun = Instant::now();
+            let batch = <C as Batcher<B, I, <M as TrainStep>::Input>>::batch(&self.batcher, items, device);
+            let output = TrainStep::step(&model, batch);
+            model = optimizer.step(self.settings.optimizer.learning_rate.into(), model, output.grads);
+            let _ = metrics::loss(&output.item.sync());
+            seconds.push(begun.elapsed().as_secs_f64());
+        }
+        Ok(seconds)
     }
 
     fn samples(&self, split: Split, local: bool) -> anyhow::Result<Arc<dyn Dataset>> {

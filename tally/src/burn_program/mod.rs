@@ -4,6 +4,7 @@
 //! command line of a program. Inside, [`module`] reads and writes a module's tensors as one flat vector, `engine` makes
 //! an engine of a job, and `program` is the adapter to what coordinator and worker know of a program.
 
+mod bench;
 mod check;
 mod command_line;
 mod data;

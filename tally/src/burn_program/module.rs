@@ -139,7 +139,8 @@ impl<B: AutodiffBackend> ModuleVisitor<B> for Describe {
     fn enter_module(&mut self, name: &str, container: &str) {
         self.path.0.push(name.to_owned());
         if container == "Struct:BatchNorm" {
-            let name = self.path.name();
+            // What is entered is one of its tensors.
+            let name = self.path.0[..self.path.0.len() - 1].join(".");
             self.wrong.get_or_insert(format!(
                 "{name} is a BatchNorm: its running statistics would depend on what each worker computed; use GroupNorm or \
                  LayerNorm"

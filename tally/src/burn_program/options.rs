@@ -1,9 +1,10 @@
 //! The options that every Burn program has, and the program's own.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 
 use anyhow::Context as _;
-use clap::{ArgMatches, Args, Command, FromArgMatches, ValueEnum, parser::ValueSource};
+use clap::{Arg, ArgMatches, Args, Command, FromArgMatches, ValueEnum, parser::ValueSource};
 use serde::{Deserialize, Serialize};
 
 /// Where workers take their samples from.
@@ -49,6 +50,8 @@ pub struct ProgramOptions<A> {
     pub args: A,
     data: DataMode,
     given: BTreeSet<String>,
+    /// What was given, as arguments.
+    command_line: Vec<OsString>,
 }
 
 impl<A: Args> ProgramOptions<A> {
@@ -78,6 +81,11 @@ impl<A> ProgramOptions<A> {
         self.given.contains("data").then_some(self.data)
     }
 
+    /// What was given, as arguments.
+    pub fn command_line(&self) -> &[OsString] {
+        &self.command_line
+    }
+
     /// The names of the program's own options that were given.
     pub fn given(&self) -> impl Iterator<Item = &str> {
         self.given.iter().map(String::as_str).filter(|name| *name != "data")
@@ -87,11 +95,26 @@ impl<A> ProgramOptions<A> {
 impl<A: Args> FromArgMatches for ProgramOptions<A> {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         let own = Self::augment_args(Command::new("own"));
-        let given = own.get_arguments().map(|arg| arg.get_id().as_str().to_owned());
-        let given =
-            given.filter(|id| matches.value_source(id).is_some_and(|s| s != ValueSource::DefaultValue));
+        let is_given = |arg: &&Arg| {
+            let source = matches.value_source(arg.get_id().as_str());
+            source.is_some_and(|source| source != ValueSource::DefaultValue)
+        };
+        let given: Vec<&Arg> = own.get_arguments().filter(is_given).collect();
+        let mut command_line = Vec::new();
+        for arg in &given {
+            let Some(long) = arg.get_long() else { continue };
+            let takes_values = arg.get_action().takes_values();
+            for value in matches.get_raw(arg.get_id().as_str()).into_iter().flatten().filter(|_| takes_values)
+            {
+                command_line.extend([format!("--{long}").into(), value.to_owned()]);
+            }
+            if !takes_values {
+                command_line.push(format!("--{long}").into());
+            }
+        }
         Ok(Self {
-            given: given.collect(),
+            given: given.iter().map(|arg| arg.get_id().as_str().to_owned()).collect(),
+            command_line,
             data: DataArgs::from_arg_matches(matches)?.data,
             args: A::from_arg_matches(matches)?,
         })
