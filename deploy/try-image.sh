@@ -140,9 +140,10 @@ worker=$!
     --model mlp --epochs 1 --train-limit 1280 --test-limit 100) >"$work/coordinator.log" 2>&1 \
     || { tail -n 20 "$work/coordinator.log" >&2 && fail "the coordinator's image; see $work/coordinator.log"; }
 wait $worker || { tail -n 20 "$work/worker.log" >&2 && fail "the worker's image; see $work/worker.log"; }
-grep -q '^test: digit' "$work/coordinator.log" || fail "the run in the images had no test; see $work/coordinator.log"
+grep -q '^test: loss' "$work/coordinator.log" || fail "the run in the images had no test; see $work/coordinator.log"
 [ "$(stat -c %u "$volume/run/summary.json")" = 65532 ] || fail "the run was not written by user 65532"
-if (start coordinator --run-dir /run-elsewhere --local --model mlp --epochs 1) >"$work/elsewhere.log" 2>&1; then
+if (start coordinator --run-dir /run-elsewhere --local --model mlp --epochs 1 \
+    --listen 127.0.0.1:0 --http-listen 127.0.0.1:0) >"$work/elsewhere.log" 2>&1; then
     fail "the coordinator's root can be written to"
 fi
 grep -q 'run-elsewhere' "$work/elsewhere.log" || fail "no word of where nothing can be written; see $work/elsewhere.log"

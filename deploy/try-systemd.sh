@@ -119,7 +119,7 @@ alone=$(mktemp -d)
 alone_bits=$(bits "$alone/run/summary.json")
 rm -rf "$alone"
 [ "$(bits "$summary")" = "$alone_bits" ] || fail "the run has other bits than the same run on one machine"
-[ "$(inside journalctl --no-pager --quiet --unit tally-coordinator | grep -c 'test: digit' || true)" -ge 1 ] || fail "the run's test is not in systemd's journal"
+[ "$(inside journalctl --no-pager --quiet --unit tally-coordinator | grep -c 'test: loss' || true)" -ge 1 ] || fail "the run's test is not in systemd's journal"
 # Messages that the hardening should not have caused.
 told=$(inside journalctl --no-pager --quiet --priority warning --unit 'tally-*' || true)
 ! grep -iE 'operation not permitted|address family|seccomp|panick' <<<"$told" || fail "the hardening is in the way"

@@ -46,6 +46,12 @@ def wait(what, found, seconds=DEADLINE):
     raise AssertionError(f"after {seconds} s still not: {what}")
 
 
+def heeds_signals():
+    """A background job may have inherited that signals are ignored, which a child would rightly keep."""
+    for number in [signal.SIGHUP, signal.SIGINT]:
+        signal.signal(number, signal.SIG_DFL)
+
+
 class Run:
     """A coordinator's run in a directory of its own, and everything that was started for it."""
 
@@ -66,6 +72,7 @@ class Run:
 
     def start(self, command, **how):
         how = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL} | how
+        how = {"preexec_fn": heeds_signals} | how
         child = subprocess.Popen([str(it) for it in command], cwd=self.directory, env=environment(), **how)
         self.children.append(child)
         return child

@@ -256,6 +256,7 @@ fn the_command_that_goes_on_with_a_run_can_be_pasted() {
         stdout.lines().find_map(|line| line.strip_prefix("stopped; go on with: coordinator ")).unwrap();
     let printed = Command::new("bash").arg("-c").arg(format!("printf '%s\\n' {command}")).output().unwrap();
     assert_eq!(String::from_utf8(printed.stdout).unwrap(), format!("--resume\n{path}\n"));
-    let again = run("coordinator", ["--local", "--run-dir", path]);
+    let ports = ["--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"];
+    let again = run("coordinator", [&["--local", "--run-dir", path], &ports[..]].concat());
     again.is_refused(&[r"--resume '"]);
 }
