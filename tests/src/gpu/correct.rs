@@ -1,9 +1,9 @@
 //! Whether a device computes what it must.
 
 use anyhow::ensure;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tally_data::Samples;
-use tally_exact::digest::Digest;
+use tally_exact::digest::{self, Digest};
 use tally_exact::init;
 use tally_exact::update::Update;
 use tally_exact::wire::WireDtype;
@@ -14,7 +14,7 @@ use super::Options;
 use super::golden::{GOLDEN, losses_by_name, numbers, samples, settle, weights};
 
 /// How far a device is from PyTorch's double precision, with either label loss.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Golden {
     /// In what it was computed.
     pub precision: String,
@@ -26,6 +26,12 @@ pub struct Golden {
     pub norms: f64,
     /// What each of them may be, in this order.
     pub tolerance: [f64; 3],
+    /// With which variant of the kernels.
+    #[serde(default)]
+    pub variant: String,
+    /// The gradients' bits, for variants that are to have the same.
+    #[serde(default)]
+    pub bits: String,
 }
 
 /// What rounding may cost. float32 alone costs some 1e-7 an answer and 1e-6 a norm. TF32 keeps 11
@@ -49,6 +55,7 @@ pub fn golden(options: &Options, precision: Precision) -> anyhow::Result<Golden>
     let mut keep = |at: usize, error: f64| {
         worst[at] = if error > worst[at] || error.is_nan() { error } else { worst[at] }
     };
+    let mut bits = Digest::default();
     let leaf = samples(0, 16);
     for (name, loss) in losses_by_name() {
         let mut engine = options.engine(precision, loss)?;
@@ -66,6 +73,7 @@ pub fn golden(options: &Options, precision: Precision) -> anyhow::Result<Golden>
         engine.load(parameters.clone(), vec![0.0; parameters.len()]);
         let mut gradient = vec![f32::NAN; manifest.len()];
         let losses = engine.gradient(&leaf, 1.0 / 16.0, &mut gradient, &mut |_| ())?.scaled(1.0 / 16.0);
+        bits = bits.and(digest::of(0, &gradient, &gradient));
         let golden = &GOLDEN[name];
         for (part, own) in [("label", losses.label), ("sum", losses.sum), ("difference", losses.difference)] {
             let of = golden["loss"][part].as_f64().unwrap_or(f64::NAN);
@@ -82,11 +90,12 @@ pub fn golden(options: &Options, precision: Precision) -> anyhow::Result<Golden>
         worst.iter().zip(tolerance).all(|(error, most)| *error <= most),
         "answers, losses and norms are off by {worst:?}, allowed are {tolerance:?}"
     );
-    Ok(Golden { precision: precision.to_string(), answers, losses, norms, tolerance })
+    let (precision, variant) = (precision.to_string(), options.variant());
+    Ok(Golden { precision, answers, losses, norms, tolerance, variant, bits: bits.to_string() })
 }
 
 /// Whether a device rounds the update as the coordinator does (**REP-1**).
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Updates {
     /// In what the gradients were computed.
     pub precision: String,
@@ -130,7 +139,7 @@ pub(super) fn ready(options: &Options, precision: Precision) -> anyhow::Result<(
 }
 
 /// Whether a repeated gradient has the same bits (**SUM-1**, for one model of GPU).
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Repetition {
     /// In what it was computed.
     pub precision: String,

@@ -125,6 +125,22 @@ pub trait Engine: Send {
         leaf_by_leaf(self, leaves, scale, rounding, out, ready)
     }
 
+    /// [`subtree`](Self::subtree) for one who takes the sum from `ready` alone: what that is given may lie in memory of the
+    /// engine's, and `out` may be left with anything in it. It saves a copy where the sum comes from a device.
+    ///
+    /// # Errors
+    /// As [`subtree`](Self::subtree).
+    fn subtree_as_ready(
+        &mut self,
+        leaves: &[&Samples],
+        scale: f32,
+        rounding: WireDtype,
+        out: &mut [f32],
+        ready: &mut dyn FnMut(&[f32]),
+    ) -> Result<Vec<LossParts>, EngineError> {
+        self.subtree(leaves, scale, rounding, out, ready)
+    }
+
     /// Applies the update to the stretch of the replica that starts at element `first`,
     /// into the second buffer, and returns the stretch's digest, or, where the device is still
     /// at it, zero: [`finish`](Self::finish) has the rest. The committed state stays

@@ -7,6 +7,7 @@ use std::panic::catch_unwind;
 
 use cudarc::driver::CudaContext;
 
+use super::device::context;
 use crate::engine::EngineError;
 use crate::engine::burn::words_of;
 
@@ -54,7 +55,7 @@ fn look_for_everything(device: usize) -> Result<String, String> {
                     it comes with the CUDA toolkit, as package cuda-nvrtc"
             .into());
     }
-    let name = CudaContext::new(device).and_then(|context| context.name());
+    let name = context(device).and_then(|context| context.name());
     name.map_err(|error| format!("device {device} does not answer: {error}"))
 }
 
