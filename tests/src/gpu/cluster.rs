@@ -138,11 +138,7 @@ fn train(
 }
 
 /// Where the coordinator listens.
-fn address(
-    coordinator: &mut Kill,
-    said: &impl Fn() -> String,
-    deadline: Instant,
-) -> anyhow::Result<String> {
+fn address(coordinator: &mut Kill, said: &impl Fn() -> String, deadline: Instant) -> anyhow::Result<String> {
     while Instant::now() < deadline {
         let text = said();
         let address = text.lines().find_map(|line| line.strip_prefix("listening on ")?.split(';').next());

@@ -210,7 +210,9 @@ impl Options {
 #[must_use]
 pub fn run(options: &Options) -> ExitCode {
     if let Some(folder) = &options.sources {
-        return parts::exit_code(Sources::write(folder).map_err(|error| format!("{}: {error}", folder.display())));
+        return parts::exit_code(
+            Sources::write(folder).map_err(|error| format!("{}: {error}", folder.display())),
+        );
     }
     if options.here { here(options) } else { parts::run(options) }
 }

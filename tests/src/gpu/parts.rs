@@ -49,7 +49,8 @@ fn jobs(options: &Options) -> Vec<Job> {
                 Part::Update | Part::Cluster => vec![options.variants[0].clone()],
             };
             for variant in variants {
-                let one = |workers| Job { part, precisions: vec![precision], variant: variant.clone(), workers };
+                let one =
+                    |workers| Job { part, precisions: vec![precision], variant: variant.clone(), workers };
                 match part {
                     Part::Cluster => jobs.extend(options.workers.iter().map(|&workers| one(Some(workers)))),
                     _ => jobs.push(one(None)),
@@ -85,7 +86,10 @@ fn start(options: &Options, job: &Job) -> anyhow::Result<Child> {
     let list = |numbers: &[usize]| numbers.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
     let precisions: Vec<String> = job.precisions.iter().map(ToString::to_string).collect();
     let mut part = Command::new(this);
-    part.arg("--here").args(["--backend", &options.backend.to_possible_value().map_or(String::new(), |value| value.get_name().to_owned())]);
+    part.arg("--here").args([
+        "--backend",
+        &options.backend.to_possible_value().map_or(String::new(), |value| value.get_name().to_owned()),
+    ]);
     part.args(["--device", &options.device.to_string(), "--only", &job.part.name()]);
     part.args(["--precisions", &precisions.join(","), "--deadline", &options.deadline.to_string()]);
     part.args(["--batches", &list(&options.batches), "--steps", &options.steps.to_string()]);

@@ -185,7 +185,9 @@ impl Findings {
     pub fn compare(&mut self) {
         let Report { golden, steps, .. } = self.report.clone();
         for one in &golden {
-            let same = |other: &&Golden| other.precision == one.precision && like(&other.variant) == like(&one.variant);
+            let same = |other: &&Golden| {
+                other.precision == one.precision && like(&other.variant) == like(&one.variant)
+            };
             if let Some(first) = golden.iter().find(same).filter(|first| first.bits != one.bits) {
                 let what = format!("{}, golden, {}", one.precision, one.variant);
                 self.fail(&what, &format!("its bits are not those of variant {:?}", first.variant));

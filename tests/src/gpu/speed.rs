@@ -16,7 +16,7 @@ use tally_worker::engine::{Engine, EngineError, LabelLoss, apply_whole};
 use super::Options;
 use super::correct::{apply, ready};
 use super::golden::samples;
-use super::report::{Findings, Finding};
+use super::report::{Finding, Findings};
 use crate::statistics::median;
 
 /// Steps before those that are timed, at least: kernels are compiled and chosen in the first.
@@ -200,7 +200,8 @@ fn told_by_pytorch(options: &Options, findings: &mut Findings) -> anyhow::Result
     let mut told = 0;
     for line in child.stdout.take().into_iter().flat_map(|output| BufReader::new(output).lines()) {
         let line = line.context("PyTorch's script")?;
-        match serde_json::from_str::<Value>(&line).map(|value| (serde_json::from_value(value.clone()), value)) {
+        match serde_json::from_str::<Value>(&line).map(|value| (serde_json::from_value(value.clone()), value))
+        {
             Ok((Ok(found), _)) => {
                 told += 1;
                 findings.note::<Pytorch>("PyTorch", Ok(found));

@@ -11,10 +11,10 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::fs;
 
 use bytemuck::AnyBitPattern;
 use cudarc::driver::sys::{CUdevice_attribute, CUevent_flags, CUfunction_attribute_enum, CUresult};
@@ -252,7 +252,8 @@ pub fn context(ordinal: usize) -> Outcome<Arc<CudaContext>> {
 /// A program as PTX, which is compiled once in a process, and, where `TALLY_CACHE_DIR` names a directory, once for all of them.
 fn compiled(source: &str, capability: usize, own: bool) -> Result<Arc<str>, String> {
     static ALL: Mutex<Vec<([u8; 32], Arc<str>)>> = Mutex::new(Vec::new());
-    let name = Sha256::new().chain_update(format!("{capability} {own}\n")).chain_update(source).finalize().into();
+    let name =
+        Sha256::new().chain_update(format!("{capability} {own}\n")).chain_update(source).finalize().into();
     let mut all = ALL.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some((_, ptx)) = all.iter().find(|(known, _)| *known == name) {
         return Ok(Arc::clone(ptx));

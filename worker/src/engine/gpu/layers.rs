@@ -92,7 +92,10 @@ impl Variant {
         for word in text.split(',').filter(|word| !matches!(*word, "" | "default")) {
             let Some(index) = Self::WORDS.iter().position(|known| *known == word) else {
                 let known = Self::WORDS.join(", ");
-                return Err(format!("{}: {word:?} is no variant of the kernels; there are {known}", Self::VARIABLE));
+                return Err(format!(
+                    "{}: {word:?} is no variant of the kernels; there are {known}",
+                    Self::VARIABLE
+                ));
             };
             *how.flags()[index] = true;
         }
@@ -117,7 +120,9 @@ impl Variant {
             Precision::F32 if tensor_units => "is for tensor units, which f32 leaves alone",
             Precision::F32 | Precision::Tf32 if self.half => "stores 16 bits, which bf16 alone fits",
             Precision::Bf16 if (self.ldmatrix || self.wgmma) && !self.half => "needs half, in bf16",
-            _ if self.wgmma && capability != 90 => "needs the instruction wgmma, which compute capability 90 alone has",
+            _ if self.wgmma && capability != 90 => {
+                "needs the instruction wgmma, which compute capability 90 alone has"
+            }
             _ => return Ok(()),
         };
         Err(format!("the kernels' variant {self} {wrong}"))
@@ -140,7 +145,8 @@ impl fmt::Display for Variant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut copy = *self;
         let set = copy.flags().map(|flag| *flag);
-        let words: Vec<&str> = Self::WORDS.into_iter().zip(set).filter_map(|(word, set)| set.then_some(word)).collect();
+        let words: Vec<&str> =
+            Self::WORDS.into_iter().zip(set).filter_map(|(word, set)| set.then_some(word)).collect();
         f.write_str(&words.join(","))
     }
 }
@@ -168,7 +174,13 @@ impl Shape {
     fn blocks(self) -> usize {
         match (self.warpgroups, self.across) {
             (true, _) => 2,
-            (false, 64) => if self.rows * self.columns > 4 { 1 } else { 2 },
+            (false, 64) => {
+                if self.rows * self.columns > 4 {
+                    1
+                } else {
+                    2
+                }
+            }
             (false, _) => 12usize.div_ceil(self.rows * self.columns).max(2),
         }
     }
@@ -317,7 +329,10 @@ mod tests {
         let both = Variant::parse("wgmma,half").unwrap();
         assert_eq!(both.to_string(), "half,wgmma");
         let unknown = Variant::parse("half,fast").unwrap_err();
-        assert!(unknown.contains("\"fast\"") && unknown.contains("half, ldmatrix, wide, wgmma, streams"), "{unknown}");
+        assert!(
+            unknown.contains("\"fast\"") && unknown.contains("half, ldmatrix, wide, wgmma, streams"),
+            "{unknown}"
+        );
         assert!(both.suits(Precision::Bf16, 90).is_ok());
         assert!(both.suits(Precision::Tf32, 90).unwrap_err().contains("bf16"));
         assert!(both.suits(Precision::Bf16, 100).unwrap_err().contains("90"));

@@ -325,7 +325,11 @@ impl GpuEngine {
     }
 
     /// What the sum of leaves without samples is: nothing to be computed, or none if there is something.
-    fn nothing(leaves: &[&Samples], out: &mut [f32], ready: &mut dyn FnMut(&[f32])) -> Option<Vec<LossParts>> {
+    fn nothing(
+        leaves: &[&Samples],
+        out: &mut [f32],
+        ready: &mut dyn FnMut(&[f32]),
+    ) -> Option<Vec<LossParts>> {
         leaves.iter().all(|leaf| leaf.is_empty()).then(|| {
             out.fill(0.0);
             ready(out);

@@ -83,7 +83,10 @@ impl Sources {
             Some(folder) => {
                 let file = folder.join(name).with_extension("cu");
                 fs::read_to_string(&file).map_err(|error| {
-                    format!("{KERNELS}: cannot read {}: {error}; `gpu-check --sources DIR` writes them all", file.display())
+                    format!(
+                        "{KERNELS}: cannot read {}: {error}; `gpu-check --sources DIR` writes them all",
+                        file.display()
+                    )
                 })
             }
         }
@@ -120,7 +123,8 @@ pub fn source(
     for (name, value) in [("RECORD", RECORD), ("LOGITS_GROUP", LOGITS_GROUP), ("HEADS_GROUP", HEADS_GROUP)] {
         define(&mut text, name, value);
     }
-    let [convolution, warpgroups, weights] = ["convolution", "warpgroups", "by_weights"].map(|name| sources.read(name));
+    let [convolution, warpgroups, weights] =
+        ["convolution", "warpgroups", "by_weights"].map(|name| sources.read(name));
     let (convolution, warpgroups, weights) = (convolution?, warpgroups?, weights?);
     text.push_str(&sources.read("common")?);
     text.push_str(&sources.read("product")?);
@@ -152,7 +156,8 @@ pub fn source(
         let back = layer.backward();
         // Before a pool there is a ReLU too, but the pool's way back goes through it.
         let after = if matches!(layer.name, "conv3" | "conv5") { After::Nothing } else { After::ReluBack };
-        for (name, way, after) in [(forward(&layer), layer, After::BiasRelu), (backward(&layer), back, after)] {
+        for (name, way, after) in [(forward(&layer), layer, After::BiasRelu), (backward(&layer), back, after)]
+        {
             let shape = way.shape(how);
             instance(if shape.warpgroups { &warpgroups } else { &convolution }, name, way, shape, after);
         }

@@ -112,7 +112,8 @@ impl Compute {
         let mut stream = Stream::new(&self.items, &self.pool, &self.travel, work, audit);
         let elements = out.len();
         let mut ready = |prefix: &[f32]| stream.send(prefix, elements, &[]);
-        let losses = self.engine.subtree_as_ready(&leaves, work.scale, self.travel.dtype, &mut out, &mut ready);
+        let losses =
+            self.engine.subtree_as_ready(&leaves, work.scale, self.travel.dtype, &mut out, &mut ready);
         let losses = losses.map_err(|e| Failure(e.to_string()))?;
         let (bad, audit) = (stream.bad, stream.audit);
         self.buffers.push(out);
