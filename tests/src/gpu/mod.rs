@@ -251,7 +251,9 @@ fn here(options: &Options) -> ExitCode {
                         }
                     }
                 }
-                Part::Pytorch => speed::pytorch(options, &mut findings),
+                // The script has all precisions in one process.
+                Part::Pytorch if precision == first => speed::pytorch(options, &mut findings),
+                Part::Pytorch => (),
                 Part::Cluster => {
                     for &workers in &options.workers {
                         findings.note(&what, cluster::run(options, precision, workers));

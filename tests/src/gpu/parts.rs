@@ -9,7 +9,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use clap::ValueEnum as _;
 use rustix::process::{Pid, Signal, kill_process_group, set_parent_process_death_signal};
 use tally_worker::engine::burn::Precision;
 use tally_worker::engine::gpu::layers::Variant;
@@ -86,10 +85,7 @@ fn start(options: &Options, job: &Job) -> anyhow::Result<Child> {
     let list = |numbers: &[usize]| numbers.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
     let precisions: Vec<String> = job.precisions.iter().map(ToString::to_string).collect();
     let mut part = Command::new(this);
-    part.arg("--here").args([
-        "--backend",
-        &options.backend.to_possible_value().map_or(String::new(), |value| value.get_name().to_owned()),
-    ]);
+    part.arg("--here").args(["--backend", &options.backend.to_string()]);
     part.args(["--device", &options.device.to_string(), "--only", &job.part.name()]);
     part.args(["--precisions", &precisions.join(","), "--deadline", &options.deadline.to_string()]);
     part.args(["--batches", &list(&options.batches), "--steps", &options.steps.to_string()]);

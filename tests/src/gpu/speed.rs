@@ -11,7 +11,8 @@ use tally_exact::update::Update;
 use tally_exact::wire::WireDtype;
 use tally_worker::devices::visible;
 use tally_worker::engine::burn::Precision;
-use tally_worker::engine::{Engine, EngineError, LabelLoss, apply_whole};
+use tally_worker::engine::gpu::GpuEngine;
+use tally_worker::engine::{Engine as _, EngineError, apply_whole};
 
 use super::Options;
 use super::correct::{apply, ready};
@@ -143,7 +144,7 @@ pub fn profile(options: &Options, precision: Precision, batch: usize) -> anyhow:
     let mut engine = options.gpu_engine(precision)?;
     let leaf = samples(0, batch);
     let mut gradient = vec![0.0; engine.manifest().len()];
-    let mut step = |engine: &mut tally_worker::engine::gpu::GpuEngine| -> Result<(), EngineError> {
+    let mut step = |engine: &mut GpuEngine| -> Result<(), EngineError> {
         engine.gradient(&leaf, 1.0 / batch as f32, &mut gradient, &mut |_| ())?;
         apply_whole(engine, UPDATE, &gradient)?;
         engine.commit();
