@@ -94,13 +94,16 @@ KERNEL BOUNDS(THREADS, BLOCKS) NAME(const stored *RESTRICT input, const stored *
     OWN_SUMS
     FOR_EACH_TILE(tiles, ROWS * PITCH, ADD_ROWS_BY_COLUMNS)
 
-// Where a row's sums go. One that left taps out has added no zeros, which could have turned its sign, were it zero: so can this.
-#define PLACE_OF(row, column) ((u64)(IMAGE_OF(row) * AREA + PIXEL_OF(row)) * OUTPUTS + first_column + (column))
+// Where a row's sums go, if it is there. One that left taps out has added no zeros, which could have turned its sign, were it zero:
+// so can this.
+#define PLACE_OF(row) ((row) < rows_there ? IMAGE_OF(row) * AREA + PIXEL_OF(row) : -1)
 #define WHOLE(sum) (BY_PIXEL ? (sum) + 0.0f : (sum))
+    int places[8];
 #if PRECISION == 0
+    UNROLL for (int i = 0; i < 8; i++) places[i] = PLACE_OF(first_row + ROW_OF(i));
     FOR_EACH_SUM(row, column_of, sum, {
-        if (first_row + row < rows_there) {
-            const u64 at = PLACE_OF(first_row + row, column_of);
+        if (places[i] >= 0) {
+            const u64 at = (u64)places[i] * OUTPUTS + first_column + column_of;
             float value = WHOLE(sum);
             if (AFTER == 1) value = relu(value + beside[first_column + column_of]);
             if (AFTER == 2) value = let_through(beside[at], value);
@@ -108,9 +111,11 @@ KERNEL BOUNDS(THREADS, BLOCKS) NAME(const stored *RESTRICT input, const stored *
         }
     })
 #else
+    UNROLL for (int i = 0; i < 8; i++) places[i] = PLACE_OF(first_row + own_row + lane / 4 + 8 * i);
     FOR_EACH_PAIR(row, column_of, one, two, {
-        if (first_row + row < rows_there) {
-            const u64 at = PLACE_OF(first_row + row, column_of);
+        const int place = places[2 * i + k / 2];
+        if (place >= 0) {
+            const u64 at = (u64)place * OUTPUTS + first_column + column_of;
             float left = WHOLE(one);
             float right_of = WHOLE(two);
             if (AFTER == 1) {

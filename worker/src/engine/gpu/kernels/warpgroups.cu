@@ -98,14 +98,16 @@ KERNEL BOUNDS(THREADS, BLOCKS) NAME(const stored *RESTRICT input, const stored *
         PRODUCTS_WAIT(sums, COLUMNS / 2);
     }
 
-// Where a row's sums go. One that left taps out has added no zeros, which could have turned its sign, were it zero: so can this.
-#define PLACE_OF(row, column) ((u64)(IMAGE_OF(row) * AREA + PIXEL_OF(row)) * OUTPUTS + first_column + (column))
+// See convolution.cu.
+#define PLACE_OF(row) ((row) < rows_there ? IMAGE_OF(row) * AREA + PIXEL_OF(row) : -1)
 #define WHOLE(sum) (BY_PIXEL ? (sum) + 0.0f : (sum))
     // A warp has 16 rows, a thread two of them and, of every eight columns, two.
+    int places[2];
+    UNROLL for (int i = 0; i < 2; i++) places[i] = PLACE_OF(first_row + own_row + warp % 4 * 16 + lane / 4 + 8 * i);
     UNROLL for (int i = 0; i < COLUMNS / 2; i += 2) {
-        const int row = own_row + warp % 4 * 16 + lane / 4 + i % 4 / 2 * 8, own_column = i / 4 * 8 + lane % 4 * 2;
-        if (first_row + row < rows_there) {
-            const u64 at = PLACE_OF(first_row + row, own_column);
+        const int place = places[i % 4 / 2], own_column = i / 4 * 8 + lane % 4 * 2;
+        if (place >= 0) {
+            const u64 at = (u64)place * OUTPUTS + first_column + own_column;
             float left = WHOLE(sums[i]), right_of = WHOLE(sums[i + 1]);
             if (AFTER == 1) {
                 left = relu(left + ((const float *)beside)[first_column + own_column]);
