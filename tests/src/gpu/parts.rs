@@ -93,7 +93,9 @@ fn start(options: &Options, job: &Job) -> anyhow::Result<Child> {
     part.args(["--workers", &list(&job.workers.map_or(options.workers.clone(), |workers| vec![workers]))]);
     part.args(["--cluster-batch", &options.cluster_batch.to_string()]).arg("--python").arg(&options.python);
     for (name, path) in [("--peer", &options.peer), ("--logs", &options.logs)] {
-        path.iter().for_each(|path| drop(part.arg(name).arg(path)));
+        if let Some(path) = path {
+            part.arg(name).arg(path);
+        }
     }
     part.env(Variant::VARIABLE, &job.variant).stdin(Stdio::null()).stdout(Stdio::piped());
     // With all that it starts, it can be ended.

@@ -182,7 +182,7 @@ pub fn pytorch(options: &Options, findings: &mut Findings) {
 fn told_by_pytorch(options: &Options, findings: &mut Findings) -> anyhow::Result<()> {
     let script = options.peer.as_deref().context("no script was named")?;
     let list = |words: Vec<String>| words.join(",");
-    let precisions = options.precisions().iter().map(|precision| match precision {
+    let precisions = options.precisions().into_iter().map(|precision| match precision {
         Precision::F32 => "fp32".to_owned(),
         Precision::Tf32 => "tf32".to_owned(),
         Precision::Bf16 => "bf16".to_owned(),
