@@ -38,6 +38,59 @@ fn it_finds_out_everything_of_a_device() {
     }
 }
 
+/// Each thing that is found is a line by itself, before the last one has them all.
+#[test]
+fn what_is_found_is_told_as_it_is() {
+    let output = gpu_check("--backend cpu --only update,steps --batches 8,16 --steps 1");
+    let lines = String::from_utf8(output.stdout).unwrap();
+    let found: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let kinds: Vec<&str> = found.iter().filter_map(|line| line["found"].as_str()).collect();
+    assert_eq!(kinds, ["device", "update", "device", "steps", "steps"], "{lines}");
+    assert_eq!(found.last().unwrap()["steps"].as_array().unwrap().len(), 2, "{lines}");
+}
+
+/// A part that does not end is ended, with whatever it started, and the others go on.
+#[test]
+fn a_part_that_takes_too_long_is_a_failure_that_stops_nothing() {
+    let clock = std::time::Instant::now();
+    let output =
+        gpu_check("--backend cpu --only repetition,golden --batches 60000 --repeats 100000 --deadline 8");
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{log}");
+    assert!(log.contains("FAILED f32, repetition: it was not done within 8 s"), "{log}");
+    let lines = String::from_utf8(output.stdout).unwrap();
+    let found: Value = serde_json::from_str(lines.lines().last().unwrap()).unwrap();
+    assert_eq!(found["failures"].as_array().unwrap().len(), 1, "{lines}");
+    assert_eq!(found["golden"].as_array().unwrap().len(), 1, "{lines}");
+    assert!(clock.elapsed().as_secs() >= 8, "{log}");
+}
+
+/// `run.sh`, which is what is started on a GPU's machine: it ends, keeps what was found, and says what it left out.
+#[test]
+fn the_script_keeps_what_is_found() {
+    let out = tempfile::tempdir().unwrap();
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/gpu-check-run.sh");
+    let run = |mode: &str, options: &str| {
+        let mut command = Command::new("bash");
+        command.args([script, mode]).arg(out.path()).arg("--").args(options.split(' '));
+        command.env("GPU_CHECK", env!("CARGO_BIN_EXE_gpu-check")).env("TALLY_CACHE_DIR", out.path());
+        command.output().unwrap()
+    };
+    let small = "--backend cpu --precisions f32 --batches 8 --steps 1 --repeats 1";
+    let output = run("first", small);
+    let log = std::fs::read_to_string(out.path().join("log.txt")).unwrap();
+    assert!(output.status.success(), "{log}");
+    let lines = std::fs::read_to_string(out.path().join("findings.jsonl")).unwrap();
+    let found: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let count = |kind: &str| found.iter().filter(|line| line["found"] == kind).count();
+    assert_eq!((count("golden"), count("steps"), count("failure")), (3, 1, 0), "{lines}");
+    assert!(log.contains("steps: done") && log.contains("s; "), "{log}");
+
+    // A device that is not there ends it at once.
+    let output = run("first", "--backend cuda --device 4096");
+    assert_eq!(output.status.code(), Some(3), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
 #[test]
 fn a_gpu_that_is_not_there_is_an_exit_code_of_its_own() {
     // No machine has so many devices; one without a driver says that first.

@@ -29,6 +29,10 @@ fn decode(microbatch: &Microbatch) -> Result<Samples, EngineError> {
     Samples::decode(microbatch).map_err(|error| EngineError::Samples(error.to_string()))
 }
 
+fn decode_all(microbatches: &[&Microbatch]) -> Result<Vec<Samples>, EngineError> {
+    microbatches.iter().map(|samples| decode(samples)).collect()
+}
+
 impl Replica for MnistEngine {
     fn manifest(&self) -> &Manifest {
         self.inner.manifest()
@@ -101,10 +105,23 @@ impl Engine for MnistEngine {
         out: &mut [f32],
         ready: &mut dyn FnMut(&[f32]),
     ) -> Result<Vec<Sums>, EngineError> {
-        let samples: Vec<Samples> =
-            microbatches.iter().map(|samples| decode(samples)).collect::<Result<_, _>>()?;
+        let samples = decode_all(microbatches)?;
         let samples: Vec<&Samples> = samples.iter().collect();
         let losses = self.inner.node_gradient(&samples, scale, rounding, out, ready)?;
+        Ok(losses.into_iter().map(Sums::from).collect())
+    }
+
+    fn node_gradient_as_ready(
+        &mut self,
+        microbatches: &[&Microbatch],
+        scale: f32,
+        rounding: WireDtype,
+        out: &mut [f32],
+        ready: &mut dyn FnMut(&[f32]),
+    ) -> Result<Vec<Sums>, EngineError> {
+        let samples = decode_all(microbatches)?;
+        let samples: Vec<&Samples> = samples.iter().collect();
+        let losses = self.inner.node_gradient_as_ready(&samples, scale, rounding, out, ready)?;
         Ok(losses.into_iter().map(Sums::from).collect())
     }
 

@@ -148,6 +148,23 @@ pub trait Engine: Replica {
         })
     }
 
+    /// [`node_gradient`](Self::node_gradient) for a caller that takes the sum from `ready` alone: the prefixes that
+    /// `ready` is given may lie in memory of the engine's, and the contents of `out` are undefined afterwards. It saves
+    /// a copy where the sum comes from a device.
+    ///
+    /// # Errors
+    /// As [`node_gradient`](Self::node_gradient).
+    fn node_gradient_as_ready(
+        &mut self,
+        microbatches: &[&Microbatch],
+        scale: f32,
+        rounding: WireDtype,
+        out: &mut [f32],
+        ready: &mut dyn FnMut(&[f32]),
+    ) -> Result<Vec<Sums>, EngineError> {
+        self.node_gradient(microbatches, scale, rounding, out, ready)
+    }
+
     /// The sums of the losses and metrics over a microbatch of the test pass at the committed parameters, in the
     /// order of the program's schema.
     ///
