@@ -7,7 +7,7 @@
 #   ./run.sh OPTIONS                    gpu-check itself, once
 #
 # Each part ends in time, and what it finds is in DIR (default: $OUT, or out beside this script) as soon as it is found:
-# findings.jsonl, a line of JSON each, log.txt, and what the profiler said. OPTIONS go to every gpu-check after the script's own.
+# findings.jsonl, a line of JSON each, log.txt, and what the profiler said. OPTIONS go to every gpu-check in place of the script's own.
 # Exits with 1 if something is not as it must be, with 3 if there is no GPU.
 set -u -o pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -63,11 +63,24 @@ part() {
     esac
     return "$rc"
 }
+# These options of gpu-check, all with a value, but for those that OPTIONS have: in `given`.
+with_options() {
+    given=()
+    while [ $# -gt 0 ]; do
+        case " ${options[*]} " in
+        *" $1 "*) ;;
+        *) given+=("$1" "$2") ;;
+        esac
+        shift 2
+    done
+    given+=("${options[@]}")
+}
 # The same for gpu-check. Its own deadline is a little earlier, so that it can say what was not done.
 check() {
     local seconds=$1 name=$2
     shift 2
-    part "$seconds" "$name" "$program" --deadline $((seconds > 10 ? seconds - 5 : 5)) --logs "$logs" "$@" "${options[@]}"
+    with_options --deadline $((seconds > 10 ? seconds - 5 : 5)) --logs "$logs" "$@"
+    part "$seconds" "$name" "$program" "${given[@]}"
     local rc=$?
     [ "$rc" = 3 ] && exit 3
     [ "$rc" = 0 ] && return
@@ -102,11 +115,12 @@ if [ "$mode" = first ]; then
     together "${pids[@]}"
     if there compute-sanitizer; then
         pids=()
+        with_options --only update --precisions tf32
         (part 80 memcheck compute-sanitizer --tool memcheck --track-stream-ordered-races all --error-exitcode 9 \
-            "$program" --here --only update --precisions tf32 "${options[@]}") &
+            "$program" --here "${given[@]}") &
         pids+=($!)
-        (part 80 racecheck compute-sanitizer --tool racecheck --error-exitcode 9 \
-            "$program" --here --only update --precisions bf16 "${options[@]}") &
+        with_options --only update --precisions bf16
+        (part 80 racecheck compute-sanitizer --tool racecheck --error-exitcode 9 "$program" --here "${given[@]}") &
         pids+=($!)
         together "${pids[@]}"
     fi
@@ -130,9 +144,10 @@ else
     check 50 "clusters" --precisions tf32 --only cluster --workers 1,2 --cluster-batch 1024
     if there ncu; then
         for batch in 256 1024; do
+            with_options --only profile --precisions tf32 --batches "$batch"
             part 40 "ncu, $batch" ncu --profile-from-start off --clock-control none --section SpeedOfLight --section Occupancy \
                 --section MemoryWorkloadAnalysis --csv --page details --log-file "$out/ncu-$batch.csv" \
-                "$program" --here --only profile --precisions tf32 --batches "$batch" "${options[@]}"
+                "$program" --here "${given[@]}"
         done
     fi
     check 30 "steps, f32" --precisions f32 --only steps --batches 256,1024 --steps 50

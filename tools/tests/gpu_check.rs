@@ -49,20 +49,16 @@ fn what_is_found_is_told_as_it_is() {
     assert_eq!(found.last().unwrap()["steps"].as_array().unwrap().len(), 2, "{lines}");
 }
 
-/// A part that does not end is ended, with whatever it started, and the others go on.
+/// A part that does not end is ended, and the report is there all the same.
 #[test]
-fn a_part_that_takes_too_long_is_a_failure_that_stops_nothing() {
-    let clock = std::time::Instant::now();
-    let output =
-        gpu_check("--backend cpu --only repetition,golden --batches 60000 --repeats 100000 --deadline 8");
+fn a_part_that_takes_too_long_is_a_failure_of_its_own() {
+    let output = gpu_check("--backend cpu --only repetition --batches 8 --repeats 100000000 --deadline 3");
     let log = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{log}");
-    assert!(log.contains("FAILED f32, repetition: it was not done within 8 s"), "{log}");
+    assert!(log.contains("FAILED f32, repetition: it was not done within 3 s"), "{log}");
     let lines = String::from_utf8(output.stdout).unwrap();
     let found: Value = serde_json::from_str(lines.lines().last().unwrap()).unwrap();
     assert_eq!(found["failures"].as_array().unwrap().len(), 1, "{lines}");
-    assert_eq!(found["golden"].as_array().unwrap().len(), 1, "{lines}");
-    assert!(clock.elapsed().as_secs() >= 8, "{log}");
 }
 
 /// `run.sh`, which is what is started on a GPU's machine: it ends, keeps what was found, and says what it left out.

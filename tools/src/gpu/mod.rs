@@ -68,7 +68,7 @@ impl Part {
 /// is not, and 3 if the device can't be had. (Called as `gpu-check coordinator …` or `gpu-check
 /// worker …` it is those programs.)
 #[derive(Clone, Debug, Parser)]
-#[command(name = "gpu-check", version, max_term_width = 100, args_override_self = true)]
+#[command(name = "gpu-check", version, max_term_width = 100)]
 pub struct Options {
     /// What to check
     #[arg(long, value_enum, default_value_t = BackendChoice::Cuda)]
