@@ -12,9 +12,9 @@ skip() { echo "deploy: skipped: $*"; }
 cargo build --quiet --workspace --bin coordinator --bin worker
 binaries=$PWD/${CARGO_TARGET_DIR:-target}/debug
 
-yamllint --strict deploy/compose.yaml deploy/kubernetes deploy/prometheus deploy/grafana/provisioning deploy/grafana/kustomization.yaml .github
+yamllint --strict deploy/compose.yaml deploy/compose.secure.yaml deploy/kubernetes deploy/prometheus deploy/grafana/provisioning deploy/grafana/kustomization.yaml .github
 pass "YAML"
-check-jsonschema --builtin-schema vendor.compose-spec deploy/compose.yaml >/dev/null
+check-jsonschema --builtin-schema vendor.compose-spec deploy/compose.yaml deploy/compose.secure.yaml >/dev/null
 pass "compose against its published schema"
 check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml >/dev/null
 pass "workflows against their published schema"

@@ -111,7 +111,7 @@ echo "two hosts: a worker was killed at step $at, and another took its place"
 at=$(steps)
 lines=$(wc -l <"$journal")
 ip -n "$me-switch" link set right down
-wait_until "somebody else to compute what the unplugged host was to" said "$lines" '"event":"(hedge|lost)".*"worker":"second"'
+wait_until "somebody else to compute what the unplugged host was to" said "$lines" '"event":"(straggler|lost)".*"worker":"second"'
 wait_until "steps without the unplugged host" has_steps $((at + 50))
 ip -n "$me-switch" link set right up
 lines=$(wc -l <"$journal")

@@ -1,4 +1,4 @@
-//! What can be wrong with a checkpoint, each time with where and what to do.
+//! Errors of checkpoints. Each says what is wrong, where, and what to do.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,16 +10,16 @@ use crate::meta::VERSION;
 /// A checkpoint or a file of weights that could not be written or used.
 #[derive(Debug, Error)]
 pub enum CheckpointError {
-    /// The system refused. Whole checkpoints that were there are still there.
+    /// A file operation failed. Existing whole checkpoints are intact.
     #[error(
         "cannot {doing} {path}: {source}; {}", advice(doing, source.kind())
     )]
     Io {
-        /// What was tried, as in "cannot …".
+        /// The operation, as in "cannot …".
         doing: &'static str,
-        /// On what.
+        /// The file or directory.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// A file of a checkpoint is not what was written.
@@ -51,8 +51,8 @@ pub enum CheckpointError {
         /// Its format.
         found: u32,
     },
-    /// Parameters, momentum and [`Meta`](crate::Meta) that do not belong together. Nothing
-    /// was written, since it could not be read.
+    /// Parameters, momentum and [`Meta`](crate::Meta) that do not belong together. Nothing was written, because it
+    /// could not be read again.
     #[error(
         "the checkpoint of step {step} was not written: {why}; this is a fault in Tally, please report it"
     )]

@@ -1,5 +1,5 @@
-//! Checkpoints and weights with anything in them, checksums that fit included: they are read
-//! or refused, and nothing panics. Weights come from anywhere.
+//! Checkpoints and weights with arbitrary contents, also with matching checksums: they are read or refused, and
+//! nothing panics. Weights are files from any source.
 
 #![allow(clippy::unwrap_used)]
 

@@ -11,17 +11,16 @@
 //!
 //! # CKPT-1: whole or absent, and verified when read
 //!
-//! [`write()`] fills a hidden directory beside the others, has every file and the directory
-//! itself on the disk (`fsync`), renames it into place, and has the rename on the disk
-//! before it returns. What that gives:
+//! [`write()`] fills a hidden directory beside the others, syncs every file and the directory itself to the disk
+//! (`fsync`), renames it into place, and syncs the rename before it returns. The consequences:
 //!
-//! * If the process dies at any point, every checkpoint that was there is still there,
-//!   and the new one is whole or absent. [`clean`] removes what was left half done.
+//! * If the process dies at any point, every checkpoint that was there is still there, and the new one is whole or
+//!   absent. [`clean`] removes unfinished ones.
 //! * The same holds if the power fails, as far as the file system and the disk keep what
 //!   `fsync` says. A checkpoint whose [`write()`] returned is there afterwards.
-//! * [`read`] compares sizes, checksums, names, shapes, the digest and the parameters'
-//!   SHA-256 before it returns anything. It finds accidents; whoever can write to the
-//!   directory can also write a checkpoint with checksums that fit.
+//! * [`read`] compares sizes, checksums, names, shapes, the digest and the parameters' SHA-256 before it returns
+//!   anything. It detects accidents. It does not detect forgeries, because everyone who can write to the directory
+//!   can write matching checksums.
 //!
 //! [`files`] lists what a file system may lack, and the replacement for it.
 //!

@@ -1,4 +1,4 @@
-//! `manifest.json`: what a checkpoint says of itself, and how it is sealed.
+//! `manifest.json`: the description of a checkpoint, and its checksum.
 //!
 //! The first line holds the SHA-256 of all that follows its closing quote, so that a
 //! flipped bit in the manifest is found like one in the tensors. The file is plain JSON
@@ -29,7 +29,7 @@ pub struct ProgramConfig {
     pub arguments: serde_json::Value,
 }
 
-/// What a checkpoint says of itself, beside its tensors.
+/// The description of a checkpoint, without its tensors.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Meta {
     /// The checkpoint's format: [`VERSION`].

@@ -1,8 +1,7 @@
 //! A flat vector as a safetensors file, and back.
 //!
-//! The `safetensors` crate makes and checks the header. The tensors are streamed past it,
-//! since its own functions want the whole file as bytes in memory; a test has it read
-//! what is written here.
+//! The `safetensors` crate makes and checks the header. The tensors are streamed separately, because the crate's own
+//! functions need the whole file in memory. A test reads with the crate what is written here.
 
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
@@ -21,7 +20,7 @@ pub(crate) const AT_A_TIME: usize = 1 << 18;
 /// Why a safetensors file could not be read.
 #[derive(Debug)]
 pub(crate) enum Fault {
-    /// The system refused.
+    /// A file operation failed.
     Io(io::Error),
     /// The file is wrong: "it …".
     Why(String),

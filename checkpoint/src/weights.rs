@@ -1,8 +1,8 @@
 //! Weights to start from: any safetensors file that has the network's tensors.
 //!
-//! Such a file comes from anywhere, so nothing in it is believed: sizes are compared with
-//! the bytes that are there before memory is taken, and a value that is no finite `f32`
-//! is an error here and not a diverged run an hour later.
+//! Such a file can come from any source, so nothing in it is trusted. Sizes are compared with the length of the file
+//! before memory is allocated. A value that is not a finite `f32` is an error here, instead of a diverged run an hour
+//! later.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs::File;
@@ -21,8 +21,8 @@ use crate::{MODEL, files, store};
 pub struct Weights {
     /// A flat vector in the manifest's order.
     pub values: Vec<f32>,
-    /// The tensors of the file that the network does not have, in the file's order. They
-    /// were not read; whoever asked should be told of them.
+    /// The tensors of the file that the network does not have, in the file's order. They were not read; the caller
+    /// should report them.
     pub unknown: Vec<String>,
     /// What was taken off the file's names to find the network's, as `module.` is; empty if nothing was.
     pub taken_off: String,

@@ -16,7 +16,7 @@ const HELP: &str = "help";
 const SHELL: &str = "shell";
 const DIRECTORY: &str = "directory";
 
-/// Whether a command of this name only tells of the program, and has nothing to configure.
+/// Whether a command of this name only describes the program, and has no options to configure.
 #[must_use]
 pub fn is_about_the_program(name: &str) -> bool {
     [COMPLETIONS, MAN, HELP].contains(&name)
@@ -66,7 +66,7 @@ fn man_pages(command: &Command, directory: &Path) -> io::Result<()> {
     clap_mangen::generate_to(command.clone(), directory)
 }
 
-/// Writes to standard output. Whoever read it has read enough when the pipe is closed.
+/// Writes to standard output. A closed pipe is not an error, because its reader has read enough.
 ///
 /// # Errors
 /// If it can't be written.

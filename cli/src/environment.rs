@@ -1,9 +1,9 @@
 //! The layer of the environment: `TALLY_BATCH_SIZE=64` is `--batch-size 64`.
 //!
-//! A variable that is empty is as one that is not set, so that `${TALLY_EPOCHS:-}` in a compose file gives
-//! nothing. Line breaks at its end are removed: they come from the file that it was read from. Variables that belong to
-//! no option of the command are left alone: containers share their environment, and Kubernetes adds
-//! `TALLY_…_SERVICE_HOST` for a Service of that name. Only what looks like a misspelt option is warned about.
+//! An empty variable counts as not set, so that `${TALLY_EPOCHS:-}` in a compose file gives nothing. Line breaks at
+//! its end are removed: they come from the file that it was read from. Variables that belong to no option of the
+//! command are left alone: containers share their environment, and Kubernetes adds `TALLY_…_SERVICE_HOST` for a
+//! Service of that name. Only what looks like a misspelt option is warned about.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};

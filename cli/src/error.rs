@@ -1,4 +1,4 @@
-//! Why options cannot be used, each time with where they are and what to do.
+//! Errors of options. Each says what is wrong, where, and what to do.
 
 use std::io;
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use crate::given::Origin;
 /// Options that cannot be used.
 #[derive(Debug, Error)]
 pub enum ConfigError {
-    /// What clap refuses, whichever layer it is from.
+    /// clap refuses a value, from any layer.
     #[error(transparent)]
     Arguments(#[from] clap::Error),
     /// The file can't be read.
@@ -20,10 +20,10 @@ pub enum ConfigError {
         path: PathBuf,
         /// `--config` or the variable.
         named_by: &'static str,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// It is no TOML. The line itself is not shown: nobody knows what is in it.
+    /// It is not TOML. The line itself is not shown, because it may contain a secret.
     #[error("line {line} of {} is no TOML: {reason}", path.display())]
     Syntax {
         /// The file.
@@ -68,7 +68,7 @@ pub enum ConfigError {
     Write {
         /// Where to.
         place: String,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
 }

@@ -11,8 +11,8 @@
 //! stay = true
 //! ```
 //!
-//! One file serves a whole cluster: a program reads its own table wholly, so that a mistake in any of its
-//! commands is found at once, and leaves the other's alone. What it does not know is an error.
+//! One file serves a whole cluster: a program checks all of its own table, so that a mistake in any of its commands
+//! is found at once, and ignores the other program's table. An unknown key is an error.
 
 use std::ffi::OsString;
 use std::ops::Range;

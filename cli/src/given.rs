@@ -1,11 +1,11 @@
-//! What a layer says of an option, and where.
+//! The value of an option in a layer, and its origin.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
 
-/// What a layer says of an option.
+/// The value of an option in a layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Said {
     /// That a flag is there or not.
@@ -14,7 +14,7 @@ pub enum Said {
     Values(Vec<OsString>),
 }
 
-/// Where something is said.
+/// The origin of a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
     /// The command line.
@@ -40,7 +40,7 @@ impl fmt::Display for Origin {
     }
 }
 
-/// What is said, and where.
+/// A value, and its origin.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Given {
     /// What.

@@ -1,8 +1,8 @@
 //! One set of options from all layers.
 //!
-//! The command in play is found first, and what the command line gives it. What is left open is looked for
-//! in the environment, then in the file, and put at the end of the command line. Then clap parses the
-//! whole as if it had been written there.
+//! First the command and its options on the command line are found. Options that are missing are looked up in the
+//! environment, then in the file, and appended to the command line. Then clap parses all of it as if it had been
+//! written there.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -21,7 +21,7 @@ use crate::given::{Given, Layer, Origin, Said};
 use crate::option::{Kind, commands, options};
 use crate::{CONFIG, PRINT_CONFIG};
 
-/// What came of the layers.
+/// The result of merging the layers.
 #[derive(Debug)]
 pub struct Resolved {
     /// The options in force, as clap parsed them.
@@ -32,7 +32,7 @@ pub struct Resolved {
     pub given: Layer,
     /// Whether they are to be printed.
     pub print: bool,
-    /// What should be said, and is no error.
+    /// Warnings.
     pub warnings: Vec<String>,
 }
 
@@ -47,7 +47,7 @@ pub fn resolve(
 ) -> Result<Resolved, ConfigError> {
     let mut tree = command.clone();
     tree.build();
-    // What is wrong is ignored here and judged when all is together; --help is answered at once.
+    // Errors are ignored here, and reported after all layers are merged; --help is answered at once.
     let all = flags(commands(&tree).into_iter().map(|(_, command)| command));
     let first = command.clone().ignore_errors(true).try_get_matches_from(read(&args, &all).0)?;
     let names = names(&first);

@@ -1,15 +1,14 @@
 //! Options from the command line, the environment and a TOML file, for both binaries.
 //!
-//! Every long option of every command can be given in three places, which are looked at in this
-//! order: the command line, the environment (`--batch-size` is `TALLY_BATCH_SIZE`), and the file that
-//! `--config` or `TALLY_CONFIG` names (`batch-size = 64`). No file is looked for. What the lower layers
-//! give is put into the command line as arguments, so that clap's own parsers, `requires` and
-//! `conflicts_with` judge a value in the same way wherever it is from; an error says where that is.
+//! Every long option of every command can be given in three places, which are looked at in this order: the command
+//! line, the environment (`--batch-size` is `TALLY_BATCH_SIZE`), and the file that `--config` or `TALLY_CONFIG` names
+//! (`batch-size = 64`). No file is looked for. Values of lower layers are appended to the command line as arguments,
+//! so clap's own parsers, `requires` and `conflicts_with` check a value in the same way wherever it is from. An error
+//! says where that is.
 //!
-//! This crate knows clap's tree of commands and nothing of training: an option that a binary declares
-//! has its variable and its key without further ado. [`layers`] merges; [`mod@file`] and [`environment`] read;
-//! [`mod@print`] tells what came of it; [`documents`] makes completions and man pages; [`output`] is how both
-//! programs say anything.
+//! This crate knows clap's tree of commands and nothing of training: an option that a binary declares has its
+//! variable and its key without further code. [`layers`] merges; [`mod@file`] and [`environment`] read; [`mod@print`]
+//! prints the result; [`documents`] makes completions and man pages; [`output`] is how both programs say anything.
 //!
 //! [`logging`] has the options for logs, and the exit code of a command.
 //!
@@ -53,10 +52,10 @@ const ELSEWHERE: &str = "Every option can also be given in the environment (--lo
                          TOML file (log-level = \"warn\" under the command's name); the command line is asked first, \
                          the file last.";
 
-/// The options of the process, from all layers. What cannot be used ends the process with the reason,
-/// and so do `--help`, `--print-config`, and the commands that make completions and man pages once they
-/// are done. `beside` are other programs that may share the environment, as far as this one knows them: their
-/// variables are not taken for misspelt ones.
+/// The options of the process, from all layers. An option that cannot be used ends the process with the reason, and
+/// so do `--help`, `--print-config`, and the commands that make completions and man pages once they are done.
+/// `beside` are other programs that may share the environment, as far as this one knows them: their variables are not
+/// taken for misspelt ones.
 #[must_use]
 pub fn parse<C: Parser>(beside: &[Command]) -> C {
     let command = command::<C>();

@@ -1,10 +1,9 @@
-//! What the programs say while they work, which is best effort: nothing waits for it, and nothing ends by it.
+//! The output of a working program. It is best effort: nothing waits for it, and its failure ends nothing.
 //!
-//! Whoever has something to say puts it into a queue of bounded size and goes on. One thread writes. So a
-//! terminal that takes no output (a pty that nobody reads, a stalled ssh, Ctrl-S), a reader that goes away, a
-//! full disk below a log file or a descriptor that does not block cost lines and nothing else: lines for which
-//! there is no room are left out and counted, and of the line that a terminal shows at its bottom only the
-//! newest state is written.
+//! A caller puts a line into a bounded queue and continues. One thread writes. So a terminal that takes no output (a
+//! pty that nobody reads, a stalled ssh, Ctrl-S), a reader that goes away, a full disk below a log file or a
+//! descriptor that does not block cost lines and nothing else: lines for which there is no room are left out and
+//! counted, and of the line that a terminal shows at its bottom only the newest state is written.
 //!
 //! The answer of a command that does nothing else goes through [`print`] instead, which waits and reports errors.
 

@@ -1,7 +1,7 @@
 //! `--print-config`: the options in force, as a file that gives the same ones again.
 //!
-//! What a layer gave stands as a key; what nobody gave is a comment, since a default that is written down
-//! counts as given (an option may be allowed only beside another).
+//! A value from a layer is printed as a key. A default is printed as a comment, because a default in a file would
+//! count as given, and an option may be allowed only beside another.
 
 use std::ffi::OsStr;
 use std::fmt::Write as _;

@@ -1,4 +1,4 @@
-//! What somebody may have meant.
+//! Suggestions for misspelt names.
 
 /// As similar as clap wants its own suggestions to be.
 const SIMILAR: f64 = 0.7;

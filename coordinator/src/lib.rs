@@ -1,7 +1,8 @@
-//! The coordinator: deals samples to workers, sums their gradients, keeps the master copy of the state.
+//! The coordinator: it sends samples to workers, adds their gradients, and keeps the master copy of the state.
 //!
-//! tally-core decides and knows no I/O; [`server`] performs what it decides; [`access`] says who may do what;
-//! [`observer`] is how a run is shown. This library depends on nothing of the worker, and on no program.
+//! tally-core decides and does no I/O; [`server`] performs its actions; [`access`] checks what each peer may do;
+//! [`observer`] is the interface through which a run is shown. This library depends on nothing of the worker, and on
+//! no program.
 
 #![forbid(unsafe_code)]
 

@@ -1,7 +1,8 @@
-//! What happens in a run, told to whoever shows it.
+//! The events of a run, for everything that shows it.
 //!
-//! Training needs no observer. The driver tells each [`RunEvent`] to every [`Observer`] of its list, in order, on its
-//! own thread: an observer copies what it needs and does the rest elsewhere, since training waits for it.
+//! Training needs no observer. The driver passes each [`RunEvent`] to every [`Observer`] of its list, in order, on
+//! its own thread. Training waits for the observers, so an observer copies what it needs and does slow work on
+//! another thread.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -19,15 +20,15 @@ use crate::timeline::clock::Offset;
 /// The run as it is when something happens.
 #[derive(Clone, Copy)]
 pub struct Context<'a> {
-    /// The decisions, and all that they know of the cluster.
+    /// The core, with its state of the cluster.
     pub core: &'a Core,
-    /// The clock by which all times are told.
+    /// The clock of all times that are shown.
     pub clock: Clock,
     /// Seconds since this start of the coordinator.
     pub seconds: f64,
     /// The run was asked to stop.
     pub stopping: bool,
-    /// What time between two steps is spent on, as things are.
+    /// The activity between two steps.
     pub idle: Idle,
     /// Wall seconds of a step, smoothed; 0 before the first.
     pub step_seconds: f64,
@@ -90,7 +91,7 @@ pub enum RunEvent<'a> {
         /// How often this run's coordinator has been started.
         incarnation: u64,
     },
-    /// A line is about to be written to the journal; a step's is told as [`Committed`](Self::Committed).
+    /// A line is about to be written to the journal; a step's line comes with [`Committed`](Self::Committed).
     Journal(&'a Line),
     /// A worker takes part: its replica may not be ready yet.
     Connected {
@@ -123,9 +124,9 @@ pub enum RunEvent<'a> {
     },
     /// A step counts.
     Committed {
-        /// What the core says of it.
+        /// The core's record of it.
         step: &'a Committed,
-        /// What the journal says of it.
+        /// The journal's line.
         line: &'a StepLine,
         /// A resumed run had to compute it again.
         recomputed: bool,
@@ -143,7 +144,7 @@ pub enum RunEvent<'a> {
         epoch: u32,
         /// Wall seconds of the pass.
         seconds: f64,
-        /// What it found.
+        /// Its result.
         evaluation: &'a Evaluation,
     },
     /// The driver has taken a snapshot for a checkpoint, which another thread writes.
@@ -198,7 +199,7 @@ pub enum RunEvent<'a> {
     },
     /// A worker was lost before it had done a step, or because its link is too slow.
     UnproductiveSession,
-    /// A word for the person who started the run.
+    /// A message for the person who started the run.
     Note(&'a str),
     /// A warning for that person.
     Warning(&'a str),

@@ -33,8 +33,8 @@ pub enum Recipe {
     /// Trains fast and does not diverge: rate 0.1 with warm-up, along a line to zero, clipped at 2
     #[default]
     Default,
-    /// The original's: rate 0.01, constant, unclipped, softmax-nll. It is unstable and may
-    /// diverge within 100 steps
+    /// That of the PyTorch program from which the task comes: rate 0.01, constant, unclipped, softmax-nll. It is
+    /// unstable and may diverge within 100 steps
     #[value(alias = "seed")]
     Original,
 }
@@ -82,7 +82,7 @@ pub struct MnistOptions {
     #[arg(long, value_enum, help_heading = "Training")]
     pub recipe: Option<Recipe>,
 
-    /// Loss of the digit's answer: cross-entropy, or softmax-nll as the original [default:
+    /// Loss of the digit's answer: cross-entropy, or softmax-nll, as --recipe original has it [default:
     /// cross-entropy]
     #[arg(long, value_name = "LOSS", help_heading = "Training")]
     pub label_loss: Option<LabelLoss>,

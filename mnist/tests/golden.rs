@@ -112,7 +112,7 @@ fn step(engine: &mut dyn DigitEngine, first: usize, update: Update) -> Sums {
     let mut gradients = sum::Fold::default();
     let mut losses = Vec::new();
     let tree = Tree::new(8).unwrap();
-    for microbatch in 0..tree.shards() {
+    for microbatch in 0..tree.microbatches() {
         let range = tree.samples(microbatch, n);
         let mut gradient = vec![0.0; engine.manifest().len()];
         let samples = samples(first + range.start, first + range.end);

@@ -1,9 +1,8 @@
 //! The per-step digest by which replicas are compared (**REP-1**).
 //!
-//! A wrapping sum over all elements of a mix of index, parameter and momentum. Addition
-//! of integers commutes, so the digest may be taken in any order and by any number of
-//! threads, and costs little beside the update it is fused into. It finds accidents, not
-//! forgeries; checkpoints carry SHA-256.
+//! The digest mixes index, parameter and momentum of each element, and sums the results with wrapping. Addition of
+//! integers commutes, so the digest may be computed in any order and by any number of threads. It is computed
+//! together with the update, at little extra cost. It detects accidents, not forgeries; checkpoints have SHA-256.
 
 use std::fmt;
 use std::str::FromStr;
@@ -53,8 +52,8 @@ impl TryFrom<String> for Digest {
     }
 }
 
-/// One element's share of the digest. The mixer is SplitMix64's finaliser
-/// (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).
+/// One element's part of the digest. The mixer is SplitMix64's finaliser (Steele, Lea, Flood: Fast splittable
+/// pseudorandom number generators, 2014).
 #[inline(always)]
 #[must_use]
 pub fn mix(index: u64, parameter: f32, momentum: f32) -> u64 {

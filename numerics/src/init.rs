@@ -7,8 +7,8 @@ use crate::random::{Purpose, Stream};
 /// A flat vector of initial parameters: element `i` of a tensor is `bound·(2u − 1)` with
 /// `u` the `i`-th fraction of the tensor's stream, in double, rounded to `f32` at the end.
 ///
-/// A tensor's values depend on the seed, its name and its bound, so that reordering a
-/// manifest changes none.
+/// A tensor's values depend only on the seed, its name and its bound, so another order of the manifest does not
+/// change them.
 #[must_use]
 pub fn parameters(manifest: &Manifest, seed: u64) -> Vec<f32> {
     let mut values = Vec::with_capacity(manifest.len());

@@ -27,9 +27,9 @@ pub mod tree;
 pub mod update;
 pub mod wire;
 
-/// Elements of a gradient that travel and are summed together: 2¹⁸ floats, 1 MiB.
+/// Elements of a gradient that are sent and added together: 2¹⁸ floats, 1 MiB.
 ///
-/// A run's chunks never change size, since [`norm`] adds up chunk by chunk.
+/// A run's chunks always have the same size, because [`norm`] adds chunk by chunk.
 pub const CHUNK: usize = 1 << 18;
 
 /// How many chunks of one node may be on their way before the first of them is reduced.
@@ -37,7 +37,7 @@ pub const CHUNK: usize = 1 << 18;
 /// It bounds the coordinator's memory to this many chunks for each contributed node.
 pub const CREDIT_WINDOW: usize = 8;
 
-/// Samples of a microbatch of the test pass; fixed, so that its sums are.
+/// Samples of a microbatch of the test pass. The number is fixed, so that the bits of its sums are.
 pub const TEST_MICROBATCH: usize = 100;
 
 /// How many chunks a vector of `len` elements has; the last may be short.

@@ -1,4 +1,4 @@
-//! The list of a network's tensors: all that the coordinator knows of it.
+//! The list of a network's tensors. The coordinator knows nothing else of the network.
 //!
 //! A replica, a momentum and a gradient are flat vectors of `f32` with the tensors one
 //! after the other in the manifest's order, each row-major. That order is the order in
@@ -17,7 +17,7 @@ pub const MAX_ELEMENTS: usize = 1 << 30;
 /// The most tensors a network can have.
 pub const MAX_TENSORS: usize = 1 << 14;
 
-/// A manifest that cannot be one.
+/// Why a list of tensors is not a valid manifest.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum BadManifest {
     /// No tensors, or too many.
@@ -138,7 +138,7 @@ impl Manifest {
     /// little-endian `f32`, in hex: `parameters_sha256` of a run's summary.
     ///
     /// # Panics
-    /// If `values` has not the manifest's length.
+    /// If `values` does not have the manifest's length.
     #[must_use]
     pub fn sha256(&self, values: &[f32]) -> String {
         assert_eq!(values.len(), self.len(), "a flat vector has the manifest's length");

@@ -3,8 +3,8 @@
 use crate::sum::Fold;
 use crate::wire::WireDtype;
 
-/// The gradient of a node, summed up microbatch after microbatch along its subtree: each gradient and each sum is
-/// rounded as it travels. Buffers are used again.
+/// The gradient of a node, added up microbatch by microbatch along its subtree. Each gradient and each sum is rounded
+/// to the format of the wire. Buffers are reused.
 #[derive(Debug)]
 pub struct NodeSum {
     rounding: WireDtype,
@@ -13,26 +13,26 @@ pub struct NodeSum {
 }
 
 impl NodeSum {
-    /// A sum of nothing yet, whose values are rounded so.
+    /// An empty sum whose values are rounded to this format.
     #[must_use]
     pub fn new(rounding: WireDtype) -> Self {
         Self::with_buffers(rounding, Vec::new())
     }
 
-    /// The same with buffers that can be written over; [`drain`](Self::drain) gives them back.
+    /// The same, with buffers that it may overwrite; [`drain`](Self::drain) returns them.
     #[must_use]
     pub fn with_buffers(rounding: WireDtype, free: Vec<Vec<f32>>) -> Self {
         Self { rounding, fold: Fold::default(), free }
     }
 
-    /// A buffer of `len` elements with anything in it.
+    /// A buffer of `len` elements with arbitrary contents.
     pub fn buffer(&mut self, len: usize) -> Vec<f32> {
         let mut buffer = self.free.pop().unwrap_or_default();
         buffer.resize(len, 0.0);
         buffer
     }
 
-    /// Takes the gradient of the next microbatch from the left.
+    /// Adds the gradient of the next microbatch, from left to right.
     ///
     /// # Panics
     /// If the gradients differ in length.
@@ -66,7 +66,7 @@ impl NodeSum {
         self.fold.finish()
     }
 
-    /// All buffers, those of values still held among them.
+    /// All buffers, including those of values that are still needed.
     #[must_use]
     pub fn drain(mut self) -> Vec<Vec<f32>> {
         self.free.extend(self.fold.drain());

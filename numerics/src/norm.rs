@@ -64,7 +64,7 @@ mod body {
         lanes[0]
     }
 
-    /// The bits of the value furthest from 0, without its sign: more than infinity's for NaN.
+    /// The bits of the value with the greatest magnitude, without its sign. A NaN has greater bits than infinity.
     #[inline(always)]
     pub(super) fn greatest_magnitude(block: &[f32]) -> u32 {
         block.iter().fold(0, |m, x| m.max(x.to_bits() & 0x7fff_ffff))

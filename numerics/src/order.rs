@@ -1,9 +1,8 @@
 //! Which samples belong to which step (**DATA-1**, **DATA-2**).
 //!
-//! An epoch is a permutation of all samples, cut into batches; a short last batch is
-//! kept, so every sample comes exactly once. The permutation depends on the run's seed
-//! and the epoch, the cuts on the batch size, and neither on anything else. Pure: no
-//! state, no I/O.
+//! An epoch is a permutation of all samples, cut into batches. A short last batch is kept, so every sample is used
+//! exactly once. The permutation depends only on the run's seed and the epoch, and the cuts depend only on the batch
+//! size. This module has no state and does no I/O.
 //!
 //! Steps and epochs are counted from 1 through the whole run, batches of an epoch from 0.
 
@@ -12,7 +11,7 @@ use std::ops::Range;
 use crate::random::{Purpose, Stream};
 use thiserror::Error;
 
-/// A schedule that cannot be one.
+/// Why a schedule is not valid.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum BadSchedule {
     /// A batch of no samples.
@@ -45,7 +44,7 @@ impl Schedule {
         Ok(Self { seed, samples: count, batch_size })
     }
 
-    /// What the orders are drawn from.
+    /// The seed from which the orders are drawn.
     #[must_use]
     pub fn seed(&self) -> u64 {
         self.seed
@@ -69,8 +68,8 @@ impl Schedule {
         self.samples().div_ceil(self.batch_size)
     }
 
-    /// The ids of all samples in the order of an epoch, counted from 1. Computed anew at
-    /// each call: keep it for the epoch.
+    /// The ids of all samples in the order of an epoch, counted from 1. Each call computes it again, so keep the
+    /// result for the epoch.
     #[must_use]
     pub fn order(&self, epoch: u32) -> Vec<u32> {
         Stream::new(self.seed, Purpose::Permutation { epoch }).permutation(self.samples)
@@ -84,8 +83,8 @@ impl Schedule {
         cut(index)..cut(index.saturating_add(1))
     }
 
-    /// The epoch of a step, counted from 1, and the step's place in the epoch, from 0.
-    /// Epochs over `u32::MAX` do not exist and are given as that.
+    /// The epoch of a step, counted from 1, and the step's place in the epoch, from 0. Epochs above `u32::MAX` are
+    /// returned as `u32::MAX`.
     ///
     /// # Panics
     /// If `step` is 0: steps are counted from 1.

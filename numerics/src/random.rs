@@ -1,6 +1,6 @@
 //! The streams of random words from which a run is drawn (**DATA-2**).
 //!
-//! Written down for ever; changing a line changes every run.
+//! These rules never change: a change of one of them would change every run.
 //!
 //! * A stream is the output of ChaCha8 (Bernstein 2008; 8 rounds, 64-bit counter from 0,
 //!   stream 0) read as 32-bit little-endian words from the first.
@@ -16,7 +16,7 @@
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
-/// What a stream is for; each has words of its own.
+/// The purpose of a stream. Each purpose has its own words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
     /// The numbers 0-9 paired with the training samples, in file order.
@@ -66,7 +66,7 @@ impl Stream {
         self.0.next_u32()
     }
 
-    /// A number below `n`, each as likely; 0 if `n` is 0.
+    /// A number below `n`, uniformly distributed; 0 if `n` is 0.
     pub fn below(&mut self, n: u32) -> u32 {
         if n == 0 {
             return 0;
@@ -103,7 +103,7 @@ mod tests {
 
     use super::*;
 
-    /// DATA-2: the streams are pinned. A change here changes every run there ever was.
+    /// DATA-2: the streams are pinned. A change here changes every run.
     #[test]
     fn data_2_streams_are_pinned() {
         let mut stream = Stream::new(1, Purpose::TrainNumbers);

@@ -34,12 +34,12 @@ pub struct MetricSpec {
     pub name: String,
     /// The name on the page and the console: `digit`.
     pub label: String,
-    /// What its sums are.
+    /// The kind of its sums.
     #[serde(flatten)]
     pub kind: MetricKind,
 }
 
-/// What the sums of a metric are.
+/// The kind of a metric's sums.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum MetricKind {
@@ -48,7 +48,7 @@ pub enum MetricKind {
         /// Whether more is better.
         higher_is_better: bool,
     },
-    /// Counts of the integers from `first` on; the outermost bins hold what lies beyond as well.
+    /// Counts of the integers from `first` on; the first and the last bin also count everything beyond them.
     Histogram {
         /// The integer of the first bin.
         first: i64,
@@ -74,19 +74,19 @@ impl MetricKind {
     }
 }
 
-/// A schema that cannot be one.
+/// Why a schema is not valid.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum BadSchema {
     /// There is no loss.
     #[error("a program has at least one loss")]
     NoLoss,
-    /// A name that could not stand in a metric's name.
+    /// A name that cannot be a part of a metric's name.
     #[error("{0:?} is no name: use lower-case letters, digits and _, beginning with a letter")]
     Name(String),
-    /// A name that another has, or that is reserved.
+    /// A name that is used twice or reserved.
     #[error("the name {0:?} is taken; give each loss and each metric a name of its own")]
     Twice(String),
-    /// The metric that picks the best checkpoint is none.
+    /// The metric that picks the best checkpoint is not in the schema.
     #[error("{0:?} picks the best checkpoint, but no ratio has that name")]
     Best(String),
     /// Too many numbers.
@@ -187,7 +187,7 @@ impl Schema {
 
     /// The result of a test pass over `samples` samples, from the sums of its microbatches in their order.
     ///
-    /// JSON has no NaN: a number that is none, as a diverged model's loss, is told as the largest there is.
+    /// JSON has no NaN. So a NaN, such as the loss of a diverged model, becomes the largest number.
     #[must_use]
     pub fn evaluation(
         &self,
@@ -217,7 +217,7 @@ impl Schema {
         Evaluation { samples, loss: loss.collect(), metrics }
     }
 
-    /// How good a test pass was, greater being better, by the metric that picks the best checkpoint.
+    /// The quality of a test pass, by the metric that picks the best checkpoint. Greater is better.
     #[must_use]
     pub fn score(&self, evaluation: &Evaluation) -> f64 {
         let best = self.best.as_ref().and_then(|best| self.ratios().find(|(m, _)| m.name == *best));
@@ -280,7 +280,7 @@ impl Sums {
         sum.unwrap_or_else(|| Self(vec![0.0; width]))
     }
 
-    /// All together, from the first on.
+    /// The sum of all, from the first on.
     #[must_use]
     pub fn total(&self) -> f64 {
         self.0.iter().copied().reduce(|a, b| a + b).unwrap_or(0.0)

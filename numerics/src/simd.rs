@@ -1,7 +1,7 @@
-//! One loop compiled for several instruction sets, and the widest that is there chosen.
+//! One loop, compiled for several instruction sets. The widest one that the processor has is chosen.
 //!
-//! A loop that is wrapped here may add, multiply, compare and round in a fixed order alone;
-//! `f32::mul_add` rounds once on all of them. So they differ in speed and not in bits.
+//! A loop that is wrapped here may only add, multiply, compare and round, in a fixed order. `f32::mul_add` rounds
+//! once on every path. So the paths differ in speed and not in bits.
 
 /// Defines functions that run the function of the same name in a module `body`, compiled for
 /// AVX-512, for AVX2 with FMA, and for any processor. Bodies are `#[inline(always)]`.

@@ -1,8 +1,7 @@
 //! Sums along the reduction tree (**SUM-1**).
 //!
-//! A node's value is its left child's plus its right child's; an empty child is skipped,
-//! not added as zeros (`-0.0 + 0.0` would lose a sign). Nothing else is ever added, so a
-//! sum's bits depend on the leaves alone.
+//! A node's value is its left child's plus its right child's; an empty child is skipped, not added as zeros (`-0.0 +
+//! 0.0` would lose a sign). No other addition is done, so the bits of a sum depend only on the leaves.
 
 use crate::simd::for_each_instruction_set;
 
@@ -61,7 +60,7 @@ impl<T> Default for Fold<T> {
 }
 
 impl<T> Fold<T> {
-    /// Takes the next leaf from the left; `add(left, right)` makes a parent.
+    /// Adds the next leaf, from left to right; `add(left, right)` makes a parent.
     pub fn push(&mut self, leaf: Option<T>, mut add: impl FnMut(T, T) -> T) {
         let mut level = 0;
         let mut value = leaf;
@@ -79,8 +78,8 @@ impl<T> Fold<T> {
         self.waiting.push((level, value));
     }
 
-    /// The left children, nearest first, to which the last leaf of a subtree is added on
-    /// its way to the top, if `leaf` (counted from 0) is the last of `2^k`.
+    /// The left children to which the last leaf of a subtree is added, nearest first, if `leaf` (counted from 0) is
+    /// the last of `2^k` leaves.
     pub fn pending(&self) -> impl Iterator<Item = &T> {
         self.waiting.iter().rev().filter_map(|(_, value)| value.as_ref())
     }
@@ -92,7 +91,7 @@ impl<T> Fold<T> {
         self.waiting.pop().and_then(|(_, value)| value)
     }
 
-    /// Takes out the values still held, so that their buffers can be used again.
+    /// Takes out the remaining values, so that their buffers can be reused.
     pub fn drain(&mut self) -> impl Iterator<Item = T> + '_ {
         self.waiting.drain(..).filter_map(|(_, value)| value)
     }

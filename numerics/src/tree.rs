@@ -1,22 +1,21 @@
-//! The reduction tree over a step's micro-shards (**SUM-1**).
+//! The reduction tree over a step's microbatches (**SUM-1**).
 //!
-//! A batch of `n` samples is cut into `S` leaves, `S` a power of two fixed for the run.
-//! Nodes are numbered as in a heap: the root is 1, the children of `i` are `2i` and
-//! `2i + 1`, and leaf `k` is node `S + k`. The tree depends on `S` alone, never on the
-//! workers, so neither do the bits of a sum along it.
+//! A batch of `n` samples is cut into `S` leaves, `S` a power of two fixed for the run. Nodes are numbered as in a
+//! heap: the root is 1, the children of `i` are `2i` and `2i + 1`, and leaf `k` is node `S + k`. The tree depends
+//! only on `S` and not on the workers. So the bits of a sum along it do not depend on the workers.
 
 use std::fmt;
 use std::ops::Range;
 
 use thiserror::Error;
 
-/// The largest number of micro-shards a run can have.
-pub const MAX_SHARDS: u32 = 4096;
+/// The largest number of microbatches that a step can have.
+pub const MAX_MICROBATCHES: u32 = 4096;
 
-/// A number of micro-shards that cannot be one.
+/// A number of microbatches that is not valid.
 #[derive(Debug, Error, PartialEq, Eq)]
-#[error("the number of micro-shards must be a power of two from 1 to {MAX_SHARDS}, not {0}")]
-pub struct BadShards(pub u32);
+#[error("the number of microbatches must be a power of two from 1 to {MAX_MICROBATCHES}, not {0}")]
+pub struct BadMicrobatches(pub u32);
 
 /// A node of the tree; its subtree is a contiguous run of leaves.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -73,51 +72,51 @@ impl fmt::Display for Node {
 /// The shape of a run's reduction tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tree {
-    shards: u32,
+    microbatches: u32,
 }
 
 impl Tree {
-    /// A tree with `shards` leaves.
+    /// A tree with `microbatches` leaves.
     ///
     /// # Errors
-    /// [`BadShards`] unless `shards` is a power of two up to [`MAX_SHARDS`].
-    pub fn new(shards: u32) -> Result<Self, BadShards> {
-        if shards.is_power_of_two() && shards <= MAX_SHARDS {
-            Ok(Self { shards })
+    /// [`BadMicrobatches`] unless `microbatches` is a power of two up to [`MAX_MICROBATCHES`].
+    pub fn new(microbatches: u32) -> Result<Self, BadMicrobatches> {
+        if microbatches.is_power_of_two() && microbatches <= MAX_MICROBATCHES {
+            Ok(Self { microbatches })
         } else {
-            Err(BadShards(shards))
+            Err(BadMicrobatches(microbatches))
         }
     }
 
     /// The number of leaves, `S`.
     #[must_use]
-    pub fn shards(self) -> u32 {
-        self.shards
+    pub fn microbatches(self) -> u32 {
+        self.microbatches
     }
 
     /// Whether `node` is a node of this tree.
     #[must_use]
     pub fn contains(self, node: Node) -> bool {
-        (1..2 * self.shards).contains(&node.0)
+        (1..2 * self.microbatches).contains(&node.0)
     }
 
     /// The node of leaf `leaf`.
     #[must_use]
     pub fn leaf(self, leaf: u32) -> Node {
-        Node(self.shards + leaf)
+        Node(self.microbatches + leaf)
     }
 
     /// Whether `node` is a leaf.
     #[must_use]
     pub fn is_leaf(self, node: Node) -> bool {
-        node.0 >= self.shards
+        node.0 >= self.microbatches
     }
 
     /// The leaves under `node`.
     #[must_use]
     pub fn leaves(self, node: Node) -> Range<u32> {
         let depth = node.0.ilog2();
-        let width = self.shards >> depth;
+        let width = self.microbatches >> depth;
         let first = (node.0 - (1 << depth)) * width;
         first..first + width
     }
@@ -125,7 +124,7 @@ impl Tree {
     /// The samples of leaf `leaf` in a step of `n`: `[⌊leaf·n/S⌋, ⌊(leaf+1)·n/S⌋)`.
     #[must_use]
     pub fn samples(self, leaf: u32, n: usize) -> Range<usize> {
-        let cut = |i: u32| (i as u64 * n as u64 / self.shards as u64) as usize;
+        let cut = |i: u32| (i as u64 * n as u64 / self.microbatches as u64) as usize;
         cut(leaf)..cut(leaf + 1)
     }
 
@@ -166,11 +165,11 @@ mod tests {
 
     #[test]
     fn shards_must_be_a_power_of_two_in_range() {
-        for bad in [0, 3, 6, 12, MAX_SHARDS + 1, 2 * MAX_SHARDS, u32::MAX] {
-            assert_eq!(Tree::new(bad), Err(BadShards(bad)));
+        for bad in [0, 3, 6, 12, MAX_MICROBATCHES + 1, 2 * MAX_MICROBATCHES, u32::MAX] {
+            assert_eq!(Tree::new(bad), Err(BadMicrobatches(bad)));
         }
-        for good in [1, 2, 8, 64, MAX_SHARDS] {
-            assert_eq!(Tree::new(good).unwrap().shards(), good);
+        for good in [1, 2, 8, 64, MAX_MICROBATCHES] {
+            assert_eq!(Tree::new(good).unwrap().microbatches(), good);
         }
     }
 
@@ -193,7 +192,7 @@ mod tests {
         fn leaves_partition_a_step(power in 0u32..9, n in 0usize..5000) {
             let tree = Tree::new(1 << power).unwrap();
             let mut next = 0;
-            for leaf in 0..tree.shards() {
+            for leaf in 0..tree.microbatches() {
                 let range = tree.samples(leaf, n);
                 prop_assert_eq!(range.start, next);
                 prop_assert_eq!(tree.is_empty(tree.leaf(leaf), n), range.is_empty());
@@ -205,7 +204,7 @@ mod tests {
         #[test]
         fn a_cover_is_exact_and_minimal(power in 0u32..8, a in 0u32..256, b in 0u32..256) {
             let tree = Tree::new(1 << power).unwrap();
-            let range = a.min(b).min(tree.shards())..a.max(b).min(tree.shards());
+            let range = a.min(b).min(tree.microbatches())..a.max(b).min(tree.microbatches());
             let nodes = tree.cover(range.clone());
             let mut at = range.start;
             for node in &nodes {

@@ -1,4 +1,4 @@
-//! SGD with momentum, spelled out so that every device rounds alike (**REP-1**).
+//! SGD with momentum, operation by operation, so that every device rounds alike (**REP-1**).
 //!
 //! For each element, with `c` the clip factor and `fma` rounding once:
 //!
@@ -14,7 +14,7 @@
 use crate::digest::{Digest, mix};
 use crate::simd::for_each_instruction_set;
 
-/// What one step's update needs beside the gradient.
+/// The settings of one step's update.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Update {
     /// The step's learning rate.

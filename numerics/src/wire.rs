@@ -1,9 +1,9 @@
-//! What the elements of a gradient travel as: float32, or bfloat16 for half the bytes.
+//! The number formats of gradients on the wire: float32, or bfloat16 for half the bytes.
 //!
-//! With bfloat16 a node's value is rounded, to nearest with ties to even, when it is whole: a
-//! leaf's gradient, and every sum along the tree. So it does not matter which nodes travel and
-//! which are added up inside a worker (**SUM-1**). Between roundings all is float32, and so are parameters,
-//! momentum and the update.
+//! With bfloat16 the value of every node is rounded, to nearest with ties to even, as soon as it is complete: the
+//! gradient of a leaf, and every sum along the tree. So the result does not depend on which nodes are sent and which
+//! are added inside a worker (**SUM-1**). Between roundings all values are float32; parameters, momentum and the
+//! update are always float32.
 
 use std::fmt;
 use std::str::FromStr;
@@ -54,7 +54,7 @@ impl WireDtype {
         }
     }
 
-    /// Rounds a node's value, in place. NaN stays NaN; what is too large becomes infinite.
+    /// Rounds a node's value, in place. NaN stays NaN; a value that is too large becomes infinite.
     pub fn round(self, values: &mut [f32]) {
         if self == Self::Bf16 {
             round_to_bf16(values);
@@ -79,7 +79,7 @@ impl WireDtype {
         self.round(right);
     }
 
-    /// Writes rounded values as they travel, little-endian.
+    /// Writes rounded values in the format of the wire, little-endian.
     ///
     /// # Panics
     /// If there is not exactly room for them.

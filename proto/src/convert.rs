@@ -10,7 +10,7 @@ use thiserror::Error;
 use crate::floats::BadLength;
 use crate::{MAX_MICROBATCH, v1};
 
-/// A message that does not say what it must.
+/// A message that is not valid.
 #[derive(Debug, Error, PartialEq)]
 pub enum BadMessage {
     /// A part that every message of its kind has is missing.
@@ -43,13 +43,13 @@ pub enum BadMessage {
     /// Metrics that are NaN, infinite or absurdly large.
     #[error("a microbatch's metrics are no sound numbers")]
     Metrics,
-    /// Spans that cannot be of one worker's time.
+    /// Spans that cannot belong to one worker's time.
     #[error("its spans are out of order, too many, or of no time")]
     Spans,
     /// What no clock shows.
     #[error("its clock shows no time")]
     Clock,
-    /// A manifest that cannot be one.
+    /// A manifest that is not valid.
     #[error(transparent)]
     Manifest(#[from] BadManifest),
     /// Floats of the wrong length.
@@ -78,7 +78,7 @@ pub fn manifest(offer: v1::ModelManifest) -> Result<Manifest, BadMessage> {
     Ok(Manifest::new(tensors.collect())?)
 }
 
-/// The samples of one microbatch, opaque to all but the program.
+/// The samples of one microbatch. Only the program knows their format.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Microbatch {
     ids: Vec<u32>,

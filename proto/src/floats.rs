@@ -1,4 +1,4 @@
-//! Vectors of `f32` as the bytes of a message, without a copy where that can be.
+//! Vectors of `f32` as the bytes of a message, without a copy where possible.
 
 use bytes::Bytes;
 use tally_numerics::wire::WireDtype;
@@ -20,7 +20,7 @@ pub struct BadLength {
     pub wanted: usize,
 }
 
-/// Something that can be looked at as floats and shared as bytes.
+/// Memory that can be read as floats and shared as bytes.
 struct Owner<T>(T);
 
 impl<T: AsRef<[f32]>> AsRef<[u8]> for Owner<T> {
@@ -48,7 +48,7 @@ pub fn read(bytes: &[u8], into: &mut [f32]) -> Result<(), BadLength> {
     if bytes.len() != 4 * into.len() {
         return Err(BadLength { got: bytes.len(), wanted: 4 * into.len() });
     }
-    // A message's bytes lie at any alignment; copying them as bytes does not mind.
+    // A message's bytes can have any alignment, so they are copied as bytes.
     bytemuck::cast_slice_mut::<f32, u8>(into).copy_from_slice(bytes);
     Ok(())
 }
@@ -62,7 +62,7 @@ pub fn encode(dtype: WireDtype, chunk: Chunk, pool: &Pool) -> Bytes {
     }
 }
 
-/// The same for a chunk that others hold too.
+/// The same for a chunk that is shared.
 #[must_use]
 pub fn encode_shared<T>(dtype: WireDtype, chunk: T, pool: &Pool) -> Bytes
 where

@@ -1,7 +1,7 @@
 //! Tally on the wire: the messages of `proto/tally/v1`, and checked conversions.
 //!
-//! What a peer sends is never trusted to be well-formed: everything that becomes a type of
-//! another crate passes through [`convert`], whose errors say what was wrong (**TRUST-1**).
+//! Messages of a peer are not trusted to be well-formed. Everything that becomes a type of another crate is checked
+//! in [`convert`], whose errors say what was wrong (**TRUST-1**).
 
 #![forbid(unsafe_code)]
 
@@ -26,12 +26,12 @@ pub use version::PROTOCOL;
 /// The capability of a worker whose gradients can travel as bfloat16.
 pub const BF16: &str = "bf16";
 
-/// The capability of a worker that tells what it did when, and answers what its clock shows.
+/// The capability of a worker that reports spans of its time, and answers with its clock.
 pub const TIMELINE: &str = "timeline";
 
-/// The largest message the coordinator takes from a worker, in bytes: a chunk of 1 MiB, or
-/// 2¹⁴ tensors with names of 64 bytes, and what is around them. A message of empty elements
-/// takes up to 28 times its length in memory, so this is no larger than it must be.
+/// The largest message the coordinator takes from a worker, in bytes: a chunk of 1 MiB, or 2¹⁴ tensors with names of
+/// 64 bytes, and what is around them. A message of empty elements takes up to 28 times its length in memory, so the
+/// limit is no larger than necessary.
 pub const MAX_FROM_WORKER: usize = 2 << 20;
 /// The largest message a worker takes from the coordinator, in bytes.
 pub const MAX_FROM_COORDINATOR: usize = 64 << 20;

@@ -6,11 +6,10 @@
 //! through `/proc`; it can if it runs on the same machine, in view of that process, as the same user.
 //! Nothing is left behind when either dies, however it dies.
 //!
-//! Chunks are copied in and out, by a library made for memory that somebody else may be writing to:
-//! a peer that writes while the other reads can spoil its own numbers and nothing else, and
-//! the file's size is sealed, so that nobody can take the memory away (**TRUST-1**). What lies where is said in
-//! messages; the two sides' rules for when a slot may be written again are those of the worker's slots
-//! and the coordinator's board.
+//! Chunks are copied in and out, by a library for memory that another process may be writing to. A peer that writes
+//! while the other side reads can spoil only its own numbers. The file's size is sealed, so no process can take the
+//! memory away (**TRUST-1**). What lies where is said in messages; the two sides' rules for when a slot may be
+//! written again are those of the worker's slots and the coordinator's board.
 
 use std::io;
 
@@ -132,7 +131,7 @@ mod linux {
             Ok(())
         }
 
-        /// Copies a chunk out of a slot. The bits are any: they have to be checked.
+        /// Copies a chunk out of a slot. The values are arbitrary, and have to be checked.
         ///
         /// # Errors
         /// If there is no such slot.

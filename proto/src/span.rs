@@ -1,4 +1,4 @@
-//! Stretches of a worker's time, as it tells them with each commit, and the clocks they are by.
+//! Spans of a worker's time, which it reports with each commit, and the clocks that measure them.
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -11,7 +11,7 @@ pub const MAX_SPANS: usize = 256;
 /// No clock shows more seconds since 1970 than this, before or after.
 const FARTHEST: f64 = 1e11;
 
-/// Seconds since 1970 that go on evenly, whatever becomes of the machine's clock.
+/// Seconds since 1970 that advance evenly, even if the machine's clock is set.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
     origin: Instant,
@@ -62,11 +62,11 @@ pub enum SpanKind {
     Wait,
     /// It applied the update.
     Apply,
-    /// It computed what was another worker's first.
+    /// It computed a node that was first assigned to another worker.
     Takeover,
-    /// It computed what another worker contributed.
+    /// It computed a node that another worker contributed, to compare the bits.
     Audit,
-    /// It computed a leaf of the test pass.
+    /// It computed a microbatch of the test pass.
     Test,
 }
 
@@ -107,7 +107,7 @@ impl SpanKind {
         }
     }
 
-    /// `None` for what only newer workers do.
+    /// `None` for a kind that only newer workers have.
     fn from_message(kind: i32) -> Option<Self> {
         Self::ALL.into_iter().find(|known| known.to_message() as i32 == kind)
     }

@@ -1,7 +1,7 @@
 //! Which builds of Tally can work together: those of one [`PROTOCOL`].
 //!
-//! `docs/compatibility.md` says what may change without raising it, and
-//! `proto/tests/compatibility.rs` holds the messages to that.
+//! `docs/compatibility.md` says what may change without raising it, and `proto/tests/compatibility.rs` checks the
+//! messages against it.
 
 use std::fmt;
 
@@ -14,7 +14,7 @@ pub const PROTOCOL: u32 = 1;
 /// The most characters of a peer's build that are repeated.
 const LONGEST_BUILD: usize = 64;
 
-/// One side, as it says of itself.
+/// One side, by its own statement.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Speaker {
     /// The version of Tally.
@@ -30,7 +30,7 @@ impl Speaker {
         Self::new(env!("CARGO_PKG_VERSION"), PROTOCOL)
     }
 
-    /// A peer that says so. Its words are made fit for a terminal.
+    /// A peer that says so. Control characters are removed, because the text is printed on a terminal.
     #[must_use]
     pub fn new(build: &str, protocol: u32) -> Self {
         let build = build.chars().filter(|c| !c.is_control()).take(LONGEST_BUILD).collect();

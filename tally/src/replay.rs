@@ -225,8 +225,8 @@ impl Replay {
     /// The gradient of a step's mean loss, summed along the tree, and the means of the losses.
     fn gradient(&mut self, step: u64) -> anyhow::Result<(Vec<f32>, Sums)> {
         let samples = self.sampler.batch_len(step);
-        let mut microbatches = Vec::with_capacity(self.tree.shards() as usize);
-        for leaf in 0..self.tree.shards() {
+        let mut microbatches = Vec::with_capacity(self.tree.microbatches() as usize);
+        for leaf in 0..self.tree.microbatches() {
             let ids = self.sampler.leaf_ids(self.tree, step, leaf);
             microbatches.push(microbatch(&*self.train, &ids)?);
         }

@@ -165,8 +165,8 @@ def talk(process, client, way):
     for who, name in [(trainer, "the train token"), (looker, "the view token")]:
         call, request = who.method(described, "Status")
         status = call(request())
-        told = (status.phase, status.workers_wanted, len(status.workers), status.model)
-        check(f"{name} is told the status, {way}", told, ("waiting", 1, 0, "mlp"))
+        told = (status.phase, status.workers_wanted, len(status.workers), status.program)
+        check(f"{name} is told the status, {way}", told, ("waiting", 1, 0, "mnist (mlp)"))
     for who, name, words in [(nobody, "no token", "--token-file"), (guesser, "a wrong token", "not this coordinator's")]:
         call, request = who.method(described, "Status")
         code, details = code_of(lambda: call(request()))
@@ -178,7 +178,7 @@ def talk(process, client, way):
     hello.hello.protocol, hello.hello.name, hello.hello.build = 1, "snake", "0"
     answers = call(iter([hello]))
     welcome = next(answers)
-    check(f"the train token is welcomed, {way}", (welcome.WhichOneof("body"), welcome.welcome.model), ("welcome", "mlp"))
+    check(f"the train token is welcomed, {way}", (welcome.WhichOneof("body"), welcome.welcome.program), ("welcome", "mnist"))
     answers.cancel()
     call, _ = looker.method(described, "Control")
     code, details = code_of(lambda: call(iter([hello])))

@@ -85,8 +85,7 @@ fn sum_1_a_batch_smaller_than_the_microbatches_has_the_same_bits_for_any_workers
     clusters_agree(&ALL, 20, &[&options[..], &["--train-limit", "50", "--test-limit", "10"]].concat());
 }
 
-/// The original's network, 25.6 MB a gradient. Leaves of one or two samples, and half of
-/// the clusters, keep it short.
+/// The reference network, 25.6 MB a gradient. Leaves of one or two samples, and half of the clusters, keep it short.
 #[test]
 fn sum_1_the_reference_network_has_the_same_bits_for_any_workers() {
     let clusters: [(Train, usize); 4] =

@@ -43,7 +43,7 @@ fn a_plan_starts_from_a_run() {
     let record = train_local(2, &[&options[..], &["--microbatches", "4", "--batch-size", "32"]].concat());
     let plan = plan(&["--run", record.arg(), "--workers", "2"]);
     assert_eq!(
-        (&plan["batch_size"], &plan["shards"], &plan["parameters"]),
+        (&plan["batch_size"], &plan["microbatches"], &plan["parameters"]),
         (&32.into(), &4.into(), &5000.into())
     );
     assert_eq!(plan["run"]["workers"], 2);

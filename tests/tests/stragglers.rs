@@ -19,7 +19,7 @@ fn live_1_a_frozen_worker_holds_up_no_step_and_comes_back_after_forty() {
     let frozen_at = steps(&run);
     run.wait_for_step(frozen_at + 40);
     let journal = run.journal();
-    let hedges = events(&journal, "hedge");
+    let hedges = events(&journal, "straggler");
     assert!(hedges.iter().any(|hedge| hedge["worker"] == "worker-2"), "{hedges:?}");
     workers[1].signal(Signal::CONT);
     // It has followed the forty steps, or was given the state of the newest, and works again.

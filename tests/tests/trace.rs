@@ -109,7 +109,8 @@ fn a_trace_shows_each_worker_on_one_clock_and_who_took_over() {
 
     // Gradients are computed within their step, by the coordinator's clock; only one that was given
     // to others too, as it was late, may be done after it.
-    let late: BTreeSet<u64> = events(&journal, "hedge").iter().map(|h| h["step"].as_u64().unwrap()).collect();
+    let late: BTreeSet<u64> =
+        events(&journal, "straggler").iter().map(|h| h["step"].as_u64().unwrap()).collect();
     let gradients = spans.iter().filter(|span| ["compute", "takeover"].contains(&span.name.as_str()));
     for span in gradients {
         let step = steps[&span.step()];

@@ -239,7 +239,8 @@ fn ckpt_1_evaluate_prints_the_test_line_of_the_run() {
     }
 }
 
-/// The original's `Net` loads the file with `strict=True`: its names and shapes, no more.
+/// The `Net` of the PyTorch program from which the task comes loads the file with `strict=True`: its names and
+/// shapes, no more.
 #[test]
 fn a_checkpoint_has_exactly_the_names_and_shapes_of_pytorch() {
     let run = RunDir::new();

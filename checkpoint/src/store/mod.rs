@@ -1,7 +1,7 @@
 //! The directories: writing one whole, reading one verified, keeping a few (**CKPT-1**).
 //!
-//! Everything half done carries a hidden name, `.tmp-…` or `.old-…`, which nothing here
-//! takes for a checkpoint and [`clean`] knows what to do with.
+//! Everything unfinished has a hidden name, `.tmp-…` or `.old-…`. Such a name never counts as a checkpoint, and
+//! [`clean`] removes it or puts it back.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -21,7 +21,7 @@ use crate::{MANIFEST, MODEL, OPTIMIZER};
 pub const LINKS: [&str; 2] = ["best", "last"];
 
 const STEP: &str = "step-";
-/// Being written, or being removed: of no use to anyone.
+/// A checkpoint that is being written or removed.
 const TEMPORARY: &str = ".tmp-";
 /// The checkpoint that another of the same step is about to replace.
 const ASIDE: &str = ".old-";
@@ -29,7 +29,7 @@ const ASIDE: &str = ".old-";
 /// A checkpoint that was read, and verified.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Checkpoint {
-    /// What it says of itself.
+    /// Its description.
     pub meta: Meta,
     /// The parameters, a flat vector in the order of `meta.tensors`.
     pub parameters: Vec<f32>,
@@ -64,9 +64,8 @@ fn step_of(name: &OsStr) -> Option<u64> {
     (name_of(step) == name).then_some(step)
 }
 
-/// Writes the checkpoint of `meta.step` and returns its directory. Once this returns, the
-/// checkpoint survives a power loss. One of the same step that is there already, from
-/// before a crash, is replaced, and is whole until it is.
+/// Writes the checkpoint of `meta.step` and returns its directory. After it has returned, the checkpoint survives a
+/// power loss. An existing checkpoint of the same step, from before a crash, is replaced; it is whole until then.
 ///
 /// `root` is made if it is not there. `parameters` and `momentum` are flat vectors in the
 /// order of `meta.tensors`.
@@ -94,7 +93,7 @@ pub fn write(
     Ok(target)
 }
 
-/// Whether a checkpoint of these could be read again.
+/// Checks that a checkpoint of these could be read again.
 fn check(meta: &Meta, parameters: &[f32], momentum: &[f32]) -> Result<(), String> {
     let len = meta.tensors.len();
     if meta.version != VERSION {
@@ -123,7 +122,7 @@ fn make_root(root: &Path) -> Result<(), CheckpointError> {
     sync_directory(files::parent(root))
 }
 
-/// Writes the files of a checkpoint into a directory and has them, and it, on the disk.
+/// Writes the files of a checkpoint into a directory, and syncs them and the directory to the disk.
 fn fill(into: &Path, meta: &Meta, parameters: &[f32], momentum: &[f32]) -> Result<(), CheckpointError> {
     let mut files = Files::new();
     for (name, values) in [(MODEL, parameters), (OPTIMIZER, momentum)] {
@@ -134,7 +133,7 @@ fn fill(into: &Path, meta: &Meta, parameters: &[f32], momentum: &[f32]) -> Resul
     sync_directory(into)
 }
 
-/// Writes a file with `content` and has it on the disk.
+/// Writes a file with `content` and syncs it to the disk.
 fn write_file<T>(
     path: &Path,
     content: impl FnOnce(&mut BufWriter<File>) -> io::Result<T>,
@@ -148,14 +147,14 @@ fn write_file<T>(
     write().map_err(CheckpointError::io("write", path))
 }
 
-/// Has a directory's entries on the disk.
+/// Syncs a directory's entries to the disk.
 fn sync_directory(path: &Path) -> Result<(), CheckpointError> {
     files::sync_directory(path).map_err(CheckpointError::io("have on the disk", path))
 }
 
-/// Moves a filled directory to where its checkpoint belongs and has that on the disk. A
-/// checkpoint that is there is replaced in one step where the system can exchange two
-/// names, else in two, between which [`clean`] finds the old one.
+/// Moves a filled directory to the place of its checkpoint, and syncs that to the disk. An existing checkpoint is
+/// replaced in one step if the system can exchange two names, otherwise in two steps; after a crash between these
+/// [`clean`] puts the old one back.
 fn publish(
     temporary: &Path,
     target: &Path,
@@ -202,8 +201,8 @@ fn set_aside(target: &Path) -> Result<PathBuf, CheckpointError> {
     Ok(aside)
 }
 
-/// Removes whatever has this name. A failure leaves a hidden name behind, which [`clean`]
-/// reports and which harms nobody; so it is no reason to fail what went well.
+/// Removes whatever has this name. A failure leaves a hidden name behind, which does no harm and which [`clean`]
+/// reports. So it is not an error of the operation.
 fn remove(path: &Path) {
     let is_directory = path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir());
     let _ = if is_directory { fs::remove_dir_all(path) } else { fs::remove_file(path) };
@@ -303,7 +302,7 @@ pub fn list(root: &Path) -> Result<Vec<(u64, PathBuf)>, CheckpointError> {
     Ok(found)
 }
 
-/// All that lies in a root; nothing if there is none.
+/// All entries of a root; none if it does not exist.
 fn names(root: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
     let entries = match fs::read_dir(root) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -313,10 +312,9 @@ fn names(root: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
     paths.map_err(CheckpointError::io("list", root))
 }
 
-/// The newest checkpoint that can be read, of a step of `at_most` or below if that is
-/// given. One that cannot be read is passed over: training again from an older one costs
-/// time and never a bit (RESUME-1). Only one of a newer format ends the search, since whoever
-/// goes on with a run must understand what is there of it.
+/// The newest checkpoint that can be read, of a step of `at_most` or below if that is given. A checkpoint that cannot
+/// be read is skipped: training again from an older one costs time, and ends in the same bits (RESUME-1). Only a
+/// checkpoint of a newer format ends the search, because a newer Tally has continued the run.
 ///
 /// # Errors
 /// [`CheckpointError::Io`] if the root itself cannot be read, [`CheckpointError::Version`] if

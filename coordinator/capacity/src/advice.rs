@@ -1,5 +1,5 @@
-//! What limits a cluster, and what to do then: what a step would take if one thing took no time,
-//! or were set otherwise.
+//! The limit of a cluster, and advice: the time of a step if one part took no time, or if an option were set
+//! differently.
 
 use std::fmt;
 
@@ -9,7 +9,7 @@ use tally_numerics::wire::WireDtype;
 
 use super::{Cluster, step_seconds};
 
-/// What makes a step as long as it is.
+/// The part that limits a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Limit {
@@ -25,8 +25,8 @@ pub enum Limit {
     CoordinatorCpu,
     /// The workers' processors, in all that is not computing.
     WorkerCpu,
-    /// Micro-shards: some workers have none, or fewer than others.
-    Shards,
+    /// Microbatches: some workers have none, or fewer than others.
+    Microbatches,
 }
 
 impl fmt::Display for Limit {
@@ -38,23 +38,23 @@ impl fmt::Display for Limit {
             Self::RoundTrips => "round trips",
             Self::CoordinatorCpu => "the coordinator's CPU",
             Self::WorkerCpu => "the workers' CPU",
-            Self::Shards => "micro-shards",
+            Self::Microbatches => "microbatches",
         })
     }
 }
 
-/// Something that could be changed, and what that would come to.
+/// A possible change, and its effect.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Change {
     /// What to change, in words.
     pub what: String,
     /// Samples a second then.
-    pub images_per_second: f64,
+    pub samples_per_second: f64,
     /// How many times as many as without the change.
     pub times: f64,
 }
 
-/// What is worth less than this is no advice.
+/// The least gain that is worth advice.
 const WORTH_IT: f64 = 1.03;
 
 /// What limits this cluster, whose step takes `seconds`: what would shorten it the most if it took no
@@ -73,7 +73,7 @@ pub fn limit(cluster: &Cluster, seconds: f64) -> Limit {
     let computing = even * cluster.computing.sample;
     let found = [
         (Limit::Computing, computing),
-        (Limit::Shards, uneven),
+        (Limit::Microbatches, uneven),
         (
             Limit::CoordinatorLink,
             without(&|c| {
@@ -108,10 +108,10 @@ pub fn changes(cluster: &Cluster, seconds: f64) -> Vec<Change> {
     let now = cluster.batch_size as f64 / seconds;
     let mut found = Vec::new();
     let mut consider = |what: String, other: Cluster| {
-        let images_per_second = other.batch_size as f64 / step_seconds(&other).max(f64::MIN_POSITIVE);
-        let times = images_per_second / now;
+        let samples_per_second = other.batch_size as f64 / step_seconds(&other).max(f64::MIN_POSITIVE);
+        let times = samples_per_second / now;
         if times >= WORTH_IT {
-            found.push(Change { what, images_per_second, times });
+            found.push(Change { what, samples_per_second, times });
         }
     };
     if cluster.wire_dtype == WireDtype::F32 {
@@ -138,12 +138,15 @@ pub fn changes(cluster: &Cluster, seconds: f64) -> Vec<Change> {
         );
     }
     let wanted = (cluster.workers as u32).next_power_of_two();
-    for shards in [wanted, 4 * wanted] {
-        if let Ok(tree) = Tree::new(shards)
-            && shards > cluster.tree.shards()
-            && shards as usize <= cluster.batch_size
+    for microbatches in [wanted, 4 * wanted] {
+        if let Ok(tree) = Tree::new(microbatches)
+            && microbatches > cluster.tree.microbatches()
+            && microbatches as usize <= cluster.batch_size
         {
-            consider(format!("--shards {shards} (another run's bits)"), Cluster { tree, ..cluster.clone() });
+            consider(
+                format!("--microbatches {microbatches} (another run's bits)"),
+                Cluster { tree, ..cluster.clone() },
+            );
         }
     }
     for workers in [cluster.workers / 2, 2 * cluster.workers] {

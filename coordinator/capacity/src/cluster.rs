@@ -1,4 +1,4 @@
-//! What is planned: a cluster, and what it is to compute.
+//! The input of a plan: a cluster, and its work.
 
 use tally_numerics::tree::{Node, Tree};
 use tally_numerics::wire::WireDtype;
@@ -75,11 +75,11 @@ pub struct Cluster {
     pub workers: usize,
     /// Elements of the gradient.
     pub parameters: usize,
-    /// What it travels as.
+    /// Its number format on the wire.
     pub wire_dtype: WireDtype,
     /// Samples of a step, over all workers.
     pub batch_size: usize,
-    /// The tree over the step's micro-shards.
+    /// The tree over the step's microbatches.
     pub tree: Tree,
     /// The gradient is clipped, so that the update waits for the whole sum.
     pub clipped: bool,
@@ -95,7 +95,7 @@ pub struct Cluster {
     pub sample_bytes: f64,
     /// Bytes of the data set in the coordinator's memory.
     pub data_bytes: usize,
-    /// What handling things costs.
+    /// The costs of handling bytes, elements and messages.
     pub costs: Costs,
 }
 
@@ -104,7 +104,7 @@ impl Cluster {
     /// equally fast.
     #[must_use]
     pub fn layout(&self) -> Vec<Vec<Node>> {
-        let load = self.batch_size as f64 / f64::from(self.tree.shards()) * self.computing.sample;
+        let load = self.batch_size as f64 / f64::from(self.tree.microbatches()) * self.computing.sample;
         let loads = vec![Load { busy: 0.0, per_leaf: load }; self.workers];
         let coming = self.gradient_bytes()
             * (1.0 / self.network.coordinator_in + self.costs.receive_byte / self.cores.max(1) as f64);
@@ -112,7 +112,7 @@ impl Cluster {
             nodes.into_iter().filter(|node| !self.tree.is_empty(*node, self.batch_size)).collect()
         };
         let shares = assign::shares(self.tree, &loads, coming);
-        let runs = assign::runs(self.tree, 0..self.tree.shards(), &shares);
+        let runs = assign::runs(self.tree, 0..self.tree.microbatches(), &shares);
         runs.into_iter().map(full).collect()
     }
 

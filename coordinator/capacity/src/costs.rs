@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-/// What things cost. The defaults are what `scaling` measured on the machine of `docs/scaling.md`, without TLS;
-/// it measures them anew on any other.
+/// The costs. The defaults are what `scaling` measured on the machine of `docs/scaling.md`, without TLS; it measures
+/// them anew on any other.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Costs {
@@ -22,7 +22,7 @@ pub struct Costs {
     pub add_element: f64,
     /// The driver, for each element of the root's norm.
     pub norm_element: f64,
-    /// The driver, for each element of the referee's update.
+    /// The driver, for each element of the master state's update.
     pub update_element: f64,
     /// A worker, for each byte of a gradient that leaves.
     pub worker_send_byte: f64,

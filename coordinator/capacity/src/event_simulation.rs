@@ -1,10 +1,9 @@
-//! A virtual clock, and what is busy on it: lanes that do one thing after the other, on pools of
-//! servers that they share.
+//! A discrete-event simulation: lanes do one piece of work after the other, on pools of servers that they share, by a
+//! virtual clock.
 //!
-//! A thread is a lane and a machine's cores are its pool; a connection is a lane and a link is a
-//! pool of one server. Lanes take turns, so connections share a link fairly and threads share
-//! cores, one piece of work at a time. Equal moments are taken in the order in which they were
-//! asked for, so the same work gives the same times.
+//! A thread is a lane and a machine's cores are its pool; a connection is a lane and a link is a pool of one server.
+//! Lanes take turns, so connections share a link fairly and threads share cores, one piece of work at a time. Events
+//! of the same moment are taken in the order in which they were scheduled, so the same work gives the same times.
 
 use std::cmp::Ordering;
 use std::collections::{BinaryHeap, VecDeque};

@@ -1,10 +1,10 @@
-//! What a cluster would do, before there is one: a step's time and its parts, what the
-//! coordinator's link and processor carry, what it holds in memory, and what limits it.
+//! Predicts a cluster: the time of a step and its parts, the load of the coordinator's link and processor, its
+//! memory, and the limit.
 //!
-//! Pure, as the core is: a [`Cluster`] in, a [`Prediction`] out. A few steps are played chunk by chunk
-//! on a virtual clock ([`step`]), with the layout and the additions of a real run and with the
-//! costs ([`costs`]) that `scaling` measures; the parts and the limit are what changes when
-//! something takes no time. `docs/scaling.md` holds it against real clusters.
+//! Pure, as the core is: a [`Cluster`] in, a [`Prediction`] out. A few steps are played chunk by chunk on a virtual
+//! clock ([`step`]), with the layout and the additions of a real run and with the costs ([`costs`]) that `scaling`
+//! measures; the parts and the limit are what changes when something takes no time. `docs/measurements/scaling.md`
+//! compares it with real clusters.
 
 pub mod advice;
 pub mod cluster;
@@ -55,7 +55,7 @@ pub struct Busy {
     pub cores: f64,
 }
 
-/// What a cluster would do.
+/// The prediction for a cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Prediction {
     /// Workers.
@@ -70,7 +70,7 @@ pub struct Prediction {
     /// for a sample.
     pub efficiency: f64,
     /// Samples a second.
-    pub images_per_second: f64,
+    pub samples_per_second: f64,
     /// Bytes of gradients and samples into and out of the coordinator, a step.
     pub bytes_in: f64,
     /// See `bytes_in`.
@@ -97,7 +97,7 @@ pub fn predict(cluster: &Cluster) -> Prediction {
     let layout = cluster.layout();
     let nodes: usize = layout.iter().map(Vec::len).sum();
     let gradient = cluster.gradient_bytes();
-    let images_per_second = cluster.batch_size as f64 / seconds;
+    let samples_per_second = cluster.batch_size as f64 / seconds;
     let computing = cluster.computing_seconds() / (cluster.workers as f64 * seconds);
     Prediction {
         workers: cluster.workers,
@@ -105,7 +105,7 @@ pub fn predict(cluster: &Cluster) -> Prediction {
         step_seconds: played.seconds,
         parts: parts(cluster, played.seconds),
         efficiency: computing,
-        images_per_second,
+        samples_per_second,
         bytes_in: nodes as f64 * gradient,
         bytes_out: cluster.workers as f64 * gradient + cluster.batch_size as f64 * cluster.sample_bytes,
         busy: Busy {

@@ -1,4 +1,4 @@
-//! What the coordinator holds in memory.
+//! The coordinator's memory.
 
 use serde::Serialize;
 use tally_numerics::CHUNK;
@@ -21,7 +21,7 @@ pub struct Memory {
     pub base: usize,
     /// The same for a moment while it starts, when there is nothing else yet.
     pub starting: usize,
-    /// The referee's parameters and momentum.
+    /// The parameters and momentum of the master state.
     pub referee: usize,
     /// The sum, as floats and, if that is another type, as it travels.
     pub sum: usize,
@@ -29,7 +29,7 @@ pub struct Memory {
     pub window: usize,
     /// What connections hold besides.
     pub connections: usize,
-    /// As much as the referee's once more while a checkpoint is being written; not in the total.
+    /// A second master state while a checkpoint is being written; not in the total.
     pub checkpoint: usize,
 }
 

@@ -123,7 +123,7 @@ fn the_parts_add_up_and_shards_can_be_the_limit() {
         is(compute + gradients_up + reduce + sum_down + update + samples + control, prediction.step_seconds);
         assert!(prediction.busy.link_out <= 1.0 && prediction.busy.cores <= 1.0, "{prediction:?}");
     }
-    assert_eq!(limit(&cluster(40), step_seconds(&cluster(40))), Limit::Shards);
+    assert_eq!(limit(&cluster(40), step_seconds(&cluster(40))), Limit::Microbatches);
     assert_eq!(limit(&cluster(4), step_seconds(&cluster(4))), Limit::Computing);
 }
 

@@ -1,8 +1,8 @@
-//! Who computes which leaves: contiguous runs of the tree, in proportion to speed.
+//! The assignment of leaves to workers: contiguous runs, in proportion to speed.
 //!
-//! The assignment cannot change a result (**SUM-1**), so it is free to follow speed,
-//! failure and arrival. A run that begins and ends anywhere needs many subtrees, and each is a
-//! whole gradient on the wire; so runs are cut as coarsely as pays.
+//! The assignment cannot change a result (**SUM-1**), so it is free to follow speed, failure and arrival. A run that
+//! begins and ends anywhere needs many nodes, and each node is a whole gradient on the wire. So runs are cut as
+//! coarsely as makes the step shortest.
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
@@ -15,7 +15,7 @@ use tally_numerics::tree::{Node, Tree};
 pub struct Load {
     /// Seconds of work it already has.
     pub busy: f64,
-    /// Seconds a leaf takes it.
+    /// Its seconds for a leaf.
     pub per_leaf: f64,
 }
 
@@ -58,21 +58,21 @@ pub fn quotas(leaves: u32, loads: &[Load]) -> Vec<u32> {
     quota
 }
 
-/// The quotas of a whole step, where each subtree takes `per_node` seconds to come: those of the grain with
-/// which computing and coming together are shortest. Whoever is given something with single leaves
-/// is given something, so that its speed is known.
+/// The quotas of a whole step, where each subtree takes `per_node` seconds to come: those of the grain with which
+/// computing and coming together are shortest. A worker that gets work when single leaves are dealt always gets some
+/// work, so that its speed is measured.
 #[must_use]
 pub fn shares(tree: Tree, loads: &[Load], per_node: f64) -> Vec<u32> {
-    let mut best = quotas(tree.shards(), loads);
+    let mut best = quotas(tree.microbatches(), loads);
     let working: Vec<bool> = best.iter().map(|quota| *quota > 0).collect();
     let mut least = seconds(tree, &best, loads, per_node);
-    // Coarser than this, somebody who works would have nothing.
-    let coarsest = tree.shards() / working.iter().filter(|works| **works).count().max(1) as u32;
+    // With a coarser grain a worker that has work now would have none.
+    let coarsest = tree.microbatches() / working.iter().filter(|works| **works).count().max(1) as u32;
     let mut grain = 2;
     while grain <= coarsest {
         let coarse: Vec<Load> =
             loads.iter().map(|load| Load { per_leaf: load.per_leaf * f64::from(grain), ..*load }).collect();
-        let mut quotas = quotas(tree.shards() / grain, &coarse);
+        let mut quotas = quotas(tree.microbatches() / grain, &coarse);
         quotas.iter_mut().for_each(|quota| *quota *= grain);
         let all_work = working.iter().zip(&quotas).all(|(works, quota)| !works || *quota > 0);
         let seconds = seconds(tree, &quotas, loads, per_node);
@@ -87,7 +87,7 @@ pub fn shares(tree: Tree, loads: &[Load], per_node: f64) -> Vec<u32> {
 /// Seconds of computing with these quotas, and until all subtrees have come.
 #[must_use]
 pub fn seconds(tree: Tree, quotas: &[u32], loads: &[Load], per_node: f64) -> f64 {
-    let nodes: usize = runs(tree, 0..tree.shards(), quotas).iter().map(Vec::len).sum();
+    let nodes: usize = runs(tree, 0..tree.microbatches(), quotas).iter().map(Vec::len).sum();
     makespan(quotas, loads) + per_node * nodes as f64
 }
 
@@ -175,17 +175,17 @@ mod tests {
     }
 
     proptest! {
-        /// LIVE-1: every leaf is given to exactly one worker, whoever there is.
+        /// LIVE-1: every leaf is given to exactly one worker, for any set of workers.
         #[test]
         fn live_1_every_leaf_is_given_once(
             power in 0u32..7, speeds in proptest::collection::vec(0.01f64..10.0, 1..20), per_node in 0f64..10.0,
         ) {
             let tree = Tree::new(1 << power).unwrap();
             let loads: Vec<Load> = speeds.iter().map(|s| Load { busy: 0.0, per_leaf: 1.0 / s }).collect();
-            let nodes = runs(tree, 0..tree.shards(), &shares(tree, &loads, per_node));
+            let nodes = runs(tree, 0..tree.microbatches(), &shares(tree, &loads, per_node));
             let mut leaves: Vec<u32> = nodes.iter().flatten().flat_map(|n| tree.leaves(*n)).collect();
             leaves.sort_unstable();
-            prop_assert!(leaves.into_iter().eq(0..tree.shards()));
+            prop_assert!(leaves.into_iter().eq(0..tree.microbatches()));
         }
     }
 }

@@ -1,10 +1,10 @@
-//! Silent corruption: now and then a second worker computes what another contributes, and
+//! Detection of silent corruption: in some steps a second worker computes a node that another worker contributes, and
 //! the bits are compared.
 //!
-//! A contribution is taken as it is, and the step waits with its commit for the second
-//! opinion. Where two differ, a third decides, if there is one; the one that is alone is sent
-//! away. With only two the step is computed again, by both: an accident does not
-//! repeat. Only workers of one kind are compared: a GPU's bits are not a CPU's.
+//! The contribution is added as usual, and the step waits with its commit for the second result. If the two differ, a
+//! third worker decides, and the worker with different bits is sent away. With only two workers the step is computed
+//! again by both, because an accident does not repeat. Only workers of one numerics class are compared: a GPU's bits
+//! are not a CPU's.
 
 use std::time::Duration;
 
@@ -74,7 +74,7 @@ impl Core {
             && flight.audit.as_ref().is_some_and(|a| (a.owner, a.node) == (from.session, node))
     }
 
-    /// Perhaps has one of the shares of the step that begins audited.
+    /// Chooses, with the audit rate, a node of the step that begins for an audit.
     pub(super) fn begin_audit(&mut self, now: Duration, dealt: &[(Session, Vec<Node>)]) {
         let Some(flight) = &self.flight else { return };
         let disputed = self.disputed.filter(|(step, _)| *step == flight.step).map(|(_, node)| node);
@@ -150,7 +150,7 @@ impl Core {
         }
     }
 
-    /// A second opinion has come.
+    /// The result of the second worker has come.
     pub(super) fn audited(&mut self, now: Duration, from: AttemptId, node: Node, digest: Digest) {
         let Some((_, flight)) = self.current(from) else { return };
         if !flight.audits.remove(&(from.session, node)) {
@@ -216,7 +216,7 @@ impl Core {
         }
     }
 
-    /// A second opinion that is late is not waited for.
+    /// The step does not wait for a second result that is late.
     pub(super) fn audit_overdue(&mut self, now: Duration) {
         let Some(flight) = &self.flight else { return };
         let Some(audit) = &flight.audit else { return };

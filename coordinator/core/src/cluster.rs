@@ -1,4 +1,4 @@
-//! Who is in the cluster, how far each replica is, and how fast it computes.
+//! The members of the cluster, the state of each replica, and its measured speed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -6,19 +6,19 @@ use std::time::Duration;
 use tally_numerics::digest::Digest;
 use tally_numerics::tree::Node;
 
-/// One stay of one worker; never used again.
+/// One stay of one worker in the cluster. A number is never used again.
 pub type Session = u64;
 
-/// What a worker computes with.
+/// A worker's device.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DeviceInfo {
     /// For people: `CPU (2 threads)`.
     pub name: String,
-    /// What decides the bits of its gradients: workers of one class compute equal ones (**SUM-1**).
+    /// Identifies the arithmetic of its gradients: workers of one class compute equal ones (**SUM-1**).
     pub numerics_class: String,
 }
 
-/// How far a member's replica is.
+/// The state of a member's replica.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
     /// It waits for a step's boundary, where it is sent a committed state.
@@ -57,7 +57,7 @@ pub struct Member {
     pub testing: BTreeSet<u32>,
     /// Samples it has contributed to committed steps.
     pub samples: u64,
-    /// When its share of the step in flight is due.
+    /// When its assignment in the step in flight is due.
     pub due: Duration,
     /// Steps whose state it held when it came, with their digests.
     pub held: Vec<(u64, Digest)>,
@@ -100,8 +100,8 @@ impl Member {
         }
     }
 
-    /// Takes a measurement of its speed: one in four counts fully, so that a single slow
-    /// leaf does not move its share.
+    /// Takes a measurement of its speed: one in four counts fully, so that a single slow leaf does not change its
+    /// assignment.
     pub fn measure(&mut self, seconds: f64, samples: usize) {
         if samples > 0 && seconds.is_finite() && seconds >= 0.0 {
             let now = seconds / samples as f64;
@@ -115,7 +115,7 @@ impl Member {
 pub struct Members(pub BTreeMap<Session, Member>);
 
 impl Members {
-    /// Whether two compute with devices of one kind, so that their bits can be compared.
+    /// Whether two have the same numerics class, so that their bits can be compared.
     #[must_use]
     pub fn are_alike(&self, a: Session, b: Session) -> bool {
         let class = |session| self.0.get(&session).map(|member| &member.device.numerics_class);
@@ -142,8 +142,8 @@ impl Members {
         replicas.map(|(&session, _)| session).collect()
     }
 
-    /// Seconds a sample of a member; the mean of those measured stands in for one that has
-    /// not been, so that newcomers start with an even share.
+    /// Seconds a sample of a member; the mean of those measured stands in for one that has not been, so that
+    /// newcomers start with an average assignment.
     #[must_use]
     pub fn per_sample(&self, session: Session) -> f64 {
         let measured: Vec<f64> = self.0.values().filter_map(|m| m.per_sample).collect();
@@ -153,8 +153,8 @@ impl Members {
         own.unwrap_or(mean).max(1e-9)
     }
 
-    /// Brings the estimates of idle workers that are thought slow a little nearer to the
-    /// others': who is given nothing is measured no more, and may be slow no longer.
+    /// Moves the estimates of slow idle workers a little towards those of the others. An idle worker is not measured,
+    /// and may have become faster, so it is tried again.
     pub fn decay_idle_estimates(&mut self) {
         let working = self.0.values().filter(|m| m.leaves > 0).filter_map(|m| m.per_sample);
         let (sum, count) = working.fold((0.0, 0), |(sum, count), next| (sum + next, count + 1));

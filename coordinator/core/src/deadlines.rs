@@ -1,10 +1,10 @@
-//! Work that is given a second time: a lost worker's within the step (**LIVE-1**), and a
-//! late one's once its deadline is past.
+//! Work that is assigned a second time: that of a lost worker, within the step (**LIVE-1**), and that of a straggler,
+//! after its deadline.
 //!
-//! The deadline follows from what was measured: twice what the share should take to
-//! compute and to transfer. Past it, the share goes to others as well; the first answer
-//! wins, and since both have the same bits it does not matter whose it is. A worker is late
-//! only while the sum waits for it: one that has sent all that its credits allow is not.
+//! The deadline follows from measurements: twice the time that the assignment should take to compute and to transfer.
+//! After it the nodes are assigned to other workers as well, and the first result counts. Both results have the same
+//! bits, so it does not matter which one is first. A worker is late only while the sum waits for it; a worker that
+//! has sent all that its credits allow is not late.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -17,13 +17,13 @@ use super::cluster::{Session, State};
 use super::events::{Action, ClusterEvent};
 use super::fault_injection::FaultInjection;
 
-/// A share may take so many times what it should …
+/// An assignment may take so many times its expected time …
 const SLACK: f64 = 2.0;
-/// … and this much more, for what no measurement foresees.
+/// … and this much more, for delays that no measurement predicts.
 const FLOOR: Duration = Duration::from_millis(50);
 
 impl Core {
-    /// When the last share of the step in flight is due, from the step's beginning.
+    /// When the last assignment of the step in flight is due, from the step's beginning.
     #[must_use]
     pub fn deadline(&self) -> Option<Duration> {
         let flight = self.flight.as_ref()?;
@@ -33,16 +33,16 @@ impl Core {
 
     /// A worker has been given `leaves` more leaves.
     pub(super) fn extend_deadline(&mut self, now: Duration, session: Session, leaves: u32, samples: usize) {
-        let mean_leaf = samples as f64 / f64::from(self.spec.tree.shards());
+        let mean_leaf = samples as f64 / f64::from(self.spec.tree.microbatches());
         let seconds = self.members.per_sample(session) * mean_leaf * f64::from(leaves) + self.transfer;
         if let Some(member) = self.members.0.get_mut(&session) {
-            // A day is longer than any share takes, and no overflow.
+            // A day is longer than any assignment takes, and does not overflow.
             member.due =
                 member.due.max(now + FLOOR) + Duration::from_secs_f64((SLACK * seconds).min(86_400.0));
         }
     }
 
-    /// Time has passed: who is late?
+    /// Finds the workers that are late now.
     pub(super) fn tick(&mut self, now: Duration) {
         if self.recovery.is_some() {
             return self.boundary(now);
@@ -82,7 +82,7 @@ impl Core {
         if self.injects(FaultInjection::ForgetTakeover) {
             return 0;
         }
-        let mean_leaf = flight.samples as f64 / f64::from(self.spec.tree.shards());
+        let mean_leaf = flight.samples as f64 / f64::from(self.spec.tree.microbatches());
         let (step, attempt) = (flight.step, flight.attempt);
         let is_late = |session: &Session| {
             let member = &self.members.0[session];
@@ -102,7 +102,7 @@ impl Core {
         for &node in nodes.iter().filter(|node| !flight.is_done(**node)) {
             let has = |session: &Session| self.members.0[session].open.iter().any(|n| n.covers(node));
             let free: Vec<Session> = ready.iter().copied().filter(|s| !has(s)).collect();
-            // Whoever is late itself gets more only if nobody else is there.
+            // A late worker gets more only if there is no other worker.
             let prompt: Vec<Session> = free.iter().copied().filter(|s| !is_late(s)).collect();
             let takers = if prompt.is_empty() { free } else { prompt };
             if takers.is_empty() {
@@ -112,7 +112,7 @@ impl Core {
             let shares = flight.deal(&[node], &mut theirs);
             for ((session, share), load) in takers.into_iter().zip(shares).zip(theirs) {
                 loads.insert(session, load);
-                // What it has been given before, it computes or has computed.
+                // It computes, or has computed, the nodes that it was given before.
                 let had = |n: &Node| {
                     self.members.0[&session].open.contains(n) || flight.opened.contains(&(session, *n))
                 };
@@ -133,10 +133,10 @@ impl Core {
         leaves
     }
 
-    /// A step is over; whoever still had work in it is slower than it was thought to be,
-    /// and gets more when it has confirmed the step.
+    /// A step is over. A worker that still had work in it is slower than estimated, and gets more only after it has
+    /// confirmed the step.
     pub(super) fn measure_the_late(&mut self, now: Duration, started: Duration, samples: usize) {
-        let mean_leaf = samples as f64 / f64::from(self.spec.tree.shards());
+        let mean_leaf = samples as f64 / f64::from(self.spec.tree.microbatches());
         let elapsed = now.saturating_sub(started).as_secs_f64();
         for member in self.members.0.values_mut().filter(|m| m.state == State::Ready && !m.open.is_empty()) {
             member.state = State::Loading;

@@ -1,4 +1,4 @@
-//! What goes into the core and what comes out of it.
+//! The events that go into the core, and the actions that come out of it.
 
 use tally_numerics::digest::Digest;
 use tally_numerics::schema::Sums;
@@ -23,16 +23,16 @@ pub struct Receipt {
 pub enum AuditResult {
     /// The same bits.
     Equal,
-    /// This worker's bits were its own.
+    /// This worker's bits differed from the others'.
     Alone(Session),
-    /// Nobody could tell who was right.
+    /// There was no third worker to decide.
     Undecided,
 }
 
 /// What has happened.
 #[derive(Clone, Debug)]
 pub enum Event {
-    /// A worker's hello and manifest were found right.
+    /// A worker has joined; its hello and its manifest were checked.
     Joined {
         /// Its session.
         session: Session,
@@ -45,8 +45,7 @@ pub enum Event {
         /// Steps of this run whose state it holds, with their digests.
         held: Vec<(u64, Digest)>,
     },
-    /// The state it was asked for has come whole; the shell keeps it until
-    /// [`Action::Adopt`].
+    /// The state that a worker was asked for has arrived completely. The server keeps it until [`Action::Adopt`].
     Uploaded {
         /// Its session.
         session: Session,
@@ -55,7 +54,7 @@ pub enum Event {
         /// The digest of what came.
         digest: Digest,
     },
-    /// It has loaded the state it was sent, or found the one it holds to be right.
+    /// A worker has loaded the state that it was sent, or has confirmed the state that it holds.
     Loaded {
         /// Its session.
         session: Session,
@@ -75,7 +74,7 @@ pub enum Event {
         /// Digest of the sample ids.
         samples: u64,
     },
-    /// A chunk of a contribution has come. The shell has looked at its floats.
+    /// A chunk of a contribution has come. The server has scanned its floats.
     Chunk {
         /// From whom.
         from: AttemptId,
@@ -108,7 +107,7 @@ pub enum Event {
         /// The tensor.
         tensor: String,
     },
-    /// The referee has applied the update of the step that was closed.
+    /// The master state has the update of the step that was closed.
     Applied {
         /// Digest of its new state.
         digest: Digest,
@@ -129,7 +128,7 @@ pub enum Event {
         /// spare.
         round: f64,
     },
-    /// A worker has answered a leaf of the test pass; the shell keeps the answers.
+    /// A worker has answered a leaf of the test pass; the server keeps the answers.
     Answered {
         /// Its session.
         session: Session,
@@ -155,10 +154,10 @@ pub enum Event {
         session: Session,
         /// Why, in words.
         reason: String,
-        /// It left by its own will.
+        /// It left on its own request.
         polite: bool,
     },
-    /// The shell is ready; a resumed run may have nothing left to do.
+    /// The server is ready; a resumed run may have nothing left to do.
     Wake,
     /// The run is to stop after the step in flight.
     Stop,
@@ -175,19 +174,19 @@ pub struct AttemptId {
     pub attempt: u32,
 }
 
-/// What is to be done, in the order given.
+/// An action for the server. Actions are performed in their order.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
-    /// Send a worker the referee's state, what was broadcast of the step in flight, and from
-    /// then on everything that is.
+    /// Send a worker the master state, then everything that was broadcast of the step in flight, then all further
+    /// broadcasts.
     SendState {
         /// To whom.
         session: Session,
         /// The step and attempt in flight.
         during: Option<(u64, u32)>,
     },
-    /// Tell a worker that the state it holds is the committed one, send it what was broadcast
-    /// of the step in flight, and from then on everything that is.
+    /// Tell a worker that the state it holds is the committed one. Send it everything that was broadcast of the step
+    /// in flight, then all further broadcasts.
     Keep {
         /// Whom.
         session: Session,
@@ -201,7 +200,7 @@ pub enum Action {
         /// The step.
         step: u64,
     },
-    /// Make the state that was uploaded the referee's.
+    /// Make the uploaded state the master state.
     Adopt {
         /// Its step.
         step: u64,
@@ -247,7 +246,7 @@ pub enum Action {
         samples: usize,
         /// The nodes.
         nodes: Vec<Node>,
-        /// They were another worker's first.
+        /// They were first assigned to another worker.
         takeover: bool,
     },
     /// Have a worker compute a node and answer with [`Event::Audited`].
@@ -272,8 +271,8 @@ pub enum Action {
     },
     /// Do an addition of the tree.
     Reduce(ReductionStep),
-    /// The root is whole: send the clip factor, apply the update to the referee's copy,
-    /// then say so with [`Event::Applied`] or [`Event::Diverged`].
+    /// The root is whole: send the clip factor, apply the update to the master state, then report it with
+    /// [`Event::Applied`] or [`Event::Diverged`].
     Close {
         /// The step.
         step: u64,
@@ -302,7 +301,7 @@ pub enum Action {
         /// Its replica's digest was wrong (**REP-1**).
         drifted: bool,
     },
-    /// Write a checkpoint of the referee's state.
+    /// Write a checkpoint of the master state.
     Checkpoint {
         /// Its step.
         step: u64,
@@ -327,7 +326,7 @@ pub enum Action {
     Finish(RunOutcome),
 }
 
-/// A committed step, as the journal tells it.
+/// A committed step, as the journal records it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Committed {
     /// The step, from 1.
@@ -348,13 +347,13 @@ pub struct Committed {
     pub compute_seconds: f64,
     /// Seconds from there until the root was whole.
     pub transfer_seconds: f64,
-    /// Seconds the mean worker waited for the slowest.
+    /// Average seconds that workers waited for the slowest.
     pub waiting_seconds: f64,
-    /// Who computed longest.
+    /// The worker that computed longest.
     pub slowest: Option<Session>,
     /// Its learning rate.
     pub learning_rate: f32,
-    /// Digest of the referee's new state.
+    /// Digest of the new master state.
     pub digest: Digest,
 }
 
@@ -374,19 +373,19 @@ pub enum ClusterEvent {
         name: String,
         /// Why.
         reason: String,
-        /// It left by its own will.
+        /// It left on its own request.
         polite: bool,
         /// It has been ready for work before.
         was_ready: bool,
     },
-    /// A restarted coordinator goes on from the state that a worker held.
+    /// A restarted coordinator continues from the state that a worker held.
     Adopted {
         /// Who held it.
         session: Session,
         /// Its step.
         step: u64,
     },
-    /// A worker is past its deadline: its leaves were dealt to others as well.
+    /// A worker is past its deadline: its leaves were assigned to others as well.
     Late {
         /// Who.
         session: Session,
@@ -405,12 +404,12 @@ pub enum ClusterEvent {
         owner: String,
         /// Who checked it first, by name.
         checker: String,
-        /// Whose bits were its own, by name.
+        /// The worker whose bits differed, by name.
         alone: Option<String>,
         /// How it ended.
         result: AuditResult,
     },
-    /// Leaves of a lost or late worker were dealt to others in the same step.
+    /// Leaves of a lost or late worker were assigned to others in the same step.
     TakenOver {
         /// The step.
         step: u64,

@@ -1,4 +1,4 @@
-//! Rules of the protocol that the simulation breaks on purpose, to see which promise notices.
+//! Rules of the protocol that the simulation breaks on purpose, to see which promise's check notices.
 
 /// A rule that is broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -6,9 +6,9 @@
 pub(crate) enum FaultInjection {
     /// A message of an earlier attempt counts.
     AcceptOldAttempts,
-    /// A contribution counts whatever replica it was computed with.
+    /// A contribution counts whichever replica it was computed with.
     AcceptAnyReplica,
-    /// A state counts as recovered without the journal's word for it.
+    /// A state counts as recovered although the journal does not confirm it.
     AdoptAnyState,
     /// A contribution may be closed before all of its chunks have come.
     CloseHalfContribution,
@@ -22,6 +22,6 @@ pub(crate) enum FaultInjection {
     IgnoreDrift,
     /// A returning worker keeps its state whatever its digest is.
     KeepAnyRetainedState,
-    /// The accounting of samples is not taken back with the state.
+    /// The accounting of samples is not reset with the state.
     KeepLedger,
 }

@@ -1,6 +1,6 @@
 //! The exactly-once accounting of samples (**DATA-1**).
 //!
-//! It counts what was committed, by the receipts of the leaves, never what was planned.
+//! It counts the samples of committed microbatches, by their receipts, and never planned ones.
 
 /// Which samples of the epoch in progress have been used, and the run's totals.
 #[derive(Debug)]
@@ -33,7 +33,7 @@ impl Ledger {
         }
     }
 
-    /// The epoch is over: whatever was not used in it is lost.
+    /// The epoch is over: samples that were not used in it are lost.
     pub fn end_epoch(&mut self) {
         self.lost += (self.used.len() - self.this_epoch) as u64;
         self.used.fill(false);

@@ -1,14 +1,13 @@
 //! The coordinator's decisions, as a pure state machine.
 //!
-//! Events go in, actions come out ([`Core::handle`]). There is no socket, clock, thread,
-//! file or random source in here, so nothing in here can fail or wait, and any schedule of
-//! events replays exactly. The server around it (tally-coordinator) holds the floats and the
-//! sockets and performs the actions in their order.
+//! Events go in, actions come out ([`Core::handle`]). There is no socket, clock, thread, file or random source in
+//! here, so nothing in here can fail or wait, and any sequence of events can be repeated exactly. The server around
+//! it (tally-coordinator) holds the floats and the sockets and performs the actions in their order.
 //!
-//! Promises kept here: **DATA-1** ([`ledger`]), **SUM-1** ([`reduction`], [`assign`]),
-//! **REP-1** (`replica_state`: every digest a worker sends is compared with the referee's),
-//! **LIVE-1** (`step_protocol` is a step's life, `deadlines` deals a lost or late worker's leaves
-//! again within it), **RESUME-1** ([`recovery`]).
+//! Promises kept here: **DATA-1** ([`ledger`]), **SUM-1** ([`reduction`], [`assign`]), **REP-1** (`replica_state`:
+//! every digest of a worker is compared with the master's), **LIVE-1** (`step_protocol` leads a step from its plan to
+//! its commit, `deadlines` assigns the leaves of a lost or late worker again within the step), **RESUME-1**
+//! ([`recovery`]).
 
 pub mod assign;
 pub mod audit;
@@ -47,10 +46,10 @@ use sampler::EpochSampler;
 use step::StepInFlight;
 use test_pass::TestPass;
 
-/// Commits whose digests are remembered; a replica that confirms an older one lags too far.
+/// Commits whose digests are remembered; a replica that confirms an older one is too far behind.
 const RECENT: usize = 1024;
 
-/// What a run is, as far as decisions go. Fixed for the run.
+/// The properties of a run on which decisions depend. They are fixed for the run.
 #[derive(Clone, Debug)]
 pub struct RunSpec {
     /// The reduction tree.
@@ -105,7 +104,7 @@ pub struct Core {
     ledger: Ledger,
     /// Samples of the epochs that were whole before this start.
     samples_before: u64,
-    /// The referee's step and digest.
+    /// The step and digest of the master state.
     committed: u64,
     digest: Digest,
     /// The digests of the last commits, with which replicas that lag a little are compared.
@@ -120,8 +119,8 @@ pub struct Core {
     started: bool,
     stopping: bool,
     finished: bool,
-    /// Who found NaN in a gradient of the step being computed: one worker's may be its own
-    /// fault, so others compute the step without it; a second worker's is the model's.
+    /// The worker that found NaN in a gradient of the step being computed. One worker's NaN may be its own fault, so
+    /// the others compute the step without it. If a second worker finds NaN, the model has diverged.
     non_finite: Option<Session>,
     /// The last assignment's quotas and the workers they were for, kept while they serve.
     last_quotas: Option<(Vec<Session>, Vec<u32>)>,
@@ -140,8 +139,8 @@ pub struct Core {
 }
 
 impl Core {
-    /// A run whose referee is at `committed` steps with this `digest`. A new run is at 0; a
-    /// resumed one, of which something is `recorded`, waits for no more than one worker.
+    /// A run whose master state is at `committed` steps with this `digest`. A new run is at 0; a resumed one, of
+    /// which something is `recorded`, waits for no more than one worker.
     #[must_use]
     pub fn new(spec: RunSpec, committed: u64, digest: Digest, recorded: Recorded) -> Self {
         let sampler = EpochSampler::new(spec.schedule);
@@ -177,7 +176,7 @@ impl Core {
         core
     }
 
-    /// The referee is at another step; only between steps.
+    /// The master state is at another step. Only called between steps.
     fn go_to(&mut self, committed: u64, digest: Digest) {
         let per_epoch = self.spec.schedule.steps_per_epoch() as u64;
         let samples = self.spec.schedule.samples();
@@ -186,7 +185,7 @@ impl Core {
         self.digest = digest;
         self.recent = VecDeque::from([(committed, digest)]);
         self.tested = self.recorded.tested(committed);
-        // What this epoch has used before the stop is used.
+        // Samples that this epoch had used before the stop count as used.
         if !self.injects(FaultInjection::KeepLedger) {
             self.ledger = Ledger::new(samples);
         }
@@ -207,7 +206,7 @@ impl Core {
         }
     }
 
-    /// Takes an event that happened at `now` (on any steady clock) and says what to do.
+    /// Handles an event that happened at `now` (on any steady clock), and returns the actions.
     pub fn handle(&mut self, now: Duration, event: Event) -> Vec<Action> {
         if !self.finished {
             self.dispatch(now, event);
@@ -249,7 +248,7 @@ impl Core {
         }
     }
 
-    // ---- What the shell and its views may look at ----
+    // ---- Read by the server and its observers ----
 
     /// The run's spec.
     #[must_use]
@@ -257,7 +256,7 @@ impl Core {
         &self.spec
     }
 
-    /// Who is in the cluster.
+    /// The members of the cluster.
     #[must_use]
     pub fn members(&self) -> &Members {
         &self.members

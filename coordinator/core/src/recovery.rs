@@ -1,10 +1,9 @@
-//! After a crash: which state a restarted coordinator goes on from (**RESUME-1**).
+//! After a crash: the state from which a restarted coordinator continues (**RESUME-1**).
 //!
-//! The referee starts at the newest checkpoint; the journal may know of later steps, and
-//! workers that outlived the coordinator may hold one of those states. A state counts only
-//! if the journal has its digest. The newest step of the journal is taken as soon as
-//! somebody offers it; an older one after a grace period, in which workers find their way
-//! back; without any, the steps since the checkpoint are computed again.
+//! The master state starts at the newest checkpoint; the journal may know of later steps, and workers that outlived
+//! the coordinator may hold one of those states. A state counts only if the journal has its digest. The newest step
+//! of the journal is taken as soon as a worker offers it. An older one is taken after a grace period in which workers
+//! reconnect. Without any, the steps since the checkpoint are computed again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -19,14 +18,14 @@ use super::fault_injection::FaultInjection;
 /// How long a worker may take to send the state it was asked for.
 const UPLOAD: Duration = Duration::from_secs(30);
 
-/// What the journal says of steps that the referee may not have reached.
+/// The journal's record of steps that the master state may not have reached.
 #[derive(Clone, Debug, Default)]
 pub struct Recorded {
     /// The digest after each step.
     pub digests: BTreeMap<u64, Digest>,
     /// The steps whose test pass is done.
     pub tests: BTreeSet<u64>,
-    /// How long to wait for workers that hold a newer state than the referee.
+    /// How long to wait for workers that hold a newer state than the master.
     pub grace: Duration,
 }
 
@@ -44,14 +43,14 @@ impl Recorded {
     }
 }
 
-/// The search for the newest state that somebody holds.
+/// The search for the newest state that a worker holds.
 #[derive(Debug, Default)]
 pub struct Recovery {
-    /// When to make do with what there is; counted from the first event.
+    /// When the search ends with the best state found, counted from the first event.
     until: Option<Duration>,
     /// The newest state that each worker holds and the journal confirms.
     offers: BTreeMap<Session, u64>,
-    /// Who was asked for which state, and until when it may take.
+    /// The worker that was asked, the state, and the time until which it may take.
     asked: Option<(Session, u64, Duration)>,
 }
 
@@ -82,7 +81,7 @@ impl Core {
         }
     }
 
-    /// A worker has joined; it may hold what is searched for.
+    /// A worker has joined; it may hold a state.
     pub(super) fn offered(&mut self, session: Session) {
         let Some(member) = self.members.0.get(&session) else { return };
         let confirmed = |(step, digest): &&(u64, Digest)| {

@@ -1,7 +1,7 @@
-//! Which additions of the tree are due: the bookkeeping of a step's reduction (**SUM-1**).
+//! The bookkeeping of a step's reduction: which additions of the tree are due (**SUM-1**).
 //!
-//! It knows no floats. Whoever holds them does the additions it asks for, in any order,
-//! and gets the one sum the tree defines: a (node, chunk) counts once, the first wins.
+//! It holds no floats. The holder of the floats does the requested additions, in any order, and gets the sum that the
+//! tree defines. A (node, chunk) counts once: the first one wins.
 
 use tally_numerics::tree::{Node, Tree};
 
@@ -29,7 +29,7 @@ pub enum ReductionStep {
     },
 }
 
-/// What becomes of a contributed chunk.
+/// The decision about a contributed chunk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Contribution {
     /// It is the first: keep it and do what is due.
@@ -52,7 +52,7 @@ impl Reduction {
     /// Nothing contributed yet to a step of `samples` samples.
     #[must_use]
     pub fn new(tree: Tree, chunks: u32, samples: usize) -> Self {
-        let words = (2 * tree.shards() as usize).div_ceil(64);
+        let words = (2 * tree.microbatches() as usize).div_ceil(64);
         Self { tree, samples, whole: vec![vec![0; words]; chunks as usize], emitted: 0 }
     }
 
@@ -172,8 +172,8 @@ mod tests {
     }
 
     proptest! {
-        /// SUM-1: whichever subtrees come, in whatever order, with whatever repeats, the
-        /// additions asked for are those of the tree.
+        /// SUM-1: for any nodes, in any order and with any repetitions, the requested additions are those of the
+        /// tree.
         #[test]
         fn sum_1_any_order_of_arrival_gives_the_trees_sum(
             power in 0u32..5, samples in 1usize..80, order in proptest::collection::vec(any::<u32>(), 1..200),
@@ -185,8 +185,8 @@ mod tests {
             let mut held: HashMap<Node, String> = HashMap::new();
             let mut root = None;
             // Random nodes first, then every leaf, so that the sum is always completed.
-            let random = order.iter().map(|x| Node(1 + x % (2 * tree.shards() - 1)));
-            for node in random.chain((0..tree.shards()).map(|k| tree.leaf(k))) {
+            let random = order.iter().map(|x| Node(1 + x % (2 * tree.microbatches() - 1)));
+            for node in random.chain((0..tree.microbatches()).map(|k| tree.leaf(k))) {
                 let Some(value) = of(node) else { continue };
                 let Contribution::Take(due) = r.contribute(node, 0) else { continue };
                 held.insert(node, value);

@@ -1,4 +1,4 @@
-//! Coming, going, and being a replica (**REP-1**).
+//! Workers that join and leave, and the state of their replicas (**REP-1**).
 
 use std::time::Duration;
 
@@ -21,9 +21,8 @@ impl Core {
         }
     }
 
-    /// Sends the committed state to everyone who waits for one and does not hold it, with
-    /// what is summed of the step in flight: if all who compute it fall silent, a newcomer can
-    /// (**LIVE-1**).
+    /// Sends the committed state to every worker that waits for one and does not hold it, with the sums of the step
+    /// in flight so far. If all workers that compute the step fall silent, a newcomer can finish it (**LIVE-1**).
     pub(super) fn send_states(&mut self) {
         let during = match &self.flight {
             // Its state is about to change.
@@ -49,7 +48,7 @@ impl Core {
         }
     }
 
-    /// A replica says that it is at `step` with `digest`.
+    /// A replica reports that it is at `step` with `digest`.
     pub(super) fn confirmed(&mut self, now: Duration, session: Session, step: u64, digest: Digest) {
         let Some(member) = self.members.0.get_mut(&session) else { return };
         if member.state == State::Joining
@@ -109,12 +108,12 @@ impl Core {
             return;
         }
         if self.members.ready().is_empty() {
-            // Nobody is left to finish the step. Whoever comes next gets the committed
-            // state, so the attempt has to start from nothing.
+            // No worker is left to finish the step. The next worker gets the committed state, so the attempt has to
+            // start again.
             self.abort("no worker is left");
             return self.boundary(now);
         }
-        // Who was waited for before it was given these may be waited for again.
+        // A worker that was late before may be given a new deadline after it gets more work.
         let open: Vec<Node> = member.open.into_iter().collect();
         flight.speculative.retain(|(_, late)| !open.iter().any(|node| late.covers(*node)));
         self.take_over(now, &open);

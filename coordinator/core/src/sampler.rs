@@ -13,7 +13,7 @@ pub struct EpochSampler {
 }
 
 impl EpochSampler {
-    /// A deck of which nothing is drawn yet.
+    /// A sampler before the first step.
     #[must_use]
     pub fn new(schedule: Schedule) -> Self {
         Self { schedule, orders: Vec::new() }

@@ -1,4 +1,4 @@
-//! One attempt at one step: who was given what, what has come, and whether it is whole.
+//! One attempt at one step: its assignments, what has arrived, and whether it is complete.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -29,17 +29,17 @@ pub struct StepInFlight {
     pub reduction: Reduction,
     /// What came for each leaf, by the first trailer that covered it.
     pub receipts: BTreeMap<u32, Receipt>,
-    /// Headers that were found right, and whose chunks are therefore taken.
+    /// Contributions whose header was checked, so that their chunks are accepted.
     pub opened: BTreeSet<(Session, Node)>,
     /// Trailers that have come: a second is a violation.
     pub closed: BTreeSet<(Session, Node)>,
-    /// Nodes that were dealt again because this worker was late with them.
+    /// Nodes that were assigned again because this worker was late with them.
     pub speculative: BTreeSet<(Session, Node)>,
     /// The audit that the commit waits for.
     pub audit: Option<Audit>,
-    /// Who was asked to audit what, and has not answered.
+    /// Audits that were requested and not answered yet.
     pub audits: BTreeSet<(Session, Node)>,
-    /// Waiting for the shell to say that the update is applied.
+    /// Waiting for the server to report that the update is applied.
     pub closing: bool,
     tree: Tree,
 }
@@ -76,7 +76,8 @@ impl StepInFlight {
     /// The losses' means over the batch, summed along the tree.
     #[must_use]
     pub fn loss(&self) -> Sums {
-        let leaves = (0..self.tree.shards()).map(|leaf| self.receipts.get(&leaf).map(|r| r.losses.clone()));
+        let leaves =
+            (0..self.tree.microbatches()).map(|leaf| self.receipts.get(&leaf).map(|r| r.losses.clone()));
         Sums::along_tree(leaves, 0).scaled(1.0 / self.samples as f64)
     }
 
@@ -124,7 +125,7 @@ impl StepInFlight {
         !self.is_done(node) && (!all_here || allowed == chunks)
     }
 
-    /// Deals the leaves of `nodes`, of which some may be done, to workers with these loads.
+    /// Assigns the leaves of `nodes`, of which some may be done, to workers with these loads.
     #[must_use]
     pub fn deal(&self, nodes: &[Node], loads: &mut [Load]) -> Vec<Vec<Node>> {
         let mut dealt = vec![Vec::new(); loads.len()];

@@ -55,16 +55,15 @@ impl Core {
         }
     }
 
-    /// The quotas of the next step: the last ones while they serve within a tenth, so that
-    /// noise in the measurements moves nothing.
+    /// The quotas of the next step: the last ones, as long as they are within a tenth of the best, so that noise in
+    /// the measurements changes nothing.
     fn quotas(&mut self, ready: &[Session], loads: &[Load]) -> Vec<u32> {
         let tree = self.spec.tree;
         // What nodes take to come was measured with as many as the last step had. The sum's way
         // down is in it, so it is rather too much.
-        let nodes = self
-            .last_quotas
-            .as_ref()
-            .map_or(0, |(_, quotas)| assign::runs(tree, 0..tree.shards(), quotas).iter().map(Vec::len).sum());
+        let nodes = self.last_quotas.as_ref().map_or(0, |(_, quotas)| {
+            assign::runs(tree, 0..tree.microbatches(), quotas).iter().map(Vec::len).sum()
+        });
         let per_node = self.transfer / nodes.max(1) as f64;
         let best = assign::shares(tree, loads, per_node);
         let seconds = |quotas: &[u32]| assign::seconds(tree, quotas, loads, per_node);
@@ -96,12 +95,12 @@ impl Core {
         let attempt = self.attempt;
         let samples = self.sampler.batch_len(step);
         let tree = self.spec.tree;
-        let mean_leaf = samples as f64 / f64::from(tree.shards());
+        let mean_leaf = samples as f64 / f64::from(tree.microbatches());
         let load =
             |session: &Session| Load { busy: 0.0, per_leaf: self.members.per_sample(*session) * mean_leaf };
         let loads: Vec<Load> = ready.iter().map(load).collect();
         let quotas = self.quotas(&ready, &loads);
-        let nodes = assign::runs(tree, 0..tree.shards(), &quotas);
+        let nodes = assign::runs(tree, 0..tree.microbatches(), &quotas);
         self.flight = Some(StepInFlight::new(tree, self.spec.chunks, step, attempt, samples, now));
         let learning_rate = self.spec.optimizer.rate(step, self.spec.steps());
         self.actions.push(Action::Begin { step, attempt, learning_rate });
@@ -303,8 +302,7 @@ impl Core {
         self.boundary(now);
     }
 
-    /// A worker broke the rules after a header that was right. What was reduced may rest
-    /// on it, so the attempt is void.
+    /// A worker broke a rule after a valid header. The sums may contain its chunks, so the attempt is void.
     pub(super) fn violated(&mut self, now: Duration, session: Session, fault: String) {
         if self.injects(FaultInjection::ForgiveViolation) {
             return self.evict(now, session, fault, false);
@@ -334,7 +332,7 @@ impl Core {
         let (session, reason) = (from.session, format!("the gradient of {tensor} is not finite"));
         let alone = self.members.ready().iter().all(|&ready| ready == session);
         if self.non_finite.is_some_and(|before| before != session || alone) {
-            // Two workers have found it, or one, twice, that nobody can check.
+            // Two workers have found it, or a single worker has found it twice and no other can check.
             return self.diverged(from.step, tensor);
         }
         self.non_finite = Some(session);

@@ -1,4 +1,4 @@
-//! The test pass: fixed leaves of the test set, dealt to whoever is free.
+//! The test pass: fixed microbatches of the test set, each assigned to a free worker.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -19,7 +19,7 @@ pub struct TestPass {
     unanswered: BTreeSet<u32>,
     /// When each leaf was dealt last.
     dealt: BTreeMap<u32, Duration>,
-    /// The longest that an answer has taken, or may take by what is known of the workers.
+    /// The longest time that an answer has taken, or is expected to take.
     longest: Option<Duration>,
 }
 
@@ -43,7 +43,7 @@ impl TestPass {
         Some(leaf)
     }
 
-    /// Leaves whose answer is missing for twice as long as any took are dealt once more.
+    /// Leaves without an answer after twice the longest time of an answer are assigned once more.
     pub fn overdue(&mut self, now: Duration) {
         let Some(longest) = self.longest else { return };
         let patience = 2 * longest + Duration::from_millis(50);
@@ -113,7 +113,7 @@ impl Core {
     pub(super) fn answered(&mut self, now: Duration, session: Session, step: u64, leaf: u32) {
         let Some(member) = self.members.0.get_mut(&session) else { return };
         let given = member.testing.remove(&leaf);
-        // An answer that is late is no fault: somebody else has given it.
+        // A late answer is not a fault: another worker has given it.
         let Some(test) = self.test.as_mut().filter(|_| step == self.committed) else { return };
         if !given || member.confirmed != Some(step) {
             let reason = format!("it answered leaf {leaf} of the test pass, which it was not given");

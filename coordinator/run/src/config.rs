@@ -9,11 +9,11 @@ use tally_numerics::wire::WireDtype;
 
 use crate::stored_path::StoredPath;
 
-/// The version of a run directory's layout. Raised whenever an older Tally could not go on with it in the same
-/// bits (`docs/compatibility.md`); what is new and only for people does not raise it.
+/// The version of a run directory's layout. Raised whenever an older Tally could not continue it with the same bits
+/// (`docs/compatibility.md`). Additions that are only for people do not raise it.
 pub const RUN_VERSION: u32 = 1;
 
-/// Everything that decides a run's bits, and a little more for people.
+/// Everything that decides a run's bits, and some facts for people.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunConfig {
     /// [`RUN_VERSION`].
@@ -34,7 +34,7 @@ pub struct RunConfig {
     pub batch_size: usize,
     /// Microbatches that a step is cut into.
     pub microbatches: u32,
-    /// `default` or `seed`, or `custom` if an option departs from both.
+    /// `default` or `original`, or `custom` if an option departs from both.
     pub recipe: String,
     /// The optimizer's settings.
     pub optimizer: OptimizerConfig,
@@ -53,7 +53,7 @@ pub struct RunConfig {
     /// The share of steps in which a second worker checks another's bits.
     #[serde(default)]
     pub audit_rate: f64,
-    /// What gradients travel as.
+    /// The number format of gradients on the wire.
     #[serde(default)]
     pub wire_dtype: WireDtype,
     /// The network's tensors.

@@ -18,11 +18,11 @@ pub enum DirectoryError {
     /// A file operation failed.
     #[error("cannot {what} {}: {source}{}", path.display(), advice(what, source))]
     Io {
-        /// What was tried: "create", "read", …
+        /// The operation: "create", "read", …
         what: &'static str,
-        /// On what.
+        /// The file or directory.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// It already holds a run.
@@ -37,7 +37,7 @@ pub enum DirectoryError {
     /// Another process uses it.
     #[error("{} is in use by another coordinator; stop that one first", .0.display())]
     Locked(PathBuf),
-    /// `run.json` does not say what it must.
+    /// `run.json` is not valid.
     #[error("{} is damaged: {source}; restore it from a backup, or start a new run with --init from a checkpoint", path.display())]
     Config {
         /// The file.
@@ -208,7 +208,7 @@ impl RunDirectory {
 /// The configuration of the run in `path`, which is not touched and may be in use.
 ///
 /// # Errors
-/// [`DirectoryError`] if it holds no run, or `run.json` does not say what it must.
+/// [`DirectoryError`] if it holds no run, or `run.json` is not valid.
 pub fn config(path: &Path) -> Result<RunConfig, DirectoryError> {
     let file = path.join("run.json");
     let text = fs::read(&file).map_err(|error| match error.kind() {

@@ -1,9 +1,8 @@
-//! The journal: what happened in a run, a line of JSON each, only ever appended.
+//! The journal: a line of JSON for each event of a run. Lines are only appended.
 //!
-//! A step's line is written before any worker hears that the step counts. The write is a
-//! system call of its own, so a crash of the process loses no line; the file is synced at
-//! every checkpoint, so a loss of power costs at most the lines since, which a resumed run
-//! computes again. A torn last line is dropped when the journal is opened.
+//! A step's line is written before any worker is told that the step counts. The write is a system call of its own, so
+//! a crash of the process loses no line; the file is synced at every checkpoint, so a loss of power costs at most the
+//! lines since, which a resumed run computes again. A torn last line is dropped when the journal is opened.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -48,7 +47,7 @@ pub enum Line {
         epoch: u32,
         /// Wall time of the pass.
         seconds: f64,
-        /// What it found.
+        /// Its result.
         #[serde(flatten)]
         evaluation: Evaluation,
     },
@@ -73,30 +72,30 @@ pub enum Line {
         worker: String,
         /// Why.
         reason: String,
-        /// It left by its own will.
+        /// It left on its own request.
         polite: bool,
     },
-    /// A lost worker's leaves were dealt to others in the same step.
+    /// A lost worker's microbatches were assigned to others in the same step.
     Takeover {
         /// The step.
         step: u64,
-        /// How many leaves.
+        /// How many microbatches.
         leaves: u32,
         /// By how many workers.
         workers: usize,
     },
-    /// A worker was past its deadline; its leaves were dealt to others as well.
-    Hedge {
+    /// A worker was past its deadline; its microbatches were assigned to others as well.
+    Straggler {
         /// The step.
         step: u64,
         /// Its session.
         session: u64,
         /// Its name.
         worker: String,
-        /// How many leaves.
+        /// How many microbatches.
         leaves: u32,
     },
-    /// A restarted coordinator went on from the state that a worker held.
+    /// A restarted coordinator continued from the state that a worker held.
     Adopt {
         /// The state's step.
         step: u64,
@@ -111,11 +110,11 @@ pub enum Line {
         step: u64,
         /// The node of the tree.
         node: u32,
-        /// Who contributed it.
+        /// The worker that contributed it.
         owner: String,
-        /// Who checked it.
+        /// The worker that checked it.
         checker: String,
-        /// Whose bits were its own, if a third worker could tell.
+        /// The worker whose bits differed, if a third worker decided.
         alone: Option<String>,
     },
     /// An attempt was void.
@@ -141,7 +140,7 @@ pub enum Line {
         /// `done`, `stopped` or `diverged`.
         outcome: String,
     },
-    /// Something that only a newer Tally tells of, and that can be skipped. It is never written.
+    /// An event that only a newer Tally knows, and that is ignored. It is never written.
     #[serde(other)]
     Unknown,
 }
@@ -174,7 +173,7 @@ pub struct StepLine {
     pub compute_seconds: f64,
     /// Seconds from there until the gradient was summed.
     pub transfer_seconds: f64,
-    /// Seconds the mean worker waited for the slowest.
+    /// Average seconds that workers waited for the slowest.
     pub waiting_seconds: f64,
     /// The attempt that counted.
     pub attempt: u32,
@@ -192,11 +191,11 @@ pub enum JournalError {
     /// A file operation failed.
     #[error("cannot {what} {}: {source}", path.display())]
     Io {
-        /// What was tried.
+        /// The operation.
         what: &'static str,
-        /// On what.
+        /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// A line before the last is damaged.
@@ -257,7 +256,7 @@ pub enum JournalError {
     },
 }
 
-/// What a journal says of the run so far.
+/// The history of a run, from its journal.
 #[derive(Debug, Default)]
 pub struct History {
     /// The digest of every step.

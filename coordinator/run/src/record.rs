@@ -1,6 +1,5 @@
-//! What a run directory says of a run, read without touching it: no lock, nothing cut off,
-//! nothing tidied up. So it can be read while the run goes on, and where nothing can be
-//! written.
+//! A run, read from its directory without changing it: no lock is taken, nothing is cut off and nothing is removed.
+//! So it can be read while the run continues, and from a read-only directory.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,10 +12,10 @@ use super::directory::{self, DirectoryError};
 use super::journal::{self, JournalError, Line, StepLine};
 use super::summary::Summary;
 
-/// Why a run directory tells no run.
+/// Why a run cannot be read from a directory.
 #[derive(Debug, Error)]
 pub enum RecordError {
-    /// It is none, or its configuration cannot be read.
+    /// It is not a run directory, or its configuration cannot be read.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
     /// Its journal cannot be read.
@@ -52,7 +51,7 @@ pub enum RecordError {
     },
 }
 
-/// A run as its directory tells it.
+/// A run, as its directory records it.
 #[derive(Debug)]
 pub struct Record {
     /// The directory.

@@ -1,4 +1,4 @@
-//! `summary.json`: what came out of a run.
+//! `summary.json`: the result of a run.
 
 use std::collections::VecDeque;
 
@@ -36,9 +36,9 @@ pub struct Summary {
     pub samples_duplicated: u64,
     /// Workers that became ready for work.
     pub workers_joined: u64,
-    /// Workers that were lost against their will.
+    /// Workers that were lost without leaving on their own request.
     pub workers_lost: u64,
-    /// Shares that a second worker computed too, since this start.
+    /// Nodes that a second worker computed too, since this start.
     #[serde(default)]
     pub audits: u64,
     /// Those whose bits differed.
@@ -55,7 +55,7 @@ pub struct MedianSeconds {
     pub compute: f64,
     /// From there until the gradient was summed.
     pub transfer: f64,
-    /// The mean worker's wait for the slowest.
+    /// The average wait of workers for the slowest.
     pub waiting: f64,
     /// A worker's round: from the beginning of its contribution to the whole sum.
     pub round: f64,

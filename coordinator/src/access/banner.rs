@@ -1,10 +1,10 @@
-//! What the person who starts a run is told of who can do what.
+//! The message about access at the start of a run.
 
 use std::net::SocketAddr;
 
 use super::credentials::LoadedCredentials;
 
-/// Says who can train and look, and how to close what is open: each line, and whether it is a warning.
+/// Says who can train and who can view, and how to restrict that: each line, and whether it is a warning.
 #[must_use]
 pub fn banner(loaded: &LoadedCredentials, workers: SocketAddr, web: SocketAddr) -> Vec<(bool, String)> {
     let exposed: Vec<SocketAddr> = [workers, web].into_iter().filter(|a| !a.ip().is_loopback()).collect();

@@ -1,11 +1,11 @@
 //! All connections of a port, counted: how many there may be at one time, in all and from one
 //! address.
 //!
-//! Where there are too many, the oldest *stranger* makes room: one that has not yet made a whole, allowed
-//! request. So whoever only opens connections drives out their own kind, and not those who
-//! have business here. Where there is no stranger, the oldest *onlooker* does, who only looks where others train:
-//! a token that may look must not be enough to keep workers out. Workers that take part count in all, and no longer
-//! for their address, so that a whole rack may sit behind one.
+//! If there are too many, the oldest *stranger* is closed: a connection that has not completed an allowed request
+//! yet. So a peer that only opens connections closes other strangers, and not connections that are in use. Without
+//! strangers, the oldest *onlooker* is closed, which only views a run where others train: a token for viewing must
+//! not be enough to keep workers out. Workers that take part count towards the limit of the port, and not towards
+//! that of their address, so that a whole rack can be behind one address.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -50,7 +50,7 @@ struct State {
     next: u64,
     all: usize,
     by_address: HashMap<IpAddr, usize>,
-    /// Who can be made to make room: strangers, then onlookers, the oldest first.
+    /// Connections that can be closed for others: strangers, then onlookers, the oldest first.
     yielding: BTreeMap<(TrustLevel, u64), (IpAddr, Arc<ConnectionMonitor>)>,
 }
 
@@ -78,7 +78,7 @@ impl State {
 }
 
 impl ConnectionLimiter {
-    /// Nobody yet, on the port that metrics name so.
+    /// No connection yet, on the port with this name in metrics.
     #[must_use]
     pub fn new(port: &'static str, most: usize, per_address: usize) -> Arc<Self> {
         Arc::new(Self { port, most, per_address, state: Mutex::default() })
@@ -102,7 +102,7 @@ impl ConnectionLimiter {
     /// Takes a connection, which is a stranger's, and is counted until the place is dropped.
     ///
     /// # Errors
-    /// If there is no room, and nobody to make it.
+    /// If there is no room, and no connection that could be closed.
     pub fn acquire(
         self: &Arc<Self>,
         address: IpAddr,
@@ -132,14 +132,14 @@ impl ConnectionLimiter {
     }
 }
 
-/// What a connection has shown so far; the lesser makes room for the greater.
+/// The trust in a connection. A connection with less trust is closed for one with more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum TrustLevel {
     /// Nothing.
     Stranger,
-    /// It only looks, where others train.
+    /// It only views a run where others train.
     Onlooker,
-    /// It has made a request that this port is there for.
+    /// It has completed an allowed request of this port's main kind.
     Known,
     /// It takes part, and no longer counts for its address.
     Member,

@@ -1,13 +1,12 @@
 //! A connection, watched from its first byte.
 //!
-//! A peer decides how fast it speaks, how much it sends and whether it listens. Whatever it
-//! decides, its connection ends
-//! - 20 s after its beginning if it has not made a whole, allowed request by then: so a TLS handshake that
-//!   does not go on, a header that drips, and a peer that only waits are all one case;
+//! A peer decides how fast it sends, how much it sends and whether it reads. In any case its connection ends
+//! - 20 s after its beginning if it has not made a whole, allowed request by then: this covers an unfinished TLS
+//!   handshake, a slow header, and a peer that only waits;
 //! - a minute after its last request;
-//! - a minute after it stopped taking what it is sent;
-//! - when it has sent more than it may before it takes part: what a peer can make the
-//!   coordinator hold is bounded before it is known, whatever HTTP's own windows would allow.
+//! - a minute after it stopped reading what it is sent;
+//! - when it has sent more than it may before it takes part: so the memory that an unknown peer can occupy is
+//!   bounded, independently of HTTP's own windows.
 
 use std::future::Future;
 use std::io;
@@ -55,7 +54,7 @@ impl Default for Rules {
     }
 }
 
-/// What the watch over a connection knows.
+/// The state of a connection's monitor.
 #[derive(Debug)]
 pub struct ConnectionMonitor {
     rules: Rules,
@@ -109,7 +108,7 @@ impl ConnectionMonitor {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ends the connection, so that another can have its place.
+    /// Ends the connection, so that another can have its slot.
     pub fn evict(&self) {
         self.is_evicted.store(true, Ordering::Relaxed);
         self.wake.notify_one();

@@ -1,8 +1,8 @@
 //! The certificates and tokens in force, read anew when their files change.
 //!
-//! A new state is taken whole or not at all: while a certificate does not fit its key, or a
-//! token's file is empty, the old one stays in force and a warning says why. Connections
-//! that are there already keep what they were made with.
+//! A new state is used completely or not at all: while a certificate does not match its key, or a token's file is
+//! empty, the old state stays in force and a warning says why. Existing connections keep the state with which they
+//! were made.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -22,7 +22,7 @@ const VIEW_TOKEN: &str = "TALLY_VIEW_TOKEN";
 /// How often the files are looked at.
 const LOOK: Duration = Duration::from_secs(2);
 
-/// What is in force at one time.
+/// The credentials in force at one time.
 #[derive(Debug, Default)]
 pub struct LoadedCredentials {
     /// TLS for gRPC; a client's certificate is asked for if there is a CA for them.
@@ -31,14 +31,14 @@ pub struct LoadedCredentials {
     pub web: Option<Arc<ServerConfig>>,
     /// Clients need a certificate.
     pub certificates: bool,
-    /// Who shows it may train and look.
+    /// The token for training and viewing.
     pub train: Option<Token>,
-    /// Who shows it may look.
+    /// The token for viewing.
     pub view: Option<Token>,
 }
 
 impl LoadedCredentials {
-    /// Whether nothing is asked of anyone.
+    /// Whether everyone has access.
     #[must_use]
     pub fn is_open(&self) -> bool {
         self.train.is_none() && !self.certificates

@@ -1,7 +1,7 @@
-//! How fast workers may come in from one address.
+//! A limit on the rate of joins from one address.
 //!
-//! A rack that starts at once is let in at once; whoever joins and leaves for ever is slowed down,
-//! since each joining costs a state of the whole model.
+//! A whole rack may join at the same time. A worker that joins and leaves again and again is slowed down, because
+//! each join costs the transfer of a whole model.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -11,14 +11,14 @@ use tokio::time::Instant;
 
 use super::connection_limiter::address_key;
 
-/// JoinRateLimiter at once from one address.
+/// Joins at the same time from one address.
 const BURST: f64 = 512.0;
-/// JoinRateLimiter a second after that.
+/// Joins a second after that.
 const RATE: f64 = 16.0;
 /// Addresses that are remembered.
 const MOST: usize = 4096;
 
-/// What each address has left: a token bucket each.
+/// A token bucket for each address.
 #[derive(Debug, Default)]
 pub struct JoinRateLimiter(Mutex<HashMap<IpAddr, (f64, Instant)>>);
 
@@ -34,7 +34,7 @@ impl JoinRateLimiter {
             (left + RATE * now.saturating_duration_since(at).as_secs_f64()).min(BURST)
         };
         if buckets.len() >= MOST && !buckets.contains_key(&address) {
-            // One that is full again says nothing.
+            // A bucket that is full again carries no information.
             buckets.retain(|_, bucket| left(bucket) < BURST);
             if buckets.len() >= MOST {
                 return false;

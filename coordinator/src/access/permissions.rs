@@ -1,14 +1,13 @@
-//! Who may make which request.
+//! The permission that each request needs.
 //!
-//! There are three kinds: *open* ones, which only ask whether the coordinator is well; those that
-//! *look*; and those that *train*, among which is all that is not known to be less. Everything
-//! that is turned on is asked for: a certificate where there is a CA for them, and a token
-//! where there is one.
+//! There are three kinds of requests: *open* ones, which only ask for the coordinator's health; those that *view* a
+//! run; and those that *train*. A request that is not known counts as training. A certificate is required if a CA for
+//! clients is configured, and a token is required if one is configured.
 //!
-//! Browsers are a way in for pages from elsewhere. A request that changes or costs something must not come from
-//! another site's page (the browser says so in `Sec-Fetch-Site`, or its `Origin` is compared with its `Host`), and where the loopback address is all that
-//! protects the dashboard, only its own names are answered to, so that no page can give itself
-//! one (DNS rebinding).
+//! Pages of other sites can send requests through a user's browser. A request that changes or costs something must
+//! not come from such a page: the browser says so in `Sec-Fetch-Site`, or the request's `Origin` is compared with its
+//! `Host`. If only the loopback address protects the dashboard, requests must use one of its own names, because
+//! another site can let its name point to that address (DNS rebinding).
 
 use std::sync::Arc;
 
@@ -37,9 +36,9 @@ pub enum Denied {
     Certificate,
     /// A token is needed.
     NoToken,
-    /// It is none of ours.
+    /// It is not a token of this coordinator.
     WrongToken,
-    /// It is of those who may look.
+    /// It is the token for viewing.
     OnlyLooks,
     /// It calls the coordinator by a name that is not its own.
     Host,
@@ -82,7 +81,7 @@ pub fn http_permission(path: &str) -> Permission {
     if matches!(path, "/healthz" | "/readyz") { Permission::Open } else { Permission::Look }
 }
 
-/// Whether a request of this kind is allowed to one who shows this.
+/// Checks that a request of this kind is allowed with these credentials.
 ///
 /// # Errors
 /// Why it is not.
@@ -110,8 +109,8 @@ pub fn check(
     }
 }
 
-/// The token of a request: `Bearer TOKEN`, or as the password of `Basic`, whoever the user.
-/// Two are as none: a proxy in front may have looked at the other one.
+/// The token of a request: `Bearer TOKEN`, or as the password of `Basic`, whoever the user. Two tokens count as none,
+/// because a proxy may have checked the other one.
 fn bearer_token(headers: &HeaderMap) -> Option<Vec<u8>> {
     let mut all = headers.get_all(AUTHORIZATION).iter();
     let (Some(one), None) = (all.next(), all.next()) else { return None };
@@ -128,7 +127,7 @@ fn bearer_token(headers: &HeaderMap) -> Option<Vec<u8>> {
     Some(pair[at + 1..].to_vec())
 }
 
-/// Whether a request can have come from where it says.
+/// Checks the origin of a request.
 ///
 /// # Errors
 /// Why it cannot.

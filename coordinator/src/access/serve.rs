@@ -1,5 +1,4 @@
-//! The loop that serves a port: takes connections, speaks TLS, and lets through the gate what
-//! may pass.
+//! The loop that serves a port: it accepts connections, speaks TLS, and passes allowed requests on.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -180,7 +179,7 @@ impl Port {
             return self.deny(denied);
         }
         let deed = self.deed(&request);
-        // Whoever asks only how the coordinator is stays a stranger, where there are others.
+        // A connection that only asks for the coordinator's health stays a stranger.
         let underway = (deed != Permission::Open || loaded.is_open()).then(|| {
             let looks_on = self.protocol == Protocol::Grpc && deed != Permission::Train;
             connection.request(if looks_on { TrustLevel::Onlooker } else { TrustLevel::Known })
@@ -190,7 +189,7 @@ impl Port {
                 request.extensions_mut().insert(connection);
                 request.map(Body::new)
             }
-            // What is asked without a token has no body, and must not keep others from sending theirs.
+            // Requests without a token have no body, and must not delay the bodies of others.
             Protocol::Web if deed == Permission::Open => request.map(|_| Body::empty()),
             Protocol::Web => match self.whole(request).await {
                 Ok(request) => request,

@@ -1,8 +1,8 @@
 //! Writes checkpoints on a thread of its own, from immutable snapshots, so that training
 //! does not wait for the disk (**CKPT-1**).
 //!
-//! One checkpoint is written at a time; if the next is due before the disk is done, the
-//! driver waits, since every waiting snapshot would hold a copy of the model.
+//! One checkpoint is written at a time; if the next is due before the disk is done, the driver waits, because every
+//! waiting snapshot would hold a copy of the model.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -14,7 +14,7 @@ use tally_checkpoint::{self as checkpoint, CheckpointError, Meta};
 
 use super::master_state::Snapshot;
 
-/// What became of a job.
+/// The result of a job.
 #[derive(Debug)]
 pub struct Done {
     /// The checkpoint's step.
@@ -112,8 +112,7 @@ impl Checkpointer {
         }
     }
 
-    /// Has a checkpoint written, once the one before is. The thread fills in the
-    /// parameters' SHA-256.
+    /// Queues a checkpoint, to be written after the one before. The thread fills in the parameters' SHA-256.
     pub fn write(&self, meta: Meta, snapshot: Snapshot) {
         self.send(Job::Write(Box::new(meta), snapshot));
     }
@@ -123,7 +122,7 @@ impl Checkpointer {
         self.send(Job::Best(step));
     }
 
-    /// What was done since the last call.
+    /// The jobs that were finished since the last call.
     pub fn poll(&self) -> Vec<Done> {
         self.done.try_iter().collect()
     }

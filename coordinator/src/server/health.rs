@@ -1,10 +1,10 @@
-//! Whether the coordinator is well and ready for workers: gRPC's health service, `/healthz` and
-//! `/readyz`; and gRPC's reflection, so that generic clients know what can be called.
+//! Whether the coordinator is well and ready for workers: gRPC's health service, `/healthz` and `/readyz`; and gRPC's
+//! reflection, so that generic clients can list the methods.
 //!
-//! A coordinator is *well* if its process answers and its driver makes progress. It is *ready* if it lets workers in: from
-//! the driver's first answer until the run is asked to stop, while the driver makes progress. Without progress it is not
-//! ready after five seconds and not well after twenty, so that a supervisor that heeds `/healthz` starts the coordinator
-//! again. While the driver waits for a checkpoint, which may be large, the limit is ten minutes.
+//! A coordinator is *well* if its process answers and its driver makes progress. It is *ready* if it lets workers in:
+//! from the driver's first answer until the run is asked to stop, while the driver makes progress. Without progress
+//! it is not ready after five seconds and not well after twenty, so that a supervisor that checks `/healthz` starts
+//! the coordinator again. While the driver waits for a checkpoint, which may be large, the limit is ten minutes.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,7 +26,7 @@ use super::driver_heartbeat::Heartbeat;
 use super::input::Input;
 use super::service::Service;
 
-/// The services whose health is told: all together, and each.
+/// The services whose health is reported: all together, and each.
 const SERVICES: [&str; 2] = ["", "tally.v1.Cluster"];
 
 /// The longest time without progress of the driver in which workers are let in.

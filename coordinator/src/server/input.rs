@@ -1,4 +1,4 @@
-//! What reaches the driver.
+//! The inputs of the driver.
 
 use std::time::Instant;
 
@@ -15,20 +15,20 @@ use tokio::sync::oneshot;
 
 use super::outbox::{Bulk, Control};
 
-/// What a worker says of itself.
+/// A worker's hello.
 #[derive(Clone, Debug)]
 pub struct Hello {
     /// For people.
     pub name: String,
     /// Threads it computes with.
     pub threads: u32,
-    /// What it can do beyond the protocol's version.
+    /// Its capabilities.
     pub capabilities: Vec<String>,
     /// Steps of this run whose state it holds, newest first, with their digests.
     pub held: Vec<(u64, Digest)>,
 }
 
-/// What reaches the driver.
+/// The inputs of the driver.
 #[derive(Debug)]
 pub enum Input {
     /// A worker said hello and may come in.
@@ -62,7 +62,7 @@ pub enum Input {
         /// Told whether the session is one.
         known: oneshot::Sender<bool>,
     },
-    /// A message that is an event as it stands.
+    /// A message that needs no translation.
     Event(Event),
     /// A chunk with its floats.
     Chunk {
@@ -97,7 +97,7 @@ pub enum Input {
         /// Its losses and metrics.
         evaluated: v1::Evaluated,
     },
-    /// What a worker did when, by its clock.
+    /// Spans of a worker's time, by its clock.
     Spans {
         /// From whom.
         session: Session,
@@ -108,7 +108,7 @@ pub enum Input {
         /// When this came.
         arrived: Instant,
     },
-    /// What a worker's clock showed when it was asked.
+    /// A worker's answer to a question about its clock.
     Clock {
         /// From whom.
         session: Session,
@@ -121,7 +121,7 @@ pub enum Input {
         /// When the answer came.
         arrived: Instant,
     },
-    /// Someone asks how it goes.
+    /// A request for the status.
     Status(oneshot::Sender<v1::StatusReply>),
     /// The user asks to stop.
     Stop,

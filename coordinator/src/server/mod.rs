@@ -1,9 +1,8 @@
-//! Around the core: sockets, floats, files, threads.
+//! The server around the core: sockets, floats, files, threads.
 //!
-//! [`service`] turns what workers send into inputs; one thread, the [`driver`], feeds them
-//! to the core and performs its actions; [`outbox`] holds what waits to be sent, [`shared_sums`] what
-//! workers of this machine read without its being sent. Tokio's
-//! threads only move bytes, and nothing they do can block the driver.
+//! [`service`] turns what workers send into inputs; one thread, the [`driver`], feeds them to the core and performs
+//! its actions; [`outbox`] queues messages to workers; [`shared_sums`] is the memory from which workers of this
+//! machine read sums. Tokio's threads only move bytes, and cannot block the driver.
 
 mod checkpointer;
 pub mod driver;

@@ -1,9 +1,9 @@
-//! What waits to be sent to one worker.
+//! The queues of messages to one worker.
 //!
-//! The queues take messages without waiting, since the driver must never wait for a slow
-//! receiver; their bytes are counted, so that a receiver that lags too far is dropped instead of
-//! filling the coordinator's memory. Dropping one empties its gradient queue at once, even if
-//! the connection never takes another byte; last words on the control stream are still sent.
+//! The queues take messages without waiting, because the driver must never wait for a slow receiver. Their bytes are
+//! counted, so that a receiver that is too far behind is dropped before it fills the coordinator's memory. Dropping a
+//! receiver empties its gradient queue at once, even if its connection is stuck; messages on the control stream are
+//! still sent.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -78,8 +78,8 @@ pub fn outbox<M: Queued>() -> (Outbox<M>, OutboxStream<M>) {
 }
 
 impl<M: Queued> Outbox<M> {
-    /// Queues a message and returns the bytes that now wait. A worker that is gone takes
-    /// nothing; its end is told elsewhere.
+    /// Queues a message and returns the bytes that now wait. Messages to a worker that is gone are dropped; its loss
+    /// is reported elsewhere.
     pub fn send(&self, message: M) -> usize {
         let mut queue = lock(&self.0);
         if queue.closed {

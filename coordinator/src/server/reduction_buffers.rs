@@ -29,7 +29,7 @@ pub struct ReductionBuffers {
 }
 
 impl ReductionBuffers {
-    /// An buffers for sums of this type.
+    /// Buffers for sums of this type.
     #[must_use]
     pub fn new(dtype: WireDtype) -> Self {
         Self { dtype, ..Self::default() }
@@ -48,7 +48,7 @@ impl ReductionBuffers {
         self.waiting.insert((node, index), values);
     }
 
-    /// Does what is due; a chunk of the root that becomes whole is returned.
+    /// Performs a step of the reduction, and returns the chunk of the root that becomes whole, if one does.
     pub fn apply(&mut self, step: ReductionStep) -> Option<(u32, Shared)> {
         match step {
             ReductionStep::Add { parent, chunk } => {

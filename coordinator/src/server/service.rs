@@ -52,11 +52,11 @@ const PIPE: usize = 1 << 20;
 /// A worker holds its committed state and the one before.
 const MOST_HELD: usize = 2;
 
-/// Chunks that a worker on this machine may have in the memory it shares with us: what credits
-/// allow of a node, and as many that wait for them.
+/// Chunks that a worker on this machine may have in shared memory: as many as credits allow for a node, and as many
+/// again that wait for credits.
 const SLOTS: u32 = 2 * CREDIT_WINDOW as u32;
 
-/// What every handler needs.
+/// The state that every handler needs.
 #[derive(Clone, Debug)]
 pub struct Service {
     run: u64,
@@ -313,7 +313,7 @@ fn connection_of<T>(request: &Request<T>) -> Option<Arc<Connection>> {
     request.extensions().get().cloned()
 }
 
-/// The first message of a stream, which must not be waited for for ever.
+/// The first message of a stream, with a time limit.
 async fn first<M>(message: impl Future<Output = Result<M, Status>>, what: &str) -> Result<M, Status> {
     let late = |_| Status::deadline_exceeded(format!("no {what} for {} s", FIRST_MESSAGE.as_secs()));
     tokio::time::timeout(FIRST_MESSAGE, message).await.map_err(late)?
@@ -327,7 +327,7 @@ fn finite(index: u32, chunk: Chunk) -> Result<Chunk, String> {
     }
 }
 
-/// A worker's words, fit for a terminal and a journal.
+/// A worker's text, without control characters, for a terminal and a journal.
 fn printable(text: &str, most: usize) -> String {
     text.chars().filter(|c| !c.is_control()).take(most).collect()
 }

@@ -1,10 +1,10 @@
-//! The sums: where a sum is written once, for all workers of this machine to read.
+//! Shared memory in which a sum is written once, for all workers of this machine to read.
 //!
-//! A slot is written again only when everybody who was pointed to it has read it. Who has
-//! confirmed a step's commit has read all that was sent before, so there are two halves of a
-//! model's chunks each: an attempt takes one whose readers have all confirmed, or none, and
-//! then its sums are sent as over a network. A worker that is gone is not waited for: what it may
-//! still read wrong it cannot commit, since the digest is checked (**REP-1**).
+//! A slot is written again only after every worker that was told of it has read it. A worker that has confirmed a
+//! step's commit has read everything that was sent before. So there are two halves, with a model's chunks each: an
+//! attempt takes a half whose readers have all confirmed. If there is none, its sums are sent as over a network. A
+//! worker that is gone is not waited for: if it still reads wrong values it cannot commit them, because the digest is
+//! checked (**REP-1**).
 
 use std::collections::BTreeMap;
 
@@ -18,14 +18,13 @@ use tally_core::cluster::Session;
 pub struct SharedSums {
     segment: Option<Segment>,
     chunks: u32,
-    /// Who may still read each half, with the step that was on it then.
+    /// The workers that may still read each half, with the step that it held then.
     readers: [BTreeMap<Session, u64>; 2],
     half: Option<usize>,
 }
 
 impl SharedSums {
-    /// A sums for sums of so many chunks; where the system gives no memory for it, one that
-    /// nobody is offered.
+    /// Memory for sums of so many chunks. If the system gives no memory, no worker is offered any.
     #[must_use]
     pub fn new(chunks: u32) -> Self {
         let segment = chunks.checked_mul(2).and_then(|slots| {
@@ -62,7 +61,7 @@ impl SharedSums {
         }
     }
 
-    /// A worker is pointed to the attempt's half.
+    /// A worker was told of the attempt's half.
     pub fn published_to(&mut self, session: Session, step: u64) {
         if let Some(half) = self.half {
             self.readers[half].insert(session, step);

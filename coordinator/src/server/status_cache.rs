@@ -1,7 +1,7 @@
-//! The answers to those who ask how the run goes.
+//! Answers to requests for the status.
 //!
-//! The driver makes them, between the inputs of workers. However many ask, and however often, it is
-//! asked 20 times a second at most: looking must not slow training down (**TRUST-1**).
+//! The driver makes them, between the inputs of workers. It is asked at most 20 times a second, for all requests
+//! together, because requests must not slow training down (**TRUST-1**).
 
 use std::time::{Duration, Instant};
 
@@ -16,12 +16,12 @@ const FRESH: Duration = Duration::from_millis(50);
 /// How long the driver may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(3);
 
-/// The last answer. Those who wait for a new one wait here, and not before the driver.
+/// The last answer. Requests for a new one wait here, and not in the driver's queue.
 #[derive(Debug, Default)]
 pub struct StatusCache(Mutex<Option<(Result<StatusReply, Status>, Instant)>>);
 
 impl StatusCache {
-    /// How the run goes, or went a moment ago.
+    /// The status of the run, at most a moment old.
     ///
     /// # Errors
     /// [`Status::unavailable`] when it is over, or the driver does not answer.

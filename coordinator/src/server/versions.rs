@@ -1,4 +1,4 @@
-//! Workers of other versions are refused, and the coordinator's side is told of it too.
+//! Workers of other versions are refused, and the coordinator logs each version once.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -1,14 +1,14 @@
-//! How far a worker's clock is from the coordinator's, by question and answer as in NTP.
+//! The offset of a worker's clock from the coordinator's, by question and answer as in NTP.
 //!
-//! The coordinator asks at `t0`, by its clock; the question comes at `t1` and the answer leaves at
-//! `t2`, by the worker's; it is here at `t3`. If both ways took equally long, the worker's clock is
-//! `((t1 - t0) + (t2 - t3)) / 2` ahead. They need not have, but neither took less than nothing, so
-//! this is off by at most half of the round trip `(t3 - t0) - (t2 - t1)`. An answer is worth less as
-//! it grows old, as clocks drift apart; of the last few the one with the least bound is believed.
+//! The coordinator asks at `t0`, by its clock; the question comes at `t1` and the answer leaves at `t2`, by the
+//! worker's; it is here at `t3`. If both ways took equally long, the worker's clock is `((t1 - t0) + (t2 - t3)) / 2`
+//! ahead. The ways may differ, but neither takes less than no time, so the error is at most half of the round trip
+//! `(t3 - t0) - (t2 - t1)`. The bound of an answer grows with its age, because clocks drift apart. Of the last few
+//! answers the one with the smallest bound is used.
 
 use std::collections::VecDeque;
 
-/// How fast two clocks may drift apart: 50 millionths each, what quartz is sold as.
+/// How fast two clocks may drift apart: 50 millionths each, the specification of common quartz.
 const DRIFT: f64 = 100e-6;
 /// Answers that are remembered.
 const REMEMBERED: usize = 16;
@@ -18,7 +18,7 @@ const FIRST: u64 = 8;
 const FIRST_EVERY: f64 = 0.05;
 /// … and between later ones.
 const EVERY: f64 = 2.0;
-/// A question that is not answered for so long is given up.
+/// A question without an answer is dropped after so many seconds.
 const PATIENCE: f64 = 10.0;
 
 /// What is known of a worker's clock.
@@ -26,7 +26,7 @@ const PATIENCE: f64 = 10.0;
 pub struct Offset {
     /// How far it is ahead of the coordinator's.
     pub seconds: f64,
-    /// How far that may be off.
+    /// The bound on its error.
     pub error: f64,
     /// The newest round trip, in seconds.
     pub round_trip: f64,
@@ -40,7 +40,7 @@ struct Answer {
 }
 
 impl Answer {
-    /// How far it may be off.
+    /// The bound on its error.
     fn bound(&self, now: f64) -> f64 {
         self.round_trip / 2.0 + DRIFT * (now - self.at).max(0.0)
     }
@@ -78,8 +78,8 @@ impl WorkerClock {
         self.asked
     }
 
-    /// The answer to a question came at `now`. One to a question that is not open, or that took the
-    /// worker longer than it was away, says nothing.
+    /// The answer to a question came at `now`. One to a question that is not open, or that claims a longer time at
+    /// the worker than the whole round trip, is ignored.
     pub fn answered(&mut self, number: u64, received: f64, sent: f64, now: f64) {
         let Some((_, asked)) = self.open.take_if(|(open, _)| *open == number) else { return };
         let round_trip = (now - asked) - (sent - received);

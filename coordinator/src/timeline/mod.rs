@@ -1,8 +1,8 @@
-//! What each worker did when, on one clock: the coordinator's.
+//! The spans of all workers on one clock, the coordinator's.
 //!
-//! Workers tell their spans by clocks of their own, which are compared with the coordinator's over
-//! the control stream ([`clock`]). Moved to it, they become lanes, one a worker and a step, which
-//! observers are told. Nothing here does I/O.
+//! Workers report spans by their own clocks, which are compared with the coordinator's over the control stream
+//! ([`clock`]). Moved to the coordinator's clock, the spans become lanes, one for each worker and step, which
+//! observers get. Nothing here does I/O.
 
 pub mod clock;
 
@@ -11,20 +11,20 @@ pub use tally_proto::span::{Span, SpanKind};
 use clock::{Offset, WorkerClock};
 use tally_core::cluster::Session;
 
-/// What a worker did between two reports.
+/// The spans of a worker between two reports.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Lane {
     /// The worker's session.
     pub session: Session,
     /// The step that it had committed then.
     pub step: u64,
-    /// How far the times may be off, in seconds.
+    /// The bound on the error of the times, in seconds.
     pub error: f64,
     /// In the order of their starts, in seconds since 1970 by the coordinator's clock.
     pub spans: Vec<Span>,
 }
 
-/// A worker's time: its clock, and how far its lanes have come.
+/// A worker's clock, and the end of its lanes so far.
 #[derive(Debug)]
 pub struct WorkerTime {
     /// Its clock.
@@ -41,9 +41,9 @@ impl WorkerTime {
         Self { clock: WorkerClock::new(now), sent: now, done: now }
     }
 
-    /// The spans that it told of at `now`, on the coordinator's clock. Whatever a worker says,
-    /// they are after the ones before, not in the future, and do not overlap (**TRUST-1**);
-    /// what is not so is cut off. `None` while nothing is known of its clock.
+    /// The spans that it reported at `now`, on the coordinator's clock. Spans are cut so that they come after the
+    /// earlier ones, are not in the future, and do not overlap, whatever a worker reports (**TRUST-1**). `None` while
+    /// its clock is unknown.
     pub fn lane(&mut self, session: Session, step: u64, spans: &[Span], now: f64) -> Option<Lane> {
         let Offset { seconds, error, .. } = self.clock.offset(now)?;
         let mut moved = Vec::with_capacity(spans.len());

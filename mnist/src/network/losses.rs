@@ -13,7 +13,7 @@ use crate::data::Samples;
 /// The three losses, as sums over samples.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Losses {
-    /// The digit's loss: cross-entropy, or the original's `nll(softmax)`.
+    /// The digit's loss: cross-entropy, or `nll(softmax)` as in the PyTorch program from which the task comes.
     pub label: f64,
     /// Squared error of the sum.
     pub sum: f64,

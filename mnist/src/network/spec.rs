@@ -14,7 +14,7 @@ pub enum LabelLoss {
     /// `−log softmax(logits)[label]`: the sound one.
     #[default]
     CrossEntropy,
-    /// `−softmax(logits)[label]`: the original's `nll_loss(softmax(logits))`.
+    /// `−softmax(logits)[label]`: `nll_loss(softmax(logits))`, as in the PyTorch program from which the task comes.
     SoftmaxNll,
 }
 
@@ -42,7 +42,7 @@ impl FromStr for LabelLoss {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub enum ModelSpec {
-    /// The original's seven convolutions and two heads.
+    /// The PyTorch program's network: seven convolutions and two heads.
     Reference,
     /// A small multi-layer perceptron for the same task.
     Mlp,

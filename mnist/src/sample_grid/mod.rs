@@ -1,5 +1,5 @@
 //! A picture of the data: a grid of digits, each with its label, its random number, their sum and their difference, as
-//! the original draws them; and a network's predictions below, if there is a network.
+//! the PyTorch program draws them; and a network's predictions below, if there is a network.
 //!
 //! A wrong prediction has a cross, a box and a frame around its tile, and only in addition a colour. The font is in the
 //! binary (`text`), so the picture is the same on every machine.

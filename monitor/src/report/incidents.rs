@@ -90,7 +90,7 @@ fn fault(line: &Line) -> Option<(u64, &'static str, String)> {
         Line::Takeover { step, leaves, workers } => {
             (*step, "taken over", format!("{leaves} microbatches by {workers} workers, in the same step"))
         }
-        Line::Hedge { step, worker, leaves, .. } => {
+        Line::Straggler { step, worker, leaves, .. } => {
             (*step, "late", format!("{worker}: its {leaves} microbatches were computed by others too"))
         }
         Line::Adopt { step, worker, .. } => {

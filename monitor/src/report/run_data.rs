@@ -205,7 +205,7 @@ impl RunData {
                         member.polite = *polite;
                     }
                 }
-                Line::Hedge { session, .. } => {
+                Line::Straggler { session, .. } => {
                     counts.late += 1;
                     if let Some(member) = of(&mut members, *session) {
                         member.late += 1;

@@ -30,7 +30,7 @@ pub fn describe_line<'a>(line: &'a Line, schema: &Schema) -> Option<(Kind, Optio
             None,
             format!("{leaves} microbatches of step {step} are computed anew by {workers} other worker(s)"),
         ),
-        Line::Hedge { step, worker, leaves, .. } => (
+        Line::Straggler { step, worker, leaves, .. } => (
             Kind::Late,
             Some(worker),
             format!("{worker} is late at step {step}: others compute its {leaves} microbatches too"),
@@ -77,7 +77,7 @@ impl View {
                 Line::Join { step, .. }
                 | Line::Lost { step, .. }
                 | Line::Takeover { step, .. }
-                | Line::Hedge { step, .. }
+                | Line::Straggler { step, .. }
                 | Line::Adopt { step, .. }
                 | Line::Audit { step, .. }
                 | Line::Abort { step, .. }

@@ -40,7 +40,7 @@ impl FromStr for ClipNorm {
 /// Options that decide what is trained.
 #[derive(Clone, Debug, Default, Args)]
 pub struct Training<O: Args> {
-    /// Epochs to train [default: 19, as the original]
+    /// Epochs to train [default: 19]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000), help_heading = "Training")]
     pub epochs: Option<u32>,
 

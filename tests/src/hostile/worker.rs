@@ -21,7 +21,7 @@ use tokio::sync::{Semaphore, mpsc};
 use super::Script;
 
 const ELEMENTS: usize = 10;
-const SHARDS: u32 = 4;
+const MICROBATCHES: u32 = 4;
 const OURS: MessageContext = MessageContext { run: 7, incarnation: 1, session: 9, step: 0, attempt: 0 };
 /// Inputs of a script; the longest scripts end here.
 const MOST: usize = 4096;
@@ -53,10 +53,10 @@ pub fn play(script: &[u8]) {
     let (inputs, inbox) = channel();
     let (control, mut heard) = mpsc::unbounded_channel();
     let (commands, queue) = mpsc::unbounded_channel();
-    let shards = if script.rarely(64) { script.small(SHARDS) } else { SHARDS };
+    let microbatches = if script.rarely(64) { script.small(MICROBATCHES) } else { MICROBATCHES };
     let timeline = Timeline::new(Clock::start());
     let sends = timeline.sends();
-    let compute = Compute::new(Box::new(engine()), Vec::new(), shards, OURS, control, commands.clone())
+    let compute = Compute::new(Box::new(engine()), Vec::new(), microbatches, OURS, control, commands.clone())
         .with_timeline(timeline);
     let room = Arc::new(Semaphore::new(Semaphore::MAX_PERMITS));
     let mut hostile = Hostile { inputs, commands, room, sent: 0, twin: engine(), at: OURS };
@@ -275,9 +275,9 @@ impl Hostile {
         self.twin.commit();
         let sample =
             |number| Say::Control(Control::Microbatch(leaf(number, &mut Script::new(&[1, 15, 0, 0]))));
-        let mut message: Vec<Say> = (0..SHARDS).map(sample).collect();
+        let mut message: Vec<Say> = (0..MICROBATCHES).map(sample).collect();
         message.extend([
-            Say::Control(Control::Plan(Plan { samples: SHARDS, nodes: vec![2, 3], ..Plan::default() })),
+            Say::Control(Control::Plan(Plan { samples: MICROBATCHES, nodes: vec![2, 3], ..Plan::default() })),
             Say::Gradient(Down::AttemptBegin(begin)),
             Say::Gradient(Down::SumChunk(SumChunk { index: 0, data, slot: None })),
             Say::Gradient(Down::AttemptClose(AttemptClose { clip })),

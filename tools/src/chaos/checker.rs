@@ -114,7 +114,7 @@ pub fn equal_bits(run: (&[Value], &Value), reference: (&[Value], &Value)) -> Pro
     }
 }
 
-/// REP-1: no replica was found with other bits than the referee's.
+/// REP-1: no replica was found with other bits than the master state's.
 #[must_use]
 pub fn no_drift(journal: &[Value]) -> Promise {
     let drifted =

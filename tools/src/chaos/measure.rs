@@ -115,9 +115,9 @@ fn noticed<'a>(fact: &Fact, lines: &'a [Seen]) -> Option<&'a Seen> {
         Fault::KillAll | Fault::KillEverything => after.find(|s| s.is("lost")).filter(|s| s.at <= fact.until),
         Fault::KillCoordinator | Fault::StopCoordinator | Fault::Delay => None,
         _ => after
-            // A hedge may leave open whom it hedges against.
-            .find(|s| named(s) || s.is("hedge") && s.line["worker"].is_null())
-            .filter(|s| s.is("lost") || s.is("hedge"))
+            // A straggler's line may leave open whose work it was.
+            .find(|s| named(s) || s.is("straggler") && s.line["worker"].is_null())
+            .filter(|s| s.is("lost") || s.is("straggler"))
             // A line long after its cause has another. A death shows when it shows.
             .filter(|s| s.at <= fact.until + 0.1 || matches!(fact.fault, Fault::Kill | Fault::Abort)),
     }

@@ -75,7 +75,7 @@ fn train(
     let log = logs.join("coordinator");
     let log_of = |worker: usize| -> PathBuf { logs.join(format!("worker-{worker}")) };
     let this = std::env::current_exe().context("cannot find this program, to start it again")?;
-    let (batch, shards) = (options.cluster_batch.to_string(), workers.next_power_of_two().to_string());
+    let (batch, microbatches) = (options.cluster_batch.to_string(), workers.next_power_of_two().to_string());
     let limit = (options.cluster_batch * options.steps).min(60_000).to_string();
     let count = workers.to_string();
     let mut coordinator = Command::new(&this);
@@ -88,7 +88,7 @@ fn train(
         "--batch-size",
         &batch,
         "--microbatches",
-        &shards,
+        &microbatches,
     ]);
     coordinator.args(["--train-limit", &limit, "--test-limit", "10"]).arg("--run-dir").arg(run);
     coordinator.stdout(Stdio::null()).stderr(fs::File::create(&log)?);

@@ -1,5 +1,4 @@
-//! A few steps of a cluster, played on a virtual clock chunk by chunk: what waits for what is as
-//! it is in a run.
+//! A few steps of a cluster, simulated chunk by chunk on a virtual clock, with the dependencies of a real run.
 //!
 //! Chunks of a subtree leave while the last of it is computed, as far as credits reach, and those
 //! of the sum while later ones still come. Additions are those of the run's own bookkeeping
@@ -20,7 +19,7 @@ use worker::Worker;
 /// Steps that are played. The last is looked at: it begins as the one before it did.
 const STEPS: u32 = 3;
 
-/// What came out of the last step.
+/// The result of the last step.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Played {
     /// Seconds from its plans to the next one's.

@@ -1,4 +1,4 @@
-//! Interleavings by name: the failures that each rule is there for.
+//! Directed cases: one interleaving each, with the failure that a rule prevents.
 
 use super::*;
 
@@ -183,7 +183,7 @@ fn a_worker_that_waits_for_credits_is_not_late() {
 #[test]
 fn live_1_a_spare_takes_over() {
     let mut world = World::with(9, quiet(10));
-    // In the first step nobody's speed is known, so all count as equally fast.
+    // In the first step no speed is known, so all workers count as equally fast.
     world.until(|world| world.core.flight().is_some());
     let spares = world.core.members().0.values().filter(|m| m.leaves == 0).count();
     assert_eq!(spares, 2, "eight leaves for ten workers");

@@ -1,7 +1,6 @@
-//! The core in a small world of workers, streams, a disk and a virtual clock, where
-//! everything that a cluster sees goes wrong in seeded random orders. Sums are texts, so
-//! that a sum along another tree shows. [`schedules`] has the random runs and shows that each
-//! rule, broken on purpose, is noticed; [`cases`] has the interleavings by name.
+//! The core with simulated workers, streams, a disk and a virtual clock. Faults of every kind happen in seeded random
+//! orders. Sums are texts, so that a sum along another tree is visible. [`schedules`] has the random runs and shows
+//! that each rule, broken on purpose, is noticed; [`cases`] has the interleavings by name.
 //!
 //! The promises are checked after every event, and carry their names where they fail.
 
@@ -57,7 +56,7 @@ fn spec(workers: usize) -> RunSpec {
     }
 }
 
-/// What survives the coordinator.
+/// The state on disk, which survives the coordinator.
 #[derive(Default)]
 struct Disk {
     journal: BTreeMap<u64, Digest>,
@@ -87,12 +86,12 @@ struct World {
     /// What the first workers compute with.
     kinds: Vec<&'static str>,
     disk: Disk,
-    /// The referee's state.
+    /// The master state.
     referee: (u64, Digest),
     waiting: HashMap<(Node, u32), String>,
     root: BTreeMap<u32, String>,
     held: Option<String>,
-    /// A newer state than the checkpoint, confirmed by the journal, that somebody offers.
+    /// A newer state than the checkpoint, confirmed by the journal, that a worker offers.
     offered: BTreeMap<Session, u64>,
     /// The coordinator dies at its next commit, between the journal and the workers.
     crash_in_commit: bool,
@@ -217,7 +216,7 @@ impl World {
         self.feed(Event::Wake);
     }
 
-    // ---- The coordinator's shell ----
+    // ---- The coordinator's server ----
 
     fn feed(&mut self, event: Event) {
         self.now += Duration::from_micros(u64::from(self.rng.below(400)));
@@ -330,7 +329,7 @@ impl World {
                 self.root.insert(chunk, text);
             }
             Action::Close { step, .. } => {
-                // Whatever happened on the way, this is the tree's sum.
+                // Whatever happened before, this is the tree's sum.
                 let samples = self.sampler.batch_len(step);
                 for chunk in 0..CHUNKS {
                     let expect = sum_of(tree(), step, samples, Node::ROOT, chunk);
@@ -340,7 +339,7 @@ impl World {
                 events.push_back(Event::Applied { digest: self.referee.1 });
             }
             Action::Commit(c) => {
-                assert_eq!((c.step, c.digest), self.referee, "REP-1: the commit is the referee's state");
+                assert_eq!((c.step, c.digest), self.referee, "REP-1: the commit is the master state");
                 assert_eq!(c.samples, self.sampler.batch_len(c.step), "LIVE-1: no batch shrinks");
                 match self.disk.journal.get(&c.step) {
                     Some(recorded) => {

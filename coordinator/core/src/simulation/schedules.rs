@@ -1,5 +1,5 @@
-//! Random schedules of faults. A failing one prints its seed; `TALLY_TEST_SEED=N cargo test -p
-//! tally-coordinator schedules` runs that one alone.
+//! Random schedules of faults. A failing one prints its seed; `TALLY_TEST_SEED=N cargo test -p tally-core schedules
+//! -- --nocapture` repeats that schedule and prints its events.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::OnceLock;
@@ -44,7 +44,7 @@ impl World {
             // Frozen, or much slower than it was.
             5 => self.workers[at].asleep = 20 + self.rng.below(400),
             6 => self.now += Duration::from_millis(u64::from(self.rng.below(500))),
-            // A chunk that breaks the rules, after one that was wrong and could not be told.
+            // A chunk that breaks a rule, after a wrong one that could not be recognised.
             7 => {
                 let speculative = self.core.flight().is_some_and(|f| !f.speculative.is_empty());
                 let next = if speculative { None } else { self.workers[at].send() };
@@ -122,7 +122,7 @@ fn all_promises_hold_under_random_schedules() {
         let result = catch_unwind(|| schedule(seed, None, false));
         let counts = result.unwrap_or_else(|_| {
             panic!(
-                "schedule {seed} broke a promise; TALLY_TEST_SEED={seed} cargo test -p tally-coordinator schedules"
+                "schedule {seed} broke a promise; TALLY_TEST_SEED={seed} cargo test -p tally-core schedules"
             )
         });
         assert!(counts.events >= 200, "schedule {seed} has only {} events", counts.events);
@@ -145,13 +145,13 @@ fn all_promises_hold_under_random_schedules() {
         all.drifted,
         all.audits.len()
     );
-    // What is never tried proves nothing.
+    // An event that never happens proves nothing.
     for (what, count) in [("adopted", all.adopted), ("recomputed", all.recomputed), ("late", all.late)] {
         assert!(count > 100, "only {count} {what}");
     }
 }
 
-/// Breaks a rule and says which promise the schedules found broken.
+/// Breaks a rule, and returns the promise that the schedules found broken.
 fn caught(rule: FaultInjection) -> String {
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| {}));
@@ -164,7 +164,7 @@ fn caught(rule: FaultInjection) -> String {
     found.unwrap_or_else(|| "nothing".into())
 }
 
-/// Each rule that is broken on purpose is noticed, as the promise that it keeps.
+/// Each rule that is broken on purpose is noticed as a violation of the promise that it keeps.
 #[test]
 fn a_broken_rule_is_noticed_by_the_schedules() {
     let rules = [

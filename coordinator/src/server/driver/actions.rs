@@ -138,13 +138,13 @@ impl Driver {
         self.push(Event::Applied { digest });
     }
 
-    /// A step counts: its line is written before any worker hears of it (**RESUME-1**).
+    /// A step counts: its line is written before any worker is told (**RESUME-1**).
     fn commit(&mut self, committed: Committed) -> anyhow::Result<()> {
         let step = committed.step;
         let line = self.step_line(&committed);
         let recorded = self.history.digests.get(&step);
         match recorded {
-            // Computed before, and lost with its checkpoint: it must have come out the same.
+            // It was computed before, and lost after its checkpoint, so the result must be the same.
             Some(recorded) if *recorded != committed.digest => bail!(
                 "step {step} was recomputed and has digest {} where the journal has {recorded}: this machine does \
                  not compute the bits of the one that ran before; resume on workers of the same class",
@@ -186,7 +186,7 @@ impl Driver {
 
     /// Hands a snapshot to the thread that writes checkpoints (**CKPT-1**).
     fn checkpoint(&mut self, step: u64) -> anyhow::Result<()> {
-        // The journal is made to last first, so that it never ends before its checkpoints.
+        // The journal is synced first, so that it never ends before its checkpoints.
         self.journal.sync()?;
         let snapshot = self.master.snapshot();
         let config = &self.config;
@@ -207,7 +207,7 @@ impl Driver {
         Ok(())
     }
 
-    /// Tells of checkpoints that were written since; at the end, waits for the last.
+    /// Reports checkpoints that were written since; at the end, waits for the last.
     pub(super) fn after_checkpoints(&mut self, last: bool) {
         let done = if last { self.checkpointer.finish() } else { self.checkpointer.poll() };
         for done in done {
@@ -250,7 +250,7 @@ impl Driver {
         Ok(())
     }
 
-    /// The cluster has changed: a line for the journal, and a word to the observers.
+    /// The cluster has changed: a line for the journal, and an event for the observers.
     fn report(&mut self, event: ClusterEvent) -> anyhow::Result<()> {
         self.observe(RunEvent::Cluster(&event));
         let step = self.core.committed().0;
@@ -284,7 +284,7 @@ impl Driver {
             }
             ClusterEvent::Late { session, step, leaves } => {
                 let worker = self.context().worker_name(session);
-                self.record(&Line::Hedge { step, session, worker, leaves })?;
+                self.record(&Line::Straggler { step, session, worker, leaves })?;
             }
             ClusterEvent::Audited { step, node, owner, checker, alone, result } => {
                 if result != AuditResult::Equal {

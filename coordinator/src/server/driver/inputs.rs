@@ -1,4 +1,4 @@
-//! What reaches the driver: checked against what it knows, then told to the core.
+//! The driver's inputs: checked against its state, then passed to the core.
 
 use super::*;
 
@@ -132,7 +132,7 @@ impl Driver {
         }
     }
 
-    /// A pending with a manifest and a gradient stream takes part from now on.
+    /// A pending worker with a manifest and a gradient stream takes part from now on.
     pub(super) fn admit(&mut self, session: Session) {
         let complete = self.pending.get(&session).is_some_and(|g| g.bulk.is_some() && g.device.is_some());
         if !complete {
@@ -180,7 +180,7 @@ impl Driver {
 
     // ---- Clocks ----
 
-    /// Asks the workers whose clock it is time to ask.
+    /// Sends a question to each worker whose clock is due for a comparison.
     fn ask_clocks(&mut self) {
         let now = self.clock.unix();
         let is_due =

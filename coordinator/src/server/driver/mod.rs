@@ -1,7 +1,7 @@
 //! The driver: one thread that feeds the core and performs its actions.
 //!
-//! It owns everything that a step changes: the core, the floats in flight, the master copy of the state, the
-//! journal. It never waits for a worker; what is to be sent is queued. Whatever happens is told to the observers.
+//! It owns everything that a step changes: the core, the floats in flight, the master copy of the state, the journal.
+//! It never waits for a worker; what is to be sent is queued. Every event goes to the observers.
 
 mod actions;
 mod inputs;
@@ -120,9 +120,9 @@ pub struct DriverDeps {
     pub incarnation: u64,
     /// The clock by which all times are told.
     pub clock: Clock,
-    /// Who is told what happens, in this order.
+    /// The observers, in the order in which they get events.
     pub observers: Vec<Box<dyn Observer>>,
-    /// Workers are to tell what they do when.
+    /// Workers report spans of their time.
     pub spans: bool,
     /// Becomes true at the first step of this start.
     pub started: Arc<AtomicBool>,
@@ -140,7 +140,7 @@ pub struct Driver {
     master: MasterState,
     train: Arc<dyn Dataset>,
     test: Arc<dyn Dataset>,
-    /// The run's identity, how often it has been started, and whether workers tell what they do when.
+    /// The run's identity, its number of starts, and whether workers report spans.
     run: u64,
     incarnation: u64,
     spans: bool,
@@ -247,7 +247,7 @@ impl Driver {
         }
     }
 
-    /// Drives the run to its end and returns what came out of it.
+    /// Drives the run to its end and returns the result.
     ///
     /// # Errors
     /// If the journal can't be written, or a step that was recomputed has other bits than
@@ -265,7 +265,7 @@ impl Driver {
         result
     }
 
-    /// The last checkpoint, the journal's last line, the summary, and a word to the workers.
+    /// The last checkpoint, the journal's last line, the summary, and a message to the workers.
     fn conclude(&mut self) -> anyhow::Result<(RunOutcome, Summary)> {
         self.after_checkpoints(true);
         let outcome = self.outcome.clone().unwrap_or(RunOutcome::Stopped);
@@ -306,7 +306,7 @@ impl Driver {
             // It may have been found just before the last stop.
             self.checkpointer.best(step);
         }
-        // A run that was done before it could say so has nothing to wait for.
+        // A run that was done, but crashed before it wrote that, has nothing to wait for.
         self.push(Event::Wake);
         self.handle_events()?;
         while self.outcome.is_none() {
@@ -362,7 +362,7 @@ impl Driver {
         }
     }
 
-    /// What time between steps is spent on, as things are.
+    /// The activity between steps at this moment.
     fn idle(&self) -> Idle {
         match self.core.phase() {
             Phase::Recovering => Idle::Recovering,
@@ -372,7 +372,7 @@ impl Driver {
         }
     }
 
-    /// Writes a line to the journal, of which observers are told first.
+    /// Passes a line to the observers, then writes it to the journal.
     ///
     /// # Errors
     /// If the journal can't be written.

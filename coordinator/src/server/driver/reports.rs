@@ -1,4 +1,4 @@
-//! What people and tools see of a run: the summary and the status.
+//! The summary and the status of a run.
 
 use super::*;
 

@@ -43,7 +43,7 @@ impl Driver {
         self.send_replicas(step, attempt, |_| body.clone());
     }
 
-    /// Queues a chunk of the sum for every replica: where it lies, for those of this machine.
+    /// Queues a chunk of the sum for every replica; workers of this machine get its slot in shared memory.
     pub(super) fn broadcast_sum(&mut self, step: u64, attempt: u32, index: u32, chunk: &Shared) {
         let near = |worker: &ConnectedWorker| worker.replica && worker.reads_shared_sums;
         let any = self.workers.values().any(near);
@@ -89,8 +89,8 @@ impl Driver {
         }
     }
 
-    /// Drops those whose queues hold more than a few models, or more than control messages
-    /// ever need; they can join again.
+    /// Drops workers whose queues hold more than a few models, or more than control messages ever need. They can join
+    /// again.
     pub(super) fn disconnect_lagging(&mut self) {
         while let Some(session) = self.lagging.pop_first() {
             self.disconnect(session, LAGS_BEHIND.into());

@@ -1,4 +1,4 @@
-//! Samples as a network's inputs: pixels scaled and normalised as in the original.
+//! Samples as a network's inputs: pixels scaled and normalised as in the PyTorch program from which the task comes.
 
 use std::sync::LazyLock;
 

@@ -18,7 +18,7 @@ pub struct Measured {
     pub variant: String,
     /// Samples of its steps.
     pub batch_size: usize,
-    /// Its micro-shards.
+    /// Its microbatches.
     pub microbatches: u32,
     /// What its gradients travel as.
     pub wire_dtype: WireDtype,

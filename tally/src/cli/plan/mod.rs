@@ -35,7 +35,7 @@ pub struct PlanOptions {
     #[arg(long, value_name = "TIME", help_heading = "Computing")]
     pub step_time: Option<Seconds>,
 
-    /// Take times, model, batch, micro-shards and the rest from this run, unless they are given
+    /// Take times, model, batch, microbatches and the rest from this run, unless they are given
     #[arg(long, value_name = "RUN_DIR", help_heading = "Computing")]
     pub run: Option<PathBuf>,
 
@@ -51,7 +51,7 @@ pub struct PlanOptions {
     #[arg(long, value_name = "N", help_heading = "Computing")]
     pub batch_size: Option<usize>,
 
-    /// Micro-shards [default: 8]
+    /// Microbatches that a step is cut into [default: 8]
     #[arg(long, value_name = "N", help_heading = "Computing")]
     pub microbatches: Option<u32>,
 

@@ -21,7 +21,7 @@ pub fn json(
         "gradient_bytes": cluster.gradient_bytes(),
         "wire_dtype": cluster.wire_dtype,
         "batch_size": cluster.batch_size,
-        "microbatches": cluster.tree.shards(),
+        "microbatches": cluster.tree.microbatches(),
         "clipped": cluster.clipped,
         "sample_seconds": cluster.computing.sample,
         "cores": cluster.cores,
@@ -49,7 +49,7 @@ pub fn text(
         bytes(cluster.gradient_bytes()),
         cluster.wire_dtype,
         cluster.batch_size,
-        cluster.tree.shards(),
+        cluster.tree.microbatches(),
         time(cluster.computing.sample)
     )?;
     if cluster.one_machine {
@@ -88,7 +88,7 @@ pub fn text(
         "samples",
         "control",
         "effic.",
-        "images/s",
+        "samples/s",
         "in",
         "out",
         "memory",
@@ -112,7 +112,7 @@ pub fn text(
             out,
             " {:>5.0}% {:>9} {:>9} {:>9} {:>9} {:>9}  {limit}",
             100.0 * p.efficiency,
-            number(p.images_per_second),
+            number(p.samples_per_second),
             format!("{}/s", bytes(p.bytes_in / p.step_seconds)),
             format!("{}/s", bytes(p.bytes_out / p.step_seconds)),
             bytes(p.memory.total() as f64),
@@ -134,17 +134,17 @@ fn verdict(out: &mut impl Write, rows: &[Row]) -> anyhow::Result<()> {
     } else {
         writeln!(out, "Computing is the limit for all of these.")?;
     }
-    let rate = |row: &&Row| row.prediction.images_per_second;
+    let rate = |row: &&Row| row.prediction.samples_per_second;
     let best = rows.iter().max_by(|a, b| rate(a).total_cmp(&rate(b)));
     let Some(best) = best else { return Ok(()) };
     // The fewest that come to nearly as much.
     let enough = rows.iter().find(|row| rate(row) >= 0.95 * rate(&best)).unwrap_or(best);
-    let Prediction { workers, images_per_second, .. } = enough.prediction;
+    let Prediction { workers, samples_per_second, .. } = enough.prediction;
     if rows.len() > 1 {
         writeln!(
             out,
-            "{workers} workers do {} images/s; more do at most a twentieth more.",
-            number(images_per_second)
+            "{workers} workers do {} samples/s; more do at most a twentieth more.",
+            number(samples_per_second)
         )?;
     }
     let Some(last) = rows.last() else { return Ok(()) };
@@ -152,7 +152,7 @@ fn verdict(out: &mut impl Write, rows: &[Row]) -> anyhow::Result<()> {
         writeln!(out, "\nWith {} workers, what would help:", last.prediction.workers)?;
     }
     for change in &last.changes {
-        writeln!(out, "  {:.2} times the images/s: {}", change.times, change.what)?;
+        writeln!(out, "  {:.2} times the samples/s: {}", change.times, change.what)?;
     }
     Ok(())
 }

@@ -272,7 +272,7 @@ impl Compute {
         match body {
             Body::Microbatch(leaf) => {
                 let (index, test) = (leaf.leaf, leaf.test);
-                let microbatches = self.tree.map_or(0, Tree::shards);
+                let microbatches = self.tree.map_or(0, Tree::microbatches);
                 // The samples of two steps may be here at a time, and a few of a test pass.
                 let room = if test {
                     self.tests.len() < MAX_TESTS
@@ -309,13 +309,14 @@ impl Compute {
                     (false, false) => SpanKind::Compute,
                 };
                 let samples = plan.samples as usize;
-                if self.plans.len() >= MAX_WAITING || self.commits.len() >= MAX_WAITING {
-                    return Err(ComputeError("the coordinator is thousands of messages ahead".into()));
-                }
+                check_room(self.plans.len())?;
                 let (step, attempt) = (context.step, context.attempt);
                 self.plans.push_back(Plan { step, attempt, samples, nodes, kind });
             }
-            Body::Commit(commit) => self.commits.push_back((context.step, Digest(commit.digest))),
+            Body::Commit(commit) => {
+                check_room(self.commits.len())?;
+                self.commits.push_back((context.step, Digest(commit.digest)));
+            }
             Body::SendState(_) => self.upload(context.step)?,
             Body::ResumeRetained(keep) => self.keep(context.step, Digest(keep.digest))?,
             Body::Abort(abort) => {
@@ -563,6 +564,15 @@ impl Compute {
             self.send(step, worker_message::Body::Evaluated(v1::Evaluated { leaf, sums, spans }));
         }
         Ok(true)
+    }
+}
+
+/// Checks that one more message may wait, where so many do (**TRUST-1**).
+fn check_room(waiting: usize) -> Result<(), ComputeError> {
+    if waiting < MAX_WAITING {
+        Ok(())
+    } else {
+        Err(ComputeError("the coordinator is thousands of messages ahead".into()))
     }
 }
 

@@ -104,7 +104,7 @@ impl Bench {
         let (inputs, inbox) = channel();
         let compute = Compute::new(engine, states, 4, STAMP, control, out);
         let thread = std::thread::spawn(move || compute.run(&inbox));
-        Self { inputs, heard, commands, room: Arc::new(Semaphore::new(1000)), twin: Self::build(), thread }
+        Self { inputs, heard, commands, room: Arc::new(Semaphore::new(1 << 17)), twin: Self::build(), thread }
     }
 
     fn control(&self, step: u64, attempt: u32, body: coordinator_message::Body) {
@@ -333,7 +333,8 @@ fn rep_1_a_state_that_was_damaged_in_memory_is_not_resumed_from() {
 #[test]
 fn trust_1_a_worker_leaves_a_coordinator_that_breaks_the_rules_and_says_why() {
     type Hostile = (fn(&mut Bench), &'static str);
-    let hostile: [Hostile; 6] = [
+    let hostile: [Hostile; 7] = [
+        (|b| (0..=1 << 16).for_each(|step| b.commit(step + 2, 0)), "thousands of messages"),
         (
             |b| b.gradient(0, 0, gradient_down::Body::State(v1::State { elements: 5, digest: 0 })),
             "5 elements",

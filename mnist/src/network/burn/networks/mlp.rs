@@ -1,5 +1,5 @@
-//! A small multi-layer perceptron for the same task, some fifty thousand parameters: to
-//! try a cluster with, where the original's network would take long.
+//! A small multi-layer perceptron for the same task, some fifty thousand parameters: to try a cluster with, in less
+//! time than the reference network takes.
 
 use burn::tensor::Tensor;
 use tally_numerics::manifest::TensorSpec;

@@ -1,6 +1,6 @@
-//! The original's network, exactly: seven 3×3 convolutions for the digit, two dense
-//! layers for the number, and two heads that see both. 6 402 764 parameters, and the
-//! names of the original's state dictionary.
+//! Exactly the network of the PyTorch program from which the task comes: seven 3×3 convolutions for the digit, two
+//! dense layers for the number, and two heads that see both. 6 402 764 parameters, and the names of that program's
+//! state dictionary.
 
 use burn::tensor::Tensor;
 use tally_numerics::manifest::TensorSpec;
@@ -12,7 +12,7 @@ use tally_worker::burn::{ConvolutionBackend, Parameters};
 
 use crate::network::burn::network::{Network, OutputTensors};
 
-/// The original's `Net`.
+/// The PyTorch program's `Net`.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Reference;
 
