@@ -179,6 +179,11 @@ mod tests {
             .node_gradient(&[&some, &empty, &others, &empty], 0.5, rounding, &mut one, &mut |_| ())
             .unwrap();
         let sums = engine.node_gradient(&microbatches, 0.5, rounding, &mut two, &mut |_| ()).unwrap();
+        let (mut room, mut given) = (vec![f32::NAN; one.len()], Vec::new());
+        let mut ready = |prefix: &[f32]| given = prefix.to_vec();
+        let again =
+            engine.node_gradient_as_ready(&microbatches, 0.5, rounding, &mut room, &mut ready).unwrap();
+        assert_eq!((&again, &given), (&sums, &one), "a sum taken as it is ready");
         assert_eq!((losses.into_iter().map(Sums::from).collect::<Vec<_>>(), one), (sums, two));
     }
 
