@@ -104,7 +104,7 @@ impl Recomputed {
         }
         let losses = self.loss.iter().map(|(name, &computed)| {
             let recorded = line.loss.get(name).copied().unwrap_or(f64::NAN);
-            (if name == "total" { "loss".to_owned() } else { format!("loss {name}") }, recorded, computed)
+            (if name == "total" { "loss".to_owned() } else { format!("loss of {name}") }, recorded, computed)
         });
         let numbers = losses.chain([
             ("learning rate".to_owned(), line.learning_rate.into(), self.learning_rate.into()),

@@ -114,7 +114,7 @@ fn a_report_is_one_file_that_needs_no_other() {
     let one = page("one.html", &[directory.arg()]);
     let digest = directory.sha256();
     for words in
-        ["Errors of the difference", "Where the time went", "local-1", &digest, "data:image/png;base64,"]
+        ["errors of the difference", "Where the time went", "local-1", &digest, "data:image/png;base64,"]
     {
         assert!(one.contains(words), "no {words:?}");
     }

@@ -123,11 +123,7 @@ fn an_altered_line_is_found_at_exactly_its_step() {
         let loss = line["loss"]["sum"].as_f64().unwrap();
         line["loss"]["sum"] = f64::from_bits(loss.to_bits() + 1).into();
     });
-    verify(&run, &["--steps", "1..6"]).is_refused(&[
-        "step 3 differs",
-        "loss of the sum",
-        "changed or damaged",
-    ]);
+    verify(&run, &["--steps", "1..6"]).is_refused(&["step 3 differs", "loss of sum", "changed or damaged"]);
 }
 
 #[test]
