@@ -14,26 +14,19 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/checks/setup.sh
+. scripts/checks/try.sh
 
 mode=${1:-quick}
 work=$PWD/target/deploy/docker
-binaries=$PWD/${CARGO_TARGET_DIR:-target}/debug
 project=$work/project
-passed=0
-say() { echo "docker: $*"; }
-pass() { passed=$((passed + 1)) && say "ok: $*"; }
 
 if [ -z "${APART:-}" ]; then
-    [ "$(id -u)" = 0 ] || { say "skipped, for it needs root" && exit 0; }
-    for pair in dockerd:docker.io iptables:iptables debootstrap:debootstrap prometheus:prometheus busybox:busybox-static; do
-        need "${pair%:*}" "${pair#*:}" || { say "skipped, for Debian's ${pair#*:} cannot be installed; see $tools/apt.log" && exit 0; }
-    done
-    cargo build --quiet --workspace --bin coordinator --bin worker
+    require dockerd:docker.io iptables:iptables debootstrap:debootstrap prometheus:prometheus busybox:busybox-static
     # Of processes and mounts for all, so that nothing outlives this script; without the network only where nothing is built.
     apart=(unshare --mount --pid --fork --kill-child --mount-proc)
-    "${apart[@]}" --net true 2>/dev/null || { say "skipped, for this machine allows no namespaces" && exit 0; }
-    if [ "$mode" = --full ]; then APART=build "${apart[@]}" bash "$0" "$mode"; fi
-    APART=run exec "${apart[@]}" --net bash "$0" "$mode"
+    build_apart "${apart[@]}" --net
+    if [ "$mode" = --full ]; then APART=build "${apart[@]}" bash "deploy/${0##*/}" "$mode"; fi
+    APART=run exec "${apart[@]}" --net bash "deploy/${0##*/}" "$mode"
 fi
 mkdir -p "$work"
 files=(--file "$project/deploy/compose.yaml")
@@ -54,7 +47,7 @@ stop_engine() {
 start_engine() {
     # Images are built with the machine's own network, which the engine leaves as it is.
     local network=(--bridge none --iptables=false)
-    [ "$APART" = build ] || network=(--bip 10.63.0.1/24 --default-address-pool base=10.64.0.0/16,size=24)
+    [ "$APART" = build ] || network=(--bip 10.63.0.1/24 --default-address-pool "base=10.64.0.0/16,size=24")
     rm -f "$work/pid"
     dockerd --data-root "$work/data" --exec-root "$work/exec" --pidfile "$work/pid" --host "unix://$work/socket" --storage-driver overlay2 \
         "${network[@]}" >>"$work/engine.log" 2>&1 &
@@ -170,17 +163,6 @@ journal=$work/data/volumes/tally_runs/_data/run/journal.jsonl
 summary=$work/data/volumes/tally_runs/_data/run/summary.json
 count() { grep -cs "$1" "$journal" || true; }
 steps() { count '"event":"step"'; }
-# Until a condition holds; far longer than it takes, so that only a hang reaches the end.
-wait_until() {
-    local what=$1
-    shift
-    local end=$((SECONDS + 120))
-    while [ $SECONDS -lt $end ]; do
-        ! "$@" 2>/dev/null || return 0
-        sleep 0.1
-    done
-    fail "after two minutes still not: $what"
-}
 has_steps() { [ "$(steps)" -ge "$1" ]; }
 more_steps() { wait_until "$1 more steps" has_steps $(($(steps) + $1)); }
 healthy() { [ "$(of tally-coordinator-1 .State.Health.Status)" = healthy ]; }
@@ -229,8 +211,8 @@ more_steps 20
 pass "a worker whose network is cut is missed by nobody, and may come back"
 
 up --no-recreate --scale worker=3 worker
-joins=$(count '"event":"join"')
-wait_until "the third worker" worker_is_back $((joins - 1))
+of_three() { [ "$(count '"event":"step".*"workers":3')" -ge 1 ]; }
+wait_until "a step of three workers" of_three
 pass "scaled to three workers in mid-run"
 
 at=$(steps)
@@ -262,7 +244,7 @@ wait_until "a healthy coordinator after the run" healthy
 pass "the run is done, in the bits of the same run on one machine; its page stays"
 
 # How much a container may use.
-status() { docker exec tally-coordinator-1 /usr/local/bin/coordinator status --json "$@"; }
+status() { docker exec tally-coordinator-1 /usr/local/bin/coordinator status --json; }
 threads() { status | python3 -c 'import json, sys; print(*[w["threads"] for w in json.load(sys.stdin)["workers"] if w["name"] == sys.argv[1]])' "$1"; }
 compose down --volumes >>"$work/compose.log" 2>&1
 cat >"$project/deploy/tally.env" <<'END'
@@ -318,4 +300,4 @@ joins=$(count '"event":"join"')
 crash tally-worker-1
 wait_until "the killed worker's return" worker_is_back "$joins"
 pass "TLS and tokens as docs/deploy.md says: healthy, trains, Prometheus has its metrics, and who has no token sees nothing"
-echo "docker: $passed passed, 0 failed"
+say "$passed passed, 0 failed"

@@ -6,37 +6,21 @@
 # processes, mounts), and nothing is left when it ends.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-passed=0
-say() { echo "proxy: $*"; }
-pass() { passed=$((passed + 1)) && say "ok: $*"; }
+. scripts/checks/try.sh
 
 if [ -z "${APART:-}" ]; then
-    . scripts/checks/setup.sh
-    [ "$(id -u)" = 0 ] || { say "skipped, for it needs root" && exit 0; }
-    need nginx nginx-light || { say "skipped, for Debian's nginx-light cannot be installed; see $tools/apt.log" && exit 0; }
-    cargo build --quiet --workspace --bin coordinator --bin worker
+    require nginx:nginx-light
     apart=(unshare --net --mount --pid --fork --kill-child --mount-proc)
-    "${apart[@]}" true 2>/dev/null || { say "skipped, for this machine allows no namespaces" && exit 0; }
-    APART=1 exec "${apart[@]}" bash "$0" "$@"
+    build_apart "${apart[@]}"
+    APART=1 exec "${apart[@]}" bash "deploy/${0##*/}" "$@"
 fi
 
-binaries=$PWD/${CARGO_TARGET_DIR:-target}/debug
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 fail() {
     say "FAILED: $*" >&2
     tail -n 15 "$work"/*.log >&2
     exit 1
-}
-wait_until() {
-    local what=$1
-    shift
-    local end=$((SECONDS + 120))
-    while [ $SECONDS -lt $end ]; do
-        ! "$@" >/dev/null 2>&1 || return 0
-        sleep 0.1
-    done
-    fail "after two minutes still not: $what"
 }
 ip link set lo up
 {
@@ -81,4 +65,4 @@ grep -q '"samples_lost": 0' "$work/run/summary.json" || fail "samples were lost"
 [ "$(grep -c '"event":"join"' "$work/run/journal.jsonl")" = 2 ] || fail "a worker was lost on the way: $(grep -E '"event":"(lost|join)"' "$work/run/journal.jsonl")"
 pass "two workers through nginx's grpc_pass, to the end of a run: $(grep -c '"event":"step"' "$work/run/journal.jsonl") steps, nobody lost"
 nginx -c "$work/nginx.conf" -s stop 2>/dev/null || true
-echo "proxy: $passed passed, 0 failed"
+say "$passed passed, 0 failed"

@@ -7,23 +7,15 @@
 # nothing is left when it ends.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-passed=0
-say() { echo "slurm: $*"; }
-pass() { passed=$((passed + 1)) && say "ok: $*"; }
+. scripts/checks/try.sh
 
 if [ -z "${APART:-}" ]; then
-    . scripts/checks/setup.sh
-    [ "$(id -u)" = 0 ] || { say "skipped, for it needs root" && exit 0; }
-    for pair in slurmctld:slurm-wlm slurmd:slurm-wlm sbatch:slurm-wlm munged:munge; do
-        need "${pair%:*}" "${pair#*:}" || { say "skipped, for Debian's ${pair#*:} cannot be installed; see $tools/apt.log" && exit 0; }
-    done
-    cargo build --quiet --workspace --bin coordinator --bin worker
+    require slurmctld:slurm-wlm slurmd:slurm-wlm sbatch:slurm-wlm munged:munge
     apart=(unshare --net --uts --mount --pid --fork --kill-child --mount-proc)
-    "${apart[@]}" true 2>/dev/null || { say "skipped, for this machine allows no namespaces" && exit 0; }
-    APART=1 exec "${apart[@]}" bash "$0" "$@"
+    build_apart "${apart[@]}"
+    APART=1 exec "${apart[@]}" bash "deploy/${0##*/}" "$@"
 fi
 
-binaries=$PWD/${CARGO_TARGET_DIR:-target}/debug
 script=$PWD/deploy/slurm/tally.sbatch
 # Ordinary users of the cluster must reach it.
 work=$(mktemp -d)
@@ -84,17 +76,6 @@ for daemon in slurmctld "slurmd -N node1" "slurmd -N node2"; do
     timeout 20 $daemon >>"$work/daemons.log" 2>&1 </dev/null || fail "$daemon does not start"
 done
 
-# Until a condition holds; far longer than it takes, so that only a hang reaches the end.
-wait_until() {
-    local what=$1
-    shift
-    local end=$((SECONDS + 120))
-    while [ $SECONDS -lt $end ]; do
-        ! "$@" 2>/dev/null || return 0
-        sleep 0.1
-    done
-    fail "after two minutes still not: $what"
-}
 nodes_are() { [ "$(sinfo --noheader --partition low --format %T | sort -u)" = "$1" ]; }
 wait_until "two idle nodes" nodes_are idle
 
@@ -112,7 +93,7 @@ steps() { events "$1" step; }
 has_steps() { [ "$(steps "$1")" -ge "$2" ]; }
 joined() { [ "$(events "$1" join)" -ge "$2" ]; }
 done_() { grep -qs '"outcome": *"done"' "$work/home/runs/slurm-$1/summary.json"; }
-training=(--model synthetic:parameters=1000,us-per-sample=200 --train-limit 8000 --test-limit 8 --batch-size 8)
+training=(--model "synthetic:parameters=1000,us-per-sample=200" --train-limit 8000 --test-limit 8 --batch-size 8)
 long=("${training[@]}" --epochs 100000)
 restarts() { scontrol show job "$1" | sed -n 's/.*Restarts=\([0-9]*\).*/\1/p'; }
 requeued() { [ "$(restarts "$1")" = 1 ] && is "$1" PENDING; }
@@ -167,4 +148,4 @@ at=$(steps "$job")
 wait_until "the end of the run without it" done_ "$job"
 wait_until "the end of the job" is "$job" COMPLETED
 pass "a node that fails costs the run nothing: lost at step $at, done on the other, COMPLETED"
-echo "slurm: $passed passed, 0 failed"
+say "$passed passed, 0 failed"

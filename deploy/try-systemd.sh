@@ -6,30 +6,22 @@
 # a second systemd may run. The booted system has namespaces of its own, and nothing is left when it ends.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-passed=0
-say() { echo "systemd: $*"; }
-pass() { passed=$((passed + 1)) && say "ok: $*"; }
+. scripts/checks/try.sh
 
 root=$PWD/target/deploy/systemd/root
 log=$PWD/target/deploy/systemd/boot.log
-binaries=$PWD/${CARGO_TARGET_DIR:-target}/debug
 if [ -z "${APART:-}" ]; then
-    . scripts/checks/setup.sh
-    [ "$(id -u)" = 0 ] || { say "skipped, for it needs root" && exit 0; }
-    for pair in systemd-nspawn:systemd-container debootstrap:debootstrap; do
-        need "${pair%:*}" "${pair#*:}" || { say "skipped, for Debian's ${pair#*:} cannot be installed; see $tools/apt.log" && exit 0; }
-    done
+    require systemd-nspawn:systemd-container debootstrap:debootstrap
     if [ ! -e "$root.whole" ]; then
         say "making a Debian to boot"
         rm -rf "$root" && mkdir -p "$root"
         debootstrap --variant=minbase --include=systemd-sysv,dbus,systemd-resolved,libnss-resolve,libnss-systemd bookworm "$root" \
-            >"$root.log" 2>&1 || { say "skipped, for there is no Debian to be had; see $root.log" && exit 0; }
+            >"$root.log" 2>&1 || skip "there is no Debian to be had; see $root.log"
         touch "$root.whole"
     fi
-    cargo build --quiet --workspace --bin coordinator --bin worker
     apart=(unshare --net --uts --mount --pid --fork --kill-child --mount-proc)
-    "${apart[@]}" true 2>/dev/null || { say "skipped, for this machine allows no namespaces" && exit 0; }
-    APART=1 exec "${apart[@]}" bash "$0" "$@"
+    build_apart "${apart[@]}"
+    APART=1 exec "${apart[@]}" bash "deploy/${0##*/}" "$@"
 fi
 
 # Nspawn asks no systemd of this machine for a place; it stays in the control group that it is started in.
@@ -37,7 +29,7 @@ group=
 for tree in /sys/fs/cgroup/systemd /sys/fs/cgroup; do
     if [ -e $tree/cgroup.procs ]; then group=$tree/tally-$$-$RANDOM && break; fi
 done
-{ [ -n "$group" ] && mkdir "$group" && echo $$ >"$group/cgroup.procs"; } 2>/dev/null || { say "skipped, for there is no control group to boot in" && exit 0; }
+{ [ -n "$group" ] && mkdir "$group" && echo $$ >"$group/cgroup.procs"; } 2>/dev/null || skip "there is no control group to boot in"
 ip link set lo up
 machine=
 inside() { nsenter --target "$machine" --mount --uts --ipc --net --pid "$@"; }
@@ -54,16 +46,6 @@ fail() {
     say "FAILED: $*" >&2
     inside journalctl --no-pager --lines 25 --unit 'tally-*' >&2 || tail "$log" >&2
     exit 1
-}
-wait_until() {
-    local what=$1
-    shift
-    local end=$((SECONDS + 120))
-    while [ $SECONDS -lt $end ]; do
-        ! "$@" >/dev/null 2>&1 || return 0
-        sleep 0.1
-    done
-    fail "after two minutes still not: $what"
 }
 
 # As an administrator installs it.
@@ -86,10 +68,10 @@ nspawn=$!
 is_up() { machine=$(pgrep --parent "$nspawn") && inside systemctl is-system-running --wait | grep -qE 'running|degraded'; }
 for _ in $(seq 300); do
     ! is_up 2>/dev/null || break
-    kill -0 "$nspawn" 2>/dev/null || { machine= && say "skipped, for systemd does not boot here; see $log" && exit 0; }
+    kill -0 "$nspawn" 2>/dev/null || { machine= && skip "systemd does not boot here; see $log"; }
     sleep 0.1
 done
-is_up 2>/dev/null || { say "skipped, for systemd does not boot here; see $log" && exit 0; }
+is_up 2>/dev/null || skip "systemd does not boot here; see $log"
 
 is() { [ "$(inside systemctl show --property "$2" --value "$1")" = "$3" ]; }
 journal=$root/var/lib/private/tally/run/journal.jsonl
@@ -142,4 +124,4 @@ rm -rf "$alone"
 told=$(inside journalctl --no-pager --quiet --priority warning --unit 'tally-*' || true)
 ! grep -iE 'operation not permitted|address family|seccomp|panick' <<<"$told" || fail "the hardening is in the way"
 pass "the run is done in the bits of the same run on one machine, its lines are in systemd's journal, and the hardening was in nobody's way"
-echo "systemd: $passed passed, 0 failed"
+say "$passed passed, 0 failed"

@@ -4,18 +4,20 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# BIN names a directory with both binaries, which are taken as they are.
-[ -n "${BIN:-}" ] || cargo build --quiet --workspace --bin coordinator --bin worker
-bin=${BIN:-target/debug}
-coordinator=$(realpath "$bin/coordinator")
-worker=$(realpath "$bin/worker")
+binaries=${TALLY_BIN_DIR:-}
+if [ -z "$binaries" ]; then
+    cargo build --quiet --workspace --bin coordinator --bin worker
+    binaries=${CARGO_TARGET_DIR:-target}/debug
+fi
+coordinator=$(realpath "$binaries/coordinator")
+worker=$(realpath "$binaries/worker")
 command -v strace >/dev/null || { echo "file-systems: strace is missing: apt-get install strace" >&2; exit 1; }
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work"
 
 small=(--local --workers 1 --listen 127.0.0.1:0 --http-listen 127.0.0.1:0
-  --model synthetic:parameters=1000,us-per-sample=0 --train-limit 640 --test-limit 5 --batch-size 64)
+  --model "synthetic:parameters=1000,us-per-sample=0" --train-limit 640 --test-limit 5 --batch-size 64)
 failed=0
 
 wrong() { echo "file-systems: $1" >&2; failed=1; }
@@ -48,17 +50,18 @@ set -eu
 mount -t tmpfs -o size=512k none "$1"
 cd "$1"
 shift
-coordinator=$1 good=$2
+# Its messages go where there is room.
+coordinator=$1 good=$2 error=$RUN.error
 shift 2
 cp "$good" report.html
 mkdir kept && cp report.html kept/before.html
 dd if=/dev/zero of=filler bs=1k 2>/dev/null || true
-if "$coordinator" "$@" --epochs 1 --run-dir run 2>error; then echo "a start on a full disk succeeded"; fi
-if "$coordinator" report "$RUN" --pictures 0 --out report.html 2>error; then echo "a report on a full disk succeeded"; fi
+if "$coordinator" "$@" --epochs 1 --run-dir run 2>"$error"; then echo "a start on a full disk succeeded"; fi
+if "$coordinator" report "$RUN" --pictures 0 --out report.html 2>"$error"; then echo "a report on a full disk succeeded"; fi
 cmp -s report.html kept/before.html || echo "a good report was destroyed"
-grep -q report.html error || echo "the report's error does not name the file: $(cat error)"
+grep -q report.html "$error" || echo "the report's error does not name the file: $(cat "$error")"
 rm filler kept/before.html report.html
-"$coordinator" "$@" --epochs 1 --run-dir run >/dev/null 2>error || echo "the same command fails once there is room: $(tail -n 1 error)"
+"$coordinator" "$@" --epochs 1 --run-dir run >/dev/null 2>"$error" || echo "the same command fails once there is room: $(tail -n 1 "$error")"
 INNER
 mkdir full
 "$coordinator" report links --pictures 0 --out good.html >/dev/null

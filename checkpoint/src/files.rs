@@ -2,7 +2,7 @@
 //!
 //! | lacks | for example | instead |
 //! | --- | --- | --- |
-//! | symbolic links | FAT, some SMB shares and FUSE | a file that names the directory ([`point`], [`follow`]) |
+//! | symbolic links | FAT, some SMB shares and FUSE | a file that names the directory (`point`, `follow`) |
 //! | `fsync`, of directories above all | some network file systems and FUSE | nothing: such a system gives no stronger promise ([`sync`]) |
 //! | an exchange of two names | NFS, FUSE, older kernels | two renames (`store`) |
 //! | renames of directories of a lower layer | OverlayFS | the manifest is removed first (`store`) |
@@ -18,6 +18,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::FlockOperation;
+
+/// How the name of what is being written or removed begins.
+pub(crate) const TEMPORARY: &str = ".tmp-";
 
 /// More bytes than any name that [`link`] writes.
 const MAX_NAME: u64 = 256;
@@ -64,30 +67,53 @@ fn replace(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::
         return write(&mut File::create(path)?);
     }
     let path = fs::canonicalize(path).unwrap_or_else(|_| path.into());
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    let temporary = parent(&path).join(format!(".tmp-{}-{count}", std::process::id()));
-    let mut file = match File::create(&temporary) {
+    let temporary = Temporary::new(parent(&path), "file");
+    let mut file = match File::create(&temporary.0) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied && old.is_ok() => {
             return write(&mut File::create(&path)?);
         }
         Err(error) => return Err(error),
     };
-    let written = (|| {
-        write(&mut file)?;
-        sync(&file)?;
-        if let Ok(old) = old {
-            // If they cannot be kept, the file has those of a new one.
-            let _ = fs::set_permissions(&temporary, old.permissions());
-        }
-        fs::rename(&temporary, &path)
-    })();
-    if let Err(error) = written {
-        let _ = fs::remove_file(&temporary);
-        return Err(error);
+    write(&mut file)?;
+    sync(&file)?;
+    if let Ok(old) = old {
+        // If they cannot be kept, the file has those of a new one.
+        let _ = fs::set_permissions(&temporary.0, old.permissions());
     }
+    fs::rename(&temporary.0, &path)?;
     sync_directory(parent(&path))
+}
+
+/// Removes whatever has this name. A failure leaves a hidden name behind, which does no harm and which `store::clean`
+/// reports. So it is not an error of the operation.
+pub(crate) fn remove(path: &Path) {
+    let is_directory = path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir());
+    let _ = if is_directory { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+}
+
+/// A hidden name; whatever has it is removed in the end.
+pub(crate) struct Temporary(pub(crate) PathBuf);
+
+impl Temporary {
+    pub(crate) fn new(root: &Path, what: &str) -> Self {
+        // Not the name of one that an earlier process left behind and `clean` could not
+        // remove, nor of another thread's.
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        loop {
+            let count = COUNT.fetch_add(1, Ordering::Relaxed);
+            let path = root.join(format!("{TEMPORARY}{what}-{}-{count}", std::process::id()));
+            if path.symlink_metadata().is_err() {
+                return Self(path);
+            }
+        }
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        remove(&self.0);
+    }
 }
 
 /// Makes the second path a symbolic link to the first.

@@ -45,10 +45,6 @@ impl Environment {
     /// Without what is an option's of the programs `others`, and not of `program`.
     #[must_use]
     pub fn beside(mut self, program: &Command, others: &[Command]) -> Self {
-        let variables = |program: &Command| -> BTreeSet<String> {
-            let all = commands(program);
-            all.iter().flat_map(|(_, command)| options(command).map(|option| option.variable())).collect()
-        };
         let own = variables(program);
         let theirs: BTreeSet<String> = others.iter().flat_map(variables).collect();
         self.0.retain(|name, _| own.contains(name) || !theirs.contains(name));
@@ -88,9 +84,7 @@ impl Environment {
     /// Variables that are no option's of the program `root`, and nearly one of `command`'s.
     #[must_use]
     pub fn warnings(&self, root: &Command, command: &Command) -> Vec<String> {
-        let all = commands(root);
-        let known: BTreeSet<String> =
-            all.iter().flat_map(|(_, command)| options(command).map(|option| option.variable())).collect();
+        let known = variables(root);
         let own: Vec<String> =
             options(command).map(|option| option.variable()).chain([CONFIG_VARIABLE.to_owned()]).collect();
         let names = || own.iter().filter_map(|name| name.strip_prefix(PREFIX));
@@ -102,6 +96,14 @@ impl Environment {
             })
             .collect()
     }
+}
+
+/// The variables of all options of a program.
+fn variables(program: &Command) -> BTreeSet<String> {
+    commands(program)
+        .iter()
+        .flat_map(|(_, command)| options(command).map(|option| option.variable()))
+        .collect()
 }
 
 /// A value without the line breaks at its end, which secrets and environment files written on Windows have.

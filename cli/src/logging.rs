@@ -1,10 +1,11 @@
 //! Logs and exit codes, the same for both binaries.
 
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
-use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::filter::{LevelFilter, ParseError, Targets};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{fmt, registry};
@@ -25,7 +26,7 @@ pub enum LogFormat {
 pub struct LogOptions {
     /// error, warn, info, debug or trace; or a filter such as tally_worker=debug
     #[arg(long, value_name = "LEVEL", default_value = "warn", value_parser = level, global = true, help_heading = "Logs")]
-    pub log_level: String,
+    pub log_level: Targets,
 
     /// How log lines look, on standard error
     #[arg(long, value_enum, default_value_t = LogFormat::Text, global = true, help_heading = "Logs")]
@@ -35,17 +36,11 @@ pub struct LogOptions {
 impl LogOptions {
     /// Starts logging for the process. A second call has no effect. Log lines and the messages of panics go through
     /// [`output`], for which nothing waits.
-    ///
-    /// # Errors
-    /// If the level is not one of the five, nor a filter.
-    pub fn init(&self) -> anyhow::Result<()> {
-        let filter: Targets = self.log_level.parse().map_err(|e| {
-            anyhow::anyhow!("--log-level {}: {e}; use error, warn, info, debug or trace", self.log_level)
-        })?;
+    pub fn init(&self) {
         // Colours are for terminals; in a file or a pipe they are noise.
         let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
         let logs = fmt::layer().with_writer(|| output::Log).with_ansi(colours);
-        let registry = registry().with(filter);
+        let registry = registry().with(self.log_level.clone());
         let _ = match self.log_format {
             LogFormat::Text => registry.with(logs).try_init(),
             LogFormat::Json => {
@@ -55,33 +50,32 @@ impl LogOptions {
         };
         std::panic::set_hook(Box::new(|panic| {
             let thread = std::thread::current();
-            let backtrace = std::backtrace::Backtrace::capture();
-            let told = format!("thread {} {panic}\n{backtrace}", thread.name().unwrap_or("without a name"));
+            let backtrace = Backtrace::capture();
+            let mut told = format!("thread {} {panic}", thread.name().unwrap_or("without a name"));
+            if backtrace.status() == BacktraceStatus::Captured {
+                told = format!("{told}\n{backtrace}");
+            }
             output::note(Level::Error, told.trim_end());
             output::flush();
         }));
-        Ok(())
     }
 }
 
 /// Checks a level or a filter. The filter's own parser takes a bare word that is not a level for a target, which would
 /// hide every warning.
-fn level(text: &str) -> Result<String, String> {
+fn level(text: &str) -> Result<Targets, String> {
     let words = text.split(',').map(str::trim);
     // The parser of levels reads an empty word as "error".
     let is_level = |word: &str| !word.is_empty() && word.parse::<LevelFilter>().is_ok();
     let unknown = words.filter(|word| !word.contains('=')).find(|word| !is_level(word));
-    let wrong = match unknown {
-        Some(word) if word.to_ascii_lowercase().starts_with("warn") => Some("did you mean warn?".to_owned()),
-        Some(word) => Some(format!("{word:?} is not a level.")),
-        None => text.parse::<Targets>().err().map(|error| error.to_string()),
+    let parsed = match unknown {
+        Some(word) if word.to_ascii_lowercase().starts_with("warn") => Err("did you mean warn?".to_owned()),
+        Some(word) => Err(format!("{word:?} is not a level.")),
+        None => text.parse().map_err(|error: ParseError| error.to_string()),
     };
-    match wrong {
-        None => Ok(text.into()),
-        Some(wrong) => Err(format!(
-            "{wrong} There are off, error, warn, info, debug and trace, and filters such as warn,tally_worker=debug"
-        )),
-    }
+    parsed.map_err(|wrong| {
+        format!("{wrong} There are off, error, warn, info, debug and trace, and filters such as warn,tally_worker=debug")
+    })
 }
 
 /// The exit code of a command; an error is printed on one line. All that was said is written by then, if
@@ -124,13 +118,14 @@ pub fn in_one_line(error: &anyhow::Error) -> String {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_word_that_is_not_a_level_is_refused() {
         for good in ["warn", "WARN", "off", "error,tally_worker=debug", "tally_worker=debug"] {
-            assert_eq!(level(good).as_deref(), Ok(good));
+            assert_eq!(level(good), Ok(good.parse().unwrap()));
         }
         for bad in [
             "warning",

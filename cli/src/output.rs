@@ -5,7 +5,7 @@
 //! descriptor that does not block cost lines and nothing else: lines for which there is no room are left out and
 //! counted, and of the line that a terminal shows at its bottom only the newest state is written.
 //!
-//! The answer of a command that does nothing else goes through [`print`] instead, which waits and reports errors.
+//! The answer of a command that does nothing else goes through [`print()`] instead, which waits and reports errors.
 
 use std::collections::VecDeque;
 use std::fs::File;

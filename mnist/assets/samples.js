@@ -9,6 +9,8 @@ const PAUSE = 10_000;
 let wanted;
 let shown;
 let asked = -Infinity;
+/** Whether a picture is on its way: a slow one is waited for, as asking for the next one would abort it. */
+let loading = false;
 let visible = false;
 
 export function startSamples() {
@@ -18,6 +20,7 @@ export function startSamples() {
   }, { rootMargin: "300px" }).observe(byId("samples"));
   const image = byId("samples-image");
   image.addEventListener("load", () => {
+    loading = false;
     image.hidden = false;
     byId("samples-empty").hidden = true;
     image.alt = shown === "none"
@@ -25,6 +28,8 @@ export function startSamples() {
       : "Handwritten digits of the test set, each with its label, number, sum and difference, and beside them the network's answers; the wrong ones are marked.";
   });
   image.addEventListener("error", () => {
+    loading = false;
+    shown = undefined; // it is asked for again after the pause
     image.hidden = true;
     byId("samples-empty").hidden = false;
     text(byId("samples-empty"), "The coordinator gave no pictures of this data.");
@@ -40,7 +45,8 @@ export function showSamples(state) {
 }
 
 function load() {
-  if (wanted === undefined || wanted === shown || !visible || document.hidden || performance.now() - asked < PAUSE) return;
+  if (loading || wanted === undefined || wanted === shown || !visible || document.hidden || performance.now() - asked < PAUSE) return;
+  loading = true;
   shown = wanted;
   asked = performance.now();
   byId("samples-image").src = `api/samples.png?step=${wanted}`;

@@ -33,7 +33,7 @@ impl Arguments {
     /// The arguments as they are sent to workers.
     #[must_use]
     pub fn to_json(&self) -> serde_json::Value {
-        serde_json::json!({ "model": self.model, "label_loss": self.label_loss })
+        serde_json::json!(self)
     }
 
     /// An engine for these arguments.

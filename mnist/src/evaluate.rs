@@ -43,7 +43,7 @@ pub struct EvaluateOptions {
 /// # Errors
 /// If the checkpoint, the data or the device cannot be used.
 pub fn run(options: &EvaluateOptions) -> anyhow::Result<String> {
-    options.log.init()?;
+    options.log.init();
     let path = &options.checkpoint;
     let checkpoint = tally_checkpoint::read(path)?;
     let arguments = predict::arguments(path, &checkpoint.meta)?;

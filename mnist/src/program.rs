@@ -19,7 +19,7 @@ use tally_run::config::{DataConfig, RunConfig};
 use tally_run::record::Record;
 
 use crate::arguments::{Arguments, MnistProgram, NAME};
-use crate::data::{DataOptions, Mnist, MnistWithNumbers, PIXELS, RecordedData, recorded};
+use crate::data::{DataOptions, ITEM, Mnist, MnistWithNumbers, RecordedData, recorded};
 use crate::gallery::Gallery;
 use crate::network::backend::manifest;
 use crate::network::metrics::schema;
@@ -101,7 +101,7 @@ impl Program for MnistProgram {
     type Options = MnistOptions;
 
     fn defaults(&self) -> Defaults {
-        Defaults { epochs: 19, batch_size: 64, microbatches: 8 }
+        Defaults { epochs: 19, batch_size: BATCH_SIZE, microbatches: 8 }
     }
 
     fn data(&self, options: &MnistOptions, seed: u64) -> anyhow::Result<Data> {
@@ -199,12 +199,15 @@ impl Program for MnistProgram {
     }
 }
 
+/// Samples of a step, unless told otherwise.
+pub const BATCH_SIZE: usize = 64;
+
 /// The share of the reference network's computing after which the first chunk of its gradient leaves: the forward
 /// pass, and the last layer's part of the backward pass. Measured by `scaling figures`.
 pub const FIRST_CHUNK: f64 = 0.44;
 
-/// Bytes of a sample on the wire: its pixels, its number, its label and its id.
-pub const SAMPLE_BYTES: f64 = (PIXELS + 2 + 3) as f64;
+/// Bytes of a sample on the wire, three of them its id's, as a rule.
+pub const SAMPLE_BYTES: f64 = (ITEM + 3) as f64;
 
 fn with_numbers(data: Mnist, config: DataConfig, seed: u64) -> Data {
     let train = Arc::new(MnistWithNumbers::train(data.train, seed));

@@ -9,7 +9,6 @@ const KINDS = {
   start: { label: "Start", icon: `▶${PLAIN}` },
   join: { label: "Joined", icon: "+", tone: "good" },
   lost: { label: "Lost", icon: "×", tone: "bad" },
-  evict: { label: "Evicted", icon: "⊘", tone: "bad" },
   takeover: { label: "Taken over", icon: "⇄", tone: "warn" },
   late: { label: "Late", icon: "◔", tone: "warn" },
   abort: { label: "Step again", icon: "↺", tone: "bad" },
@@ -20,7 +19,7 @@ const KINDS = {
   warning: { label: "Warning", icon: "!", tone: "warn" },
   end: { label: "End", icon: `■${PLAIN}` },
 };
-const SPOKEN = new Set(["lost", "evict", "abort", "warning", "end"]);
+const SPOKEN = new Set(["lost", "abort", "warning", "end"]);
 
 const off = new Set();
 let latest = null;

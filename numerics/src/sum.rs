@@ -78,8 +78,8 @@ impl<T> Fold<T> {
         self.waiting.push((level, value));
     }
 
-    /// The left children to which the last leaf of a subtree is added, nearest first, if `leaf` (counted from 0) is
-    /// the last of `2^k` leaves.
+    /// The left children that still wait, nearest first. If the next leaf is the last of its `2^k`, it is added to
+    /// these in this order.
     pub fn pending(&self) -> impl Iterator<Item = &T> {
         self.waiting.iter().rev().filter_map(|(_, value)| value.as_ref())
     }

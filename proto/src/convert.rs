@@ -7,15 +7,11 @@ use tally_numerics::manifest::{BadManifest, Manifest, TensorSpec};
 use tally_numerics::schema::{Named, Schema, Sums};
 use thiserror::Error;
 
-use crate::floats::BadLength;
 use crate::{MAX_MICROBATCH, v1};
 
 /// A message that is not valid.
 #[derive(Debug, Error, PartialEq)]
 pub enum BadMessage {
-    /// A part that every message of its kind has is missing.
-    #[error("a {0} is missing from the message")]
-    Missing(&'static str),
     /// A microbatch with more samples than one may have.
     #[error("a microbatch of {0} samples; the most is {MAX_MICROBATCH}")]
     TooManySamples(usize),
@@ -52,9 +48,6 @@ pub enum BadMessage {
     /// A manifest that is not valid.
     #[error(transparent)]
     Manifest(#[from] BadManifest),
-    /// Floats of the wrong length.
-    #[error(transparent)]
-    Floats(#[from] BadLength),
 }
 
 /// A manifest as an offer.
@@ -110,6 +103,9 @@ impl Microbatch {
             return Err(BadMessage::TooManySamples(ids.len()));
         }
         let wrong = BadMessage::Samples { ids: ids.len(), lengths: lengths.len(), bytes: items.len() };
+        if ids.len() != lengths.len() {
+            return Err(wrong);
+        }
         let mut end = 0usize;
         let ends: Vec<usize> = lengths
             .iter()
@@ -118,7 +114,7 @@ impl Microbatch {
                 end
             })
             .collect();
-        if ids.len() != lengths.len() || end != items.len() {
+        if end != items.len() {
             return Err(wrong);
         }
         Ok(Self { ids, items, ends })
@@ -167,12 +163,7 @@ pub fn losses(losses: Vec<f64>, wanted: usize) -> Result<Sums, BadMessage> {
     if losses.len() != wanted {
         return Err(BadMessage::Width { got: losses.len(), wanted });
     }
-    // Far above any loss in single precision, and far below where a sum could overflow.
-    if losses.iter().all(|part| part.is_finite() && part.abs() < 1e200) {
-        Ok(Sums(losses))
-    } else {
-        Err(BadMessage::Losses)
-    }
+    if are_sound(&losses) { Ok(Sums(losses)) } else { Err(BadMessage::Losses) }
 }
 
 /// The losses and metrics of a microbatch of the test pass. Losses may be NaN: a diverged model is tested too.
@@ -183,11 +174,13 @@ pub fn evaluated(sums: Vec<f64>, schema: &Schema) -> Result<Sums, BadMessage> {
     if sums.len() != schema.width() {
         return Err(BadMessage::Width { got: sums.len(), wanted: schema.width() });
     }
-    if sums[schema.losses().len()..].iter().all(|sum| sum.is_finite() && sum.abs() < 1e200) {
-        Ok(Sums(sums))
-    } else {
-        Err(BadMessage::Metrics)
-    }
+    if are_sound(&sums[schema.losses().len()..]) { Ok(Sums(sums)) } else { Err(BadMessage::Metrics) }
+}
+
+/// Whether all numbers are far below where a sum of them could overflow. Any loss in single precision is.
+fn are_sound(numbers: &[f64]) -> bool {
+    // No NaN compares as less.
+    numbers.iter().all(|number| number.abs() < 1e200)
 }
 
 /// Numbers by name, for people and tools.

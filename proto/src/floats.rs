@@ -55,16 +55,7 @@ pub fn read(bytes: &[u8], into: &mut [f32]) -> Result<(), BadLength> {
 
 /// A chunk of a gradient, rounded already, as the bytes of a message.
 #[must_use]
-pub fn encode(dtype: WireDtype, chunk: Chunk, pool: &Pool) -> Bytes {
-    match dtype {
-        WireDtype::F32 => share(chunk),
-        WireDtype::Bf16 => pack(dtype, &chunk, pool),
-    }
-}
-
-/// The same for a chunk that is shared.
-#[must_use]
-pub fn encode_shared<T>(dtype: WireDtype, chunk: T, pool: &Pool) -> Bytes
+pub fn encode<T>(dtype: WireDtype, chunk: T, pool: &Pool) -> Bytes
 where
     T: AsRef<[f32]> + Send + 'static,
 {
@@ -129,19 +120,6 @@ pub fn fetch(
     }
 }
 
-/// A message's floats as a new vector of exactly `wanted` elements.
-///
-/// # Errors
-/// [`BadLength`] if there are more or fewer; nothing is allocated then.
-pub fn to_vec(bytes: &[u8], wanted: usize) -> Result<Vec<f32>, BadLength> {
-    if bytes.len() != 4 * wanted {
-        return Err(BadLength { got: bytes.len(), wanted: 4 * wanted });
-    }
-    let mut values = vec![0.0; wanted];
-    read(bytes, &mut values)?;
-    Ok(values)
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -154,7 +132,7 @@ mod tests {
         assert_eq!(sent, copy(&values));
         let mut shifted = vec![0u8];
         shifted.extend_from_slice(&sent);
-        let back = to_vec(&shifted[1..], 4).unwrap();
+        let back = decode(WireDtype::F32, &shifted[1..], 4, &Pool::default()).unwrap();
         assert!(back.iter().zip(&values).all(|(a, b)| a.to_bits() == b.to_bits()));
     }
 
@@ -167,7 +145,7 @@ mod tests {
             chunk.copy_from_slice(&values);
             let bytes = encode(dtype, chunk, &pool);
             assert_eq!(bytes.len(), 3 * dtype.bytes());
-            assert_eq!(bytes, encode_shared(dtype, values.to_vec(), &pool));
+            assert_eq!(bytes, encode(dtype, values.to_vec(), &pool));
             assert_eq!(*decode(dtype, &bytes, 3, &pool).unwrap(), values);
             let wanted = 4 * dtype.bytes();
             let error = decode(dtype, &bytes, 4, &pool).unwrap_err();
@@ -177,7 +155,8 @@ mod tests {
 
     #[test]
     fn a_wrong_length_is_refused() {
-        assert_eq!(to_vec(&[0; 7], 2), Err(BadLength { got: 7, wanted: 8 }));
+        let error = decode(WireDtype::F32, &[0; 7], 2, &Pool::default()).unwrap_err();
+        assert_eq!(error, BadLength { got: 7, wanted: 8 });
         assert!(read(&[0; 8], &mut [0.0; 3]).is_err());
     }
 }

@@ -9,7 +9,7 @@
 //! Chunks are copied in and out, by a library for memory that another process may be writing to. A peer that writes
 //! while the other side reads can spoil only its own numbers. The file's size is sealed, so no process can take the
 //! memory away (**TRUST-1**). What lies where is said in messages; the two sides' rules for when a slot may be
-//! written again are those of the worker's slots and the coordinator's board.
+//! written again are in the worker's `session/slots.rs` and the coordinator's `server/shared_sums.rs`.
 
 use std::io;
 

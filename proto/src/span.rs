@@ -89,12 +89,6 @@ impl SpanKind {
         }
     }
 
-    /// Whether it is a gradient that was computed.
-    #[must_use]
-    pub fn is_gradient(self) -> bool {
-        matches!(self, Self::Compute | Self::Takeover | Self::Audit)
-    }
-
     fn to_message(self) -> v1::SpanKind {
         match self {
             Self::Compute => v1::SpanKind::Compute,

@@ -7,7 +7,9 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use prost::Message;
 use tally_numerics::schema::{LossSpec, MetricKind, MetricSpec, Schema};
+use tally_numerics::wire::WireDtype;
 use tally_proto::convert::{self, Microbatch};
+use tally_proto::pool::Pool;
 use tally_proto::span::{self, SpanKind};
 use tally_proto::v1::{self, CoordinatorMessage, GradientDown, GradientUp, WorkerMessage};
 use tally_proto::{MAX_FROM_WORKER, MAX_MICROBATCH, floats};
@@ -69,7 +71,7 @@ proptest! {
     fn trust_1_floats_have_exactly_the_length_asked_for(
         bytes in vec(any::<u8>(), 0..64), wanted in prop_oneof![0usize..20, Just(usize::MAX / 4)],
     ) {
-        match floats::to_vec(&bytes, wanted) {
+        match floats::decode(WireDtype::F32, &bytes, wanted, &Pool::default()) {
             Ok(values) => {
                 prop_assert_eq!(values.len(), wanted);
                 prop_assert_eq!(&floats::copy(&values)[..], &bytes[..]);

@@ -143,6 +143,9 @@ def query(port, expression):
         with urllib.request.urlopen(url, timeout=30) as answer:
             return json.load(answer)["data"]["result"]
     except urllib.error.HTTPError as error:
+        # Prometheus is not ready yet: it replays its log, or has just begun.
+        if error.code == 503:
+            return []
         sys.exit(f"monitoring: FAILED: {expression}: {error.read().decode()}")
     except (urllib.error.URLError, ConnectionError):
         return []

@@ -63,7 +63,7 @@ const PAGES_CLOSE: Duration = Duration::from_millis(200);
 /// # Errors
 /// In one line, with what to do.
 pub fn run<P: Program>(program: &Arc<P>, options: &TrainOptions<P::Options>) -> anyhow::Result<ExitCode> {
-    options.log.init()?;
+    options.log.init();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(train(program, options));
     // Whatever a peer still holds open must not keep the process.

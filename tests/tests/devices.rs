@@ -96,5 +96,5 @@ fn live_1_a_worker_is_started_again_from_the_version_that_runs_when_its_file_was
     one_is_killed_and_comes_back(&dir, &workers);
     std::fs::remove_file(&program).unwrap();
     workers.signal(Signal::TERM);
-    workers.succeed();
+    assert_eq!(workers.wait().code(), Some(75), "{}", workers.stderr());
 }

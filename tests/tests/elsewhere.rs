@@ -159,12 +159,10 @@ fn weights_that_a_run_started_from_are_found_again_from_anywhere_and_where_they_
     succeeds(call(Path::new("/"), "coordinator", [verify, named].concat()));
 
     let resume = [&["--resume", second, "--local"], &SMALL[11..13]].concat();
-    let other = here.path().join("a run/checkpoints/best");
+    // Trained on from those weights.
+    let other = here.path().join("second/checkpoints/last");
     let args = [&resume[..], &["--init", other.to_str().unwrap()]].concat();
-    let first = fs::read(here.path().join("a run/checkpoints/best/model.safetensors")).unwrap();
-    if first != fs::read(&moved).unwrap() {
-        call(Path::new("/"), "coordinator", args).is_refused(&["does not hold the weights", "--init"]);
-    }
+    call(Path::new("/"), "coordinator", args).is_refused(&["does not hold the weights", "--init"]);
     succeeds(call(Path::new("/"), "coordinator", [&resume[..], &named].concat()));
     succeeds(call(Path::new("/"), "coordinator", verify));
 }

@@ -209,10 +209,18 @@ fn a_directory_with_a_run_is_not_overwritten() {
 #[test]
 fn what_is_no_run_directory_cannot_be_resumed() {
     let run = RunDir::new();
-    refused_resume(&["--resume", run.arg()]).is_refused(&[run.arg(), "is no run directory", "run.json"]);
+    refused_resume(&["--resume", run.arg()]).is_refused(&[
+        run.arg(),
+        "is no run directory",
+        "there is nothing by that name",
+    ]);
     assert!(!run.path().exists());
     fs::create_dir(run.path()).unwrap();
-    refused_resume(&["--resume", run.arg()]).is_refused(&[run.arg(), "is no run directory"]);
+    refused_resume(&["--resume", run.arg()]).is_refused(&[
+        run.arg(),
+        "is no run directory",
+        "it has no run.json",
+    ]);
     assert_eq!(fs::read_dir(run.path()).unwrap().count(), 0, "nothing was put into it");
 }
 

@@ -177,7 +177,8 @@ impl Coordinator {
         let line = self.wait_for_line(words);
         let address = line.split_once(words).expect("the line has the words").1;
         let address = address.split_once("://").map_or(address, |(_, address)| address);
-        let end = address.find([';', '/']).unwrap_or(address.len());
+        // With --log-format json a quotation mark ends it.
+        let end = address.find([';', '/', '"']).unwrap_or(address.len());
         address[..end]
             .rsplit_once(':')
             .and_then(|(_, port)| port.parse().ok())

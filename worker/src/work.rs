@@ -82,7 +82,7 @@ impl WorkOptions {
 /// # Errors
 /// If there is no coordinator, if the coordinator refuses this worker, or if the device fails.
 pub fn work(options: &WorkOptions, program: Arc<dyn WorkerProgram>) -> anyhow::Result<ExitCode> {
-    options.log.init()?;
+    options.log.init();
     devices::follow_parent();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let outcome = runtime.block_on(async {

@@ -7,12 +7,11 @@ use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use tally_numerics::digest;
 
 use crate::error::CheckpointError;
-use crate::files;
+use crate::files::{self, TEMPORARY, Temporary, remove};
 use crate::meta::{BadSeal, Files, MAX_MANIFEST, Meta, VERSION, seal, unseal};
 use crate::tensors::{self, Fault};
 use crate::{MANIFEST, MODEL, OPTIMIZER};
@@ -21,8 +20,6 @@ use crate::{MANIFEST, MODEL, OPTIMIZER};
 pub const LINKS: [&str; 2] = ["best", "last"];
 
 const STEP: &str = "step-";
-/// A checkpoint that is being written or removed.
-const TEMPORARY: &str = ".tmp-";
 /// The checkpoint that another of the same step is about to replace.
 const ASIDE: &str = ".old-";
 
@@ -201,37 +198,6 @@ fn set_aside(target: &Path) -> Result<PathBuf, CheckpointError> {
     Ok(aside)
 }
 
-/// Removes whatever has this name. A failure leaves a hidden name behind, which does no harm and which [`clean`]
-/// reports. So it is not an error of the operation.
-fn remove(path: &Path) {
-    let is_directory = path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir());
-    let _ = if is_directory { fs::remove_dir_all(path) } else { fs::remove_file(path) };
-}
-
-/// A hidden name; whatever has it is removed in the end.
-struct Temporary(PathBuf);
-
-impl Temporary {
-    fn new(root: &Path, what: &str) -> Self {
-        // Not the name of one that an earlier process left behind and `clean` could not
-        // remove, nor of another thread's.
-        static COUNT: AtomicU64 = AtomicU64::new(0);
-        loop {
-            let count = COUNT.fetch_add(1, Ordering::Relaxed);
-            let path = root.join(format!("{TEMPORARY}{what}-{}-{count}", std::process::id()));
-            if path.symlink_metadata().is_err() {
-                return Self(path);
-            }
-        }
-    }
-}
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        remove(&self.0);
-    }
-}
-
 /// Reads and verifies a checkpoint; `path` is its directory, or one of [`LINKS`] to it, of either kind.
 ///
 /// # Errors
@@ -387,7 +353,8 @@ fn remove_in_place(path: &Path) -> io::Result<()> {
 
 /// Lets `name`, one of [`LINKS`], lead to the checkpoint of a step: as a relative link, or where the file system has
 /// none, as a file that holds the name of its directory, which [`read`] follows as well. Whoever follows it finds the
-/// old or the new checkpoint at any time. Returns the failure if no symbolic link could be made.
+/// old or the new checkpoint at any time; a copy of a checkpoint under that name is replaced as a checkpoint is.
+/// Returns the failure if no symbolic link could be made.
 ///
 /// # Errors
 /// [`CheckpointError::Link`] for another name or a step that has no checkpoint;
@@ -411,12 +378,12 @@ fn link_by(
     let failure = files::link(&temporary.0, &name_of(step), symlink).map_err(io())?;
     // A copy that followed links (cp -L, many object stores) has the checkpoint itself there.
     let copy = link.join(MANIFEST).is_file() && link.symlink_metadata().is_ok_and(|there| there.is_dir());
-    let aside = copy.then(|| Temporary::new(root, name));
-    if let Some(aside) = &aside {
-        fs::rename(&link, &aside.0).map_err(io())?;
+    if copy {
+        publish(&temporary.0, &link, exchange)?;
+    } else {
+        fs::rename(&temporary.0, &link).map_err(io())?;
+        sync_directory(root)?;
     }
-    fs::rename(&temporary.0, &link).map_err(io())?;
-    sync_directory(root)?;
     Ok(failure)
 }
 
@@ -432,8 +399,9 @@ pub fn clean(root: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
     let mut found = Vec::new();
     for path in names(root)? {
         let Some(name) = path.file_name().and_then(OsStr::to_str) else { continue };
-        if let Some(step) = name.strip_prefix(ASIDE).and_then(|name| step_of(OsStr::new(name))) {
-            let target = directory(root, step);
+        let is_checkpoint = |name: &&str| step_of(OsStr::new(name)).is_some() || LINKS.contains(name);
+        if let Some(name) = name.strip_prefix(ASIDE).filter(is_checkpoint) {
+            let target = root.join(name);
             if target.symlink_metadata().is_err() {
                 fs::rename(&path, &target).map_err(CheckpointError::io("put back", &target))?;
             } else {

@@ -391,6 +391,10 @@ fn a_copy_of_a_checkpoint_in_a_links_place_is_replaced_and_other_directories_are
     fs::remove_dir_all(&copy).unwrap();
     fs::rename(directory(root.path(), 10), &copy).unwrap();
     assert_eq!(read(&copy).unwrap(), checkpoint(10, 0.0));
+    // A crash where two names cannot be exchanged.
+    set_aside(&copy).unwrap();
+    assert_eq!(clean(root.path()).unwrap().len(), 1);
+    assert_eq!(read(&copy).unwrap(), checkpoint(10, 0.0));
     link(root.path(), "last", 20).unwrap();
     assert_eq!(read(&copy).unwrap(), checkpoint(20, 0.0));
     assert_eq!(everything(root.path()), ["last", "step-00000020"]);

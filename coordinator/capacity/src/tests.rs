@@ -109,7 +109,7 @@ fn credits_bound_what_is_on_its_way() {
 }
 
 #[test]
-fn the_parts_add_up_and_shards_can_be_the_limit() {
+fn the_parts_add_up_and_microbatches_can_be_the_limit() {
     let costs = Costs::default();
     for workers in [1, 3, 8, 40] {
         let real = Cluster {

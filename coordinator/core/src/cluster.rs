@@ -135,13 +135,6 @@ impl Members {
         self.0.values().any(|member| member.state == State::Ready)
     }
 
-    /// The sessions that hold or are being sent a state, and so follow every step.
-    #[must_use]
-    pub fn replicas(&self) -> Vec<Session> {
-        let replicas = self.0.iter().filter(|(_, m)| m.state != State::Joining);
-        replicas.map(|(&session, _)| session).collect()
-    }
-
     /// Seconds a sample of a member; the mean of those measured stands in for one that has not been, so that
     /// newcomers start with an average assignment.
     #[must_use]

@@ -10,7 +10,7 @@ use super::cluster::{Session, State};
 use super::events::Action;
 
 /// Leaves a worker may have at once: one to compute and one on its way.
-pub const OUTSTANDING: usize = 2;
+const OUTSTANDING: usize = 2;
 
 /// A test pass in progress.
 #[derive(Debug)]

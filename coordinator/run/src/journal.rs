@@ -265,8 +265,6 @@ pub struct History {
     pub tests: BTreeMap<u64, Evaluation>,
     /// Wall seconds of the steps and test passes.
     pub seconds: f64,
-    /// Wall seconds of the steps.
-    pub step_seconds: f64,
     /// Workers that became ready, and workers lost against their will.
     pub joined: u64,
     /// See `joined`.
@@ -285,7 +283,6 @@ impl History {
                 }
                 self.digests.insert(step.step, step.digest);
                 self.seconds += step.seconds;
-                self.step_seconds += step.seconds;
             }
             Line::Test { step, seconds, evaluation, .. } => {
                 self.tests.insert(step, evaluation);

@@ -107,7 +107,7 @@ mod tests {
         (connection.clone(), connection.monitored(ours), theirs)
     }
 
-    /// Waits for the end that the guard makes, however long that takes.
+    /// Waits for the end that the monitor makes, however long that takes.
     async fn end(stream: &mut MonitoredStream<DuplexStream>) -> String {
         loop {
             match stream.read(&mut [0; 100]).await {

@@ -130,7 +130,7 @@ fn bearer_token(headers: &HeaderMap) -> Option<Vec<u8>> {
 /// Checks the origin of a request.
 ///
 /// # Errors
-/// Why it cannot.
+/// Why the request is not allowed.
 pub fn check_site<B>(
     request: &Request<B>,
     loaded: &Arc<LoadedCredentials>,

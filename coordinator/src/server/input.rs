@@ -2,8 +2,7 @@
 
 use std::time::Instant;
 
-use tally_core::cluster::DeviceInfo;
-use tally_core::cluster::Session;
+use tally_core::cluster::{DeviceInfo, Session};
 use tally_core::events::{AttemptId, Event};
 use tally_numerics::digest::Digest;
 use tally_numerics::manifest::Manifest;

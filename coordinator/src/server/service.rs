@@ -39,8 +39,7 @@ use super::versions::Versions;
 use crate::access::connection::Connection;
 use crate::access::join_rate_limiter::JoinRateLimiter;
 use crate::access::serve::serve_within;
-use tally_core::cluster::DeviceInfo;
-use tally_core::cluster::Session;
+use tally_core::cluster::{DeviceInfo, Session};
 use tally_core::events::{AttemptId, Event, Receipt};
 use tally_proto::pool::{Chunk, Pool};
 

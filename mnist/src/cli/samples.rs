@@ -6,6 +6,7 @@ use anyhow::{Context as _, ensure};
 use clap::{Args, ValueEnum};
 use serde_json::Value;
 use tally::cli::check_extension;
+use tally::options::SEED;
 use tally_checkpoint::files::write_whole;
 use tally_cli::logging::LogOptions;
 use tally_worker::device::DeviceOptions;
@@ -13,9 +14,6 @@ use tally_worker::device::DeviceOptions;
 use crate::data::{DataOptions, MnistWithNumbers, RecordedData};
 use crate::predict::{self, Predictor};
 use crate::sample_grid::{self, Grid, MOST_TILES};
-
-/// The seed without an option or a checkpoint, which is also that of a run.
-const SEED: u64 = 1;
 
 /// A split of the data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -75,7 +73,7 @@ pub struct SamplesOptions {
 /// # Errors
 /// If the checkpoint, the data or the device cannot be used, or the file cannot be written.
 pub fn run(options: &SamplesOptions) -> anyhow::Result<String> {
-    options.log.init()?;
+    options.log.init();
     check_extension(&options.out, "PNG", &["png"])?;
     let count = options.columns as usize * options.rows as usize;
     ensure!(

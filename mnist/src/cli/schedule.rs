@@ -5,14 +5,11 @@ use std::io::Write as _;
 use anyhow::Context as _;
 use clap::Args;
 use serde::Serialize;
+use tally::options::SEED;
 use tally_numerics::order::Schedule;
 
 use crate::data::{DataOptions, MnistWithNumbers};
-
-/// The batch size of a run, unless told otherwise.
-const BATCH_SIZE: usize = 64;
-/// The seed of a run, unless told otherwise.
-const SEED: u64 = 1;
+use crate::program::BATCH_SIZE;
 
 /// Options of `coordinator schedule`.
 #[derive(Debug, Args)]

@@ -18,5 +18,5 @@ pub use idx::IdxError;
 pub use mnist::{DataError, Mnist, Split};
 pub use options::DataOptions;
 pub use recorded::RecordedData;
-pub use samples::{BadSamples, PIXELS, SIDE, Samples};
+pub use samples::{BadSamples, ITEM, PIXELS, SIDE, Samples};
 pub use with_numbers::MnistWithNumbers;

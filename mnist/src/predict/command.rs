@@ -83,7 +83,7 @@ enum Outcome<'a> {
 /// # Errors
 /// If the checkpoint or the device cannot be used, and at the end if a picture could not be read.
 pub fn run(options: &PredictOptions, out: &mut impl Write) -> anyhow::Result<()> {
-    options.log.init()?;
+    options.log.init();
     let mut predictor = Predictor::open(&options.checkpoint, &options.device)?;
     let table = Table::new(options);
     if !options.json {

@@ -1,4 +1,4 @@
-//! The metrics that Prometheus scrapes: `tally_…` with base units, and the process's own. The [`catalog`] announces every
+//! The metrics that Prometheus scrapes: `tally_…` with base units, and the process's own. The `catalog` announces every
 //! series before it has a value; each worker's series are apart, in [`mod@workers`].
 
 mod catalog;

@@ -3,7 +3,8 @@
 //! Each start of the coordinator writes a file of its own, which begins by saying from which
 //! step on it counts; TensorBoard then drops what an earlier file has of those steps. Where
 //! `DIR` has no events yet, the file of a resumed run begins with what its journal has. Events
-//! reach the disk within two seconds. A thread of its own writes the file, and training does not wait for it. A write that
+//! are written out with the first one that comes two seconds after the last write; those of a test pass and of the run's
+//! end at once. A thread of its own writes the file, and training does not wait for it. A write that
 //! fails is a warning, once, and ends the file; the run goes on.
 
 mod event;
@@ -12,13 +13,14 @@ mod records;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write as _};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use event::{Event, SessionLog, Summary, Value, What};
 
 use crate::background_writer::BackgroundWriter;
 use tally_coordinator::observer::{Context, Observer, RunEvent};
 use tally_numerics::schema::Evaluation;
+use tally_proto::span::Clock;
 use tally_run::journal::{Line, StepLine};
 
 /// How long an event may stay in memory.
@@ -52,7 +54,7 @@ impl EventFile {
         let first = fs::read_dir(directory)?
             .flatten()
             .all(|entry| !entry.file_name().to_string_lossy().starts_with(KIND));
-        let now = unix_now();
+        let now = Clock::wall();
         let name = |count: u32| {
             let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
             let host = if host.is_empty() { "tally".to_owned() } else { host };
@@ -132,11 +134,11 @@ impl Observer for EventWriter {
         match *event {
             // An earlier file, or what was read of the journal, has a step that is computed again.
             RunEvent::Committed { line, recomputed: false, .. } => {
-                self.0.send((Some(step_event(line, unix_now())), false));
+                self.0.send((Some(step_event(line, Clock::wall())), false));
             }
             RunEvent::Journal(line) => {
                 let end = matches!(line, Line::Test { .. } | Line::End { .. });
-                self.0.send((event_of(line, unix_now()), end));
+                self.0.send((event_of(line, Clock::wall()), end));
             }
             _ => {}
         }
@@ -144,7 +146,8 @@ impl Observer for EventWriter {
 }
 
 impl EventFile {
-    /// Appends an event, if there is one. It reaches the disk within seconds, or at once.
+    /// Appends an event, if there is one, and writes out what has come if the last write was [`FLUSH_AFTER`] ago, or
+    /// `at_once`.
     fn append(&mut self, event: Option<Event>, at_once: bool) {
         let written = event.map_or(Ok(()), |event| self.write(&event));
         let due = at_once || self.flushed.elapsed() >= FLUSH_AFTER;
@@ -157,10 +160,6 @@ impl EventFile {
             }
         }
     }
-}
-
-fn unix_now() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }
 
 /// The scalars of a line; `None` if it has none.

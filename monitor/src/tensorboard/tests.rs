@@ -59,10 +59,10 @@ fn a_run_is_read_back_step_by_step() {
     let root = tempfile::tempdir().unwrap();
     let mut events = EventFile::create(&root.path().join("a/b"), &[]).unwrap();
     let path = events.path().to_path_buf();
-    events.append(event_of(&step(1), unix_now()), false);
-    events.append(event_of(&step(2), unix_now()), false);
-    events.append(event_of(&Line::Takeover { step: 2, leaves: 1, workers: 1 }, unix_now()), false);
-    events.append(Some(test_event(2, &evaluation(6.0), unix_now())), true);
+    events.append(event_of(&step(1), Clock::wall()), false);
+    events.append(event_of(&step(2), Clock::wall()), false);
+    events.append(event_of(&Line::Takeover { step: 2, leaves: 1, workers: 1 }, Clock::wall()), false);
+    events.append(Some(test_event(2, &evaluation(6.0), Clock::wall())), true);
     let found = records(&path);
     assert_eq!(found[0].what, Some(What::FileVersion("brain.Event:2".into())));
     assert_eq!(started_at(&found[1]), Some(1));

@@ -17,8 +17,6 @@ pub enum Kind {
     Join,
     /// A worker is gone.
     Lost,
-    /// A worker was sent away.
-    Evict,
     /// Microbatches of a lost or late worker were assigned to others.
     Takeover,
     /// A worker was past its deadline.

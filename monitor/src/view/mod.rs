@@ -102,10 +102,6 @@ impl View {
         slowest: Option<&str>,
     ) {
         self.time.step(now, step, updating, before);
-        if step.step <= self.progress.step {
-            // It was computed before, and lost with its checkpoint.
-            self.series.cut(step.step - 1);
-        }
         self.series.push(line);
         let progress = &mut self.progress;
         progress.step = step.step;

@@ -44,6 +44,8 @@ pub struct Series {
     sums: Vec<f64>,
     /// How many steps that bucket has.
     count: u64,
+    /// The last step taken.
+    last: u64,
 }
 
 impl Series {
@@ -53,11 +55,16 @@ impl Series {
         let parts = schema.losses().iter().map(|loss| loss.name.as_str());
         let losses = std::iter::once("total").chain(parts).map(|name| format!("loss/{name}"));
         let names: Vec<String> = losses.chain(AFTER_LOSS.map(str::to_owned)).collect();
-        Self { bucket: 1, points: Vec::new(), sums: vec![0.0; names.len()], count: 0, names }
+        Self { bucket: 1, points: Vec::new(), sums: vec![0.0; names.len()], count: 0, last: 0, names }
     }
 
-    /// Takes the next step.
+    /// Takes the next step. One that was taken before is computed again, as its checkpoint was lost: the curves go on
+    /// from there.
     pub fn push(&mut self, line: &StepLine) {
+        if line.step <= self.last {
+            self.cut(line.step - 1);
+        }
+        self.last = line.step;
         let others =
             [line.samples as f64 / line.seconds.max(1e-9), f64::from(line.learning_rate), line.gradient_norm];
         let loss = |name: &String| Some(line.loss.get(name.strip_prefix("loss/")?).copied().unwrap_or(0.0));
@@ -78,8 +85,8 @@ impl Series {
         }
     }
 
-    /// Forgets the steps after `step`, which are computed again.
-    pub fn cut(&mut self, step: u64) {
+    /// Forgets the steps after `step`.
+    fn cut(&mut self, step: u64) {
         let whole = self.points.partition_point(|(last, _)| *last <= step);
         self.points.truncate(whole);
         self.sums.fill(0.0);
@@ -165,5 +172,14 @@ mod tests {
         assert_eq!(series.since(&mut seen), None);
         series.cut(10);
         assert_eq!(series.since(&mut seen).unwrap().unwrap_err().step.len(), 5);
+    }
+
+    #[test]
+    fn resume_1_steps_that_are_computed_again_take_the_place_of_the_lost_ones() {
+        let mut series = series(15);
+        (11..=12).for_each(|step| series.push(&step_line(step, 0.0)));
+        let (columns, _) = series.all();
+        assert_eq!(columns.step, (1..=12).collect::<Vec<_>>());
+        assert_eq!(columns.curves["loss/total"][9..], [10.0, 0.0, 0.0]);
     }
 }

@@ -13,7 +13,7 @@ use crate::program::Program;
 /// # Errors
 /// If a directory holds no run, or the file can't be written.
 pub fn run<P: Program>(program: &P, options: &ReportOptions) -> anyhow::Result<String> {
-    options.log.init()?;
+    options.log.init();
     check_extension(&options.out, "HTML", &["html", "htm", "xhtml"])?;
     let runs = report::read(&options.runs, &options.out)?;
     let mut sections = Vec::new();

@@ -150,7 +150,7 @@ impl Verdict {
 /// If the directory, the data or the device can't be used; and if anything differs, with the
 /// first step that does and what that means.
 pub fn run<P: Program>(program: &P, options: &VerifyOptions, out: &mut impl Write) -> anyhow::Result<()> {
-    options.log.init()?;
+    options.log.init();
     let begun = Instant::now();
     let mut record = Record::read(&options.run)?;
     if let (Some(moved), Some(from)) = (&options.init, &mut record.config.init) {

@@ -67,7 +67,7 @@ use super::{Script, framed};
 const ELEMENTS: usize = 10;
 const MICROBATCHES: u32 = 4;
 /// The identity of the run.
-const RUN: u64 = 0x7a11_e57e_d000_0001;
+pub(super) const RUN: u64 = 0x7a11_e57e_d000_0001;
 /// Sums of the losses over a microbatch, and of a microbatch of the test pass, as they should be.
 const LOSSES: [f64; 2] = [1.0, 2.0];
 const SUMS: [f64; 11] = [1.0, 2.0, 1.0, 2.0, 0.0, 1.0, 1.0, 1.0, 0.0, 0.0, 1.0];

@@ -106,11 +106,7 @@ impl<'a> Script<'a> {
 
     /// A state that a worker says it holds.
     pub fn retained(&mut self) -> RetainedState {
-        RetainedState {
-            run: self.number(0x7a11_e57e_d000_0001),
-            step: self.number(0),
-            digest: self.number(0),
-        }
+        RetainedState { run: self.number(coordinator::RUN), step: self.number(0), digest: self.number(0) }
     }
 
     /// What a worker says it did, most often in order.

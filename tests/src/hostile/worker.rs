@@ -27,7 +27,7 @@ const OURS: MessageContext = MessageContext { run: 7, incarnation: 1, session: 9
 const MOST: usize = 4096;
 
 fn engine() -> SyntheticEngine {
-    let loss = LossSpec { name: "loss".into(), label: "loss".into() };
+    let loss = LossSpec { name: "digit".into(), label: "digit".into() };
     let schema = Schema::new(vec![loss], Vec::new(), None).unwrap();
     SyntheticEngine::new(SyntheticSpec { parameters: ELEMENTS, ..SyntheticSpec::default() }, schema)
 }
@@ -255,7 +255,7 @@ impl Hostile {
     }
 
     /// A step from its samples to its commit, most often as it should be; else a message is
-    /// missing, comes twice, or changes slots with the next.
+    /// missing, comes twice, or changes places with the next.
     fn step(&mut self, script: &mut Script<'_>) {
         use coordinator_message::Body as Control;
         use gradient_down::Body as Down;

@@ -1,7 +1,7 @@
 //! The real binaries under chaos, and a scorecard of what the promises were worth.
 //!
-//! `plan` decides from a seed what happens when; `faults` does it to the processes of a
-//! `processes`, which `network` may put into namespaces of their own; `watch` looks at the
+//! `plan` decides from a seed what happens when; `faults` does it to the `processes`, which
+//! `network` may put into namespaces of their own; `watch` looks at the
 //! journal meanwhile. Then the run is brought to its end in peace, and `checker` compares
 //! it with one that nobody disturbed. `measure` and `scorecard` say what was seen.
 

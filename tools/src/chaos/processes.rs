@@ -1,6 +1,6 @@
 //! The processes: one coordinator, and a worker for every slot that has one now.
 //!
-//! The processes knows which end of a process is expected. Any other is written down as a
+//! [`Processes`] knows which end of a process is expected. Any other is written down as a
 //! complaint, with the last words of the process.
 
 use std::fs;
@@ -67,7 +67,7 @@ fn free_port(host: IpAddr) -> anyhow::Result<u16> {
 }
 
 impl Processes {
-    /// A processes without any process yet. All that it leaves behind is under `directory`.
+    /// No process yet. All that it leaves behind is under `directory`.
     ///
     /// # Errors
     /// If there is no port or no place for the logs.

@@ -83,7 +83,7 @@ enum Event {
     /// A worker has begun a step; its core has worked; a piece's time has come; it has updated.
     Begun(usize),
     Computed(usize),
-    ReductionStep(usize),
+    PieceDue(usize),
     Updated(usize),
     /// Something that nothing waits for.
     Done,
@@ -256,7 +256,7 @@ impl<'a> Player<'a> {
             Event::Planned => self.planned(),
             Event::Begun(at) => self.piece(at),
             Event::Computed(at) => self.slice(at),
-            Event::ReductionStep(at) => self.due(at),
+            Event::PieceDue(at) => self.due(at),
             Event::Updated(at) => {
                 self.workers[at].updates += 1;
                 self.commit(at);

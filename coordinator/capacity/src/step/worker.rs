@@ -150,7 +150,7 @@ impl Player<'_> {
             let due = worker.pieces.get(worker.at).map_or(0.0, |piece| piece.due);
             let wait = (worker.from + due - self.clock.now()).max(0.0);
             let oversleep = if wait > 0.0 { self.cluster.computing.oversleep } else { 0.0 };
-            self.clock.after(wait + oversleep, Event::ReductionStep(at));
+            self.clock.after(wait + oversleep, Event::PieceDue(at));
         }
     }
 

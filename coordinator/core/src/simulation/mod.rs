@@ -87,7 +87,7 @@ struct World {
     kinds: Vec<&'static str>,
     disk: Disk,
     /// The master state.
-    referee: (u64, Digest),
+    master: (u64, Digest),
     waiting: HashMap<(Node, u32), String>,
     root: BTreeMap<u32, String>,
     held: Option<String>,
@@ -125,7 +125,7 @@ impl World {
             workers: Vec::new(),
             kinds,
             disk: Disk::default(),
-            referee: (0, START),
+            master: (0, START),
             waiting: HashMap::new(),
             root: BTreeMap::new(),
             held: None,
@@ -208,7 +208,7 @@ impl World {
         }
         let recorded =
             Recorded { digests: self.disk.journal.clone(), tests: self.disk.tests.clone(), grace: GRACE };
-        self.referee = (step, digest);
+        self.master = (step, digest);
         self.core = Core::new(self.core.spec.clone(), step, digest, recorded);
         self.core.fault = self.fault;
         self.crash_in_commit = false;
@@ -288,7 +288,7 @@ impl World {
                 self.catch_up(session, during);
             }
             Action::Upload { session, step } => self.tell(session, Control::Upload { step }),
-            Action::Adopt { .. } => self.referee = self.core.committed(),
+            Action::Adopt { .. } => self.master = self.core.committed(),
             Action::Begin { step, attempt, .. } => {
                 if let Some(best) = self.offered.values().max() {
                     assert!(
@@ -335,11 +335,11 @@ impl World {
                     let expect = sum_of(tree(), step, samples, Node::ROOT, chunk);
                     assert_eq!(self.root.get(&chunk), expect.as_ref(), "SUM-1 at step {step}");
                 }
-                self.referee = (step, next_digest(self.referee.1, &self.root));
-                events.push_back(Event::Applied { digest: self.referee.1 });
+                self.master = (step, next_digest(self.master.1, &self.root));
+                events.push_back(Event::Applied { digest: self.master.1 });
             }
             Action::Commit(c) => {
-                assert_eq!((c.step, c.digest), self.referee, "REP-1: the commit is the master state");
+                assert_eq!((c.step, c.digest), self.master, "REP-1: the commit is the master state");
                 assert_eq!(c.samples, self.sampler.batch_len(c.step), "LIVE-1: no batch shrinks");
                 match self.disk.journal.get(&c.step) {
                     Some(recorded) => {
@@ -377,8 +377,8 @@ impl World {
                 self.disk.tests.insert(step);
             }
             Action::Checkpoint { step } => {
-                assert_eq!(step, self.referee.0, "CKPT-1: a checkpoint is of a committed step");
-                self.disk.checkpoints.insert(step, self.referee.1);
+                assert_eq!(step, self.master.0, "CKPT-1: a checkpoint is of a committed step");
+                self.disk.checkpoints.insert(step, self.master.1);
             }
             Action::Report(ClusterEvent::Adopted { .. }) => self.counts.adopted += 1,
             Action::Report(ClusterEvent::Late { .. }) => self.counts.late += 1,
@@ -514,12 +514,12 @@ impl World {
         assert_eq!(self.outcome, Some(RunOutcome::Done));
         assert!(self.disk.journal.keys().copied().eq(1..=9), "LIVE-1: each step once");
         assert!(self.disk.tests.iter().copied().eq([3, 6, 9]));
-        assert_eq!(self.referee, (9, undisturbed), "SUM-1 and RESUME-1: the same bits");
+        assert_eq!(self.master, (9, undisturbed), "SUM-1 and RESUME-1: the same bits");
         assert_eq!(self.core.samples_committed(), 87, "DATA-1");
     }
 }
 
 /// The digest that a run has in the end.
 fn undisturbed() -> Digest {
-    World::new(0, 1).finish().referee.1
+    World::new(0, 1).finish().master.1
 }

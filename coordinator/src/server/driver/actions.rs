@@ -153,7 +153,7 @@ impl Driver {
             Some(_) => {}
             None => self.journal.append(&Line::Step(line.clone()))?,
         }
-        let recomputed = self.history.digests.contains_key(&step);
+        let recomputed = recorded.is_some();
         let body = coordinator_message::Body::Commit(v1::Commit { digest: committed.digest.0 });
         self.tell_replicas(step, committed.attempt, &body);
         let smooth = if self.step_seconds == 0.0 { 1.0 } else { 0.1 };

@@ -18,8 +18,7 @@ use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use tally_checkpoint::Meta;
 use tally_cli::logging::in_one_line;
-use tally_core::cluster::DeviceInfo;
-use tally_core::cluster::Session;
+use tally_core::cluster::{DeviceInfo, Session};
 use tally_core::events::{Action, AuditResult, ClusterEvent, Committed, Event, RunOutcome};
 use tally_core::{Core, Phase};
 use tally_numerics::digest::{self, Digest};
@@ -292,14 +291,13 @@ impl Driver {
 
     fn main_loop(&mut self, inputs: &mut mpsc::Receiver<Input>) -> anyhow::Result<()> {
         let (step, _) = self.core.committed();
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         self.observe(RunEvent::Started { incarnation: self.incarnation });
         self.record(&Line::Start {
             version: JOURNAL_VERSION,
             tally: env!("CARGO_PKG_VERSION").into(),
             incarnation: self.incarnation,
             step,
-            unix_seconds: now.map_or(0, |d| d.as_secs()),
+            unix_seconds: Clock::wall() as u64,
         })?;
         self.tick();
         if let Some((_, step)) = self.best {

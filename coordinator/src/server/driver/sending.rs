@@ -48,7 +48,7 @@ impl Driver {
         let near = |worker: &ConnectedWorker| worker.replica && worker.reads_shared_sums;
         let any = self.workers.values().any(near);
         let dtype = self.config.wire_dtype;
-        let data = floats::encode_shared(dtype, chunk.clone(), &self.pool);
+        let data = floats::encode(dtype, chunk.clone(), &self.pool);
         let slot = if any { self.sums.write(index, &data) } else { None };
         if slot.is_some() {
             let near = self.workers.iter().filter(|(_, worker)| near(worker));
@@ -125,7 +125,7 @@ impl Driver {
         let rate = self.core.spec().optimizer.rate(step, self.core.spec().steps());
         send(gradient_down::Body::AttemptBegin(self.begin(rate)));
         for (index, chunk) in self.buffers.emitted() {
-            let data = floats::encode_shared(self.config.wire_dtype, chunk, &self.pool);
+            let data = floats::encode(self.config.wire_dtype, chunk, &self.pool);
             send(gradient_down::Body::SumChunk(v1::SumChunk { index, data, slot: None }));
         }
     }

@@ -24,7 +24,7 @@ use std::collections::VecDeque;
 
 use burn::tensor::Tensor;
 use tally_numerics::CHUNK;
-use tally_numerics::digest::Digest;
+use tally_numerics::digest::{self, Digest};
 use tally_numerics::manifest::Manifest;
 use tally_numerics::sum::Fold;
 use tally_numerics::update::Update;
@@ -77,7 +77,7 @@ impl<B: BurnBackend, N: Network> BurnEngine<B, N> {
     pub fn new(network: N, loss: LabelLoss, context: DeviceContext<B>) -> Result<Self, EngineError> {
         let manifest = network.manifest();
         let zeros = || vec![0.0; manifest.len()];
-        let (replica, _) = context.run(|device| Ok(DeviceReplica::load(zeros(), zeros(), device)))?;
+        let replica = context.run(|device| Ok(DeviceReplica::load(zeros(), zeros(), device)))?;
         let (ahead, rounds) = (VecDeque::new(), OnceCell::new());
         Ok(Self { network, loss, manifest, context, replica, parameters: None, rounds, ahead, failed: None })
     }
@@ -218,16 +218,13 @@ impl<B: BurnBackend, N: Network> Replica for BurnEngine<B, N> {
         self.parameters = None;
         // Another run may have other samples of the same ids.
         self.ahead.clear();
+        let digest = digest::of(0, &parameters, &momentum);
+        // A failure is the next call's error: the digest says only that the state came whole.
         match self.context.run(|device| Ok(DeviceReplica::load(parameters, momentum, device))) {
-            Ok((replica, digest)) => {
-                self.replica = replica;
-                digest
-            }
-            Err(error) => {
-                self.failed = Some(error);
-                Digest::default()
-            }
+            Ok(replica) => (self.replica, self.failed) = (replica, None),
+            Err(error) => self.failed = Some(error),
         }
+        digest
     }
 
     fn state(&mut self) -> Result<(Vec<f32>, Vec<f32>), EngineError> {

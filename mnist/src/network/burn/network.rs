@@ -1,4 +1,4 @@
-//! A network for the Burn engine: a name, a list of tensors, and a forward pass.
+//! A network for the Burn engine: a list of tensors and a forward pass.
 //!
 //! Another network is one file under [`networks`](super::networks) that implements [`Network`], and a name for it in
 //! [`ModelSpec`](crate::ModelSpec). The engine does the rest: it keeps the parameters, differentiates, and returns the
@@ -12,9 +12,6 @@ use tally_worker::burn::{ConvolutionBackend, Parameters};
 /// A network for the task: from an image and a number to a digit, their sum and their
 /// difference.
 pub trait Network: Send + Sync + 'static {
-    /// The network's name, as on the command line.
-    fn name(&self) -> &'static str;
-
     /// Its tensors with PyTorch's names and shapes, in the order in which the backward
     /// pass completes their gradients: the heads first, the first layer last.
     fn tensors(&self) -> Vec<TensorSpec>;

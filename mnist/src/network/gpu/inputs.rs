@@ -3,10 +3,8 @@
 use cudarc::driver::CudaEvent;
 
 use super::device::{Device, Memory, Outcome, Pinned, Place};
-use crate::data::{PIXELS, Samples};
+use crate::data::{ITEM, PIXELS, Samples};
 
-/// Bytes of a sample: its pixels, its number, its label.
-const BYTES: usize = PIXELS + 2;
 /// Leaves that wait on the device for their step.
 const MOST_AHEAD: usize = 64;
 
@@ -77,7 +75,7 @@ impl Ahead {
     /// # Errors
     /// As the driver says.
     pub fn bring(&mut self, device: &Device, samples: &Samples) -> Outcome<usize> {
-        let bytes = samples.len() * BYTES;
+        let bytes = samples.len() * ITEM;
         self.slots.iter_mut().filter(|slot| slot.ids == samples.ids()).for_each(|slot| slot.ids.clear());
         let index = match self.slots.iter().position(|slot| slot.ids.is_empty()) {
             Some(free) => free,

@@ -16,10 +16,6 @@ use crate::network::burn::network::{Network, OutputTensors};
 pub struct Mlp;
 
 impl Network for Mlp {
-    fn name(&self) -> &'static str {
-        "mlp"
-    }
-
     fn tensors(&self) -> Vec<TensorSpec> {
         [
             linear_tensors("sum2", 32, 1),

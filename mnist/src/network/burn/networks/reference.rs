@@ -17,10 +17,6 @@ use crate::network::burn::network::{Network, OutputTensors};
 pub struct Reference;
 
 impl Network for Reference {
-    fn name(&self) -> &'static str {
-        "reference"
-    }
-
     fn tensors(&self) -> Vec<TensorSpec> {
         [
             linear_tensors("sum3", 128, 1),
