@@ -44,7 +44,7 @@ static inline void copies_end(void) { machine->copies_end(); }
 typedef const char *shared_place;
 static inline shared_place place_of(const void *it) { return it; }
 
-// ldmatrix: every lane shows where a row of a matrix is, and takes its words of all four; see common.cu for which.
+// ldmatrix: every lane shows where a row of a matrix is, and takes its words of all four matrices (common.cu says which).
 struct row {
     shared_place at;
     char rest[64 - sizeof(shared_place)];
@@ -134,9 +134,9 @@ static inline void multiply16(float *d, const unsigned *a, const unsigned *b) {
     memcpy(d, lanes[own].d, 16);
 }
 
-// wgmma: both factors lie in shared memory, each row of 128 bytes, of which a product has a quarter. Which 16 bytes of a row are
-// meant is turned by the three bits of the address that count rows. A lane works out its own sums: of rows g and g+8 of its warp's
-// 16, in columns 2t and 2t+1 of every eight.
+// wgmma: both factors lie in shared memory, with rows of 128 bytes, of which a product takes a quarter. The place of 16 bytes within
+// a row is XORed with the three bits of the address that count rows. A lane computes its own sums: of rows g and g+8 of its
+// warp's 16, in columns 2t and 2t+1 of every eight.
 static inline void numbers_of(float *to, const void *start, int row, int precision) {
     for (int part = 0; part < 2; part++) {
         const uintptr_t at = (uintptr_t)start + 128 * row + 16 * part;

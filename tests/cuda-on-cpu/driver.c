@@ -1,12 +1,11 @@
 // libcuda on a CPU: as much of NVIDIA's driver as Tally asks for, to run its kernels where there is no GPU.
 //
-// What is given to a stream is done as late as may be: when somebody waits for it, and of other streams no more than what events
-// say comes before, so that a forgotten event shows. A kernel's blocks run one
-// after the other; a block's threads are fibers, each of which runs until it waits for the others. What a GPU leaves
-// undefined is made visible: memory starts as NaN, and an asynchronous copy arrives no sooner than somebody
-// waits for it. CUDA_ON_CPU_REVERSE has warps and blocks run from the last to the first, in which a forgotten barrier shows.
-// What a GPU would stop at, or refuse, ends the process, in words: copies that are not aligned, more shared memory than was
-// asked for, memory that outlives its context.
+// A stream's work is done as late as possible: when the host waits for it. Of other streams only the work is done that an event
+// puts before it. So a forgotten event shows. A kernel's blocks run one after the other; a block's threads are fibers, each of
+// which runs until it waits for the others. What a GPU leaves undefined is made visible: memory starts as NaN, and an
+// asynchronous copy arrives no sooner than the kernel waits for it. With CUDA_ON_CPU_REVERSE warps and blocks run from the last to the
+// first, which shows a forgotten barrier. Some errors of a GPU end the process with a message: copies that are not
+// aligned, more shared memory than the kernel's attribute allows, memory that outlives its context.
 
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -163,7 +162,7 @@ static void run_block(unsigned threads, unsigned shared, int reverse) {
     }
 }
 
-// Streams: what was given to each and is not done yet, in its order.
+// Streams: each has a queue of the work that is not done yet.
 enum { ARGUMENTS = 16 };
 struct function {
     void (*call)(void **);
@@ -222,7 +221,7 @@ static void launch(const struct work *work) {
 
 static void give_back(void *pointer);
 
-// Does what was given to a stream, up to that position.
+// Does a stream's work up to a position.
 static void run_to(struct stream *stream, unsigned long position) {
     while (stream->done < position) {
         struct work *work = stream->first;
@@ -273,7 +272,7 @@ int cuLaunchKernel(struct function *function, unsigned x, unsigned y, unsigned z
     if (!fibers) {
         fibers = calloc(THREADS, sizeof *fibers);
         for (int i = 0; i < THREADS; i++) fibers[i].stack = aligned_alloc(64, STACK);
-        // Of what a swizzle is counted from, the host must see to itself.
+        // Aligned to 16 bytes, but not to the 1024 that a swizzle needs: the kernel must see to these itself.
         machine.shared = (float *)((char *)aligned_alloc(1024, SHARED + 1024) + 16);
     }
     pthread_mutex_unlock(&lock);
@@ -415,7 +414,7 @@ static void give_back(void *pointer) {
     free(memory);
 }
 int cuMemAlloc_v2(void **pointer, size_t bytes) {
-    // What is to be given back in some stream counts as free.
+    // Memory that a stream has yet to free counts as free.
     if (limit() != SIZE_MAX) run_all();
     pthread_mutex_lock(&lock);
     const int room = allocated + bytes <= limit();
@@ -464,7 +463,7 @@ int cuMemsetD8Async(void *to, unsigned char value, size_t bytes, struct stream *
     return give(stream, (struct work){.what = SET, .move = {to, NULL, bytes, value}});
 }
 
-// Streams and events, both of which stay to the process's end: others may name them.
+// Streams and events. They are never freed, because queued work may name them.
 int cuStreamCreate(struct stream **out, unsigned flags) {
     (void)flags;
     struct stream *stream = calloc(1, sizeof *stream);

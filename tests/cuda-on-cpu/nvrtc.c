@@ -1,8 +1,8 @@
 // libnvrtc on a CPU: "compiles" a program with the system's C compiler into a shared library, whose path is the PTX.
 //
-// Of each kernel the program gets a function `NAME_call` that takes its arguments as the driver is given them, and
-// `NAME_sizes`, how long each is, with a zero at the end. Libraries
-// are kept in the directory that CUDA_ON_CPU names, by what was compiled.
+// For each kernel the program gets a function `NAME_call`, which takes the arguments as the driver gets them, and a list
+// `NAME_sizes` of their sizes, with a zero at its end. Libraries are kept in the directory that CUDA_ON_CPU names, under a
+// hash of the source.
 
 #define _GNU_SOURCE
 #include <ctype.h>

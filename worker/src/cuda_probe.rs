@@ -3,8 +3,8 @@
 //! cudarc loads the driver and the run-time compiler when they are first used, and panics if one is missing. So
 //! each of them is looked for first, and each has its own error message.
 //!
-//! A device has one context, which stays until the process ends: making one takes a good part of a second, and ending
-//! one takes everything with it that was made in it.
+//! A device has one context, which stays until the process ends. A new one would take a good part of a second, and the end of
+//! one frees everything that was made in it.
 
 use std::panic::catch_unwind;
 use std::sync::{Arc, Mutex, PoisonError};

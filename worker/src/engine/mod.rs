@@ -148,9 +148,9 @@ pub trait Engine: Replica {
         })
     }
 
-    /// [`node_gradient`](Self::node_gradient) for a caller that takes the sum from `ready` alone: the prefixes that
-    /// `ready` is given may lie in memory of the engine's, and the contents of `out` are undefined afterwards. It saves
-    /// a copy where the sum comes from a device.
+    /// [`node_gradient`](Self::node_gradient) for a caller that takes the sum from `ready` alone. The prefixes may lie in
+    /// the engine's own memory, and `out` is only room for engines that need it: what it holds afterwards is undefined. A
+    /// sum that comes from a device needs one copy less.
     ///
     /// # Errors
     /// As [`node_gradient`](Self::node_gradient).

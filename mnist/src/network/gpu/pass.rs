@@ -1,11 +1,10 @@
 //! A pass over samples, forward and back: which kernels run, on what.
 //!
-//! Activations are NHWC, rounded to the numbers of the convolutions' precision as they are stored, as float32 or in the bits that
-//! these need. Whatever
-//! depends on a sample alone is computed for all samples of the pass at once; gradients by parameters
-//! are summed for each stretch of a leaf, then gathered in the leaf's slot in the manifest's order, last layers first. These may
-//! have a stream of their own: a layer's gradient by its weights and the one by its inputs wait for the same, and neither for the
-//! other.
+//! Activations are NHWC. They are rounded to the convolutions' precision when they are stored, as float32 or in fewer bits
+//! ([`Variant::half`]). Values that depend on one sample only are computed for all samples of the pass at once. Gradients by
+//! parameters are summed for each stretch of a leaf, then gathered in the leaf's slot in the manifest's order, last layers
+//! first. They may have a stream of their own ([`Variant::streams`]): a layer's gradient by its weights and the one by its inputs
+//! need the same gradient by its results, and neither needs the other.
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -134,7 +133,7 @@ pub struct Tables {
 }
 
 impl Network {
-    /// Without weights yet, for kernels made so, on processors with so many bytes of shared memory.
+    /// A network without weights yet, for this variant of the kernels and processors with so many bytes of shared memory.
     ///
     /// # Errors
     /// As the driver says.
@@ -383,7 +382,7 @@ impl Network {
         back.gather(FIRST_STRETCH, sums, "conv1.weight", 1, 9, 32)?;
         back.gather(FIRST_STRETCH, bias_sums, "conv1.bias", 32, 1, 32)?;
         done(4)?;
-        // Whatever comes next may write what was read here.
+        // The next pass overwrites what the weights' stream reads here.
         back.was_read()?;
         back.wait_for_reads()
     }
@@ -417,7 +416,7 @@ struct Backward<'a> {
     samples: usize,
     tables: &'a Tables,
     slots: Place,
-    /// When the weights' stream had read the last gradient that it reads, where it is another stream.
+    /// The end of the weights' stream's last read of a gradient by results, if that stream is another one.
     read: Cell<Option<CudaEvent>>,
 }
 
@@ -426,7 +425,7 @@ impl Backward<'_> {
         self.network.how.streams
     }
 
-    /// Has the weights' stream wait for what was given to the computing one.
+    /// Has the weights' stream wait for all work that the computing stream was given.
     fn follow(&self) -> Outcome<()> {
         if !self.in_two_streams() {
             return Ok(());
@@ -436,7 +435,7 @@ impl Backward<'_> {
         self.device.weights.wait(&there)
     }
 
-    /// Notes that the weights' stream has been given all that reads the gradient it last waited for.
+    /// Records that the weights' stream has been given all readers of the gradient for which it waited last.
     fn was_read(&self) -> Outcome<()> {
         if self.in_two_streams() {
             let read = self.device.event()?;
@@ -446,12 +445,12 @@ impl Backward<'_> {
         Ok(())
     }
 
-    /// Has the computing stream wait for what was noted last: two gradients take turns in one memory.
+    /// Has the computing stream wait for these readers, because it overwrites the gradients in turn.
     fn wait_for_reads(&self) -> Outcome<()> {
         self.read.take().map_or(Ok(()), |read| self.device.compute.wait(&read))
     }
 
-    /// A kernel in the weights' stream.
+    /// Gives a kernel to the weights' stream.
     fn by_weights(
         &self,
         kernel: &str,
@@ -470,7 +469,7 @@ impl Backward<'_> {
         let layer = &CONVOLUTIONS[index];
         let [sums, bias_sums] = network.parts.each_ref().map(|parts| &parts.memory);
         let OnDevice { stretches, count, .. } = tables.by_longest[&layer.stretch];
-        // What the gradient by the inputs is written over was read by the layer after this one.
+        // The gradient by the inputs overwrites one that the layer after this one read.
         self.wait_for_reads()?;
         self.follow()?;
         let shape = layer.shape_by_weights(network.how);

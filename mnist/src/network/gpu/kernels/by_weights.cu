@@ -2,8 +2,8 @@
 // the inner axis runs over the output pixels of a stretch of samples, in their order. Each stretch has its own sum, which
 // `gather` adds up.
 //
-// Before it stand NAME, INPUTS, OUTPUTS, SIDE_IN, SIDE_OUT, PADDING, WARPS_M, WARPS_N, WARP_COLUMNS, STAGES, BLOCKS, as in
-// convolution.cu. `out` is [stretch][output channel][tap][input channel].
+// The host defines before it NAME, INPUTS, OUTPUTS, SIDE_IN, SIDE_OUT, PADDING, WARPS_M, WARPS_N, WARP_COLUMNS, STAGES and
+// BLOCKS, as for convolution.cu. `out` is [stretch][output channel][tap][input channel].
 
 #define ROWS (64 * WARPS_M)
 #define COLUMNS (WARP_COLUMNS * WARPS_N)

@@ -1,7 +1,7 @@
-// What all kernels share. The host puts before it: PRECISION (0 float32, 1 TF32, 2 bfloat16), HALF (whether
-// activations and packed weights are stored in 16 bits, which bfloat16's numbers fit) and MATRIX_LOADS (whether fragments come
-// from shared memory by `ldmatrix`). Written in what C and CUDA C++ have in common, so that a C compiler can build it too,
-// with the few words below defined by whoever runs it.
+// What all kernels share. The host defines before it PRECISION (0 float32, 1 TF32, 2 bfloat16), HALF (whether activations and
+// packed weights are stored in 16 bits, which hold every bfloat16) and MATRIX_LOADS (whether fragments are loaded from shared
+// memory by `ldmatrix`). The kernels are written in the common part of C and CUDA C++. So a C compiler can build them too, with
+// its own definitions of the few words below.
 
 typedef unsigned char u8;
 typedef unsigned short u16;
@@ -17,8 +17,8 @@ typedef unsigned long long u64;
 #define ALL_SHARED(name) extern __shared__ __align__(16) float name[]
 #define BARRIER() __syncthreads()
 #define UNROLL _Pragma("unroll")
-#define UNROLL_8 _Pragma("unroll 8") // so many loads on their way at once; what is loaded is added in its order all the same
-#define RESTRICT __restrict__        // what one pointer writes, no other reads
+#define UNROLL_8 _Pragma("unroll 8") // eight loads are on their way at once; the order of additions stays
+#define RESTRICT __restrict__        // no other pointer reads what this one writes
 #define ADD_TO(place, value) atomicAdd(place, value)
 DEVICE u32 bits_of(float x) { return __float_as_uint(x); }
 DEVICE float of_bits(u32 x) { return __uint_as_float(x); }
@@ -36,12 +36,12 @@ DEVICE void copy16_kept(void *to, const void *from, int there) {
 DEVICE void copies_end(void) { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
 #define COPIES_WAIT(but) asm volatile("cp.async.wait_group %0;\n" ::"n"(but) : "memory")
 
-// A place in shared memory, from which others are so many bytes on.
+// A place in shared memory. Adding a number to it moves it by so many bytes.
 typedef u32 shared_place;
 DEVICE shared_place place_of(const void *it) { return (u32)__cvta_generic_to_shared(it); }
 
-// Four matrices of eight rows of 16 bytes, each row where one thread says: threads 0 to 7 those of the first, and so on.
-// Thread 4g+t gets, of each, word t of row g; or, transposed, halves g of rows 2t and 2t+1.
+// Loads four matrices of eight rows of 16 bytes. Threads 0 to 7 say where the rows of the first one are, threads 8 to 15 those of
+// the second, and so on. Of each matrix thread 4g+t gets word t of row g or, transposed, halves g of rows 2t and 2t+1.
 DEVICE void load_matrices(u32 *words, shared_place row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];\n"
                  : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3]) : "r"(row) : "memory");
@@ -116,7 +116,7 @@ DEVICE double exponential(double x) {
     return sum * power.value;
 }
 
-// Four floats at once, and two.
+// Four floats at once, or two.
 typedef struct {
     float x, y, z, w;
 } __attribute__((aligned(16))) quad;
@@ -124,7 +124,7 @@ typedef struct {
     float x, y;
 } __attribute__((aligned(8))) pair;
 
-// How activations and packed weights are stored: a factor, rounded as it is stored, in the bits that it needs.
+// The type of stored activations and packed weights. A value is rounded to a factor of the precision when it is stored.
 #if HALF
 typedef u16 stored;
 typedef struct {
@@ -149,8 +149,8 @@ DEVICE stored2 store2(float x, float y) {
 DEVICE float load_first(stored2 both) { return both.x; }
 DEVICE float load_second(stored2 both) { return both.y; }
 #endif
-#define PER_WORD (1 + HALF) // elements of four bytes, and of the sixteen that are copied at once
-#define PER_COPY (4 * PER_WORD)
+#define PER_WORD (1 + HALF)     // elements in four bytes
+#define PER_COPY (4 * PER_WORD) // elements in the sixteen bytes that are copied at once
 
 // The samples whose gradients are added up by one block: a stretch of one leaf's.
 typedef struct {

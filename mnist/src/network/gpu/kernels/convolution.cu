@@ -2,14 +2,14 @@
 // output channels, and the inner axis runs over nine taps and the input channels. Activations are NHWC,
 // weights [output channel][tap][input channel].
 //
-// Before it stand NAME, INPUTS, OUTPUTS (channels; inputs a multiple of 32), SIDE_IN, SIDE_OUT, PADDING, WARPS_M,
-// WARPS_N, WARP_COLUMNS (each warp has 64 rows), STAGES (the tiles that are under way to a block at once), BLOCKS (that a
-// processor is to have at once) and AFTER: 1 adds a bias and takes the ReLU (forward), 2 lets through what a ReLU let
-// through, whose results `beside` are (backward), 0 neither.
+// The host defines before it NAME, INPUTS, OUTPUTS (channels; inputs a multiple of 32), SIDE_IN, SIDE_OUT, PADDING, WARPS_M,
+// WARPS_N, WARP_COLUMNS (each warp has 64 rows), STAGES (the tiles that are on their way to a block at once), BLOCKS (the
+// blocks that a processor must have registers for) and AFTER: 1 adds a bias and takes the ReLU (forward), 2 takes a ReLU's way
+// back, with the ReLU's results in `beside` (backward), 0 does neither.
 //
-// With a padding of two, which is the way back of a convolution without, half of the taps and more lie outside. There rows
-// run over the samples first, so that a block's are one pixel of many samples, or a few pixels, and it leaves out the taps that
-// lie outside for all of these.
+// A padding of two belongs to the way back of a convolution without padding. There about half of the taps or more lie outside.
+// So rows run over the samples first: a block has one pixel of many samples, or a few pixels, and leaves out the taps that lie
+// outside for all of them.
 //
 // Each output is one sum in one order, whatever the other rows are: a sample's results do not depend on the batch.
 
@@ -17,9 +17,9 @@
 #define COLUMNS (WARP_COLUMNS * WARPS_N)
 #define THREADS (32 * WARPS_M * WARPS_N)
 #define DEPTH (INPUTS < 32 * PER_WORD ? INPUTS : 32 * PER_WORD)
-#define PITCH (DEPTH + PER_COPY) // of a row in shared memory: no two threads meet in a bank
+#define PITCH (DEPTH + PER_COPY) // from row to row in shared memory, so that no two threads meet in a bank
 #define STAGE ((ROWS + COLUMNS) * PITCH)
-#define COPIES (DEPTH / PER_COPY) // of 16 bytes, a row
+#define COPIES (DEPTH / PER_COPY) // for a row, of 16 bytes each
 #define ROW_COPIES (COPIES * ROWS / THREADS)
 #define COLUMN_COPIES (COPIES * COLUMNS / THREADS)
 #define STEP (THREADS / COPIES)
@@ -42,7 +42,7 @@ KERNEL BOUNDS(THREADS, BLOCKS) NAME(const stored *RESTRICT input, const stored *
     const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
     const int rows_there = samples * AREA, first_row = blockIdx.x * ROWS, first_column = blockIdx.y * COLUMNS;
 
-    // The taps: all, or those that lie inside for any of the block's pixels.
+    // The block's taps: all of them, or those that lie inside for any of its pixels.
     int first_down = 0, end_down = 3, first_right = 0, end_right = 3;
     if (BY_PIXEL) {
         const int first = PIXEL_OF(first_row), last = PIXEL_OF((first_row + ROWS < rows_there ? first_row + ROWS : rows_there) - 1);
@@ -64,7 +64,7 @@ KERNEL BOUNDS(THREADS, BLOCKS) NAME(const stored *RESTRICT input, const stored *
         from[i] = ((image * SIDE_IN + y[i]) * SIDE_IN + x[i]) * INPUTS + copy_at;
     }
     const stored *column = weights + (u64)(first_column + copy_row) * (9 * INPUTS) + copy_at;
-    // The next tile: all taps of some channels, then of the next, so that pixels come again while they are in a cache.
+    // The next tile. All taps of some channels come before the next channels, so that pixels are read again while a cache has them.
     int channel = 0, down = first_down, right = first_right;
 
 #define FETCH(tile)                                                                                                  \
@@ -94,9 +94,10 @@ KERNEL BOUNDS(THREADS, BLOCKS) NAME(const stored *RESTRICT input, const stored *
     OWN_SUMS
     FOR_EACH_TILE(tiles, ROWS * PITCH, ADD_ROWS_BY_COLUMNS)
 
-// Where a row's sums go, if it is there. One that left taps out has added no zeros, which could have turned its sign, were it zero:
-// so can this.
+// Where a row's sums go; -1 if there is no such row.
 #define PLACE_OF(row) ((row) < rows_there ? IMAGE_OF(row) * AREA + PIXEL_OF(row) : -1)
+// A sum of -0 becomes +0 by adding a zero, as a tap outside would add it. How many of these taps a block leaves out depends on
+// the batch, and the bits of the sum must not.
 #define WHOLE(sum) (BY_PIXEL ? (sum) + 0.0f : (sum))
     int places[8];
 #if PRECISION == 0

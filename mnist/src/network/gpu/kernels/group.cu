@@ -1,16 +1,16 @@
-// What warpgroups.cu needs of a GPU that has `wgmma`, Hopper; whoever runs the kernels on something else has it in their own way.
+// The instructions that warpgroups.cu uses, which only Hopper has. CUDA on a CPU defines these words before, in its own way.
 #ifndef PRODUCTS_BEGIN
 #define PRODUCTS_BEGIN() asm volatile("wgmma.fence.sync.aligned;\n" ::: "memory")
 #define PRODUCTS_END() asm volatile("wgmma.commit_group.sync.aligned;\n" ::: "memory")
-// The sums are named, so that nothing is done with them before.
+// The sums are operands here, so that the compiler does not move their use before the wait.
 #define PRODUCTS_WAIT(sums, length)                                                                                  \
     asm volatile("wgmma.wait_group.sync.aligned 0;\n" ::: "memory");                                                 \
     UNROLL for (int i = 0; i < (length); i++) asm volatile("" : "+f"((sums)[i])::"memory");
 #define COPIES_SHOWN() asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory")
 #define ALIGNED(shared, bytes) ((char *)(shared) + ((bytes) - place_of(shared) % (bytes)) % (bytes))
 
-// What a tensor unit is told of a factor: where it starts, in units of 16 bytes, that eight rows are 1024 bytes, and that each
-// row's eight parts of 16 bytes are swizzled within its 128.
+// A tensor unit's descriptor of a factor: its start in units of 16 bytes, a distance of 1024 bytes between groups of eight rows,
+// and the swizzle, which orders each row's eight parts of 16 bytes within its 128 bytes.
 DEVICE u64 described(const void *start) { return (u64)(place_of(start) >> 4 & 0x3fff) | 1ull << 16 | 64ull << 32 | 1ull << 62; }
 
 #if PRECISION == 1
@@ -46,7 +46,7 @@ DEVICE void product_of_128(float *d, u64 rows, u64 columns) {
                    "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
                  : "l"(rows), "l"(columns));
 }
-// d += rows·columnsᵀ, of 64 rows and as many columns as COLUMNS says.
+// d += rows·columnsᵀ, with 64 rows and COLUMNS columns.
 #define PRODUCT_OF_WARPGROUP(d, rows, columns)                                                                       \
     if (COLUMNS == 64) product_of_64(d, described(rows), described(columns));                                        \
     else product_of_128(d, described(rows), described(columns))

@@ -1,8 +1,8 @@
 // How a block adds the product of a tile of rows and a tile of columns to its sums, in each precision. Both tiles lie in
 // shared memory: row after row, each DEPTH deep, or across, depth after depth.
 //
-// The kernels name FETCH, STAGE, ROWS, COLUMNS, DEPTH, WARPS_N, WARP_COLUMNS, and PITCH, or ROW_PITCH and COLUMN_PITCH, all of
-// them in elements as they are stored. Depths are taken in one order, so that a sum has the same bits wherever its row and column
+// The kernels define FETCH, STAGE, ROWS, COLUMNS, DEPTH, WARPS_N, WARP_COLUMNS, and PITCH, or ROW_PITCH and COLUMN_PITCH.
+// Distances count stored elements. Depths are taken in one order, so that a sum has the same bits wherever its row and column
 // stand.
 
 // The tiles in their order, each brought to shared memory by the kernel's FETCH while those before it are added. A stage is
@@ -66,10 +66,10 @@
     }
 
 #else
-// Tensor units: each warp has 64 rows and WARP_COLUMNS columns, as products of 16 by 8. Which thread holds what of them is fixed
-// by the instruction: thread 4g+t has words t and t+4 of rows g and g+8 and of column g, and columns 2t and 2t+1 of the sums. A
-// word is a depth, or two of bfloat16. Where bfloat16's numbers are stored as floats, what the instruction takes for depths 2t
-// and 2t+1 are here t and t+4, on both sides, so that both precisions read alike.
+// Tensor units: each warp has 64 rows and WARP_COLUMNS columns, as products of 16 by 8. The instruction says which thread holds
+// what: thread 4g+t has words t and t+4 of rows g and g+8 and of column g, and columns 2t and 2t+1 of the sums. A word is one
+// depth in TF32 and two in bfloat16. Where bfloat16's numbers are stored as floats, the instruction gets depths t and t+4 for
+// 2t and 2t+1, on both sides, so that both precisions read alike.
 
 #define PRODUCTS_ACROSS (WARP_COLUMNS / 8)
 #define OWN_SUMS                                                                                                     \
@@ -87,7 +87,8 @@
     UNROLL for (int i = 0; i < 4; i++) UNROLL for (int j = 0; j < PRODUCTS_ACROSS; j++)                              \
         MULTIPLY(sums[i][j], a[i], b[j]);
 
-// Fragments by `ldmatrix`: a step is eight words deep, in either precision. `b[j]` and `b[j + 1]` lie side by side and come at once.
+// Fragments by `ldmatrix`: a step is eight words deep in either precision. `b[j]` and `b[j + 1]` lie side by side; one load fills
+// both.
 #define SIZE ((int)sizeof(stored))
 #define ADD_BY_MATRICES(rows, columns)                                                                               \
     {                                                                                                                \
@@ -102,7 +103,7 @@
             ADD_FRAGMENTS(a, b)                                                                                      \
         }                                                                                                            \
     }
-// The same across, which there is for halves alone.
+// The same across. Only 16-bit elements have this.
 #define ADD_BY_MATRICES_ACROSS(rows, columns)                                                                        \
     {                                                                                                                \
         const shared_place own_rows =                                                                                \
@@ -119,7 +120,7 @@
         }                                                                                                            \
     }
 
-// Fragments word by word, of numbers that are stored as floats. `row`, `depth` and `column` are constants once the loops are
+// Fragments word by word, for numbers that are stored as floats. `row`, `depth` and `column` are constants once the loops are
 // unrolled.
 #define ADD_BY_WORDS(rows, columns)                                                                                  \
     {                                                                                                                \
@@ -184,7 +185,7 @@ DEVICE u32 both(u32 low, u32 high) { return low >> 16 | (high & 0xffff0000u); }
 #define ADD_ROWS_BY_COLUMNS_ACROSS ADD_BY_WORDS_ACROSS
 #endif
 
-// Two sums of neighbouring columns.
+// Sums of neighbouring columns, two at a time.
 #define FOR_EACH_PAIR(row, column, first, second, ...)                                                               \
     UNROLL for (int i = 0; i < 4; i++) UNROLL for (int j = 0; j < PRODUCTS_ACROSS; j++)                              \
         UNROLL for (int k = 0; k < 4; k += 2) {                                                                      \

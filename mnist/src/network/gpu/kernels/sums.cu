@@ -25,10 +25,10 @@ typedef struct {
 } leaf_part;
 
 // A tensor's gradients from its stretches' sums [stretch][output][tap][input], in the manifest's order
-// [output][input][tap]: a piece's stretches are added in their order, and so are pieces. With one tap, any vector. A block has 32
-// outputs and inputs and a thread for each tap of them, a row of blocks a leaf; a warp reads what lies side by side, and what it
-// made is put in order before it is stored. `out` is the tensor's place in slot 0; a slot has `whole` elements, the tensor
-// `length` times `taps`.
+// [output][input][tap]: a piece's stretches are added in their order, and so are pieces. With one tap it gathers any vector. A block
+// has 32 pairs of output and input, with a thread for each of their taps, and a row of blocks has a leaf. A warp reads elements
+// that lie side by side; the block puts the sums in order before it stores them. `out` is the tensor's place in slot 0. A slot has
+// `whole` elements, and the tensor `length` times `taps`.
 KERNEL BOUNDS(288, 4) gather(const float *RESTRICT parts, const leaf_part *RESTRICT leaves, float *RESTRICT out, u64 whole, int inputs,
                              int taps, int length) {
     SHARED(float, ordered, 288);

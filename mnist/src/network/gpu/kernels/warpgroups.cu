@@ -1,9 +1,9 @@
-// The convolution of convolution.cu on Hopper's tensor units (`wgmma`), which read both factors from shared memory
-// themselves, and so free the threads of it and the shared memory of half its reads. Rows, columns and the order of the
-// inner axis are the same.
+// The convolution of convolution.cu on Hopper's tensor units (`wgmma`). They read both factors from shared memory themselves:
+// threads load no fragments, and half of the reads of shared memory are saved. Rows, columns and the order of the inner axis
+// are the same.
 //
-// Before it stands what stands before convolution.cu. WARPS_M is the number of warpgroups, of four warps and 64 rows each;
-// WARP_COLUMNS is 64 or 128, and WARPS_N 1. A tile's rows are 128 bytes.
+// The host defines before it the same words. WARPS_M is the number of warpgroups, of four warps and 64 rows each. WARP_COLUMNS
+// is 64 or 128, and WARPS_N is 1. A tile's rows have 128 bytes.
 
 #define ROWS (64 * WARPS_M)
 #define COLUMNS WARP_COLUMNS
@@ -26,12 +26,12 @@
 KERNEL BOUNDS(THREADS, BLOCKS) NAME(const stored *RESTRICT input, const stored *RESTRICT weights, const BESIDE *RESTRICT beside,
                                     stored *RESTRICT output, int samples) {
     ALL_SHARED(shared);
-    // What swizzles are counted from; the host gives as much more.
+    // A swizzle needs tiles that start at a multiple of 1024 bytes. The host gives 1024 bytes more for it.
     stored *const tiles_at = (stored *)ALIGNED(shared, 1024);
     const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
     const int rows_there = samples * AREA, first_row = blockIdx.x * ROWS, first_column = blockIdx.y * COLUMNS;
 
-    // The taps: all, or those that lie inside for any of the block's pixels.
+    // The block's taps: all of them, or those that lie inside for any of its pixels.
     int first_down = 0, end_down = 3, first_right = 0, end_right = 3;
     if (BY_PIXEL) {
         const int first = PIXEL_OF(first_row), last = PIXEL_OF((first_row + ROWS < rows_there ? first_row + ROWS : rows_there) - 1);
@@ -43,8 +43,8 @@ KERNEL BOUNDS(THREADS, BLOCKS) NAME(const stored *RESTRICT input, const stored *
     }
     const int tiles = (end_down - first_down) * (end_right - first_right) * (INPUTS / DEPTH);
 
-    // A thread's copies are of rows that are alike in their last three bits, so that it has one place in all of them: 16 bytes'
-    // place among a row's eight is turned by the row, which is the swizzle.
+    // The swizzle: the place of 16 bytes among a row's eight such parts is XORed with the row. A thread's rows have the same last
+    // three bits, so it has the same place in all of them.
     const int copy_row = thread / 8, copy_at = thread % 8 * PER_COPY, copy_to = (thread % 8 ^ copy_row % 8) * PER_COPY;
     int from[ROW_COPIES], y[ROW_COPIES], x[ROW_COPIES];
     UNROLL for (int i = 0; i < ROW_COPIES; i++) {
@@ -85,7 +85,7 @@ KERNEL BOUNDS(THREADS, BLOCKS) NAME(const stored *RESTRICT input, const stored *
     }
     for (int tile = 0; tile < tiles; tile++) {
         COPIES_WAIT(STAGES - 2);
-        COPIES_SHOWN(); // to the tensor units, which do not see what threads store before they are told
+        COPIES_SHOWN(); // makes the copies visible to the tensor units
         BARRIER();
         const stored *rows = tiles_at + tile % STAGES * STAGE, *columns = rows + ROWS * DEPTH;
         PRODUCTS_BEGIN();
@@ -93,15 +93,15 @@ KERNEL BOUNDS(THREADS, BLOCKS) NAME(const stored *RESTRICT input, const stored *
             PRODUCT_OF_WARPGROUP(sums, rows + own_row * DEPTH + start, columns + start);
         }
         PRODUCTS_END();
-        // Its stage was read by the products before, which all warpgroups had waited for when they came to the barrier.
+        // The products before read this stage. All warpgroups waited for these before they came to the barrier.
         FETCH(tile + STAGES - 1)
         PRODUCTS_WAIT(sums, COLUMNS / 2);
     }
 
-// See convolution.cu.
+// As in convolution.cu.
 #define PLACE_OF(row) ((row) < rows_there ? IMAGE_OF(row) * AREA + PIXEL_OF(row) : -1)
 #define WHOLE(sum) (BY_PIXEL ? (sum) + 0.0f : (sum))
-    // A warp has 16 rows, a thread two of them and, of every eight columns, two.
+    // A warp has 16 rows. A thread has two of them, and two of every eight columns.
     int places[2];
     UNROLL for (int i = 0; i < 2; i++) places[i] = PLACE_OF(first_row + own_row + warp % 4 * 16 + lane / 4 + 8 * i);
     UNROLL for (int i = 0; i < COLUMNS / 2; i += 2) {
