@@ -1,12 +1,9 @@
 //! A GPU: its memory, copies, and kernels.
 //!
-//! Everything is given to one of a few streams: one computes, one brings samples up, one brings results down, and one
-//! computes gradients by weights where that is not the first one.
-//! A stream does things in the order in which they are given; between streams events keep the order, and whoever
-//! uses this says where. cudarc's own bookkeeping of that, which costs several calls to the driver for every
-//! argument of every kernel, is turned off.
-//!
-//! Its context is that of [`cuda_probe::context`], which has that turned off.
+//! All work goes to a stream. One stream computes, one brings samples up, and one brings results down. Gradients by weights
+//! may have a fourth. A stream does its work in the order in which it is given. Between streams events keep the order, and the
+//! caller says where. cudarc would keep that order itself, with several calls to the driver for each argument of each
+//! kernel; [`cuda_probe::context`] turns this off.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -70,11 +67,11 @@ pub struct Pinned {
     copied: CudaEvent,
 }
 
-/// Page-locked memory that is written by the device in parts, one after the other, each of which can be read when it is there.
+/// Page-locked memory that the device writes in parts, one after the other. A part can be read as soon as it has landed.
 #[derive(Debug)]
 pub struct Landing {
     bytes: PinnedHostSlice<u8>,
-    /// When each part's last copy is over.
+    /// The end of each part's last copy.
     copied: Vec<CudaEvent>,
 }
 
@@ -84,7 +81,7 @@ pub struct Device {
     context: Arc<CudaContext>,
     /// The stream that computes.
     pub compute: Arc<CudaStream>,
-    /// The stream that computes gradients by weights: the same, or one beside it.
+    /// The stream that computes gradients by weights: `compute`, or one of its own.
     pub weights: Arc<CudaStream>,
     /// The stream that brings up.
     pub up: Arc<CudaStream>,
@@ -93,7 +90,7 @@ pub struct Device {
     kernels: HashMap<String, CudaFunction>,
     /// Dynamic shared memory that each kernel was allowed, where that is more than is allowed anyway.
     most_shared: HashMap<String, Cell<usize>>,
-    /// The beginning and the end of what was timed, if anything is.
+    /// Beginnings and ends of the work that was timed. None if no work is to be timed.
     timed: RefCell<Option<Vec<[CudaEvent; 2]>>>,
     _module: Arc<CudaModule>,
 }
@@ -163,13 +160,13 @@ impl Pinned {
 }
 
 impl Landing {
-    /// Part `index` as bytes, where those before it end at `range.start`, once its copy is over.
+    /// Waits for the copy of part `index`, and gives the bytes up to its end. The caller has waited for the earlier parts.
     ///
     /// # Errors
-    /// As the driver says, of a copy or of what was before it.
-    pub fn part(&self, index: usize, range: Range<usize>) -> Outcome<&[u8]> {
+    /// As the driver says, of a copy or of the work before it.
+    pub fn up_to(&self, index: usize, end: usize) -> Outcome<&[u8]> {
         self.copied[index].synchronize()?;
-        Ok(&self.bytes.as_slice()?[range])
+        Ok(&self.bytes.as_slice()?[..end])
     }
 }
 
@@ -203,8 +200,8 @@ impl Found {
         Ok(Self { context, shared, capability })
     }
 
-    /// Compiles a program for it, whose kernels are `names`; with `own`, for what GPUs of its capability alone have.
-    /// Gradients by weights have a stream of their own if `beside`.
+    /// Compiles a program whose kernels are `names`. With `own` the program may use instructions that only GPUs of this
+    /// capability have. With `beside` gradients by weights get a stream of their own.
     ///
     /// # Errors
     /// What the run-time compiler or the driver said.
@@ -231,7 +228,7 @@ impl Found {
     }
 }
 
-/// A program as PTX, which is compiled once in a process, and, where `TALLY_CACHE_DIR` names a directory, once for all of them.
+/// A program as PTX. A process compiles it once. If `TALLY_CACHE_DIR` names a directory, later processes find it there.
 fn compiled(source: &str, capability: usize, own: bool) -> Result<Arc<str>, String> {
     static ALL: Mutex<Vec<([u8; 32], Arc<str>)>> = Mutex::new(Vec::new());
     let name =
@@ -256,13 +253,13 @@ fn compiled(source: &str, capability: usize, own: bool) -> Result<Arc<str>, Stri
     Ok(ptx)
 }
 
-/// Where compiled kernels are kept.
+/// The file of a compiled program.
 fn kept(directory: &Path, name: &[u8; 32]) -> PathBuf {
     let name: String = name.iter().map(|byte| format!("{byte:02x}")).collect();
     directory.join(format!("kernels-{name}.ptx"))
 }
 
-/// Writes a file whole or not at all: other processes read it.
+/// Writes a file whole or not at all, because other processes may read it meanwhile.
 fn keep(file: &Path, text: &str) -> std::io::Result<()> {
     fs::create_dir_all(file.parent().unwrap_or(Path::new(".")))?;
     let own = file.with_extension(std::process::id().to_string());
@@ -270,7 +267,7 @@ fn keep(file: &Path, text: &str) -> std::io::Result<()> {
     fs::rename(own, file)
 }
 
-/// A program as PTX for a GPU of that capability, or of its `own` instructions.
+/// Compiles a program to PTX for a GPU of this capability, with the instructions that only such GPUs have if `own`.
 fn compile(source: &str, capability: usize, own: bool) -> Result<String, String> {
     let mut said = String::from("they need 80 or more");
     for known in CAPABILITIES.into_iter().filter(|&known| known <= capability) {
@@ -323,7 +320,7 @@ impl Device {
         Ok(Pinned { bytes, copied: self.event()? })
     }
 
-    /// Page-locked memory for parts that are so many bytes altogether.
+    /// Page-locked memory of so many bytes for so many parts.
     ///
     /// # Errors
     /// As the driver says.
@@ -333,7 +330,7 @@ impl Device {
         Ok(Landing { bytes, copied: (0..parts).map(|_| self.event()).collect::<Outcome<_>>()? })
     }
 
-    /// Has a stream bring part `index` down, from `from` to the bytes `range` of `to`.
+    /// Has a stream copy part `index` down, from `from` to the bytes `range` of `to`.
     ///
     /// # Errors
     /// As the driver says.
@@ -350,12 +347,12 @@ impl Device {
         let Landing { bytes, copied } = to;
         copied[index].synchronize()?;
         let host = &mut bytes.as_mut_slice()?[range];
-        // SAFETY: both are as long, and a part is neither read nor the memory freed before its event.
+        // SAFETY: both are equally long. No part is read, and no memory freed, before the part's event.
         unsafe { result::memcpy_dtoh_async(host, address, stream.cu_stream()) }?;
         copied[index].record(stream)
     }
 
-    /// Has `work`, which gives something to the computing stream, timed there.
+    /// Times the computing stream from the beginning to the end of `work`, if work is to be timed.
     ///
     /// # Errors
     /// As the driver says, or as `work` does.
@@ -374,7 +371,7 @@ impl Device {
         Ok(made)
     }
 
-    /// The milliseconds of what was timed since the last call, which is nothing before the first.
+    /// Milliseconds of the work that was timed since the last call. The first call returns 0 and starts the timing.
     ///
     /// # Errors
     /// As the driver says.
@@ -383,7 +380,7 @@ impl Device {
         all.iter().try_fold(0.0, |sum, [start, end]| Ok(sum + f64::from(start.elapsed_ms(end)?)))
     }
 
-    /// Has a profiler, if it was told to wait for that, look at what is given to the device until this is dropped.
+    /// Starts a profiler that waits for this call, if there is one. The profiler stops when the returned value is dropped.
     ///
     /// # Errors
     /// As the driver says.
@@ -467,7 +464,7 @@ impl Device {
     }
 
     /// Gives a kernel to a stream: `grid` blocks of `threads`, each with `shared` bytes of dynamic shared
-    /// memory. `values` are what the kernel's source lists.
+    /// memory. `values` are the arguments that the kernel's source lists.
     ///
     /// # Errors
     /// As the driver says.

@@ -22,33 +22,33 @@ pub struct Convolution {
     pub stretch: usize,
 }
 
-/// How the kernels are made where there is a choice that a measurement is to make. The default is the plainest.
+/// A variant of the kernels. Which one is fastest, a measurement on a GPU is to decide; the default is the simplest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Variant {
-    /// Activations and packed weights are stored as 16 bits, in bf16.
+    /// Activations and packed weights are stored in 16 bits. Only bf16 has this.
     pub half: bool,
-    /// Fragments come from shared memory by `ldmatrix`; with `half` they do anyway.
+    /// Fragments are loaded from shared memory by `ldmatrix`. With `half` they always are.
     pub ldmatrix: bool,
-    /// Warps have 64 rows and 64 columns, and blocks 256 by 128.
+    /// A warp has 64 rows and 64 columns, and a block up to 256 by 128.
     pub wide: bool,
-    /// Forward and by the inputs, products are those of warpgroups, which Hopper has.
+    /// Warpgroups compute the products forward and by the inputs. Only Hopper has them.
     pub wgmma: bool,
-    /// Gradients by weights are computed beside those by inputs, in a stream of their own.
+    /// Gradients by weights are computed in a stream of their own, beside those by inputs.
     pub streams: bool,
 }
 
-/// How a kernel's blocks are made: what the host and the kernel must know alike.
+/// The shape of a kernel's blocks, on which host and kernel must agree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
-    /// Warps down the rows, of 64 rows each; with `warpgroups`, groups of four.
+    /// Warps down the rows, 64 rows each. With `warpgroups` these are groups of four warps.
     pub rows: usize,
     /// Warps across the columns.
     pub columns: usize,
     /// Columns of a warp.
     pub across: usize,
-    /// Whether the tensor units of Hopper read the factors themselves (`warpgroups.cu`).
+    /// Whether the kernel is that of `warpgroups.cu`.
     pub warpgroups: bool,
-    /// Bytes of shared memory of a tile of both factors.
+    /// Bytes of shared memory for a tile of both factors.
     pub tile: usize,
 }
 
@@ -74,19 +74,22 @@ pub const LOGITS_GROUP: usize = 4;
 pub const HEADS_GROUP: usize = 8;
 
 impl Variant {
-    /// The variable of the environment that names one.
+    /// The environment variable that names a variant.
     pub const VARIABLE: &str = "TALLY_GPU_VARIANT";
 
     const WORDS: [&str; 5] = ["half", "ldmatrix", "wide", "wgmma", "streams"];
+
+    /// Bytes of shared memory that a processor needs for the blocks of `wide`, whose tiles are the largest.
+    const SHARED_OF_WIDE: usize = 112 * 1024;
 
     fn flags(&mut self) -> [&mut bool; 5] {
         [&mut self.half, &mut self.ldmatrix, &mut self.wide, &mut self.wgmma, &mut self.streams]
     }
 
-    /// From its words, with commas between; none, or "default", is the default.
+    /// The variant of these words, with commas between them. No words, or "default", mean the default.
     ///
     /// # Errors
-    /// If a word is none of them.
+    /// If a word is unknown.
     pub fn parse(text: &str) -> Result<Self, String> {
         let mut how = Self::default();
         for word in text.split(',').filter(|word| !matches!(*word, "" | "default")) {
@@ -102,7 +105,7 @@ impl Variant {
         Ok(how)
     }
 
-    /// What the environment names.
+    /// The variant that the environment names.
     ///
     /// # Errors
     /// As [`parse`](Self::parse).
@@ -110,11 +113,12 @@ impl Variant {
         Self::parse(&std::env::var(Self::VARIABLE).unwrap_or_default())
     }
 
-    /// Whether it can be had in a precision, on a GPU of that compute capability.
+    /// Checks that the variant exists in a precision, on a GPU of this compute capability with so many bytes of shared memory a
+    /// processor.
     ///
     /// # Errors
-    /// Why not.
-    pub fn suits(self, precision: Precision, capability: usize) -> Result<(), String> {
+    /// The reason why it does not.
+    pub fn suits(self, precision: Precision, capability: usize, shared: usize) -> Result<(), String> {
         let tensor_units = self.ldmatrix || self.wide || self.wgmma;
         let wrong = match precision {
             Precision::F32 if tensor_units => "is for tensor units, which f32 leaves alone",
@@ -123,18 +127,21 @@ impl Variant {
             _ if self.wgmma && capability != 90 => {
                 "needs the instruction wgmma, which compute capability 90 alone has"
             }
+            _ if self.wide && shared < Self::SHARED_OF_WIDE => {
+                "needs 112 KiB of shared memory a processor, which this GPU does not have"
+            }
             _ => return Ok(()),
         };
         Err(format!("the kernels' variant {self} {wrong}"))
     }
 
-    /// Bytes of an activation and of a packed weight.
+    /// Bytes of an element of the activations and of the packed weights.
     #[must_use]
     pub fn stored(self) -> usize {
         4 / self.per_word()
     }
 
-    /// Of them in four bytes.
+    /// How many of these elements four bytes hold.
     #[must_use]
     pub fn per_word(self) -> usize {
         if self.half { 2 } else { 1 }
@@ -170,41 +177,38 @@ impl Shape {
         self.across * self.columns
     }
 
-    /// Blocks that a processor is to have at once, by their registers: as many as have twelve warps of 32 columns, and two at least.
+    /// Blocks for which a processor has registers at once. Those of 32 columns a warp are as many as have twelve warps, and at
+    /// least two.
     fn blocks(self) -> usize {
-        match (self.warpgroups, self.across) {
-            (true, _) => 2,
-            (false, 64) => {
-                if self.rows * self.columns > 4 {
-                    1
-                } else {
-                    2
-                }
-            }
-            (false, _) => 12usize.div_ceil(self.rows * self.columns).max(2),
+        let warps = self.rows * self.columns;
+        match self.across {
+            _ if self.warpgroups => 2,
+            64 if warps > 4 => 1,
+            64 => 2,
+            _ => 12usize.div_ceil(warps).max(2),
         }
     }
 
-    /// The same, as the compiler is told.
+    /// The number of blocks that the compiler is told to leave registers for.
     #[must_use]
     pub fn bound(self) -> usize {
         self.blocks().min(2)
     }
 
-    /// How many tiles are under way to a block at once, so that its blocks fit on a
-    /// processor with so many bytes of shared memory, if they can. No result depends on it.
+    /// The number of tiles that are on their way to a block at once: as many as let the processor's blocks fit in so many bytes of
+    /// shared memory, and at least two. No result depends on it.
     #[must_use]
     pub fn stages(self, shared: usize) -> usize {
         ((shared / self.blocks()).saturating_sub(self.beside_tiles()) / self.tile).clamp(2, 4)
     }
 
-    /// Bytes of shared memory of a block.
+    /// Bytes of shared memory for a block, on a processor with so many.
     #[must_use]
     pub fn shared(self, shared: usize) -> usize {
         self.stages(shared) * self.tile + self.beside_tiles()
     }
 
-    /// Tiles that are swizzled start where a kilobyte does.
+    /// Room for swizzled tiles to start at a multiple of a kilobyte.
     fn beside_tiles(self) -> usize {
         if self.warpgroups { 1024 } else { 0 }
     }
@@ -225,10 +229,10 @@ impl Convolution {
         Self { inputs: outputs, outputs: inputs, side_in: self.side_out(), padding: 2 - padding, ..*self }
     }
 
-    /// Of the product of pixels by output channels.
+    /// The blocks of the product of pixels by output channels.
     #[must_use]
     pub fn shape(&self, how: Variant) -> Shape {
-        // Rows of 128 bytes, or of fewer channels, and 16 bytes so that no two threads meet in a bank.
+        // A row has 128 bytes, or fewer if the layer has fewer channels, and 16 more, so that no two threads meet in a bank.
         let depth = (32 * how.per_word()).min(self.inputs);
         if how.wgmma && self.outputs >= 64 && depth == 32 * how.per_word() {
             let across = self.outputs.min(128);
@@ -245,7 +249,7 @@ impl Convolution {
         Shape { rows, columns, across, warpgroups: false, tile }
     }
 
-    /// Of the product of output channels by taps and input channels.
+    /// The blocks of the product of output channels by taps and input channels.
     #[must_use]
     pub fn shape_by_weights(&self, how: Variant) -> Shape {
         let whole = (9 * self.inputs).is_multiple_of(128);
@@ -273,7 +277,7 @@ mod tests {
     use super::*;
     use crate::network::gpu::plan::PIECE;
 
-    /// Every way of making kernels for a precision.
+    /// Variants with every word, alone and together.
     fn all() -> impl Iterator<Item = Variant> {
         ["", "ldmatrix", "wide", "streams", "wgmma", "half", "half,wide", "half,wgmma,streams"]
             .into_iter()
@@ -288,7 +292,7 @@ mod tests {
                     let shape = way.shape(how);
                     let depth = way.inputs.min(32 * how.per_word());
                     assert!(way.inputs.is_multiple_of(depth) && way.outputs.is_multiple_of(shape.width()));
-                    // The 16 bytes that a thread copies at a time.
+                    // A thread copies 16 bytes at a time.
                     let copies = depth * how.stored() / 16;
                     assert!((copies * shape.height()).is_multiple_of(shape.threads()), "{how}: {way:?}");
                     assert!((copies * shape.width()).is_multiple_of(shape.threads()), "{how}: {way:?}");
@@ -311,10 +315,14 @@ mod tests {
                 let back = layer.backward();
                 for shape in [layer.shape(how), back.shape(how), layer.shape_by_weights(how)] {
                     assert_eq!(shape.stages(0), 2, "{how}: {layer:?}");
-                    let least = if how.wide || shape.warpgroups { 227 } else { 99 };
-                    assert!(shape.shared(0) <= least * 1024, "{how}: {layer:?}");
+                    // The driver takes a kilobyte of each block.
+                    let processor = match (shape.warpgroups, how.wide) {
+                        (true, _) => 228 * 1024,
+                        (false, true) => Variant::SHARED_OF_WIDE,
+                        (false, false) => 100 * 1024,
+                    };
+                    assert!(shape.shared(0) + 1024 <= processor, "{how}: {layer:?}");
                     assert!(shape.shared(228 * 1024) <= 227 * 1024, "{how}: {layer:?}");
-                    // With the kilobyte that the driver takes of each block.
                     let blocks = shape.blocks() * (shape.shared(228 * 1024) + 1024);
                     assert!(blocks <= 228 * 1024 || shape.stages(228 * 1024) == 2, "{how}: {layer:?}");
                     assert!(PIECE.is_multiple_of(layer.stretch), "{layer:?}");
@@ -333,11 +341,16 @@ mod tests {
             unknown.contains("\"fast\"") && unknown.contains("half, ldmatrix, wide, wgmma, streams"),
             "{unknown}"
         );
-        assert!(both.suits(Precision::Bf16, 90).is_ok());
-        assert!(both.suits(Precision::Tf32, 90).unwrap_err().contains("bf16"));
-        assert!(both.suits(Precision::Bf16, 100).unwrap_err().contains("90"));
-        assert!(Variant::parse("wide").unwrap().suits(Precision::F32, 90).is_err());
-        assert!(Variant::parse("ldmatrix").unwrap().suits(Precision::Bf16, 90).unwrap_err().contains("half"));
-        assert!(Variant::parse("streams").unwrap().suits(Precision::F32, 80).is_ok());
+        let shared = 228 * 1024;
+        assert!(both.suits(Precision::Bf16, 90, shared).is_ok());
+        assert!(both.suits(Precision::Tf32, 90, shared).unwrap_err().contains("bf16"));
+        assert!(both.suits(Precision::Bf16, 100, shared).unwrap_err().contains("90"));
+        let wide = Variant::parse("wide").unwrap();
+        assert!(wide.suits(Precision::F32, 90, shared).is_err());
+        assert!(wide.suits(Precision::Tf32, 80, 164 * 1024).is_ok());
+        assert!(wide.suits(Precision::Tf32, 86, 100 * 1024).unwrap_err().contains("shared memory"));
+        let ldmatrix = Variant::parse("ldmatrix").unwrap();
+        assert!(ldmatrix.suits(Precision::Bf16, 90, shared).unwrap_err().contains("half"));
+        assert!(Variant::parse("streams").unwrap().suits(Precision::F32, 80, 164 * 1024).is_ok());
     }
 }

@@ -58,7 +58,8 @@ pub struct GpuEngine {
     manifest: Manifest,
     loss: LabelLoss,
     precision: Precision,
-    how: Variant,
+    /// How the kernels differ from the usual ones: each word with a comma before it.
+    special: String,
     /// The GPU's model.
     model: String,
     number: usize,
@@ -105,9 +106,11 @@ impl GpuEngine {
         let found = Found::new(number).map_err(said)?;
         let shared = found.shared;
         let how = Variant::of_the_environment().map_err(failed)?;
-        how.suits(precision, found.capability).map_err(failed)?;
+        how.suits(precision, found.capability, shared).map_err(failed)?;
         tracing::info!("compiling the kernels for {model}, {precision}");
         let sources = Sources::of_the_environment();
+        let words = [how.to_string(), sources.to_string()];
+        let special = words.iter().filter(|word| !word.is_empty()).map(|word| format!(", {word}")).collect();
         let source = program::source(&sources, &manifest, precision, how, shared).map_err(failed)?;
         let device = found.compile(&source, &program::kernels(), how.wgmma, how.streams).map_err(failed)?;
         let length = manifest.len();
@@ -122,7 +125,7 @@ impl GpuEngine {
             manifest,
             loss,
             precision,
-            how,
+            special,
             model,
             number,
             device,
@@ -156,7 +159,8 @@ impl GpuEngine {
         Ok(engine)
     }
 
-    /// The milliseconds that the device computed since the last call, copies left out. The first call has it measured from then on.
+    /// Milliseconds that the device has computed since the last call, without copies across the bus. The first call returns 0 and
+    /// starts the measurement.
     ///
     /// # Errors
     /// [`EngineError::Failed`] if the device does.
@@ -164,7 +168,7 @@ impl GpuEngine {
         self.device.milliseconds().map_err(said)
     }
 
-    /// Has a profiler that was told to wait for it look at `work` alone.
+    /// Does `work` while a profiler looks, if there is one that waits for this call.
     ///
     /// # Errors
     /// [`EngineError::Failed`] if the device fails, or as `work` does.
@@ -298,14 +302,15 @@ impl GpuEngine {
             outputs.extend_from_slice(answers.read(samples * OUTPUTS)?);
         }
         for (index, part) in parts.into_iter().enumerate() {
-            // With what came before it: a part is there after those before it.
-            let sum = landing.part(index, 0..bytes(&part, rounding).end)?;
+            // All earlier parts have landed, too.
+            let sum = landing.up_to(index, bytes(&part, rounding).end)?;
             take(part, sum);
         }
         Ok(outputs)
     }
 
-    /// A node's sum, of which `take` is given part after part: its elements, and all bytes from the sum's start to the part's end.
+    /// Computes a node's sum and gives it to `take`, part after part: the part's elements, and all bytes from the sum's start to
+    /// the part's end.
     fn parts_of_node(
         &mut self,
         leaves: &[&Samples],
@@ -327,8 +332,12 @@ impl GpuEngine {
         Ok(losses.collect())
     }
 
-    /// What the sum of leaves without samples is: nothing to be computed, or none if there is something.
-    fn nothing(leaves: &[&Samples], out: &mut [f32], ready: &mut dyn FnMut(&[f32])) -> Option<Vec<Losses>> {
+    /// The sum of leaves without samples, which needs no device. None if a leaf has samples.
+    fn sum_of_nothing(
+        leaves: &[&Samples],
+        out: &mut [f32],
+        ready: &mut dyn FnMut(&[f32]),
+    ) -> Option<Vec<Losses>> {
         leaves.iter().all(|leaf| leaf.is_empty()).then(|| {
             out.fill(0.0);
             ready(out);
@@ -337,7 +346,7 @@ impl GpuEngine {
     }
 }
 
-/// Where a stretch of the sum lies among its bytes.
+/// The bytes of a stretch of the sum, counted from the sum's start.
 fn bytes(range: &Range<usize>, rounding: WireDtype) -> Range<usize> {
     rounding.bytes() * range.start..rounding.bytes() * range.end
 }
@@ -354,13 +363,13 @@ impl Replica for GpuEngine {
     }
 
     fn device_name(&self) -> String {
-        let how = if self.how == Variant::default() { String::new() } else { format!(", {}", self.how) };
-        format!("{} (CUDA device {}, Tally's kernels, {}{how})", self.model, self.number, self.precision)
+        let Self { model, number, precision, special, .. } = self;
+        format!("{model} (CUDA device {number}, Tally's kernels, {precision}{special})")
     }
 
     fn numerics_class(&self) -> String {
-        let words = [self.model.clone(), self.precision.to_string(), self.how.to_string()];
-        words.iter().filter(|word| !word.is_empty()).map(String::as_str).collect::<Vec<_>>().join(", ")
+        let Self { model, precision, special, .. } = self;
+        format!("{model}, {precision}{special}")
     }
 
     fn load(&mut self, parameters: Vec<f32>, momentum: Vec<f32>) -> Digest {
@@ -442,11 +451,11 @@ impl DigitEngine for GpuEngine {
     ) -> Result<Vec<Losses>, EngineError> {
         assert_eq!(out.len(), self.manifest.len(), "a gradient has the manifest's length");
         self.check()?;
-        if let Some(losses) = Self::nothing(leaves, out, ready) {
+        if let Some(losses) = Self::sum_of_nothing(leaves, out, ready) {
             return Ok(losses);
         }
         self.parts_of_node(leaves, scale, rounding, &mut |part, sum| {
-            // What is copied leaves while the rest is.
+            // A chunk leaves while the next ones are copied.
             for first in part.clone().step_by(CHUNK) {
                 let end = part.end.min(first + CHUNK);
                 let size = rounding.bytes();
@@ -470,7 +479,7 @@ impl DigitEngine for GpuEngine {
             return self.node_gradient(leaves, scale, rounding, out, ready);
         }
         self.check()?;
-        if let Some(losses) = Self::nothing(leaves, out, ready) {
+        if let Some(losses) = Self::sum_of_nothing(leaves, out, ready) {
             return Ok(losses);
         }
         self.parts_of_node(leaves, scale, rounding, &mut |_, sum| ready(bytemuck::cast_slice(sum)))

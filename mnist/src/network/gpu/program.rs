@@ -4,7 +4,7 @@
 //! stands in one place and the compiler can count on it. A convolution's kernels are compiled once for
 //! each layer.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -34,10 +34,10 @@ enum After {
     ReluBack = 2,
 }
 
-/// The kernels' sources, and their names without an ending.
 macro_rules! files {
     ($($name:literal),* $(,)?) => { [$(($name, include_str!(concat!("kernels/", $name, ".cu")))),*] };
 }
+/// The names of the kernels' sources, without `.cu`, and their text.
 const FILES: [(&str, &str); 12] = files![
     "common",
     "product",
@@ -53,25 +53,25 @@ const FILES: [(&str, &str); 12] = files![
     "update",
 ];
 
-/// The variable of the environment that names a folder to take the kernels' sources from, in place of those in this program: so
-/// that they can be tried on a machine without Rust.
+/// The environment variable that names a folder with the kernels' sources. They replace those in this program, so that changed
+/// kernels can be tried on a machine without Rust.
 pub const KERNELS: &str = "TALLY_KERNELS";
 
-/// Where the kernels' sources come from.
+/// The place of the kernels' sources: a folder, or this program.
 #[derive(Clone, Debug, Default)]
 pub struct Sources(Option<PathBuf>);
 
 impl Sources {
-    /// Those in this program, or the folder that [`KERNELS`] names.
+    /// The folder that [`KERNELS`] names, or else this program.
     #[must_use]
     pub fn of_the_environment() -> Self {
         Self(std::env::var_os(KERNELS).filter(|folder| !folder.is_empty()).map(PathBuf::from))
     }
 
-    /// Puts those in this program into a folder.
+    /// Writes the sources in this program to a folder.
     ///
     /// # Errors
-    /// If that fails.
+    /// If a file or the folder cannot be written.
     pub fn write(folder: &Path) -> std::io::Result<()> {
         fs::create_dir_all(folder)?;
         FILES.iter().try_for_each(|(name, text)| fs::write(folder.join(name).with_extension("cu"), text))
@@ -93,10 +93,17 @@ impl Sources {
     }
 }
 
-/// The program for a network, in a precision, on processors with so many bytes of shared memory.
+impl fmt::Display for Sources {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Sources of a folder may compute other bits, whatever its name is.
+        f.write_str(if self.0.is_some() { "kernels of a folder" } else { "" })
+    }
+}
+
+/// The program for a network, in a precision and a variant, on processors with so many bytes of shared memory.
 ///
 /// # Errors
-/// If its sources can't be read.
+/// If a source cannot be read.
 pub fn source(
     sources: &Sources,
     manifest: &Manifest,
