@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Checks a GPU and measures it, on a machine with neither Rust nor the internet; packed by gpu-check.sh.
+# Checks and measures a GPU, on a machine with neither Rust nor the internet. gpu-check.sh packs it as run.sh.
 #
-#   ./run.sh first [DIR] [-- OPTIONS]   under 4 minutes: is what it computes right? Golden values, updates, equal bits, what
-#                                       compute-sanitizer says, and the first step times
-#   ./run.sh speed [DIR] [-- OPTIONS]   under 7 minutes: step times, variants of the kernels, PyTorch, a profile, clusters
+#   ./run.sh first [DIR] [-- OPTIONS]   in less than 4 minutes: golden values, updates, equal bits, compute-sanitizer, and the
+#                                       first step times
+#   ./run.sh speed [DIR] [-- OPTIONS]   in less than 7 minutes: step times, variants of the kernels, PyTorch, a profile, clusters
 #   ./run.sh OPTIONS                    gpu-check itself, once
 #
-# Each part ends in time, and what it finds is in DIR (default: $OUT, or out beside this script) as soon as it is found:
-# findings.jsonl, a line of JSON each, log.txt, and what the profiler said. OPTIONS go to every gpu-check in place of the script's own.
-# Exits with 1 if something is not as it must be, with 3 if there is no GPU.
+# Each part has a deadline. Findings go to DIR (default: $OUT, or out beside this script) as soon as they are there:
+# findings.jsonl has a line of JSON for each, log.txt has the messages, and ncu-*.csv the profiles. OPTIONS go to every gpu-check and
+# replace the script's own. Exits with 1 if something is not as it must be, with 3 if there is no GPU.
 set -u -o pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 program=${GPU_CHECK:-$here/gpu-check}
@@ -28,7 +28,7 @@ if [ "$limit" -gt 0 ]; then
 fi
 options=("$@")
 
-# The run-time compiler may be there as part of PyTorch alone; nothing is imported, which can take long.
+# The run-time compiler may be there only as a part of PyTorch. It is looked for without importing PyTorch, which takes long.
 if ! ldconfig -p 2>/dev/null | grep -q 'libnvrtc\.so' && [ -z "${CUDA_ON_CPU:-}" ]; then
     for nvrtc in $(python3 -c 'import glob, site
 for place in site.getsitepackages() + [site.getusersitepackages()]:
@@ -38,14 +38,25 @@ for place in site.getsitepackages() + [site.getusersitepackages()]:
         fi
     done
 fi
-export TALLY_CACHE_DIR="${TALLY_CACHE_DIR:-${TMPDIR:-/tmp}/gpu-check-cache}"
+export TALLY_CACHE_DIR="${TALLY_CACHE_DIR:-$here/cache}"
 export PYTHONUNBUFFERED=1
 if [ "$limit" = 0 ]; then exec "$program" "${options[@]}"; fi
 
 log() { printf '%4d s  %s\n' "$SECONDS" "$*" | tee -a "$out/log.txt" >&2; }
 failed=0
 
-# part SECONDS NAME COMMAND…: what it finds and says, as it does, for so many seconds or as many as are left.
+# keep NAME: keeps findings, which are JSON, apart from the other lines that a profiler or sanitizer writes between them.
+keep() {
+    local line
+    while IFS= read -r line; do
+        case "$line" in
+        "{"*) printf '%s\n' "$line" | tee -a "$out/findings.jsonl" ;;
+        *) log "$1: $line" ;;
+        esac
+    done
+}
+# part SECONDS NAME COMMAND…: keeps the command's findings and messages as they come. The command has so many seconds, or as many
+# as are left.
 part() {
     local seconds=$1 name=$2 left=$((limit - SECONDS)) rc=0
     shift 2
@@ -55,7 +66,7 @@ part() {
         return 0
     fi
     log "$name: begins, for at most $seconds s"
-    { timeout -k 2 "$seconds" "$@" 2>&3 | tee -a "$out/findings.jsonl"; } 3> >(while IFS= read -r line; do log "$name: $line"; done) || rc=$?
+    { timeout -k 2 "$seconds" "$@" 2>&3 | keep "$name"; } 3> >(while IFS= read -r line; do log "$name: $line"; done) || rc=$?
     case "$rc" in
     0) log "$name: done" ;;
     124 | 137) log "$name: STOPPED, its time was over" ;;
@@ -63,7 +74,7 @@ part() {
     esac
     return "$rc"
 }
-# These options of gpu-check, all with a value, but for those that OPTIONS have: in `given`.
+# Puts these options of gpu-check into `given`, except those that are among OPTIONS, and then OPTIONS. Each has a value.
 with_options() {
     given=()
     while [ $# -gt 0 ]; do
@@ -75,7 +86,7 @@ with_options() {
     done
     given+=("${options[@]}")
 }
-# The same for gpu-check. Its own deadline is a little earlier, so that it can say what was not done.
+# check SECONDS NAME OPTIONS…: a part that is gpu-check. Its own deadline is a little earlier, so that it can say what is missing.
 check() {
     local seconds=$1 name=$2
     shift 2
@@ -85,7 +96,7 @@ check() {
     [ "$rc" = 3 ] && exit 3
     [ "$rc" = 0 ] && return
     failed=1
-    # What clusters wrote, where one did not do what it must.
+    # The logs of clusters, in case one failed.
     find "$logs" -type f -newer "$logs/begin" 2>/dev/null | sort | while IFS= read -r file; do
         tail -n 30 "$file" | while IFS= read -r line; do log "${file#"$logs"/}: $line"; done
     done
@@ -102,8 +113,9 @@ together() {
 }
 
 logs=$(mktemp -d) && touch "$logs/begin"
+trap 'rm -rf "$logs"' EXIT
 log "$mode"
-there nvidia-smi && part 10 nvidia-smi nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.sm,clocks.max.sm,power.limit --format=csv >>"$out/log.txt"
+there nvidia-smi && part 10 nvidia-smi nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.sm,clocks.max.sm,power.limit --format=csv
 log "libraries: $(ldconfig -p 2>/dev/null | grep -oE 'lib(cuda|nvrtc)\.so[^ ]*' | sort -u | tr '\n' ' ') LD_LIBRARY_PATH=${LD_LIBRARY_PATH:-}"
 
 if [ "$mode" = first ]; then
@@ -127,7 +139,7 @@ if [ "$mode" = first ]; then
     check 45 "steps" --precisions tf32 --only steps --batches 256,1024 --steps 100
 else
     check 70 "steps" --precisions tf32,bf16 --only steps --batches 64,256,1024,4096 --steps 200
-    # Variants: each is compiled first, side by side, so that what is measured finds it compiled.
+    # All variants are compiled first, side by side, so that none is compiled while another is measured.
     tf32="default ldmatrix wide ldmatrix,wide streams ldmatrix,streams wgmma wgmma,streams"
     bf16="default half half,wide half,streams half,wgmma half,wgmma,streams"
     pids=()

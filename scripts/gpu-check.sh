@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Packs what checks a GPU elsewhere: one stripped binary, PyTorch's script and run.sh, in target/gpu-check.tar.gz.
-# On the GPU's machine, which needs neither Rust nor the internet: unpack it and run gpu-check/run.sh first, then
-# gpu-check/run.sh speed.
+# Packs the check of a GPU in target/gpu-check.tar.gz: one stripped binary, run.sh, PyTorch's script and the kernels. The GPU's
+# machine needs neither Rust nor the internet: unpack it there and run `gpu-check/run.sh first`, then `gpu-check/run.sh speed`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-# With Tally's kernels alone, which the tests have anyway. Generic code that compiles to the same instructions is kept once.
+# The binary has Tally's kernels, as the tests have them, and not Burn's. Generic code that compiles to the same instructions is
+# kept once.
 cargo rustc --release -p tally-tools --bin gpu-check -- -C link-arg=-Wl,--icf=all
 pack=target/gpu-check
 rm -rf "$pack" && mkdir -p "$pack"
