@@ -46,10 +46,11 @@ impl Drop for Kill {
     }
 }
 
-/// Trains some steps by the default recipe, and reads the summary. It has less time than the part, and leaves its logs if it fails.
+/// Trains some steps by the default recipe, and reads the summary. The run must end before the part's deadline. If it fails, its
+/// logs stay.
 ///
 /// # Errors
-/// If a process can't be started, or the run fails or does not end.
+/// If a process cannot be started, or the run fails or does not end.
 pub fn run(options: &Options, precision: Precision, workers: usize) -> anyhow::Result<Cluster> {
     let directory = tempfile::Builder::new().prefix("gpu-check-cluster-").tempdir()?;
     let logs = match &options.logs {
@@ -58,8 +59,9 @@ pub fn run(options: &Options, precision: Precision, workers: usize) -> anyhow::R
     };
     fs::create_dir_all(&logs).with_context(|| format!("cannot create {}", logs.display()))?;
     train(options, precision, workers, &directory.path().join("run"), &logs).map_err(|error| {
-        // What it wrote stays.
-        let _ = directory.keep();
+        if options.logs.is_none() {
+            let _ = directory.keep();
+        }
         error.context(format!("its logs are in {}", logs.display()))
     })
 }

@@ -29,11 +29,9 @@ pub struct Golden {
     pub norms: f64,
     /// What each of them may be, in this order.
     pub tolerance: [f64; 3],
-    /// With which variant of the kernels.
-    #[serde(default)]
+    /// The variant of the kernels.
     pub variant: String,
-    /// The gradients' bits, for variants that are to have the same.
-    #[serde(default)]
+    /// A digest of the gradients, to compare variants that must have the same bits.
     pub bits: String,
 }
 

@@ -1,10 +1,10 @@
 //! What `gpu-check` finds out about a device: whether it computes what it must, and how fast.
 //!
 //! [`correct`] holds it to the golden values, to the update's rounding and to its own repetition;
-//! [`speed`] times a step; [`cluster`] has several workers share it. Each of these is a process of its own with a
-//! deadline, so that neither a kernel that went astray nor one that never ends takes the others with it; [`parts`] starts them.
-//! Whatever is found is printed at once as a line of JSON ([`report`]), and what fails on the error stream too, so that a run on
-//! a borrowed machine that is cut short has told all it knew.
+//! [`speed`] times a step; [`cluster`] has several workers share it. [`parts`] runs each of these parts in a process of its own
+//! with a deadline, so that a kernel that crashes or never ends spoils only its part. [`report`] prints each finding at
+//! once as a line of JSON, and failures on the error stream too. So a run on a borrowed machine that is cut short has printed all
+//! that it knew.
 
 pub mod cluster;
 pub mod correct;
@@ -40,22 +40,22 @@ pub enum Part {
     Repetition,
     /// How long a step takes
     Steps,
-    /// How long it takes in PyTorch
+    /// How long a step takes in PyTorch
     Pytorch,
     /// How long it takes in a cluster
     Cluster,
-    /// One step for a profiler that waits for the program to begin
+    /// One step for a profiler, which the program starts
     Profile,
 }
 
 impl Part {
-    /// Its name on the command line.
+    /// The part's name on the command line.
     #[must_use]
     pub fn name(self) -> String {
         self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
     }
 
-    /// All but the one that makes sense in a profiler alone.
+    /// All parts but the profile, which is of use only under a profiler.
     fn usual() -> Vec<Self> {
         Self::value_variants().iter().copied().filter(|part| *part != Self::Profile).collect()
     }
@@ -63,8 +63,8 @@ impl Part {
 
 /// Check and measure a device: golden values, determinism, step times, the all-reduce, memory.
 ///
-/// Prints a line of JSON for everything it finds out, as soon as it does, and at the end one with all of it; a table and
-/// what went wrong go to the error stream. Exits with 0 if all is as it must be, 1 if something
+/// Prints each finding at once as a line of JSON, and at the end one line with all of them. A table and the failures go to the
+/// error stream. Exits with 0 if all is as it must be, 1 if something
 /// is not, and 3 if the device can't be had. (Called as `gpu-check coordinator …` or `gpu-check
 /// worker …` it is those programs.)
 #[derive(Clone, Debug, Parser)]
@@ -86,7 +86,7 @@ pub struct Options {
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = Part::usual(), value_name = "PARTS", hide_default_value = true)]
     pub only: Vec<Part>,
 
-    /// Seconds that each part may take
+    /// Seconds for each part
     #[arg(long, default_value_t = 120, value_name = "SECONDS")]
     pub deadline: u64,
 
@@ -94,7 +94,7 @@ pub struct Options {
     #[arg(long, value_delimiter = ',', default_values_t = [64, 256, 1024, 4096], value_name = "SIZES")]
     pub batches: Vec<usize>,
 
-    /// Steps of each size that are timed, after some that are not
+    /// Steps of each size that are timed, after some untimed ones
     #[arg(long, default_value_t = 200)]
     pub steps: usize,
 
@@ -102,7 +102,7 @@ pub struct Options {
     #[arg(long, default_value_t = 20)]
     pub repeats: usize,
 
-    /// Variants of the kernels, such as "default streams half,wide", for golden values, repetition, steps and the profile; several
+    /// Variants of the kernels for golden values, repetition, steps and the profile, such as "default streams half,wide". Several
     /// are compared
     #[arg(long, value_delimiter = ' ', default_value = "default", value_name = "VARIANTS")]
     pub variants: Vec<String>,
@@ -115,7 +115,7 @@ pub struct Options {
     #[arg(long, default_value_t = 1024)]
     pub cluster_batch: usize,
 
-    /// Where the logs of clusters stay [default: where a temporary directory is, if one fails]
+    /// Where the logs of clusters stay [default: a temporary directory, which stays if a cluster fails]
     #[arg(long, value_name = "DIR")]
     pub logs: Option<PathBuf>,
 
@@ -127,15 +127,15 @@ pub struct Options {
     #[arg(long, value_name = "PATH")]
     pub peer: Option<PathBuf>,
 
-    /// How PyTorch does a step, each in turn
+    /// Ways in which PyTorch does a step: eager, graph, compile
     #[arg(long, value_delimiter = ',', default_value = "eager,graph", value_name = "WAYS")]
     pub ways: Vec<String>,
 
-    /// Write the kernels' sources to a directory, to be changed there and named by TALLY_KERNELS, and do nothing else
+    /// Write the kernels' sources to a directory and do nothing else. TALLY_KERNELS can name the directory later
     #[arg(long, value_name = "DIR")]
     pub sources: Option<PathBuf>,
 
-    /// In this process
+    /// Do the parts in this process
     #[arg(long, hide = true)]
     pub here: bool,
 }
@@ -151,7 +151,7 @@ impl Options {
         }
     }
 
-    /// The variant of this process.
+    /// The kernels' variant in this process.
     #[must_use]
     pub fn variant(&self) -> String {
         std::env::var(Variant::VARIABLE).unwrap_or_else(|_| "default".into())
@@ -199,7 +199,7 @@ impl Options {
         backend::network(&ModelSpec::Reference, loss, &device)
     }
 
-    /// The same where it is Tally's on a GPU, which can tell more.
+    /// The same engine by its own type, which can measure itself. Only a GPU with Tally's kernels has it.
     ///
     /// # Errors
     /// Why it can't be had.
@@ -219,7 +219,7 @@ pub fn run(options: &Options) -> ExitCode {
     if options.here { here(options) } else { parts::run(options) }
 }
 
-/// A part, or several, in this process.
+/// Does the parts in this process.
 fn here(options: &Options) -> ExitCode {
     parts::end_with_parent();
     let first = options.precisions()[0];
@@ -246,7 +246,7 @@ fn here(options: &Options) -> ExitCode {
                         findings.note(&what, speed::steps(options, precision, batch));
                         if let Some(burn) = options.with_burn(precision) {
                             match speed::steps(&burn, precision, batch) {
-                                // It needs more to run, and is there to be compared.
+                                // Burn's kernels are there to be compared, and need more to run.
                                 Err(error) => findings.left_out(&format!("Burn's kernels: {error:#}")),
                                 steps => findings.note(&what, steps),
                             }

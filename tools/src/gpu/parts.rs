@@ -1,4 +1,4 @@
-//! The parts, each in a process of its own that must end in time.
+//! The parts. Each runs in a process of its own, which must end in time.
 
 use std::fmt::Display;
 use std::io::{BufRead as _, BufReader};
@@ -16,10 +16,10 @@ use tally_worker::device::Precision;
 use super::report::Findings;
 use super::{Options, Part, speed};
 
-/// The exit code that says that the device can't be had.
+/// The exit code of a process that has no device.
 const UNAVAILABLE: i32 = 3;
 
-/// One process: a part in a precision, with a variant of the kernels.
+/// The work of one process: a part in a precision, with a variant of the kernels.
 struct Job {
     part: Part,
     precisions: Vec<Precision>,
@@ -36,14 +36,14 @@ impl Job {
     }
 }
 
-/// What is to be done for these options, in its order.
+/// The jobs for these options, in their order.
 fn jobs(options: &Options) -> Vec<Job> {
     let mut jobs = Vec::new();
     for precision in options.precisions() {
         for &part in &options.only {
             let variants = match part {
                 Part::Golden | Part::Repetition | Part::Steps | Part::Profile => options.variants.clone(),
-                // One process has all precisions, since PyTorch takes long to start.
+                // One process does all precisions, because PyTorch takes long to start.
                 Part::Pytorch => continue,
                 Part::Update | Part::Cluster => vec![options.variants[0].clone()],
             };
@@ -64,7 +64,7 @@ fn jobs(options: &Options) -> Vec<Job> {
     jobs
 }
 
-/// Does all parts.
+/// Does all jobs, and prints the findings.
 #[allow(clippy::print_stderr)]
 pub(super) fn run(options: &Options) -> ExitCode {
     let mut findings = Findings::default();
@@ -98,11 +98,11 @@ fn start(options: &Options, job: &Job) -> anyhow::Result<Child> {
         }
     }
     part.env(Variant::VARIABLE, &job.variant).stdin(Stdio::null()).stdout(Stdio::piped());
-    // With all that it starts, it can be ended.
+    // Its group has all processes that it starts, so that they can be ended with it.
     part.process_group(0).spawn().context("cannot start this program again")
 }
 
-/// Passes on what a process finds until it ends or its time is over; returns its exit code, if it had one.
+/// Takes the findings of a process until it ends or its time is over. Returns its exit code, if it has one.
 fn watch(mut child: Child, job: &Job, seconds: u64, findings: &mut Findings) -> Option<i32> {
     let deadline = Instant::now() + Duration::from_secs(seconds);
     let (sender, lines) = channel();
@@ -139,19 +139,19 @@ fn watch(mut child: Child, job: &Job, seconds: u64, findings: &mut Findings) -> 
     status.code()
 }
 
-/// Has this process killed when the one that started it ends.
+/// Has the kernel kill this process when its parent ends.
 pub fn end_with_parent() {
     let _ = set_parent_process_death_signal(Some(Signal::KILL));
 }
 
-/// Says why there is no device.
+/// Prints why there is no device.
 #[allow(clippy::print_stderr)]
 pub(super) fn unavailable(error: &dyn Display) -> ExitCode {
     eprintln!("error: {error}");
     ExitCode::from(3)
 }
 
-/// Of something done, or of what went wrong.
+/// The exit code of an outcome, whose error is printed.
 #[allow(clippy::print_stderr)]
 pub(super) fn exit_code(outcome: Result<(), String>) -> ExitCode {
     match outcome {

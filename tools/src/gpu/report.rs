@@ -1,4 +1,4 @@
-//! What was found out: a line of JSON each, as it is found, and a table at the end.
+//! The findings: a line of JSON for each, as soon as it is there, and a table at the end.
 
 use std::fmt;
 use std::io::Write as _;
@@ -11,20 +11,21 @@ use super::cluster::Cluster;
 use super::correct::{Golden, Repetition, Updates};
 use super::speed::{Pytorch, Steps};
 
-/// One thing that was found out.
+/// One finding.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(tag = "found", rename_all = "lowercase")]
 pub enum Finding {
-    /// What device it is about.
+    /// The device's name.
     Device {
-        /// In words.
+        /// The name, with whose kernels compute.
         device: String,
     },
     /// The golden values.
     Golden(Golden),
     /// The update.
-    Update(Updates),
-    /// Repetition.
+    #[serde(rename = "update")]
+    Updates(Updates),
+    /// Repeated gradients.
     Repetition(Repetition),
     /// A step's time.
     Steps(Steps),
@@ -32,27 +33,27 @@ pub enum Finding {
     Pytorch(Pytorch),
     /// A cluster on the device.
     Cluster(Cluster),
-    /// The quickest of several variants of the kernels.
+    /// The quickest variant of the kernels.
     Quickest(Quickest),
-    /// What could not be found out, or is not as it must be.
+    /// A part that failed.
     Failure {
-        /// In words.
+        /// The part, and why it failed.
         what: String,
     },
 }
 
-/// The quickest of several variants of the kernels whose values are right.
+/// The quickest of several variants of the kernels, among those with golden values.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Quickest {
-    /// In what it was computed.
+    /// The precision of the convolutions.
     pub precision: String,
     /// Samples, in one leaf.
     pub batch: usize,
-    /// Its words.
+    /// The variant's words.
     pub variant: String,
-    /// Its step.
+    /// The time of its step.
     pub step_ms: f64,
-    /// The default's.
+    /// The time of the default's step.
     pub default_ms: Option<f64>,
 }
 
@@ -65,7 +66,6 @@ macro_rules! kinds {
             fn add(&mut self, finding: Finding) {
                 match finding {
                     $(Finding::$kind(found) => self.$list.push(found),)*
-                    Finding::Update(found) => self.updates.push(found),
                     Finding::Device { device } => self.device = device,
                     Finding::Failure { what } => self.failures.push(what),
                 }
@@ -73,12 +73,14 @@ macro_rules! kinds {
         }
     };
 }
-kinds! { Golden golden, Repetition repetition, Steps steps, Pytorch pytorch, Cluster clusters, Quickest quickest }
-
-impl From<Updates> for Finding {
-    fn from(found: Updates) -> Self {
-        Self::Update(found)
-    }
+kinds! {
+    Golden golden,
+    Updates updates,
+    Repetition repetition,
+    Steps steps,
+    Pytorch pytorch,
+    Cluster clusters,
+    Quickest quickest,
 }
 
 /// Everything that was found out.
@@ -108,14 +110,14 @@ pub struct Report {
     pub failures: Vec<String>,
 }
 
-/// What is found out, told as it is.
+/// The findings so far. Each is printed as soon as it is there.
 #[derive(Debug, Default)]
 pub struct Findings {
     report: Report,
 }
 
 impl Findings {
-    /// Tells a result, or what went wrong.
+    /// Prints a result, or the error that there is in its place.
     pub fn note<T: Into<Finding>>(&mut self, what: &str, result: anyhow::Result<T>) {
         match result {
             Ok(found) => self.tell(found.into()),
@@ -123,7 +125,7 @@ impl Findings {
         }
     }
 
-    /// Tells of repetitions, and that they failed if bits differ where that is promised not to happen.
+    /// Prints the result of repeated gradients. Bits that differ are a failure with Tally's kernels, which promise equal ones.
     pub fn repetition(&mut self, what: &str, result: anyhow::Result<Repetition>, kernels: &str) {
         let equal = result.as_ref().is_ok_and(|found| {
             found.different.iter().all(|(_, others)| *others == 0) && found.subtree_is_its_leaves
@@ -135,12 +137,12 @@ impl Findings {
         }
     }
 
-    /// Tells what device it is.
+    /// Prints the device's name.
     pub fn device(&mut self, device: &str) {
         self.tell(Finding::Device { device: device.to_owned() });
     }
 
-    /// Tells of something that failed.
+    /// Prints a failure.
     #[allow(clippy::print_stderr)]
     pub fn fail(&mut self, what: &str, why: &str) {
         let what = format!("{what}: {why}");
@@ -148,19 +150,19 @@ impl Findings {
         self.tell(Finding::Failure { what });
     }
 
-    /// Says what is left out.
+    /// Prints, on the error stream alone, what is left out.
     #[allow(clippy::print_stderr)]
     pub fn left_out(&self, what: &str) {
         eprintln!("left out: {what}");
     }
 
-    /// How many things failed.
+    /// The number of failures.
     #[must_use]
     pub fn failures(&self) -> usize {
         self.report.failures.len()
     }
 
-    /// What another process told.
+    /// Takes a line that another process printed, and prints it.
     #[allow(clippy::print_stderr)]
     pub fn pass_on(&mut self, line: &str) {
         match serde_json::from_str(line) {
@@ -180,13 +182,13 @@ impl Findings {
         self.report.add(finding);
     }
 
-    /// Compares variants of the kernels: those that only compute in another way must have the default's bits, and
-    /// of those whose values are right the quickest is told.
+    /// Compares the variants of the kernels. Variants with the same operations must have the same bits. The quickest with golden
+    /// values is a finding.
     pub fn compare(&mut self) {
         let Report { golden, steps, .. } = self.report.clone();
         for one in &golden {
             let same = |other: &&Golden| {
-                other.precision == one.precision && like(&other.variant) == like(&one.variant)
+                other.precision == one.precision && operations(&other.variant) == operations(&one.variant)
             };
             if let Some(first) = golden.iter().find(same).filter(|first| first.bits != one.bits) {
                 let what = format!("{}, golden, {}", one.precision, one.variant);
@@ -213,13 +215,13 @@ impl Findings {
         }
     }
 
-    /// Of a process that does parts itself.
+    /// The exit code of a process: whether all succeeded.
     #[must_use]
     pub fn exit_code(&self) -> ExitCode {
         if self.report.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
     }
 
-    /// The table, and all of it in one line.
+    /// Prints the table, and all findings in one line.
     #[allow(clippy::print_stderr)]
     #[must_use]
     pub fn end(mut self, gpu: Vec<String>) -> ExitCode {
@@ -234,19 +236,19 @@ impl Findings {
     }
 }
 
-/// Which variants must have the same bits: those that store alike and multiply with the same instruction.
-fn like(variant: &str) -> (bool, bool) {
+/// What decides a variant's bits: how it stores, and with which instruction it multiplies.
+fn operations(variant: &str) -> (bool, bool) {
     Variant::parse(variant).map(|how| (how.half, how.wgmma)).unwrap_or_default()
 }
 
-/// A line, at once; somebody who no longer listens is no reason to stop.
+/// Prints a line at once. A reader that is gone does not end the program.
 fn print(line: &str) {
     let mut out = std::io::stdout().lock();
     let _ = writeln!(out, "{line}").and_then(|()| out.flush());
 }
 
 impl Report {
-    /// PyTorch's quickest step at a batch.
+    /// The time of PyTorch's quickest step at a batch.
     fn peer(&self, precision: &str, batch: usize) -> Option<f64> {
         let peer = |p: &&Pytorch| p.precision == precision && p.batch == batch;
         self.pytorch.iter().filter(peer).map(|p| p.step_ms).min_by(f64::total_cmp)
@@ -346,5 +348,51 @@ impl fmt::Display for Report {
             writeln!(f, "{precision:9} {batch:>6}: {variant} is the quickest, {step_ms:.2} ms{beside}")?;
         }
         self.failures.iter().try_for_each(|failure| writeln!(f, "\nFAILED {failure}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// Findings with golden values of these variants and bits, and steps of these variants and times.
+    fn compared(golden: &[(&str, &str)], steps: &[(&str, f64)]) -> Report {
+        let mut findings = Findings::default();
+        let mut add = |found| findings.report.add(serde_json::from_value(found).unwrap());
+        for (variant, bits) in golden {
+            add(json!({
+                "found": "golden", "precision": "bf16", "variant": variant, "bits": bits,
+                "answers": 0.0, "losses": 0.0, "norms": 0.0, "tolerance": [0.0, 0.0, 0.0],
+            }));
+        }
+        for (variant, step_ms) in steps {
+            add(json!({
+                "found": "steps", "kernels": "tally", "precision": "bf16", "variant": variant, "batch": 64,
+                "step_ms": step_ms, "device_ms": null, "gradient_ms": 0.0, "update_ms": 0.0, "least_ms": 0.0,
+                "first_ms": 0.0, "samples_per_second": 0.0, "steps": 1,
+            }));
+        }
+        findings.compare();
+        findings.report
+    }
+
+    #[test]
+    fn variants_with_the_same_operations_must_have_the_same_bits() {
+        let same = compared(&[("default", "1"), ("streams", "1"), ("half", "2"), ("wide,half", "2")], &[]);
+        assert_eq!((same.failures.len(), same.quickest.len()), (0, 0), "{:?}", same.failures);
+        let other = compared(&[("default", "1"), ("streams", "3"), ("half", "2")], &[]);
+        assert_eq!(other.failures, ["bf16, golden, streams: its bits are not those of variant \"default\""]);
+    }
+
+    #[test]
+    fn the_quickest_variant_is_one_with_golden_values() {
+        let steps = [("default", 3.0), ("half", 2.0), ("half,wide", 1.0)];
+        let found = compared(&[("default", "1"), ("half", "2")], &steps);
+        let [quickest] = &found.quickest[..] else { panic!("{:?}", found.quickest) };
+        assert_eq!((quickest.variant.as_str(), quickest.step_ms), ("half", 2.0));
+        assert_eq!((quickest.batch, quickest.default_ms), (64, Some(3.0)));
+        assert!(compared(&[("default", "1")], &steps).quickest.is_empty());
     }
 }

@@ -21,9 +21,9 @@ use super::golden::samples;
 use super::report::{Finding, Findings};
 use crate::statistics::median;
 
-/// Steps before those that are timed, at least: kernels are compiled and chosen in the first.
+/// The least number of steps before those that are timed. Kernels are compiled and chosen in the first ones.
 const UNTIMED: usize = 5;
-/// And so long at least, for a GPU's clocks rise when it has something to do.
+/// The least time before the steps that are timed, because a GPU's clocks rise only under load.
 const WARMING: Duration = Duration::from_millis(300);
 
 const UPDATE: Update = Update { learning_rate: 1e-6, momentum: 0.9, clip: 1.0 };
@@ -35,14 +35,13 @@ pub struct Steps {
     pub kernels: String,
     /// In what it was computed.
     pub precision: String,
-    /// With which variant of the kernels.
-    #[serde(default)]
+    /// The variant of the kernels.
     pub variant: String,
     /// Samples, in one leaf.
     pub batch: usize,
     /// The median step: samples there, gradient, read back; sum uploaded, update, digest.
     pub step_ms: f64,
-    /// What of it the device computes, by its own events and at the median of other steps; copies across the bus are not in it.
+    /// The device's part of a step, without copies across the bus: a median by the device's own events, over other steps.
     pub device_ms: Option<f64>,
     /// The part of the step up to the gradient on the host.
     pub gradient_ms: f64,
@@ -54,11 +53,11 @@ pub struct Steps {
     pub first_ms: f64,
     /// At the median.
     pub samples_per_second: f64,
-    /// Steps that were timed.
+    /// The number of steps that were timed.
     pub steps: usize,
 }
 
-/// Times steps with a batch as one leaf, its samples uploaded ahead and its sum taken as a session does it.
+/// Times steps with a batch as one leaf. As in a session, samples are uploaded ahead and the sum is taken as it is ready.
 ///
 /// # Errors
 /// If the device fails.
@@ -113,7 +112,7 @@ pub fn steps(options: &Options, precision: Precision, batch: usize) -> anyhow::R
     })
 }
 
-/// The median of what a device computes in a step, in milliseconds.
+/// Milliseconds that the device computes in a step, at the median.
 fn on_the_device(
     options: &Options,
     precision: Precision,
@@ -145,7 +144,7 @@ fn on_the_device(
     Ok(median(times))
 }
 
-/// What a profiler looked at.
+/// Takes two steps, the second one for a profiler.
 ///
 /// # Errors
 /// If the device fails.
@@ -171,17 +170,15 @@ pub struct Pytorch {
     pub precision: String,
     /// Samples.
     pub batch: usize,
-    /// How: "eager", "graph" (the step replayed as a CUDA graph) or "compile".
+    /// The way of a step: "eager", "graph" (replayed as a CUDA graph) or "compile".
     pub way: String,
-    /// The median step: forward, backward, SGD; ten steps between two waits for the device.
-    #[serde(alias = "median_ms")]
+    /// The median step: forward, backward, SGD. A wait for the device stands between blocks of ten.
     pub step_ms: f64,
     /// Whether that was with the channels last in memory.
-    #[serde(default)]
     pub channels_last: bool,
 }
 
-/// Runs the script, in one process, and tells what it finds as it does.
+/// Times steps in PyTorch, in one process, and prints the findings as they come.
 pub fn pytorch(options: &Options, findings: &mut Findings) {
     if let Err(error) = told_by_pytorch(options, findings) {
         findings.fail("PyTorch", &format!("{error:#}"));
@@ -216,7 +213,7 @@ fn told_by_pytorch(options: &Options, findings: &mut Findings) -> anyhow::Result
                 told += 1;
                 findings.note::<Pytorch>("PyTorch", Ok(found));
             }
-            // A way that does not work there is no failure of Tally's.
+            // Tally does not fail if PyTorch has no such way here.
             Ok((Err(_), other)) => findings.left_out(&format!("PyTorch: {other}")),
             Err(_) => findings.left_out(&format!("PyTorch: {line}")),
         }
