@@ -1,9 +1,11 @@
 // libcuda on a CPU: as much of NVIDIA's driver as Tally asks for, to run its kernels where there is no GPU.
 //
-// Whatever is given to a stream is done at once, which is one of the orders that streams allow. A kernel's blocks run one
-// after the other; a block's threads are fibers, each of which runs until it waits for the others. What a GPU leaves
-// undefined is made visible: memory starts as NaN, and an asynchronous copy arrives no sooner than somebody
-// waits for it. CUDA_ON_CPU_REVERSE has warps and blocks run from the last to the first, in which a forgotten barrier shows.
+// A stream's work is done as late as possible: when the host waits for it. Of other streams only the work is done that an event
+// puts before it. So a forgotten event shows. A kernel's blocks run one after the other; a block's threads are fibers, each of
+// which runs until it waits for the others. What a GPU leaves undefined is made visible: memory starts as NaN, and an
+// asynchronous copy arrives no sooner than the kernel waits for it. With CUDA_ON_CPU_REVERSE warps and blocks run from the last to the
+// first, which shows a forgotten barrier. Some errors of a GPU end the process with a message: copies that are not
+// aligned, more shared memory than the kernel's attribute allows, memory that outlives its context.
 
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -12,6 +14,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #ifndef __x86_64__
 #include <ucontext.h>
 #endif
@@ -47,7 +50,12 @@ static unsigned current;
 static void *scheduler;
 static void (*kernel)(void **);
 static void **arguments;
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_mutex_t lock = PTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP;
+
+static void fail(const char *what) {
+    fprintf(stderr, "cuda-on-cpu: %s\n", what);
+    abort();
+}
 
 // Fibers: a switch saves what a function call would, and takes another stack.
 #ifdef __x86_64__
@@ -103,6 +111,7 @@ static void *wait_for_warp(const void *own) {
 }
 
 static void copy(void *to, const void *from, int there) {
+    if (((uintptr_t)to | (uintptr_t)from) % 16) fail("an asynchronous copy of 16 bytes is not aligned to them");
     struct fiber *fiber = &fibers[current];
     fiber->copies[fiber->ended++ % COPIES] = (struct copy){to, from, there};
 }
@@ -153,35 +162,133 @@ static void run_block(unsigned threads, unsigned shared, int reverse) {
     }
 }
 
-struct module {
-    void *library;
+// Streams: each has a queue of the work that is not done yet.
+enum { ARGUMENTS = 16 };
+struct function {
+    void (*call)(void **);
+    const unsigned long *sizes;
+    unsigned most_shared;
 };
+struct event;
+struct work {
+    enum { LAUNCH, COPY, SET, FREE, RECORD, WAIT } what;
+    struct work *next;
+    union {
+        struct {
+            const struct function *function;
+            struct three blocks;
+            unsigned threads, shared;
+            char values[ARGUMENTS][8];
+        } launch;
+        struct {
+            void *to;
+            const void *from;
+            size_t bytes;
+            unsigned char value;
+        } move;
+        struct event *event;
+        struct {
+            struct stream *stream;
+            unsigned long position;
+        } after;
+    };
+};
+struct stream {
+    struct work *first, **last;
+    unsigned long given, done;
+    struct stream *next;
+};
+struct event {
+    struct stream *stream;
+    unsigned long position;
+    double milliseconds;
+};
+static struct stream *streams;
 
-int cuLaunchKernel(void *function, unsigned x, unsigned y, unsigned z, unsigned threads, unsigned threads_y, unsigned threads_z,
-                   unsigned shared, void *stream, void **parameters, void **extra) {
-    (void)stream, (void)extra;
+static void launch(const struct work *work) {
+    const int reverse = getenv("CUDA_ON_CPU_REVERSE") != NULL;
+    void *values[ARGUMENTS];
+    for (int i = 0; i < ARGUMENTS; i++) values[i] = (void *)work->launch.values[i];
+    const struct three blocks = work->launch.blocks;
+    machine.threads = (struct three){work->launch.threads, 1, 1}, machine.blocks = blocks;
+    kernel = work->launch.function->call, arguments = values;
+    for (unsigned long i = 0, all = (unsigned long)blocks.x * blocks.y; i < all; i++) {
+        const unsigned long block = reverse ? all - 1 - i : i;
+        machine.block = (struct three){block % blocks.x, block / blocks.x, 0};
+        run_block(work->launch.threads, work->launch.shared, reverse);
+    }
+}
+
+static void give_back(void *pointer);
+
+// Does a stream's work up to a position.
+static void run_to(struct stream *stream, unsigned long position) {
+    while (stream->done < position) {
+        struct work *work = stream->first;
+        stream->first = work->next;
+        if (!stream->first) stream->last = &stream->first;
+        stream->done++;
+        struct timespec now;
+        switch (work->what) {
+        case LAUNCH: launch(work); break;
+        case COPY: memcpy(work->move.to, work->move.from, work->move.bytes); break;
+        case SET: memset(work->move.to, work->move.value, work->move.bytes); break;
+        case FREE: give_back(work->move.to); break;
+        case WAIT: run_to(work->after.stream, work->after.position); break;
+        case RECORD:
+            clock_gettime(CLOCK_MONOTONIC, &now);
+            work->event->milliseconds = now.tv_sec * 1e3 + now.tv_nsec / 1e6;
+        }
+        free(work);
+    }
+}
+static int run_all(void) {
+    pthread_mutex_lock(&lock);
+    for (struct stream *stream = streams; stream; stream = stream->next) run_to(stream, stream->given);
+    pthread_mutex_unlock(&lock);
+    return OK;
+}
+static int give(struct stream *stream, struct work work) {
+    struct work *own = malloc(sizeof *own);
+    if (!own) return OUT_OF_MEMORY;
+    *own = work;
+    own->next = NULL;
+    pthread_mutex_lock(&lock);
+    *stream->last = own;
+    stream->last = &own->next;
+    stream->given++;
+    pthread_mutex_unlock(&lock);
+    return OK;
+}
+
+int cuLaunchKernel(struct function *function, unsigned x, unsigned y, unsigned z, unsigned threads, unsigned threads_y,
+                   unsigned threads_z, unsigned shared, struct stream *stream, void **parameters, void **extra) {
+    (void)extra;
     if (!x || !y || z != 1 || !threads || threads > THREADS || threads_y != 1 || threads_z != 1 || shared > SHARED || y > 65535) {
         return INVALID_VALUE;
     }
-    const int reverse = getenv("CUDA_ON_CPU_REVERSE") != NULL;
+    if (shared > function->most_shared) fail("a kernel is given more shared memory than its attribute says");
     pthread_mutex_lock(&lock);
     if (!fibers) {
         fibers = calloc(THREADS, sizeof *fibers);
         for (int i = 0; i < THREADS; i++) fibers[i].stack = aligned_alloc(64, STACK);
-        machine.shared = aligned_alloc(128, SHARED);
-    }
-    machine.wait_for_block = wait_for_block, machine.wait_for_warp = wait_for_warp;
-    machine.copy = copy, machine.copies_end = copies_end, machine.copies_wait = copies_wait;
-    machine.threads = (struct three){threads, 1, 1}, machine.blocks = (struct three){x, y, 1};
-    kernel = (void (*)(void **))function, arguments = parameters;
-    for (unsigned long i = 0, all = (unsigned long)x * y; i < all; i++) {
-        const unsigned long block = reverse ? all - 1 - i : i;
-        machine.block = (struct three){block % x, block / x, 0};
-        run_block(threads, shared, reverse);
+        // Aligned to 16 bytes, but not to the 1024 that a swizzle needs: the kernel must see to these itself.
+        machine.shared = (float *)((char *)aligned_alloc(1024, SHARED + 1024) + 16);
     }
     pthread_mutex_unlock(&lock);
-    return OK;
+    machine.wait_for_block = wait_for_block, machine.wait_for_warp = wait_for_warp;
+    machine.copy = copy, machine.copies_end = copies_end, machine.copies_wait = copies_wait;
+    struct work work = {.what = LAUNCH, .launch = {.function = function, .blocks = {x, y, 1}, .threads = threads, .shared = shared}};
+    for (int i = 0; function->sizes[i]; i++) {
+        if (i == ARGUMENTS || function->sizes[i] > 8) fail("a kernel has more arguments, or larger ones, than there is room for");
+        memcpy(work.launch.values[i], parameters[i], function->sizes[i]);
+    }
+    return give(stream, work);
 }
+
+struct module {
+    void *library;
+};
 
 int cuModuleLoadData(struct module **module, const void *image) {
     void *library = dlopen(image, RTLD_NOW | RTLD_LOCAL);
@@ -197,21 +304,28 @@ int cuModuleLoadData(struct module **module, const void *image) {
 }
 
 int cuModuleUnload(struct module *module) {
+    run_all();
     free(module);
     return OK;
 }
 
-int cuModuleGetFunction(void **function, struct module *module, const char *name) {
+int cuModuleGetFunction(struct function **function, struct module *module, const char *name) {
     char whole[256];
     snprintf(whole, sizeof whole, "%s_call", name);
-    *function = dlsym(module->library, whole);
-    return *function ? OK : NOT_FOUND;
+    void (*call)(void **) = (void (*)(void **))dlsym(module->library, whole);
+    if (!call) return NOT_FOUND;
+    snprintf(whole, sizeof whole, "%s_sizes", name);
+    *function = malloc(sizeof **function);
+    **function = (struct function){call, dlsym(module->library, whole), 48 * 1024};
+    return OK;
 }
 
 // Attributes: 8 is the most dynamic shared memory.
-int cuFuncSetAttribute(void *function, int attribute, int value) {
-    (void)function;
-    return attribute != 8 || value <= SHARED ? OK : INVALID_VALUE;
+int cuFuncSetAttribute(struct function *function, int attribute, int value) {
+    if (attribute != 8) return OK;
+    if (value > SHARED) return INVALID_VALUE;
+    function->most_shared = value;
+    return OK;
 }
 int cuFuncGetAttribute(int *value, int attribute, void *function) {
     (void)attribute, (void)function;
@@ -256,13 +370,17 @@ int cuDeviceGetAttribute(int *value, int attribute, int device) {
     *value = attribute == 75 ? which / 10 : attribute == 76 ? which % 10 : attribute == 81 ? 233472 : attribute == 115 ? 1 : 0;
     return OK;
 }
+static int retained[64];
+static size_t allocated;
 int cuDevicePrimaryCtxRetain(void **context, int device) {
     static char contexts[64];
     *context = &contexts[device];
+    retained[device]++;
     return OK;
 }
 int cuDevicePrimaryCtxRelease_v2(int device) {
-    (void)device;
+    run_all();
+    if (!--retained[device] && allocated) fail("a context ends before its memory");
     return OK;
 }
 static __thread void *own_context;
@@ -274,7 +392,7 @@ int cuCtxGetCurrent(void **context) {
     *context = own_context;
     return OK;
 }
-int cuCtxSynchronize(void) { return OK; }
+int cuCtxSynchronize(void) { return run_all(); }
 
 int cuGetErrorName(int error, const char **name) {
     (void)error;
@@ -284,12 +402,20 @@ int cuGetErrorName(int error, const char **name) {
 int cuGetErrorString(int error, const char **text) { return cuGetErrorName(error, text); }
 
 // Memory: what was allocated is counted, so that a device can be had that has little.
-static size_t allocated;
 static size_t limit(void) {
     const char *bytes = getenv("CUDA_ON_CPU_MEMORY");
     return bytes ? strtoull(bytes, NULL, 10) : SIZE_MAX;
 }
+static void give_back(void *pointer) {
+    size_t *memory = (size_t *)((char *)pointer - 256);
+    pthread_mutex_lock(&lock);
+    allocated -= *memory;
+    pthread_mutex_unlock(&lock);
+    free(memory);
+}
 int cuMemAlloc_v2(void **pointer, size_t bytes) {
+    // Memory that a stream has yet to free counts as free.
+    if (limit() != SIZE_MAX) run_all();
     pthread_mutex_lock(&lock);
     const int room = allocated + bytes <= limit();
     if (room) allocated += bytes;
@@ -303,21 +429,16 @@ int cuMemAlloc_v2(void **pointer, size_t bytes) {
     return OK;
 }
 int cuMemFree_v2(void *pointer) {
-    if (!pointer) return OK;
-    size_t *memory = (size_t *)((char *)pointer - 256);
-    pthread_mutex_lock(&lock);
-    allocated -= *memory;
-    pthread_mutex_unlock(&lock);
-    free(memory);
+    run_all();
+    if (pointer) give_back(pointer);
     return OK;
 }
-int cuMemAllocAsync(void **pointer, size_t bytes, void *stream) {
+int cuMemAllocAsync(void **pointer, size_t bytes, struct stream *stream) {
     (void)stream;
     return cuMemAlloc_v2(pointer, bytes);
 }
-int cuMemFreeAsync(void *pointer, void *stream) {
-    (void)stream;
-    return cuMemFree_v2(pointer);
+int cuMemFreeAsync(void *pointer, struct stream *stream) {
+    return pointer ? give(stream, (struct work){.what = FREE, .move = {.to = pointer}}) : OK;
 }
 int cuMemGetInfo_v2(size_t *available, size_t *total) {
     *available = *total = (size_t)8 << 30;
@@ -332,70 +453,69 @@ int cuMemFreeHost(void *pointer) {
     free(pointer);
     return OK;
 }
-static int moved(void *to, const void *from, size_t bytes) {
-    memcpy(to, from, bytes);
-    return OK;
+static int moved(void *to, const void *from, size_t bytes, struct stream *stream) {
+    return give(stream, (struct work){.what = COPY, .move = {to, from, bytes, 0}});
 }
-int cuMemcpyHtoDAsync_v2(void *to, const void *from, size_t bytes, void *stream) {
-    (void)stream;
-    return moved(to, from, bytes);
-}
-int cuMemcpyDtoHAsync_v2(void *to, const void *from, size_t bytes, void *stream) {
-    (void)stream;
-    return moved(to, from, bytes);
-}
-int cuMemcpyDtoDAsync_v2(void *to, const void *from, size_t bytes, void *stream) {
-    (void)stream;
-    return moved(to, from, bytes);
-}
-int cuMemsetD8Async(void *to, unsigned char value, size_t bytes, void *stream) {
-    (void)stream;
-    memset(to, value, bytes);
-    return OK;
+int cuMemcpyHtoDAsync_v2(void *to, const void *from, size_t bytes, struct stream *stream) { return moved(to, from, bytes, stream); }
+int cuMemcpyDtoHAsync_v2(void *to, const void *from, size_t bytes, struct stream *stream) { return moved(to, from, bytes, stream); }
+int cuMemcpyDtoDAsync_v2(void *to, const void *from, size_t bytes, struct stream *stream) { return moved(to, from, bytes, stream); }
+int cuMemsetD8Async(void *to, unsigned char value, size_t bytes, struct stream *stream) {
+    return give(stream, (struct work){.what = SET, .move = {to, NULL, bytes, value}});
 }
 
-// Streams and events: everything is over when it is given.
-static int made(void **out) {
-    *out = malloc(1);
-    return *out ? OK : OUT_OF_MEMORY;
-}
-int cuStreamCreate(void **stream, unsigned flags) {
+// Streams and events. They are never freed, because queued work may name them.
+int cuStreamCreate(struct stream **out, unsigned flags) {
     (void)flags;
-    return made(stream);
-}
-int cuStreamCreateWithPriority(void **stream, unsigned flags, int priority) {
-    (void)flags, (void)priority;
-    return made(stream);
-}
-int cuStreamDestroy_v2(void *stream) {
-    free(stream);
+    struct stream *stream = calloc(1, sizeof *stream);
+    if (!stream) return OUT_OF_MEMORY;
+    stream->last = &stream->first;
+    pthread_mutex_lock(&lock);
+    stream->next = streams;
+    streams = stream;
+    pthread_mutex_unlock(&lock);
+    *out = stream;
     return OK;
 }
-int cuStreamSynchronize(void *stream) {
-    (void)stream;
+int cuStreamCreateWithPriority(struct stream **stream, unsigned flags, int priority) {
+    (void)priority;
+    return cuStreamCreate(stream, flags);
+}
+static int done(struct stream *stream, unsigned long position) {
+    pthread_mutex_lock(&lock);
+    run_to(stream, position);
+    pthread_mutex_unlock(&lock);
     return OK;
 }
-int cuStreamWaitEvent(void *stream, void *event, unsigned flags) {
-    (void)stream, (void)event, (void)flags;
-    return OK;
-}
-int cuEventCreate(void **event, unsigned flags) {
+int cuStreamSynchronize(struct stream *stream) { return done(stream, stream->given); }
+int cuStreamDestroy_v2(struct stream *stream) { return cuStreamSynchronize(stream); }
+int cuStreamWaitEvent(struct stream *stream, struct event *event, unsigned flags) {
     (void)flags;
-    return made(event);
+    if (!event->stream) return OK;
+    return give(stream, (struct work){.what = WAIT, .after = {event->stream, event->position}});
 }
-int cuEventDestroy_v2(void *event) {
-    free(event);
-    return OK;
+int cuEventCreate(struct event **event, unsigned flags) {
+    (void)flags;
+    *event = calloc(1, sizeof **event);
+    return *event ? OK : OUT_OF_MEMORY;
 }
-int cuEventRecord(void *event, void *stream) {
-    (void)event, (void)stream;
-    return OK;
-}
-int cuEventSynchronize(void *event) {
+int cuEventDestroy_v2(struct event *event) {
     (void)event;
     return OK;
 }
-int cuEventQuery(void *event) {
-    (void)event;
+int cuEventRecord(struct event *event, struct stream *stream) {
+    const int given = give(stream, (struct work){.what = RECORD, .event = event});
+    event->stream = stream, event->position = stream->given;
+    return given;
+}
+int cuEventSynchronize(struct event *event) { return event->stream ? done(event->stream, event->position) : OK; }
+int cuEventQuery(struct event *event) { return cuEventSynchronize(event); }
+int cuEventElapsedTime_v2(float *milliseconds, struct event *from, struct event *to) {
+    cuEventSynchronize(from), cuEventSynchronize(to);
+    *milliseconds = to->milliseconds - from->milliseconds;
     return OK;
 }
+int cuEventElapsedTime(float *milliseconds, struct event *from, struct event *to) {
+    return cuEventElapsedTime_v2(milliseconds, from, to);
+}
+int cuProfilerStart(void) { return OK; }
+int cuProfilerStop(void) { return OK; }

@@ -1,7 +1,8 @@
 // libnvrtc on a CPU: "compiles" a program with the system's C compiler into a shared library, whose path is the PTX.
 //
-// Of each kernel the program gets a function `NAME_call` that takes its arguments as the driver is given them. Libraries
-// are kept in the directory that CUDA_ON_CPU names, by what was compiled.
+// For each kernel the program gets a function `NAME_call`, which takes the arguments as the driver gets them, and a list
+// `NAME_sizes` of their sizes, with a zero at its end. Libraries are kept in the directory that CUDA_ON_CPU names, under a
+// hash of the source.
 
 #define _GNU_SOURCE
 #include <ctype.h>
@@ -66,18 +67,22 @@ static void write_calls(FILE *out, const char *text) {
         const char *end = open;
         while (isspace(end[-1])) end--;
         const int name = end - at;
-        fprintf(out, "void %.*s_call(void **p) { %.*s(", name, at, name, at);
-        int index = 0;
-        for (const char *from = open + 1; from < close; index++) {
-            const char *to = from;
-            while (to < close && *to != ',') to++;
-            const char *type = to;
-            while (isspace(type[-1])) type--;
-            while (isalnum(type[-1]) || type[-1] == '_') type--;
-            fprintf(out, "%s*(%.*s *)p[%d]", index ? ", " : "", (int)(type - from), from, index);
-            from = to + 1;
+        for (int sizes = 0; sizes < 2; sizes++) {
+            if (sizes) fprintf(out, "const unsigned long %.*s_sizes[] = {", name, at);
+            else fprintf(out, "void %.*s_call(void **p) { %.*s(", name, at, name, at);
+            int index = 0;
+            for (const char *from = open + 1; from < close; index++) {
+                const char *to = from;
+                while (to < close && *to != ',') to++;
+                const char *type = to;
+                while (isspace(type[-1])) type--;
+                while (isalnum(type[-1]) || type[-1] == '_') type--;
+                if (sizes) fprintf(out, "sizeof(%.*s), ", (int)(type - from), from);
+                else fprintf(out, "%s*(%.*s *)p[%d]", index ? ", " : "", (int)(type - from), from, index);
+                from = to + 1;
+            }
+            fprintf(out, sizes ? "0};\n" : "); }\n");
         }
-        fprintf(out, "); }\n");
         at = close;
     }
 }

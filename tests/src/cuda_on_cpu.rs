@@ -2,7 +2,7 @@
 //!
 //! `tests/cuda-on-cpu` has them in C. They take the place of the real ones by their names, in a process that is
 //! started for it: so what is tested is the program that is shipped, its kernels included, which the system's C
-//! compiler compiles. How fast a GPU is, they can't tell, nor what happens when streams overtake each other.
+//! compiler compiles. The driver does a stream's work as late as events allow. How fast a GPU is, neither can tell.
 
 use std::fs;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -55,10 +55,11 @@ impl CudaOnCpu {
         Ok(Self { directory: whole })
     }
 
-    /// What a process needs to find them.
+    /// What a process needs to find them. A cache of compiled kernels for real GPUs is no place for theirs.
     #[must_use]
-    pub fn environment(&self) -> [(&'static str, String); 2] {
+    pub fn environment(&self) -> [(&'static str, String); 3] {
         let directory = self.directory.display().to_string();
-        [("LD_LIBRARY_PATH", directory.clone()), ("CUDA_ON_CPU", directory)]
+        let cache = ("TALLY_CACHE_DIR", String::new());
+        [("LD_LIBRARY_PATH", directory.clone()), ("CUDA_ON_CPU", directory), cache]
     }
 }

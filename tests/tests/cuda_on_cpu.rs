@@ -49,6 +49,61 @@ fn tensor_kernels_compute_what_they_must() {
     }
 }
 
+/// The kernels' variants have the golden values, and the default's bits where they must. A second stream that does not wait for the
+/// first would show here.
+#[test]
+fn variants_compute_what_they_must() {
+    for (precision, variants) in
+        [("tf32", "default ldmatrix,streams wide wgmma"), ("bf16", "half half,wide,streams half,wgmma")]
+    {
+        let mut command = Command::new(tool("gpu-check"));
+        command.args(["--precisions", precision, "--only", "golden", "--variants", variants]);
+        let output = command.envs(cuda().environment()).output().unwrap();
+        let [lines, log] =
+            [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+        assert!(output.status.success(), "{lines}{log}");
+        let found: Value = serde_json::from_str(lines.lines().last().unwrap()).unwrap();
+        assert_eq!(found["golden"].as_array().unwrap().len(), variants.split(' ').count(), "{lines}");
+        let last = variants.split(' ').next_back().unwrap();
+        assert!(found["device"].as_str().unwrap().contains(&format!(", {last})")), "{lines}");
+    }
+}
+
+/// Kernels can be changed where there is no Rust, and their worker says so.
+#[test]
+fn kernels_are_taken_from_a_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let (output, _) = gpu_check(&format!("--sources {}", folder.path().display()), &[]);
+    assert!(output.status.success());
+    let kernels = folder.path().display().to_string();
+    let variables = [("TALLY_KERNELS", kernels.as_str())];
+    let found = is_good("--precisions f32 --only update", &variables);
+    assert!(found["device"].as_str().unwrap().contains("kernels of a folder"), "{found}");
+    // With another number in it, the kernel computes another digest than the host.
+    let file = folder.path().join("update.cu");
+    let changed = std::fs::read_to_string(&file).unwrap().replace("0x9E3779B97F4A7C15", "0x9E3779B97F4A7C17");
+    std::fs::write(&file, changed).unwrap();
+    let (output, found) = gpu_check("--precisions f32 --only update", &variables);
+    assert_eq!(output.status.code(), Some(1), "{found}");
+    assert!(found["failures"][0].as_str().unwrap().contains("digest"), "{found}");
+}
+
+/// The driver on a CPU refuses a kernel whose copies are not aligned, as a GPU would.
+#[test]
+fn a_copy_that_is_not_aligned_is_found_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let kernels = folder.path().display().to_string();
+    let (output, _) = gpu_check(&format!("--sources {kernels}"), &[]);
+    assert!(output.status.success());
+    let file = folder.path().join("convolution.cu");
+    let changed = std::fs::read_to_string(&file).unwrap().replace("(DEPTH + PER_COPY)", "(DEPTH + 1)");
+    std::fs::write(&file, changed).unwrap();
+    let (output, found) = gpu_check("--precisions f32 --only update", &[("TALLY_KERNELS", &kernels)]);
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{found}");
+    assert!(log.contains("an asynchronous copy of 16 bytes is not aligned"), "{log}");
+}
+
 /// Where the kernels can't compute, every part says why, in a line each.
 #[test]
 fn a_gpu_that_is_too_old_or_too_small_says_so() {

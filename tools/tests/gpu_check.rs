@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Command, Output};
 
 use serde_json::Value;
@@ -36,6 +38,71 @@ fn it_finds_out_everything_of_a_device() {
         assert_eq!(numbers(list("clusters"), "workers"), [1, 2], "{table}");
         assert_eq!(numbers(list("clusters"), "lost"), [0, 0], "{table}");
     }
+}
+
+/// Each finding is a line of its own, before the last line with all of them.
+#[test]
+fn what_is_found_is_told_as_it_is() {
+    let output = gpu_check("--backend cpu --only update,steps --batches 8,16 --steps 1");
+    let lines = String::from_utf8(output.stdout).unwrap();
+    let found: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let kinds: Vec<&str> = found.iter().filter_map(|line| line["found"].as_str()).collect();
+    assert_eq!(kinds, ["device", "update", "device", "steps", "steps"], "{lines}");
+    assert_eq!(found.last().unwrap()["steps"].as_array().unwrap().len(), 2, "{lines}");
+}
+
+/// A part that does not end in time is killed, and the report is there all the same.
+#[test]
+fn a_part_that_takes_too_long_is_a_failure_of_its_own() {
+    let output = gpu_check("--backend cpu --only repetition --batches 8 --repeats 100000000 --deadline 3");
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{log}");
+    assert!(log.contains("FAILED f32, repetition: it was not done within 3 s"), "{log}");
+    let lines = String::from_utf8(output.stdout).unwrap();
+    let found: Value = serde_json::from_str(lines.lines().last().unwrap()).unwrap();
+    assert_eq!(found["failures"].as_array().unwrap().len(), 1, "{lines}");
+}
+
+/// The script for a GPU's machine (`run.sh`) keeps the findings.
+#[test]
+fn the_script_keeps_what_is_found() {
+    let out = tempfile::tempdir().unwrap();
+    // NVIDIA's tools, which write lines between the findings.
+    let tools = tempfile::tempdir().unwrap();
+    let tool = |name: &str, text: &str| {
+        let file = tools.path().join(name);
+        fs::write(&file, format!("#!/bin/sh\n{text}\n")).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    tool("nvidia-smi", "echo name, driver_version");
+    tool(
+        "compute-sanitizer",
+        "echo ========= COMPUTE-SANITIZER; while [ \"$1\" != \"$GPU_CHECK\" ]; do shift; done; exec \"$@\"",
+    );
+    let path = [tools.path().display().to_string(), std::env::var("PATH").unwrap()].join(":");
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/gpu-check-run.sh");
+    let run = |mode: &str, options: &str| {
+        let mut command = Command::new("bash");
+        command.args([script, mode]).arg(out.path()).arg("--").args(options.split(' '));
+        command.env("GPU_CHECK", env!("CARGO_BIN_EXE_gpu-check")).env("TALLY_CACHE_DIR", out.path());
+        command.env("PATH", &path).output().unwrap()
+    };
+    let small = "--backend cpu --precisions f32 --batches 8 --steps 1 --repeats 1";
+    let output = run("first", small);
+    let log = fs::read_to_string(out.path().join("log.txt")).unwrap();
+    assert!(output.status.success(), "{log}");
+    let lines = fs::read_to_string(out.path().join("findings.jsonl")).unwrap();
+    let found: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let count = |kind: &str| found.iter().filter(|line| line["found"] == kind).count();
+    assert_eq!((count("golden"), count("update"), count("steps"), count("failure")), (3, 5, 1, 0), "{lines}");
+    for said in ["steps: done", "nvidia-smi: name, driver_version", "racecheck: ========= COMPUTE-SANITIZER"]
+    {
+        assert!(log.contains(said), "{log}");
+    }
+
+    // It ends at once if there is no device.
+    let output = run("first", "--backend cuda --device 4096");
+    assert_eq!(output.status.code(), Some(3), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 #[test]

@@ -2,10 +2,14 @@
 //!
 //! cudarc loads the driver and the run-time compiler when they are first used, and panics if one is missing. So
 //! each of them is looked for first, and each has its own error message.
+//!
+//! A device has one context, which stays until the process ends. A new one would take a good part of a second, and the end of
+//! one frees everything that was made in it.
 
 use std::panic::catch_unwind;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use cudarc::driver::CudaContext;
+use cudarc::driver::{CudaContext, DriverError};
 
 use crate::burn::panic_message;
 use crate::engine::EngineError;
@@ -24,6 +28,26 @@ pub fn name(device: usize) -> Result<String, EngineError> {
 /// [`EngineError::Unavailable`], if that can't be found out.
 pub fn count() -> Result<usize, EngineError> {
     ask(|| known().map(|count| usize::try_from(count).unwrap_or(0)))
+}
+
+/// The context of GPU number `device`. cudarc's events between streams are turned off in it, so its user keeps the
+/// order in which streams use memory.
+///
+/// # Errors
+/// As the driver says.
+#[allow(unsafe_code)] // cudarc marks this so because its own slices rely on the events.
+pub fn context(device: usize) -> Result<Arc<CudaContext>, DriverError> {
+    static ALL: Mutex<Vec<(usize, Arc<CudaContext>)>> = Mutex::new(Vec::new());
+    let mut all = ALL.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((_, context)) = all.iter().find(|(own, _)| *own == device) {
+        context.bind_to_thread()?;
+        return Ok(Arc::clone(context));
+    }
+    let context = CudaContext::new(device)?;
+    // SAFETY: nothing was allocated in this context yet, and its user's events keep the order.
+    unsafe { context.disable_event_tracking() };
+    all.push((device, Arc::clone(&context)));
+    Ok(context)
 }
 
 /// Asks the driver; a panic becomes an error too.
@@ -57,7 +81,7 @@ fn look_for_everything(device: usize) -> Result<String, String> {
                     it comes with the CUDA toolkit, as package cuda-nvrtc"
             .into());
     }
-    let name = CudaContext::new(device).and_then(|context| context.name());
+    let name = context(device).and_then(|context| context.name());
     name.map_err(|error| format!("device {device} does not answer: {error}"))
 }
 

@@ -29,6 +29,10 @@ fn decode(microbatch: &Microbatch) -> Result<Samples, EngineError> {
     Samples::decode(microbatch).map_err(|error| EngineError::Samples(error.to_string()))
 }
 
+fn decode_all(microbatches: &[&Microbatch]) -> Result<Vec<Samples>, EngineError> {
+    microbatches.iter().map(|samples| decode(samples)).collect()
+}
+
 impl Replica for MnistEngine {
     fn manifest(&self) -> &Manifest {
         self.inner.manifest()
@@ -101,10 +105,23 @@ impl Engine for MnistEngine {
         out: &mut [f32],
         ready: &mut dyn FnMut(&[f32]),
     ) -> Result<Vec<Sums>, EngineError> {
-        let samples: Vec<Samples> =
-            microbatches.iter().map(|samples| decode(samples)).collect::<Result<_, _>>()?;
+        let samples = decode_all(microbatches)?;
         let samples: Vec<&Samples> = samples.iter().collect();
         let losses = self.inner.node_gradient(&samples, scale, rounding, out, ready)?;
+        Ok(losses.into_iter().map(Sums::from).collect())
+    }
+
+    fn node_gradient_as_ready(
+        &mut self,
+        microbatches: &[&Microbatch],
+        scale: f32,
+        rounding: WireDtype,
+        out: &mut [f32],
+        ready: &mut dyn FnMut(&[f32]),
+    ) -> Result<Vec<Sums>, EngineError> {
+        let samples = decode_all(microbatches)?;
+        let samples: Vec<&Samples> = samples.iter().collect();
+        let losses = self.inner.node_gradient_as_ready(&samples, scale, rounding, out, ready)?;
         Ok(losses.into_iter().map(Sums::from).collect())
     }
 
@@ -162,6 +179,11 @@ mod tests {
             .node_gradient(&[&some, &empty, &others, &empty], 0.5, rounding, &mut one, &mut |_| ())
             .unwrap();
         let sums = engine.node_gradient(&microbatches, 0.5, rounding, &mut two, &mut |_| ()).unwrap();
+        let (mut room, mut given) = (vec![f32::NAN; one.len()], Vec::new());
+        let mut ready = |prefix: &[f32]| given = prefix.to_vec();
+        let again =
+            engine.node_gradient_as_ready(&microbatches, 0.5, rounding, &mut room, &mut ready).unwrap();
+        assert_eq!((&again, &given), (&sums, &one), "a sum taken as it is ready");
         assert_eq!((losses.into_iter().map(Sums::from).collect::<Vec<_>>(), one), (sums, two));
     }
 

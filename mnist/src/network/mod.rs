@@ -67,6 +67,21 @@ pub trait DigitEngine: Replica {
         node_gradient_one_by_one(self, microbatches, scale, rounding, out, ready)
     }
 
+    /// As [`Engine::node_gradient_as_ready`](tally_worker::engine::Engine::node_gradient_as_ready).
+    ///
+    /// # Errors
+    /// [`EngineError::Failed`] if the device does.
+    fn node_gradient_as_ready(
+        &mut self,
+        microbatches: &[&Samples],
+        scale: f32,
+        rounding: WireDtype,
+        out: &mut [f32],
+        ready: &mut dyn FnMut(&[f32]),
+    ) -> Result<Vec<Losses>, EngineError> {
+        self.node_gradient(microbatches, scale, rounding, out, ready)
+    }
+
     /// The network's outputs at the committed parameters.
     ///
     /// # Errors

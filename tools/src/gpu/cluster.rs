@@ -1,20 +1,20 @@
 //! A cluster whose workers share one device: this program again, as coordinator and as workers.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tally_worker::device::Precision;
 
 use super::Options;
 
 /// A cluster's step, by the medians of its summary.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Cluster {
     /// In what it was computed.
     pub precision: String,
@@ -46,13 +46,36 @@ impl Drop for Kill {
     }
 }
 
-/// Trains some steps by the default recipe, and reads the summary.
+/// Trains some steps by the default recipe, and reads the summary. The run must end before the part's deadline. If it fails, its
+/// logs stay.
 ///
 /// # Errors
-/// If a process can't be started, or the run fails.
+/// If a process cannot be started, or the run fails or does not end.
 pub fn run(options: &Options, precision: Precision, workers: usize) -> anyhow::Result<Cluster> {
-    let directory = tempfile::tempdir()?;
-    let (run, log) = (directory.path().join("run"), directory.path().join("log"));
+    let directory = tempfile::Builder::new().prefix("gpu-check-cluster-").tempdir()?;
+    let logs = match &options.logs {
+        Some(logs) => logs.join(format!("cluster-{precision}-{workers}")),
+        None => directory.path().join("logs"),
+    };
+    fs::create_dir_all(&logs).with_context(|| format!("cannot create {}", logs.display()))?;
+    train(options, precision, workers, &directory.path().join("run"), &logs).map_err(|error| {
+        if options.logs.is_none() {
+            let _ = directory.keep();
+        }
+        error.context(format!("its logs are in {}", logs.display()))
+    })
+}
+
+fn train(
+    options: &Options,
+    precision: Precision,
+    workers: usize,
+    run: &Path,
+    logs: &Path,
+) -> anyhow::Result<Cluster> {
+    let deadline = Instant::now() + Duration::from_secs(options.deadline) * 9 / 10;
+    let log = logs.join("coordinator");
+    let log_of = |worker: usize| -> PathBuf { logs.join(format!("worker-{worker}")) };
     let this = std::env::current_exe().context("cannot find this program, to start it again")?;
     let (batch, microbatches) = (options.cluster_batch.to_string(), workers.next_power_of_two().to_string());
     let limit = (options.cluster_batch * options.steps).min(60_000).to_string();
@@ -69,11 +92,11 @@ pub fn run(options: &Options, precision: Precision, workers: usize) -> anyhow::R
         "--microbatches",
         &microbatches,
     ]);
-    coordinator.args(["--train-limit", &limit, "--test-limit", "10"]).arg("--run-dir").arg(&run);
+    coordinator.args(["--train-limit", &limit, "--test-limit", "10"]).arg("--run-dir").arg(run);
     coordinator.stdout(Stdio::null()).stderr(fs::File::create(&log)?);
     let mut coordinator = Kill(coordinator.spawn().context("cannot start a coordinator")?);
     let said = || fs::read_to_string(&log).unwrap_or_default();
-    let address = address(&mut coordinator, &said)?;
+    let address = address(&mut coordinator, &said, deadline)?;
 
     let device = options.device.to_string();
     let threads = thread::available_parallelism().map_or(1, |n| (n.get() / workers).max(1)).to_string();
@@ -84,7 +107,7 @@ pub fn run(options: &Options, precision: Precision, workers: usize) -> anyhow::R
         worker.args(["worker", "--connect", &address, "--backend", &backend, "--device", &device]);
         worker.args(["--threads", &threads, "--precision", &precision.to_string()]);
         worker.args(["--name", &format!("worker-{number}")]);
-        worker.stdout(Stdio::null()).stderr(fs::File::create(directory.path().join(format!("{number}")))?);
+        worker.stdout(Stdio::null()).stderr(fs::File::create(log_of(number))?);
         processes.push(Kill(worker.spawn().context("cannot start a worker")?));
     }
     let mut worker_mib = 0f64;
@@ -98,9 +121,10 @@ pub fn run(options: &Options, precision: Precision, workers: usize) -> anyhow::R
         if processes.iter_mut().all(|worker| matches!(worker.0.try_wait(), Ok(Some(_)))) {
             thread::sleep(Duration::from_secs(2));
             if coordinator.0.try_wait()?.is_none() {
-                bail!("all workers ended: {}", last_line(&directory.path().join("1")));
+                bail!("all workers ended: {}", last_line(&log_of(1)));
             }
         }
+        ensure!(Instant::now() < deadline, "the run does not end: {}", last_line(&log));
         thread::sleep(Duration::from_millis(20));
     };
     ensure!(status.success(), "the run failed: {}", last_line(&log));
@@ -125,8 +149,7 @@ pub fn run(options: &Options, precision: Precision, workers: usize) -> anyhow::R
 }
 
 /// Where the coordinator listens.
-fn address(coordinator: &mut Kill, said: &impl Fn() -> String) -> anyhow::Result<String> {
-    let deadline = Instant::now() + Duration::from_secs(60);
+fn address(coordinator: &mut Kill, said: &impl Fn() -> String, deadline: Instant) -> anyhow::Result<String> {
     while Instant::now() < deadline {
         let text = said();
         let address = text.lines().find_map(|line| line.strip_prefix("listening on ")?.split(';').next());

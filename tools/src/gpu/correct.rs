@@ -1,11 +1,11 @@
 //! Whether a device computes what it must.
 
 use anyhow::ensure;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tally_mnist::LabelLoss;
 use tally_mnist::Samples;
 use tally_mnist::network::DigitEngine;
-use tally_numerics::digest::Digest;
+use tally_numerics::digest::{self, Digest};
 use tally_numerics::init;
 use tally_numerics::schema::Sums;
 use tally_numerics::update::Update;
@@ -17,7 +17,7 @@ use super::Options;
 use super::golden::{GOLDEN, losses_by_name, numbers, samples, settle, weights};
 
 /// How far a device is from PyTorch's double precision, with either label loss.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Golden {
     /// In what it was computed.
     pub precision: String,
@@ -29,6 +29,10 @@ pub struct Golden {
     pub norms: f64,
     /// What each of them may be, in this order.
     pub tolerance: [f64; 3],
+    /// The variant of the kernels.
+    pub variant: String,
+    /// A digest of the gradients, to compare variants that must have the same bits.
+    pub bits: String,
 }
 
 /// What rounding may cost. float32 alone costs some 1e-7 an answer and 1e-6 a norm. TF32 keeps 11
@@ -52,6 +56,7 @@ pub fn golden(options: &Options, precision: Precision) -> anyhow::Result<Golden>
     let mut keep = |at: usize, error: f64| {
         worst[at] = if error > worst[at] || error.is_nan() { error } else { worst[at] }
     };
+    let mut bits = Digest::default();
     let leaf = samples(0, 16);
     for (name, loss) in losses_by_name() {
         let mut engine = options.engine(precision, loss)?;
@@ -70,6 +75,7 @@ pub fn golden(options: &Options, precision: Precision) -> anyhow::Result<Golden>
         let mut gradient = vec![f32::NAN; manifest.len()];
         let losses = engine.gradient(&leaf, 1.0 / 16.0, &mut gradient, &mut |_| ())?;
         let losses = Sums::from(losses).scaled(1.0 / 16.0);
+        bits = bits.and(digest::of(0, &gradient, &gradient));
         let golden = &GOLDEN[name];
         for (part, own) in ["label", "sum", "difference"].into_iter().zip(losses.0) {
             let of = golden["loss"][part].as_f64().unwrap_or(f64::NAN);
@@ -86,11 +92,12 @@ pub fn golden(options: &Options, precision: Precision) -> anyhow::Result<Golden>
         worst.iter().zip(tolerance).all(|(error, most)| *error <= most),
         "answers, losses and norms are off by {worst:?}, allowed are {tolerance:?}"
     );
-    Ok(Golden { precision: precision.to_string(), answers, losses, norms, tolerance })
+    let (precision, variant) = (precision.to_string(), options.variant());
+    Ok(Golden { precision, answers, losses, norms, tolerance, variant, bits: bits.to_string() })
 }
 
 /// Whether a device rounds the update as the coordinator does (**REP-1**).
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Updates {
     /// In what the gradients were computed.
     pub precision: String,
@@ -141,7 +148,7 @@ pub(super) fn ready(
 }
 
 /// Whether a repeated gradient has the same bits (**SUM-1**, for one model of GPU).
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Repetition {
     /// In what it was computed.
     pub precision: String,

@@ -1,14 +1,17 @@
 //! What `gpu-check` finds out about a device: whether it computes what it must, and how fast.
 //!
 //! [`correct`] holds it to the golden values, to the update's rounding and to its own repetition;
-//! [`speed`] times a step; [`cluster`] has several workers share it; [`report`] is what is printed. Whatever fails is
-//! written down and the rest goes on, so that one run on a borrowed machine tells all it can.
+//! [`speed`] times a step; [`cluster`] has several workers share it. [`parts`] runs each of these parts in a process of its own
+//! with a deadline, so that a kernel that crashes or never ends spoils only its part. [`report`] prints each finding at
+//! once as a line of JSON, and failures on the error stream too. So a run on a borrowed machine that is cut short has printed all
+//! that it knew.
 
 pub mod cluster;
 pub mod correct;
 #[path = "../../../mnist/tests/support/golden.rs"]
 #[allow(missing_docs)]
 mod golden;
+pub mod parts;
 pub mod report;
 pub mod speed;
 
@@ -16,12 +19,15 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
+use tally_mnist::network::gpu::GpuEngine;
+use tally_mnist::network::gpu::layers::Variant;
+use tally_mnist::network::gpu::program::Sources;
 use tally_mnist::network::{DigitEngine, backend};
 use tally_mnist::{LabelLoss, ModelSpec};
 use tally_worker::device::{BackendChoice, DeviceOptions, Precision};
 use tally_worker::engine::EngineError;
 
-use self::report::Report;
+use self::report::Findings;
 
 /// What there is to find out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -34,13 +40,31 @@ pub enum Part {
     Repetition,
     /// How long a step takes
     Steps,
+    /// How long a step takes in PyTorch
+    Pytorch,
     /// How long it takes in a cluster
     Cluster,
+    /// One step for a profiler, which the program starts
+    Profile,
+}
+
+impl Part {
+    /// The part's name on the command line.
+    #[must_use]
+    pub fn name(self) -> String {
+        self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+    }
+
+    /// All parts but the profile, which is of use only under a profiler.
+    fn usual() -> Vec<Self> {
+        Self::value_variants().iter().copied().filter(|part| *part != Self::Profile).collect()
+    }
 }
 
 /// Check and measure a device: golden values, determinism, step times, the all-reduce, memory.
 ///
-/// Prints a table, and as the last line one JSON object. Exits with 0 if all is as it must be, 1 if something
+/// Prints each finding at once as a line of JSON, and at the end one line with all of them. A table and the failures go to the
+/// error stream. Exits with 0 if all is as it must be, 1 if something
 /// is not, and 3 if the device can't be had. (Called as `gpu-check coordinator …` or `gpu-check
 /// worker …` it is those programs.)
 #[derive(Clone, Debug, Parser)]
@@ -58,21 +82,30 @@ pub struct Options {
     #[arg(long, value_delimiter = ',', value_name = "PRECISIONS")]
     pub precisions: Vec<Precision>,
 
-    /// What to find out
-    #[arg(long, value_enum, value_delimiter = ',', default_values_t = Part::value_variants().to_vec(), value_name = "PARTS", hide_default_value = true)]
+    /// What to find out [default: all but profile]
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = Part::usual(), value_name = "PARTS", hide_default_value = true)]
     pub only: Vec<Part>,
+
+    /// Seconds for each part
+    #[arg(long, default_value_t = 120, value_name = "SECONDS")]
+    pub deadline: u64,
 
     /// Sizes of the batch for step times
     #[arg(long, value_delimiter = ',', default_values_t = [64, 256, 1024, 4096], value_name = "SIZES")]
     pub batches: Vec<usize>,
 
-    /// Steps of each size that are timed, after a few that are not
-    #[arg(long, default_value_t = 20)]
+    /// Steps of each size that are timed, after some untimed ones
+    #[arg(long, default_value_t = 200)]
     pub steps: usize,
 
     /// How often a gradient is repeated and compared
     #[arg(long, default_value_t = 20)]
     pub repeats: usize,
+
+    /// Variants of the kernels for golden values, repetition, steps and the profile, such as "default streams half,wide". Several
+    /// are compared
+    #[arg(long, value_delimiter = ' ', default_value = "default", value_name = "VARIANTS")]
+    pub variants: Vec<String>,
 
     /// Numbers of workers that share the device
     #[arg(long, value_delimiter = ',', default_values_t = [1, 2, 4], value_name = "NUMBERS")]
@@ -82,6 +115,10 @@ pub struct Options {
     #[arg(long, default_value_t = 1024)]
     pub cluster_batch: usize,
 
+    /// Where the logs of clusters stay [default: a temporary directory, which stays if a cluster fails]
+    #[arg(long, value_name = "DIR")]
+    pub logs: Option<PathBuf>,
+
     /// A Python with PyTorch, and the script beside it that is timed there
     #[arg(long, value_name = "PATH", default_value = "python3")]
     pub python: PathBuf,
@@ -89,6 +126,18 @@ pub struct Options {
     /// The script; without it PyTorch is left out
     #[arg(long, value_name = "PATH")]
     pub peer: Option<PathBuf>,
+
+    /// Ways in which PyTorch does a step: eager, graph, compile
+    #[arg(long, value_delimiter = ',', default_value = "eager,graph", value_name = "WAYS")]
+    pub ways: Vec<String>,
+
+    /// Write the kernels' sources to a directory and do nothing else. TALLY_KERNELS can name the directory later
+    #[arg(long, value_name = "DIR")]
+    pub sources: Option<PathBuf>,
+
+    /// Do the parts in this process
+    #[arg(long, hide = true)]
+    pub here: bool,
 }
 
 impl Options {
@@ -100,6 +149,12 @@ impl Options {
             ([], false) => vec![Precision::F32],
             (some, _) => some.to_vec(),
         }
+    }
+
+    /// The kernels' variant in this process.
+    #[must_use]
+    pub fn variant(&self) -> String {
+        std::env::var(Variant::VARIABLE).unwrap_or_else(|_| "default".into())
     }
 
     /// What is asked for, and nothing in its place.
@@ -143,72 +198,76 @@ impl Options {
         let device = DeviceOptions { backend: self.exactly(), device: self.device, precision, threads: None };
         backend::network(&ModelSpec::Reference, loss, &device)
     }
+
+    /// The same engine by its own type, which can measure itself. Only a GPU with Tally's kernels has it.
+    ///
+    /// # Errors
+    /// Why it can't be had.
+    pub fn gpu_engine(&self, precision: Precision) -> Result<GpuEngine, EngineError> {
+        GpuEngine::checked(LabelLoss::default(), precision, self.device)
+    }
 }
 
 /// Does it all and prints it.
-#[allow(clippy::print_stdout, clippy::print_stderr)]
 #[must_use]
 pub fn run(options: &Options) -> ExitCode {
+    if let Some(folder) = &options.sources {
+        return parts::exit_code(
+            Sources::write(folder).map_err(|error| format!("{}: {error}", folder.display())),
+        );
+    }
+    if options.here { here(options) } else { parts::run(options) }
+}
+
+/// Does the parts in this process.
+fn here(options: &Options) -> ExitCode {
+    parts::end_with_parent();
     let first = options.precisions()[0];
-    let device = match options.engine(first, LabelLoss::default()) {
-        Ok(engine) => engine.device_name().replace(&format!(", {first}"), ""),
+    let mut findings = Findings::default();
+    match options.engine(first, LabelLoss::default()) {
+        Ok(engine) => findings.device(&engine.device_name().replace(&format!(", {first}"), "")),
         Err(error @ EngineError::Unavailable(_)) => {
-            eprintln!("error: {error}");
-            return ExitCode::from(3);
+            return parts::unavailable(&error);
         }
         // It will be said of each part.
-        Err(_) => format!("device {}", options.device),
-    };
-    let mut report = Report::new(&device);
+        Err(_) => findings.device(&format!("device {}", options.device)),
+    }
     for precision in options.precisions() {
-        let begin = |part: Part, words: &str| {
-            let wanted = options.only.contains(&part);
-            if wanted {
-                eprintln!("{device}, {precision}: {words}");
-            }
-            wanted
-        };
-        if begin(Part::Golden, "golden values") {
-            report.note(precision, "golden values", correct::golden(options, precision), |r| &mut r.golden);
-        }
-        if begin(Part::Update, "update") {
-            report.note(precision, "update", correct::update(options, precision), |r| &mut r.updates);
-        }
-        if begin(Part::Repetition, "repetition") {
-            report.note(precision, "repetition", correct::repetition(options, precision), |r| {
-                &mut r.repetition
-            });
-        }
-        for &batch in &options.batches {
-            if !begin(Part::Steps, &format!("steps of {batch}")) {
-                continue;
-            }
-            report.note(precision, "step times", speed::steps(options, precision, batch), |r| &mut r.steps);
-            if let Some(burn) = options.with_burn(precision) {
-                match speed::steps(&burn, precision, batch) {
-                    // It needs more to run, and is there to be compared.
-                    Err(error) => eprintln!("left out: Burn's kernels: {error:#}"),
-                    steps => report.note(precision, "step times", steps, |r| &mut r.steps),
+        for part in &options.only {
+            let what = format!("{precision}, {}", part.name());
+            match part {
+                Part::Golden => findings.note(&what, correct::golden(options, precision)),
+                Part::Update => findings.note(&what, correct::update(options, precision)),
+                Part::Repetition => {
+                    findings.repetition(&what, correct::repetition(options, precision), options.kernels());
+                }
+                Part::Steps => {
+                    for &batch in &options.batches {
+                        findings.note(&what, speed::steps(options, precision, batch));
+                        if let Some(burn) = options.with_burn(precision) {
+                            match speed::steps(&burn, precision, batch) {
+                                // Burn's kernels are there to be compared, and need more to run.
+                                Err(error) => findings.left_out(&format!("Burn's kernels: {error:#}")),
+                                steps => findings.note(&what, steps),
+                            }
+                        }
+                    }
+                }
+                // The script has all precisions in one process.
+                Part::Pytorch if precision == first => speed::pytorch(options, &mut findings),
+                Part::Pytorch => (),
+                Part::Cluster => {
+                    for &workers in &options.workers {
+                        findings.note(&what, cluster::run(options, precision, workers));
+                    }
+                }
+                Part::Profile => {
+                    for &batch in &options.batches {
+                        findings.note(&what, speed::profile(options, precision, batch));
+                    }
                 }
             }
-            if let Some(script) = &options.peer {
-                let steps = speed::pytorch(options, script, precision, batch);
-                report.note(precision, "PyTorch", steps, |r| &mut r.pytorch);
-            }
-        }
-        for &workers in &options.workers {
-            if begin(Part::Cluster, &format!("a cluster of {workers}")) {
-                report.note(precision, "cluster", cluster::run(options, precision, workers), |r| {
-                    &mut r.clusters
-                });
-            }
         }
     }
-    report.gpu = speed::gpu();
-    println!("{report}");
-    match serde_json::to_string(&report) {
-        Ok(json) => println!("{json}"),
-        Err(error) => eprintln!("error: no JSON: {error}"),
-    }
-    if report.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    findings.exit_code()
 }

@@ -148,6 +148,23 @@ pub trait Engine: Replica {
         })
     }
 
+    /// [`node_gradient`](Self::node_gradient) for a caller that takes the sum from `ready` alone. The prefixes may lie in
+    /// the engine's own memory, and `out` is only room for engines that need it: what it holds afterwards is undefined. A
+    /// sum that comes from a device needs one copy less.
+    ///
+    /// # Errors
+    /// As [`node_gradient`](Self::node_gradient).
+    fn node_gradient_as_ready(
+        &mut self,
+        microbatches: &[&Microbatch],
+        scale: f32,
+        rounding: WireDtype,
+        out: &mut [f32],
+        ready: &mut dyn FnMut(&[f32]),
+    ) -> Result<Vec<Sums>, EngineError> {
+        self.node_gradient(microbatches, scale, rounding, out, ready)
+    }
+
     /// The sums of the losses and metrics over a microbatch of the test pass at the committed parameters, in the
     /// order of the program's schema.
     ///

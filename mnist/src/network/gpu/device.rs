@@ -1,21 +1,26 @@
 //! A GPU: its memory, copies, and kernels.
 //!
-//! Everything is given to one of three streams: one computes, one brings samples up, one brings results down.
-//! A stream does things in the order in which they are given; between streams events keep the order, and whoever
-//! uses this says where. cudarc's own bookkeeping of that, which costs several calls to the driver for every
-//! argument of every kernel, is turned off.
+//! All work goes to a stream. One stream computes, one brings samples up, and one brings results down. Gradients by weights
+//! may have a fourth. A stream does its work in the order in which it is given. Between streams events keep the order, and the
+//! caller says where. cudarc would keep that order itself, with several calls to the driver for each argument of each
+//! kernel; [`cuda_probe::context`] turns this off.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::fs;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytemuck::AnyBitPattern;
-use cudarc::driver::sys::{CUdevice_attribute, CUfunction_attribute_enum, CUresult};
+use cudarc::driver::sys::{CUdevice_attribute, CUevent_flags, CUfunction_attribute_enum, CUresult};
 use cudarc::driver::{
     CudaContext, CudaEvent, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr as _, DriverError,
-    LaunchConfig, PinnedHostSlice, PushKernelArg as _, result,
+    LaunchConfig, PinnedHostSlice, Profiler, PushKernelArg as _, result,
 };
 use cudarc::nvrtc::{CompileError, CompileOptions, Ptx, compile_ptx_with_opts};
+use sha2::{Digest as _, Sha256};
+use tally_worker::cuda_probe;
 
 /// What a call to the driver gave.
 pub type Outcome<T> = Result<T, DriverError>;
@@ -62,12 +67,22 @@ pub struct Pinned {
     copied: CudaEvent,
 }
 
+/// Page-locked memory that the device writes in parts, one after the other. A part can be read as soon as it has landed.
+#[derive(Debug)]
+pub struct Landing {
+    bytes: PinnedHostSlice<u8>,
+    /// The end of each part's last copy.
+    copied: Vec<CudaEvent>,
+}
+
 /// A GPU with the kernels of a program.
 #[derive(Debug)]
 pub struct Device {
     context: Arc<CudaContext>,
     /// The stream that computes.
     pub compute: Arc<CudaStream>,
+    /// The stream that computes gradients by weights: `compute`, or one of its own.
+    pub weights: Arc<CudaStream>,
     /// The stream that brings up.
     pub up: Arc<CudaStream>,
     /// The stream that brings down.
@@ -75,6 +90,8 @@ pub struct Device {
     kernels: HashMap<String, CudaFunction>,
     /// Dynamic shared memory that each kernel was allowed, where that is more than is allowed anyway.
     most_shared: HashMap<String, Cell<usize>>,
+    /// Beginnings and ends of the work that was timed. None if no work is to be timed.
+    timed: RefCell<Option<Vec<[CudaEvent; 2]>>>,
     _module: Arc<CudaModule>,
 }
 
@@ -142,6 +159,26 @@ impl Pinned {
     }
 }
 
+impl Landing {
+    /// Waits for the copy of part `index`, and gives the bytes up to its end. The caller has waited for the earlier parts.
+    ///
+    /// # Errors
+    /// As the driver says, of a copy or of the work before it.
+    pub fn up_to(&self, index: usize, end: usize) -> Outcome<&[u8]> {
+        self.copied[index].synchronize()?;
+        Ok(&self.bytes.as_slice()?[..end])
+    }
+}
+
+impl Drop for Landing {
+    fn drop(&mut self) {
+        // The device may still be at it. An error will be told to whoever uses the device next.
+        for copied in &self.copied {
+            let _ = copied.synchronize();
+        }
+    }
+}
+
 impl Drop for Pinned {
     fn drop(&mut self) {
         // The device may still be at it. An error will be told to whoever uses the device next.
@@ -155,9 +192,7 @@ impl Found {
     /// # Errors
     /// As the driver says.
     pub fn new(ordinal: usize) -> Outcome<Self> {
-        let context = CudaContext::new(ordinal)?;
-        // SAFETY: nothing was allocated in this context yet; from now on events of this module keep the order.
-        unsafe { context.disable_event_tracking() };
+        let context = cuda_probe::context(ordinal)?;
         let shared = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR;
         let shared = usize::try_from(context.attribute(shared)?).unwrap_or(0);
         let (major, minor) = context.compute_capability()?;
@@ -165,16 +200,17 @@ impl Found {
         Ok(Self { context, shared, capability })
     }
 
-    /// Compiles a program for it, whose kernels are `names`.
+    /// Compiles a program whose kernels are `names`. With `own` the program may use instructions that only GPUs of this
+    /// capability have. With `beside` gradients by weights get a stream of their own.
     ///
     /// # Errors
     /// What the run-time compiler or the driver said.
-    pub fn compile(self, source: &str, names: &[String]) -> Result<Device, String> {
-        let ptx = compile(source, self.capability)?;
-        self.load(&ptx, names).map_err(|error| error.to_string())
+    pub fn compile(self, source: &str, names: &[String], own: bool, beside: bool) -> Result<Device, String> {
+        let ptx = compiled(source, self.capability, own)?;
+        self.load(&ptx, names, beside).map_err(|error| error.to_string())
     }
 
-    fn load(self, ptx: &str, names: &[String]) -> Outcome<Device> {
+    fn load(self, ptx: &str, names: &[String], beside: bool) -> Outcome<Device> {
         let context = self.context;
         let module = match context.load_module(Ptx::from_src(ptx)) {
             Err(DriverError(CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION)) => {
@@ -186,15 +222,57 @@ impl Found {
         let kernels = kernels.collect::<Outcome<HashMap<_, _>>>()?;
         let most_shared = names.iter().map(|name| (name.clone(), Cell::new(48 * 1024))).collect();
         let [compute, up, down] = [context.new_stream()?, context.new_stream()?, context.new_stream()?];
-        Ok(Device { context, compute, up, down, kernels, most_shared, _module: module })
+        let weights = if beside { context.new_stream()? } else { Arc::clone(&compute) };
+        let timed = RefCell::new(None);
+        Ok(Device { context, compute, weights, up, down, kernels, most_shared, timed, _module: module })
     }
 }
 
-/// A program as PTX for a GPU of that capability.
-fn compile(source: &str, capability: usize) -> Result<String, String> {
+/// A program as PTX. A process compiles it once. If `TALLY_CACHE_DIR` names a directory, later processes find it there.
+fn compiled(source: &str, capability: usize, own: bool) -> Result<Arc<str>, String> {
+    static ALL: Mutex<Vec<([u8; 32], Arc<str>)>> = Mutex::new(Vec::new());
+    let name =
+        Sha256::new().chain_update(format!("{capability} {own}\n")).chain_update(source).finalize().into();
+    let mut all = ALL.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((_, ptx)) = all.iter().find(|(known, _)| *known == name) {
+        return Ok(Arc::clone(ptx));
+    }
+    let directory = std::env::var_os("TALLY_CACHE_DIR").filter(|directory| !directory.is_empty());
+    let file = directory.map(|directory| kept(Path::new(&directory), &name));
+    let ptx: Arc<str> = match file.as_ref().and_then(|file| fs::read_to_string(file).ok()) {
+        Some(ptx) => ptx.into(),
+        None => {
+            let ptx = compile(source, capability, own)?;
+            if let Some(Err(error)) = file.map(|file| keep(&file, &ptx)) {
+                tracing::debug!("the compiled kernels are not kept: {error}");
+            }
+            ptx.into()
+        }
+    };
+    all.push((name, Arc::clone(&ptx)));
+    Ok(ptx)
+}
+
+/// The file of a compiled program.
+fn kept(directory: &Path, name: &[u8; 32]) -> PathBuf {
+    let name: String = name.iter().map(|byte| format!("{byte:02x}")).collect();
+    directory.join(format!("kernels-{name}.ptx"))
+}
+
+/// Writes a file whole or not at all, because other processes may read it meanwhile.
+fn keep(file: &Path, text: &str) -> std::io::Result<()> {
+    fs::create_dir_all(file.parent().unwrap_or(Path::new(".")))?;
+    let own = file.with_extension(std::process::id().to_string());
+    fs::write(&own, text)?;
+    fs::rename(own, file)
+}
+
+/// Compiles a program to PTX for a GPU of this capability, with the instructions that only such GPUs have if `own`.
+fn compile(source: &str, capability: usize, own: bool) -> Result<String, String> {
     let mut said = String::from("they need 80 or more");
     for known in CAPABILITIES.into_iter().filter(|&known| known <= capability) {
-        let options = vec![format!("--gpu-architecture=compute_{known}"), "--std=c++17".into()];
+        let architecture = format!("--gpu-architecture=compute_{known}{}", if own { "a" } else { "" });
+        let options = vec![architecture, "--std=c++17".into()];
         let options = CompileOptions { fmad: Some(false), options, ..CompileOptions::default() };
         match compile_ptx_with_opts(source, options) {
             Ok(ptx) => return Ok(ptx.to_src()),
@@ -240,6 +318,75 @@ impl Device {
         // SAFETY: bytes of any value are bytes.
         let bytes = unsafe { self.context.alloc_pinned_with_flags::<u8>(bytes.max(1), 0) }?;
         Ok(Pinned { bytes, copied: self.event()? })
+    }
+
+    /// Page-locked memory of so many bytes for so many parts.
+    ///
+    /// # Errors
+    /// As the driver says.
+    pub fn landing(&self, bytes: usize, parts: usize) -> Outcome<Landing> {
+        // SAFETY: bytes of any value are bytes.
+        let bytes = unsafe { self.context.alloc_pinned_with_flags::<u8>(bytes.max(1), 0) }?;
+        Ok(Landing { bytes, copied: (0..parts).map(|_| self.event()).collect::<Outcome<_>>()? })
+    }
+
+    /// Has a stream copy part `index` down, from `from` to the bytes `range` of `to`.
+    ///
+    /// # Errors
+    /// As the driver says.
+    pub fn land(
+        &self,
+        stream: &CudaStream,
+        from: Place,
+        to: &mut Landing,
+        index: usize,
+        range: Range<usize>,
+    ) -> Outcome<()> {
+        self.context.bind_to_thread()?;
+        let address = from.holds(range.len());
+        let Landing { bytes, copied } = to;
+        copied[index].synchronize()?;
+        let host = &mut bytes.as_mut_slice()?[range];
+        // SAFETY: both are equally long. No part is read, and no memory freed, before the part's event.
+        unsafe { result::memcpy_dtoh_async(host, address, stream.cu_stream()) }?;
+        copied[index].record(stream)
+    }
+
+    /// Times the computing stream from the beginning to the end of `work`, if work is to be timed.
+    ///
+    /// # Errors
+    /// As the driver says, or as `work` does.
+    pub fn timed<T>(&self, work: impl FnOnce() -> Outcome<T>) -> Outcome<T> {
+        if self.timed.borrow().is_none() {
+            return work();
+        }
+        let event = || self.context.new_event(Some(CUevent_flags::CU_EVENT_DEFAULT));
+        let [start, end] = [event()?, event()?];
+        start.record(&self.compute)?;
+        let made = work()?;
+        end.record(&self.compute)?;
+        if let Some(all) = self.timed.borrow_mut().as_mut() {
+            all.push([start, end]);
+        }
+        Ok(made)
+    }
+
+    /// Milliseconds of the work that was timed since the last call. The first call returns 0 and starts the timing.
+    ///
+    /// # Errors
+    /// As the driver says.
+    pub fn milliseconds(&self) -> Outcome<f64> {
+        let all = self.timed.replace(Some(Vec::new())).unwrap_or_default();
+        all.iter().try_fold(0.0, |sum, [start, end]| Ok(sum + f64::from(start.elapsed_ms(end)?)))
+    }
+
+    /// Starts a profiler that waits for this call, if there is one. The profiler stops when the returned value is dropped.
+    ///
+    /// # Errors
+    /// As the driver says.
+    pub fn profiler(&self) -> Outcome<Profiler> {
+        self.context.bind_to_thread()?;
+        Profiler::new()
     }
 
     /// An event, to be recorded in a stream and waited for.
@@ -298,8 +445,7 @@ impl Device {
         unsafe { result::memset_d8_async(place.holds(bytes), 0, bytes, self.compute.cu_stream()) }
     }
 
-    /// Gives a kernel to the computing stream: `grid` blocks of `threads`, each with `shared` bytes of dynamic shared
-    /// memory. `values` are what the kernel's source lists.
+    /// Gives a kernel to the computing stream, as [`launch_in`](Self::launch_in) does.
     ///
     /// # Errors
     /// As the driver says.
@@ -308,6 +454,26 @@ impl Device {
     /// If the program has no such kernel.
     pub fn launch(
         &self,
+        kernel: &str,
+        grid: [usize; 2],
+        threads: usize,
+        shared: usize,
+        values: &[Value],
+    ) -> Outcome<()> {
+        self.launch_in(&self.compute, kernel, grid, threads, shared, values)
+    }
+
+    /// Gives a kernel to a stream: `grid` blocks of `threads`, each with `shared` bytes of dynamic shared
+    /// memory. `values` are the arguments that the kernel's source lists.
+    ///
+    /// # Errors
+    /// As the driver says.
+    ///
+    /// # Panics
+    /// If the program has no such kernel.
+    pub fn launch_in(
+        &self,
+        stream: &CudaStream,
         kernel: &str,
         grid: [usize; 2],
         threads: usize,
@@ -330,7 +496,7 @@ impl Device {
             block_dim: (word(threads), 1, 1),
             shared_mem_bytes: word(shared),
         };
-        let mut arguments = self.compute.launch_builder(function);
+        let mut arguments = stream.launch_builder(function);
         for value in values {
             match value {
                 Value::Place(place) => arguments.arg(&place.address),

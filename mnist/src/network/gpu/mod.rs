@@ -37,10 +37,12 @@ use tally_worker::cuda_probe;
 use tally_worker::device::Precision;
 use tally_worker::engine::{EngineError, Replica};
 
-use self::device::{Device, Found, Memory, Outcome, Pinned};
+use self::device::{Device, Found, Landing, Memory, Outcome, Pinned};
 use self::inputs::Ahead;
+use self::layers::Variant;
 use self::pass::{Back, Network, PARTS};
 use self::plan::{AT_ONCE, PIECE, Plan};
+use self::program::Sources;
 use self::state::State;
 use super::burn::Network as _;
 use super::burn::networks::Reference;
@@ -56,6 +58,8 @@ pub struct GpuEngine {
     manifest: Manifest,
     loss: LabelLoss,
     precision: Precision,
+    /// How the kernels differ from the usual ones: each word with a comma before it.
+    special: String,
     /// The GPU's model.
     model: String,
     number: usize,
@@ -70,7 +74,7 @@ pub struct GpuEngine {
     slots: Memory,
     slot_count: usize,
     /// Where parts of a sum come down, and answers.
-    ways_down: Vec<Pinned>,
+    landing: Landing,
     answers: Pinned,
     /// A sum's upper halves, once they are asked for.
     halves: Option<Memory>,
@@ -101,22 +105,27 @@ impl GpuEngine {
         let manifest = Reference.manifest();
         let found = Found::new(number).map_err(said)?;
         let shared = found.shared;
+        let how = Variant::of_the_environment().map_err(failed)?;
+        how.suits(precision, found.capability, shared).map_err(failed)?;
         tracing::info!("compiling the kernels for {model}, {precision}");
-        let source = program::source(&manifest, precision, shared);
-        let device = found.compile(&source, &program::kernels()).map_err(failed)?;
+        let sources = Sources::of_the_environment();
+        let words = [how.to_string(), sources.to_string()];
+        let special = words.iter().filter(|word| !word.is_empty()).map(|word| format!(", {word}")).collect();
+        let source = program::source(&sources, &manifest, precision, how, shared).map_err(failed)?;
+        let device = found.compile(&source, &program::kernels(), how.wgmma, how.streams).map_err(failed)?;
         let length = manifest.len();
         let made = || -> Outcome<_> {
-            let network = Network::new(&device, &manifest, shared)?;
+            let network = Network::new(&device, &manifest, how, shared)?;
             let state = State::new(&device, length)?;
-            let ways_down: Outcome<Vec<_>> =
-                parts(&manifest).into_iter().map(|part| device.pinned(4 * part.len())).collect();
-            Ok((network, state, ways_down?, device.memory::<f32>(0)?, device.pinned(0)?))
+            let landing = device.landing(4 * length, PARTS.len())?;
+            Ok((network, state, landing, device.memory::<f32>(0)?, device.pinned(0)?))
         };
-        let (network, state, ways_down, slots, answers) = made().map_err(said)?;
+        let (network, state, landing, slots, answers) = made().map_err(said)?;
         Ok(Self {
             manifest,
             loss,
             precision,
+            special,
             model,
             number,
             device,
@@ -127,7 +136,7 @@ impl GpuEngine {
             at_once: AT_ONCE,
             slots,
             slot_count: 0,
-            ways_down,
+            landing,
             answers,
             halves: None,
             failed: None,
@@ -150,6 +159,29 @@ impl GpuEngine {
         Ok(engine)
     }
 
+    /// Milliseconds that the device has computed since the last call, without copies across the bus. The first call returns 0 and
+    /// starts the measurement.
+    ///
+    /// # Errors
+    /// [`EngineError::Failed`] if the device does.
+    pub fn device_ms(&self) -> Result<f64, EngineError> {
+        self.device.milliseconds().map_err(said)
+    }
+
+    /// Does `work` while a profiler looks, if there is one that waits for this call.
+    ///
+    /// # Errors
+    /// [`EngineError::Failed`] if the device fails, or as `work` does.
+    pub fn profiled<T>(
+        &mut self,
+        work: impl FnOnce(&mut Self) -> Result<T, EngineError>,
+    ) -> Result<T, EngineError> {
+        let profiler = self.device.profiler().map_err(said)?;
+        let made = work(self);
+        drop(profiler);
+        made
+    }
+
     fn check(&mut self) -> Result<(), EngineError> {
         self.failed.take().map_or(Ok(()), Err)
     }
@@ -163,7 +195,7 @@ impl GpuEngine {
 
     fn pack(&mut self) -> Outcome<()> {
         if !self.packed {
-            self.network.pack(&self.device, self.state.parameters())?;
+            self.device.timed(|| self.network.pack(&self.device, self.state.parameters()))?;
             self.packed = true;
         }
         Ok(())
@@ -210,7 +242,7 @@ impl GpuEngine {
         let Some(result) = plan.result else { return Ok(Vec::new()) };
         let parts = parts(&self.manifest);
         let length = self.manifest.len();
-        let Self { device, network, state, ahead, slots, slot_count, ways_down, answers, halves, .. } = self;
+        let Self { device, network, state, ahead, slots, slot_count, landing, answers, halves, .. } = self;
         if *slot_count < plan.slots {
             // What there was goes first: there may not be room for both.
             *slot_count = 0;
@@ -237,47 +269,86 @@ impl GpuEngine {
                 at += piece.count;
             }
             let tables = network.tables(device, pass, rounded)?;
-            let given = network.forward(device, state.parameters(), samples, Some(back))?;
-            let answered = device.event()?;
-            answered.record(&device.compute)?;
-            device.down.wait(&answered)?;
-            device.download(&device.down, given, samples * answer_bytes, answers)?;
             let last = index + 1 == plan.passes.len();
-            network.backward(device, samples, &tables, slots, |part| {
-                let range = parts[part].clone();
-                network.add_nodes(device, &tables, slots, range.clone(), rounded)?;
-                if !last {
-                    return Ok(());
-                }
-                let sum = slots.after::<f32>(result * length + range.start);
-                let from = match &*halves {
-                    Some(halves) if rounded => {
-                        let half = halves.start().after::<u16>(range.start);
-                        let blocks = range.len().div_ceil(256);
-                        device.launch(
-                            "upper_halves",
-                            [blocks, 1],
-                            256,
-                            0,
-                            &device::values![sum, half, range.len()],
-                        )?;
-                        half
+            device.timed(|| {
+                let given = network.forward(device, state.parameters(), samples, Some(back))?;
+                let answered = device.event()?;
+                answered.record(&device.compute)?;
+                device.down.wait(&answered)?;
+                device.download(&device.down, given, samples * answer_bytes, answers)?;
+                network.backward(device, samples, &tables, slots, |part| {
+                    let range = parts[part].clone();
+                    network.add_nodes(device, &tables, slots, range.clone(), rounded)?;
+                    if !last {
+                        return Ok(());
                     }
-                    _ => sum,
-                };
-                let done = device.event()?;
-                done.record(&device.compute)?;
-                device.down.wait(&done)?;
-                device.download(&device.down, from, rounding.bytes() * range.len(), &mut ways_down[part])
+                    let sum = slots.after::<f32>(result * length + range.start);
+                    let from = match &*halves {
+                        Some(halves) if rounded => {
+                            let half = halves.start().after::<u16>(range.start);
+                            let grid = [range.len().div_ceil(256), 1];
+                            let values = device::values![sum, half, range.len()];
+                            device.launch_in(&device.weights, "upper_halves", grid, 256, 0, &values)?;
+                            half
+                        }
+                        _ => sum,
+                    };
+                    let done = device.event()?;
+                    done.record(&device.weights)?;
+                    device.down.wait(&done)?;
+                    device.land(&device.down, from, landing, part, bytes(&range, rounding))
+                })
             })?;
             outputs.extend_from_slice(answers.read(samples * OUTPUTS)?);
         }
-        for (part, way) in parts.into_iter().zip(ways_down.iter()) {
-            let bytes = way.read::<u8>(rounding.bytes() * part.len())?;
-            take(part, bytes);
+        for (index, part) in parts.into_iter().enumerate() {
+            // All earlier parts have landed, too.
+            let sum = landing.up_to(index, bytes(&part, rounding).end)?;
+            take(part, sum);
         }
         Ok(outputs)
     }
+
+    /// Computes a node's sum and gives it to `take`, part after part: the part's elements, and all bytes from the sum's start to
+    /// the part's end.
+    fn parts_of_node(
+        &mut self,
+        leaves: &[&Samples],
+        scale: f32,
+        rounding: WireDtype,
+        take: &mut dyn FnMut(Range<usize>, &[u8]),
+    ) -> Result<Vec<Losses>, EngineError> {
+        let loss = self.loss;
+        let samples = leaves.iter().map(|leaf| leaf.len()).sum();
+        let outputs = self.with_room(samples, |engine, at_once| {
+            engine.sum(leaves, Back { loss, scale }, rounding, at_once, take)
+        })?;
+        let mut outputs = outputs.as_slice();
+        let losses = leaves.iter().map(|leaf| {
+            let (own, rest) = outputs.split_at(leaf.len() * OUTPUTS);
+            outputs = rest;
+            Outputs::from_rows(own).losses(leaf, loss)
+        });
+        Ok(losses.collect())
+    }
+
+    /// The sum of leaves without samples, which needs no device. None if a leaf has samples.
+    fn sum_of_nothing(
+        leaves: &[&Samples],
+        out: &mut [f32],
+        ready: &mut dyn FnMut(&[f32]),
+    ) -> Option<Vec<Losses>> {
+        leaves.iter().all(|leaf| leaf.is_empty()).then(|| {
+            out.fill(0.0);
+            ready(out);
+            vec![Losses::default(); leaves.len()]
+        })
+    }
+}
+
+/// The bytes of a stretch of the sum, counted from the sum's start.
+fn bytes(range: &Range<usize>, rounding: WireDtype) -> Range<usize> {
+    rounding.bytes() * range.start..rounding.bytes() * range.end
 }
 
 /// The stretches of the manifest that are read back at once.
@@ -292,11 +363,13 @@ impl Replica for GpuEngine {
     }
 
     fn device_name(&self) -> String {
-        format!("{} (CUDA device {}, Tally's kernels, {})", self.model, self.number, self.precision)
+        let Self { model, number, precision, special, .. } = self;
+        format!("{model} (CUDA device {number}, Tally's kernels, {precision}{special})")
     }
 
     fn numerics_class(&self) -> String {
-        format!("{}, {}", self.model, self.precision)
+        let Self { model, precision, special, .. } = self;
+        format!("{model}, {precision}{special}")
     }
 
     fn load(&mut self, parameters: Vec<f32>, momentum: Vec<f32>) -> Digest {
@@ -378,35 +451,38 @@ impl DigitEngine for GpuEngine {
     ) -> Result<Vec<Losses>, EngineError> {
         assert_eq!(out.len(), self.manifest.len(), "a gradient has the manifest's length");
         self.check()?;
-        let samples = leaves.iter().map(|leaf| leaf.len()).sum();
-        if samples == 0 {
-            out.fill(0.0);
-            ready(out);
-            return Ok(vec![Losses::default(); leaves.len()]);
+        if let Some(losses) = Self::sum_of_nothing(leaves, out, ready) {
+            return Ok(losses);
         }
-        let loss = self.loss;
-        let outputs = self.with_room(samples, |engine, at_once| {
-            engine.sum(leaves, Back { loss, scale }, rounding, at_once, &mut |part, bytes| {
-                // What is copied leaves while the rest is.
-                for first in part.clone().step_by(CHUNK) {
-                    let end = part.end.min(first + CHUNK);
-                    let size = rounding.bytes();
-                    let bytes = &bytes[size * (first - part.start)..size * (end - part.start)];
-                    let pieces = bytes.par_chunks(size * COPIED).zip(out[first..end].par_chunks_mut(COPIED));
-                    pieces.for_each(|(bytes, into)| rounding.unpack(bytes, into));
-                    ready(&out[..end]);
-                }
-            })
-        })?;
-        let mut outputs = outputs.as_slice();
-        Ok(leaves
-            .iter()
-            .map(|leaf| {
-                let (own, rest) = outputs.split_at(leaf.len() * OUTPUTS);
-                outputs = rest;
-                Outputs::from_rows(own).losses(leaf, loss)
-            })
-            .collect())
+        self.parts_of_node(leaves, scale, rounding, &mut |part, sum| {
+            // A chunk leaves while the next ones are copied.
+            for first in part.clone().step_by(CHUNK) {
+                let end = part.end.min(first + CHUNK);
+                let size = rounding.bytes();
+                let pieces = sum[bytes(&(first..end), rounding)].par_chunks(size * COPIED);
+                let pieces = pieces.zip(out[first..end].par_chunks_mut(COPIED));
+                pieces.for_each(|(bytes, into)| rounding.unpack(bytes, into));
+                ready(&out[..end]);
+            }
+        })
+    }
+
+    fn node_gradient_as_ready(
+        &mut self,
+        leaves: &[&Samples],
+        scale: f32,
+        rounding: WireDtype,
+        out: &mut [f32],
+        ready: &mut dyn FnMut(&[f32]),
+    ) -> Result<Vec<Losses>, EngineError> {
+        if rounding != WireDtype::F32 || cfg!(target_endian = "big") {
+            return self.node_gradient(leaves, scale, rounding, out, ready);
+        }
+        self.check()?;
+        if let Some(losses) = Self::sum_of_nothing(leaves, out, ready) {
+            return Ok(losses);
+        }
+        self.parts_of_node(leaves, scale, rounding, &mut |_, sum| ready(bytemuck::cast_slice(sum)))
     }
 
     fn predict(&mut self, samples: &Samples) -> Result<Outputs, EngineError> {

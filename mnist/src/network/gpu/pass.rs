@@ -1,18 +1,22 @@
 //! A pass over samples, forward and back: which kernels run, on what.
 //!
-//! Activations are NHWC float32, rounded to the numbers of the convolutions' precision as they are stored. Whatever
-//! depends on a sample alone is computed for all samples of the pass at once; gradients by parameters
-//! are summed for each stretch of a leaf, then gathered in the leaf's slot in the manifest's order, last layers first.
+//! Activations are NHWC. They are rounded to the convolutions' precision when they are stored, as float32 or in fewer bits
+//! ([`Variant::half`]). Values that depend on one sample only are computed for all samples of the pass at once. Gradients by
+//! parameters are summed for each stretch of a leaf, then gathered in the leaf's slot in the manifest's order, last layers
+//! first. They may have a stream of their own ([`Variant::streams`]): a layer's gradient by its weights and the one by its inputs
+//! need the same gradient by its results, and neither needs the other.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::ops::Range;
 
+use cudarc::driver::CudaEvent;
 use tally_numerics::manifest::Manifest;
 
-use super::device::{Device, Memory, Outcome, Pinned, Place, values};
+use super::device::{Device, Memory, Outcome, Pinned, Place, Value, values};
 use super::inputs::Inputs;
 use super::layers::{
-    CONVOLUTIONS, Convolution, FIRST_STRETCH, HEADS_GROUP, HEADS_STRETCH, LOGITS_GROUP, RECORD, stages,
+    CONVOLUTIONS, Convolution, FIRST_STRETCH, HEADS_GROUP, HEADS_STRETCH, LOGITS_GROUP, RECORD, Variant,
 };
 use super::plan::{Pass, Table};
 use super::program::{backward, by_weights, forward};
@@ -82,6 +86,7 @@ struct Activations {
 pub struct Network {
     length: usize,
     shared: usize,
+    how: Variant,
     places: Places,
     /// Of the five convolutions between the first and the last.
     packed: Vec<Packed>,
@@ -128,17 +133,16 @@ pub struct Tables {
 }
 
 impl Network {
-    /// Without weights yet, for processors with so many bytes of shared memory.
+    /// A network without weights yet, for this variant of the kernels and processors with so many bytes of shared memory.
     ///
     /// # Errors
     /// As the driver says.
-    pub fn new(device: &Device, manifest: &Manifest, shared: usize) -> Outcome<Self> {
+    pub fn new(device: &Device, manifest: &Manifest, how: Variant, shared: usize) -> Outcome<Self> {
         let tensors = manifest.tensors().iter().enumerate();
         let places = tensors.map(|(index, tensor)| (tensor.name.clone(), manifest.range(index).start));
         let packed = CONVOLUTIONS.iter().map(|layer| {
-            let (forward, backward) =
-                (device.memory::<f32>(layer.weights())?, device.memory::<f32>(layer.weights())?);
-            Ok(Packed { forward, backward })
+            let packed = || device.memory::<u8>(layer.weights() * how.stored());
+            Ok(Packed { forward: packed()?, backward: packed()? })
         });
         let values = device.memory::<f32>(NORMALISED.len())?;
         let mut table = device.pinned(4 * NORMALISED.len())?;
@@ -147,11 +151,12 @@ impl Network {
         Ok(Self {
             length: manifest.len(),
             shared,
+            how,
             places: Places(places.collect()),
             packed: packed.collect::<Outcome<_>>()?,
             last: device.memory::<f32>(DIGITS * FLAT)?,
             values,
-            room: Activations::new(device, 0)?,
+            room: Activations::new(device, how, 0)?,
             parts: [Grown::new(device)?, Grown::new(device)?],
             tables: Grown::new(device)?,
             table,
@@ -181,8 +186,8 @@ impl Network {
     pub fn inputs(&mut self, device: &Device, samples: usize) -> Outcome<&Inputs> {
         if self.room.samples < samples {
             // What there was goes first: there may not be room for both.
-            self.room = Activations::new(device, 0)?;
-            self.room = Activations::new(device, samples)?;
+            self.room = Activations::new(device, self.how, 0)?;
+            self.room = Activations::new(device, self.how, samples)?;
         }
         Ok(&self.room.inputs)
     }
@@ -192,7 +197,7 @@ impl Network {
     /// # Errors
     /// As the driver says.
     pub fn shrink(&mut self, device: &Device) -> Outcome<()> {
-        self.room = Activations::new(device, 0)?;
+        self.room = Activations::new(device, self.how, 0)?;
         self.parts = [Grown::new(device)?, Grown::new(device)?];
         Ok(())
     }
@@ -267,11 +272,11 @@ impl Network {
         (from, weights, beside, to): (&Memory, &Memory, Place, &Memory),
         samples: usize,
     ) -> Outcome<()> {
-        let (warps, tile) = (layer.warps(), layer.tile());
+        let shape = layer.shape(self.how);
         let pixels = samples * layer.side_out() * layer.side_out();
-        let grid = [pixels.div_ceil(warps.height()), layer.outputs / warps.width()];
-        let shared = tile * stages(warps, tile, self.shared);
-        device.launch(kernel, grid, warps.threads(), shared, &values![from, weights, beside, to, pixels])
+        let grid = [pixels.div_ceil(shape.height()), layer.outputs / shape.width()];
+        let values = values![from, weights, beside, to, samples];
+        device.launch(kernel, grid, shape.threads(), shape.shared(self.shared), &values)
     }
 
     /// Brings a pass's tables up; leaves are `rounded` when they are whole.
@@ -342,16 +347,17 @@ impl Network {
         let room = &self.room;
         let [one, two] = &room.back;
         let [sums, bias_sums] = self.parts.each_ref().map(|parts| &parts.memory);
-        let back = Backward { network: self, device, samples, tables, slots };
+        let back = Backward { network: self, device, samples, tables, slots, read: Cell::new(None) };
 
         // The dense layers and the last convolution.
+        back.follow()?;
         let heads = self.places.0["conv7.weight"];
         let OnDevice { stretches, count, .. } = tables.by_longest[&HEADS_STRETCH];
         let values = values![&room.records, &room.gradients, stretches, sums];
-        device.launch("heads_by_weights", [heads.div_ceil(THREADS), count], THREADS, 0, &values)?;
+        back.by_weights("heads_by_weights", [heads.div_ceil(THREADS), count], THREADS, 0, &values)?;
         back.gather(HEADS_STRETCH, sums, "sum3.weight", heads, 1, heads)?;
         let values = values![&room.gradients, &room.conv6, stretches, sums, bias_sums];
-        device.launch("logits_by_weights", [FLAT / THREADS, count], THREADS, 0, &values)?;
+        back.by_weights("logits_by_weights", [FLAT / THREADS, count], THREADS, 0, &values)?;
         back.gather(HEADS_STRETCH, sums, "conv7.weight", FLAT / 9, 9, DIGITS * FLAT / 9)?;
         back.gather(HEADS_STRETCH, bias_sums, "conv7.bias", DIGITS, 1, DIGITS)?;
         let grid = [FLAT / THREADS, samples.div_ceil(HEADS_GROUP)];
@@ -369,12 +375,16 @@ impl Network {
         back.layer(1, two, &room.pool1, one)?;
         back.pool(one, &room.pool1, &room.places1, 14, 64)?;
         back.layer(0, &room.wide, &room.conv1, two)?;
+        back.follow()?;
         let OnDevice { stretches, count, .. } = tables.by_longest[&FIRST_STRETCH];
         let values = values![two, room.inputs.images(), &self.values, stretches, sums, bias_sums];
-        device.launch("first_by_weights", [count, 1], THREADS, 0, &values)?;
+        back.by_weights("first_by_weights", [count, 1], THREADS, 0, &values)?;
         back.gather(FIRST_STRETCH, sums, "conv1.weight", 1, 9, 32)?;
         back.gather(FIRST_STRETCH, bias_sums, "conv1.bias", 32, 1, 32)?;
-        done(4)
+        done(4)?;
+        // The next pass overwrites what the weights' stream reads here.
+        back.was_read()?;
+        back.wait_for_reads()
     }
 
     /// Adds the nodes of the tree up that a pass completes, over a stretch of the manifest.
@@ -392,7 +402,8 @@ impl Network {
         let at = slots.after::<f32>(part.start);
         for &(pairs, count) in &tables.nodes {
             let values = values![at, pairs, self.length as u64, part.len(), usize::from(rounded)];
-            device.launch("add_nodes", [part.len().div_ceil(THREADS), count], THREADS, 0, &values)?;
+            let grid = [part.len().div_ceil(THREADS), count];
+            device.launch_in(&device.weights, "add_nodes", grid, THREADS, 0, &values)?;
         }
         Ok(())
     }
@@ -405,9 +416,52 @@ struct Backward<'a> {
     samples: usize,
     tables: &'a Tables,
     slots: Place,
+    /// The end of the weights' stream's last read of a gradient by results, if that stream is another one.
+    read: Cell<Option<CudaEvent>>,
 }
 
 impl Backward<'_> {
+    fn in_two_streams(&self) -> bool {
+        self.network.how.streams
+    }
+
+    /// Has the weights' stream wait for all work that the computing stream was given.
+    fn follow(&self) -> Outcome<()> {
+        if !self.in_two_streams() {
+            return Ok(());
+        }
+        let there = self.device.event()?;
+        there.record(&self.device.compute)?;
+        self.device.weights.wait(&there)
+    }
+
+    /// Records that the weights' stream has been given all readers of the gradient for which it waited last.
+    fn was_read(&self) -> Outcome<()> {
+        if self.in_two_streams() {
+            let read = self.device.event()?;
+            read.record(&self.device.weights)?;
+            self.read.set(Some(read));
+        }
+        Ok(())
+    }
+
+    /// Has the computing stream wait for these readers, because it overwrites the gradients in turn.
+    fn wait_for_reads(&self) -> Outcome<()> {
+        self.read.take().map_or(Ok(()), |read| self.device.compute.wait(&read))
+    }
+
+    /// Gives a kernel to the weights' stream.
+    fn by_weights(
+        &self,
+        kernel: &str,
+        grid: [usize; 2],
+        threads: usize,
+        shared: usize,
+        values: &[Value],
+    ) -> Outcome<()> {
+        self.device.launch_in(&self.device.weights, kernel, grid, threads, shared, values)
+    }
+
     /// One of the convolutions between the first and the last: the gradients by its weights and biases, then the one by its
     /// `inputs`, through the ReLU whose results these are unless a pool made them of it.
     fn layer(&self, index: usize, by_results: &Memory, inputs: &Memory, by_inputs: &Memory) -> Outcome<()> {
@@ -415,16 +469,20 @@ impl Backward<'_> {
         let layer = &CONVOLUTIONS[index];
         let [sums, bias_sums] = network.parts.each_ref().map(|parts| &parts.memory);
         let OnDevice { stretches, count, .. } = tables.by_longest[&layer.stretch];
-        let (warps, tile) = (layer.warps_by_weights(), layer.tile_by_weights());
-        let blocks = layer.outputs / warps.height() * (9 * layer.inputs / warps.width());
-        let shared = tile * stages(warps, tile, network.shared);
+        // The gradient by the inputs overwrites one that the layer after this one read.
+        self.wait_for_reads()?;
+        self.follow()?;
+        let shape = layer.shape_by_weights(network.how);
+        let blocks = layer.outputs / shape.height() * (9 * layer.inputs / shape.width());
+        let shared = shape.shared(network.shared);
         let values = values![by_results, inputs, stretches, sums];
-        device.launch(&by_weights(layer), [blocks, count], warps.threads(), shared, &values)?;
+        self.by_weights(&by_weights(layer), [blocks, count], shape.threads(), shared, &values)?;
         let (weight, bias) = (format!("{}.weight", layer.name), format!("{}.bias", layer.name));
         self.gather(layer.stretch, sums, &weight, layer.inputs, 9, layer.outputs * layer.inputs)?;
         let area = layer.side_out() * layer.side_out();
         let values = values![by_results, stretches, bias_sums, area, layer.outputs];
-        device.launch("sum_pixels", [layer.outputs / 32, count], THREADS, 0, &values)?;
+        self.by_weights("sum_pixels", [layer.outputs / 32, count], THREADS, 0, &values)?;
+        self.was_read()?;
         self.gather(layer.stretch, bias_sums, &bias, layer.outputs, 1, layer.outputs)?;
         let weights = &network.packed[index].backward;
         let operands = (by_results, weights, inputs.start(), by_inputs);
@@ -458,7 +516,7 @@ impl Backward<'_> {
         let OnDevice { leaves, leaf_count, .. } = self.tables.by_longest[&longest];
         let to = self.slots.after::<f32>(self.network.places.0[tensor]);
         let values = values![sums, leaves, to, self.network.length as u64, inputs, taps, length];
-        self.device.launch("gather", [length.div_ceil(THREADS), leaf_count], THREADS, 0, &values)
+        self.by_weights("gather", [length.div_ceil(32), leaf_count], 32 * taps, 0, &values)
     }
 }
 
@@ -489,22 +547,23 @@ impl Grown {
 }
 
 impl Activations {
-    fn new(device: &Device, samples: usize) -> Outcome<Self> {
+    fn new(device: &Device, how: Variant, samples: usize) -> Outcome<Self> {
         let floats = |each: usize| device.memory::<f32>(samples * each);
+        let stored = |each: usize| device.memory::<u8>(samples * each * how.stored());
         let bytes = |each: usize| device.memory::<u8>(samples * each);
         Ok(Self {
             samples,
             inputs: Inputs::new(device, samples)?,
-            conv1: floats(CONV1)?,
-            pool1: floats(POOL1)?,
+            conv1: stored(CONV1)?,
+            pool1: stored(POOL1)?,
             places1: bytes(POOL1)?,
-            conv3: floats(CONV3)?,
-            pool2: floats(POOL2)?,
+            conv3: stored(CONV3)?,
+            pool2: stored(POOL2)?,
             places2: bytes(POOL2)?,
-            conv5: floats(CONV5)?,
-            conv6: floats(FLAT)?,
-            wide: floats(CONV2)?,
-            back: [floats(CONV1)?, floats(CONV1)?],
+            conv5: stored(CONV5)?,
+            conv6: stored(FLAT)?,
+            wide: stored(CONV2)?,
+            back: [stored(CONV1)?, stored(CONV1)?],
             records: floats(RECORD)?,
             gradients: floats(RECORD)?,
             answers: floats(OUTPUTS)?,

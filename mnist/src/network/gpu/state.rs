@@ -163,7 +163,8 @@ impl State {
         let states = [at(&from.parameters), at(&from.momentum), at(&to.parameters), at(&to.momentum)];
         let rest = values![digest, first, length, -learning_rate, momentum, clip];
         let values: Vec<Value> = [Value::from(sum)].into_iter().chain(states).chain(rest).collect();
-        device.launch("update", [length.div_ceil(THREADS).min(BLOCKS), 1], THREADS, 0, &values)
+        let blocks = length.div_ceil(THREADS).min(BLOCKS);
+        device.timed(|| device.launch("update", [blocks, 1], THREADS, 0, &values))
     }
 
     /// Waits for the update and gives the second state's digest; zero if there is no update.

@@ -118,7 +118,8 @@ impl Compute {
         let elements = out.len();
         let mut ready = |prefix: &[f32]| stream.send(prefix, elements, &[]);
         let dtype = self.transport.dtype;
-        let losses = self.engine.node_gradient(&microbatches, task.scale, dtype, &mut out, &mut ready)?;
+        let losses =
+            self.engine.node_gradient_as_ready(&microbatches, task.scale, dtype, &mut out, &mut ready)?;
         let (bad, audit) = (stream.bad, stream.audit);
         self.buffers.push(out);
         let losses = tree.leaves(task.node).zip(losses).filter(|(leaf, _)| task.full.contains(leaf));

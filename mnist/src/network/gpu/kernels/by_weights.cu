@@ -1,28 +1,29 @@
 // A 3×3 convolution's gradient by its weights: rows are output channels, columns taps by input channels, and
 // the inner axis runs over the output pixels of a stretch of samples, in their order. Each stretch has its own sum, which
-// `gather_weights` adds up.
+// `gather` adds up.
 //
-// Before it stand NAME, INPUTS, OUTPUTS, SIDE_IN, SIDE_OUT, PADDING, WARPS_M, WARPS_N, as in convolution.cu.
-// `out` is [stretch][output channel][tap][input channel].
+// The host defines before it NAME, INPUTS, OUTPUTS, SIDE_IN, SIDE_OUT, PADDING, WARPS_M, WARPS_N, WARP_COLUMNS, STAGES and
+// BLOCKS, as for convolution.cu. `out` is [stretch][output channel][tap][input channel].
 
 #define ROWS (64 * WARPS_M)
-#define COLUMNS (32 * WARPS_N)
+#define COLUMNS (WARP_COLUMNS * WARPS_N)
 #define THREADS (32 * WARPS_M * WARPS_N)
-#define DEPTH 32
+#define DEPTH (32 * PER_WORD)
 #define ROW_PITCH (ROWS + 8) // a depth's rows in shared memory: no two threads meet in a bank
 #define COLUMN_PITCH (COLUMNS + 8)
 #define STAGE (DEPTH * (ROW_PITCH + COLUMN_PITCH))
 #define AREA (SIDE_OUT * SIDE_OUT)
 #define WIDTH (9 * INPUTS)
-#define ROW_STEP (THREADS / (ROWS / 4)) // depths that are copied at once
+#define ROW_STEP (THREADS / (ROWS / PER_COPY)) // depths that are copied at once
 #define ROW_COPIES ((DEPTH + ROW_STEP - 1) / ROW_STEP)
-#define COLUMN_STEP (THREADS / (COLUMNS / 4))
+#define COLUMN_STEP (THREADS / (COLUMNS / PER_COPY))
 #define COLUMN_COPIES (DEPTH / COLUMN_STEP)
 // Without tensor units: a thread's rows and columns are two times four in a row each.
 #define ROW_OF(i) (thread / (COLUMNS / 8) * 4 + ROWS / 2 * ((i) / 4) + (i) % 4)
 #define COLUMN_OF(j) (thread % (COLUMNS / 8) * 4 + COLUMNS / 2 * ((j) / 4) + (j) % 4)
 
-KERNEL BOUNDS(THREADS, 2) NAME(const float *by_output, const float *input, const stretch *stretches, float *out) {
+KERNEL BOUNDS(THREADS, BLOCKS) NAME(const stored *RESTRICT by_output, const stored *RESTRICT input, const stretch *RESTRICT stretches,
+                                    float *RESTRICT out) {
     ALL_SHARED(shared);
     const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
     const int first_row = blockIdx.x / (WIDTH / COLUMNS) * ROWS, first_column = blockIdx.x % (WIDTH / COLUMNS) * COLUMNS;
@@ -31,16 +32,16 @@ KERNEL BOUNDS(THREADS, 2) NAME(const float *by_output, const float *input, const
     const int tiles = (pixels + DEPTH - 1) / DEPTH;
 
     // What this thread copies: 16 bytes of some depths' rows and columns; of these always the same tap and channels.
-    const int row_at = thread % (ROWS / 4) * 4, row_depth = thread / (ROWS / 4);
-    const int column_at = thread % (COLUMNS / 4) * 4, column_depth = thread / (COLUMNS / 4);
+    const int row_at = thread % (ROWS / PER_COPY) * PER_COPY, row_depth = thread / (ROWS / PER_COPY);
+    const int column_at = thread % (COLUMNS / PER_COPY) * PER_COPY, column_depth = thread / (COLUMNS / PER_COPY);
     const int tap = (first_column + column_at) / INPUTS;
     const int down = tap / 3 - PADDING, right = tap % 3 - PADDING;
-    const float *rows_from = by_output + (u64)start * OUTPUTS + first_row + row_at;
-    const float *columns_from = input + (u64)own.first * SIDE_IN * SIDE_IN * INPUTS + (first_column + column_at) % INPUTS;
+    const stored *rows_from = by_output + (u64)start * OUTPUTS + first_row + row_at;
+    const stored *columns_from = input + (u64)own.first * SIDE_IN * SIDE_IN * INPUTS + (first_column + column_at) % INPUTS;
 
 #define FETCH(tile)                                                                                                  \
     if ((tile) < tiles) {                                                                                            \
-        float *to = shared + (tile) % STAGES * STAGE;                                                                \
+        stored *to = (stored *)shared + (tile) % STAGES * STAGE;                                                     \
         UNROLL for (int i = 0; i < ROW_COPIES; i++) {                                                                \
             const int depth = row_depth + ROW_STEP * i, pixel = (tile) * DEPTH + depth, there = pixel < pixels;      \
             if (DEPTH % ROW_STEP == 0 || depth < DEPTH) {                                                            \
@@ -62,8 +63,15 @@ KERNEL BOUNDS(THREADS, 2) NAME(const float *by_output, const float *input, const
     OWN_SUMS
     FOR_EACH_TILE(tiles, DEPTH * ROW_PITCH, ADD_ROWS_BY_COLUMNS_ACROSS)
 
-    float *to = out + (u64)blockIdx.y * OUTPUTS * WIDTH;
-    FOR_EACH_SUM(row, column_of, sum, { to[(u64)(first_row + row) * WIDTH + first_column + column_of] = sum; })
+    float *to = out + (u64)blockIdx.y * OUTPUTS * WIDTH + (u64)first_row * WIDTH + first_column;
+#if PRECISION == 0
+    FOR_EACH_SUM(row, column_of, sum, { to[(u64)row * WIDTH + column_of] = sum; })
+#else
+    FOR_EACH_PAIR(row, column_of, one, two, {
+        const pair both_of = {one, two};
+        *(pair *)&to[(u64)row * WIDTH + column_of] = both_of;
+    })
+#endif
 }
 
 #undef FETCH

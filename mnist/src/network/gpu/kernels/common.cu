@@ -1,6 +1,7 @@
-// What all kernels share. The host puts before it: PRECISION (0 float32, 1 TF32, 2 bfloat16) and
-// STAGES, the tiles that are under way to a block at once. Written in what C and CUDA C++ have in common, so
-// that a C compiler can build it too, with the few words below defined by whoever runs it.
+// What all kernels share. The host defines before it PRECISION (0 float32, 1 TF32, 2 bfloat16), HALF (whether activations and
+// packed weights are stored in 16 bits, which hold every bfloat16) and MATRIX_LOADS (whether fragments are loaded from shared
+// memory by `ldmatrix`). The kernels are written in the common part of C and CUDA C++. So a C compiler can build them too, with
+// its own definitions of the few words below.
 
 typedef unsigned char u8;
 typedef unsigned short u16;
@@ -16,30 +17,46 @@ typedef unsigned long long u64;
 #define ALL_SHARED(name) extern __shared__ __align__(16) float name[]
 #define BARRIER() __syncthreads()
 #define UNROLL _Pragma("unroll")
+#define UNROLL_8 _Pragma("unroll 8") // eight loads are on their way at once; the order of additions stays
+#define RESTRICT __restrict__        // no other pointer reads what this one writes
 #define ADD_TO(place, value) atomicAdd(place, value)
 DEVICE u32 bits_of(float x) { return __float_as_uint(x); }
 DEVICE float of_bits(u32 x) { return __uint_as_float(x); }
 
 // 16 bytes from global to shared memory, zeros where there is nothing to be had.
-DEVICE void copy16(float *to, const float *from, int there) {
+DEVICE void copy16(void *to, const void *from, int there) {
     u32 at = (u32)__cvta_generic_to_shared(to);
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(at), "l"(from), "r"(there ? 16 : 0) : "memory");
 }
 // The same through the first cache, for what comes again soon.
-DEVICE void copy16_kept(float *to, const float *from, int there) {
+DEVICE void copy16_kept(void *to, const void *from, int there) {
     u32 at = (u32)__cvta_generic_to_shared(to);
     asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;\n" ::"r"(at), "l"(from), "r"(there ? 16 : 0) : "memory");
 }
 DEVICE void copies_end(void) { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
 #define COPIES_WAIT(but) asm volatile("cp.async.wait_group %0;\n" ::"n"(but) : "memory")
 
+// A place in shared memory. Adding a number to it moves it by so many bytes.
+typedef u32 shared_place;
+DEVICE shared_place place_of(const void *it) { return (u32)__cvta_generic_to_shared(it); }
+
+// Loads four matrices of eight rows of 16 bytes. Threads 0 to 7 say where the rows of the first one are, threads 8 to 15 those of
+// the second, and so on. Of each matrix thread 4g+t gets word t of row g or, transposed, halves g of rows 2t and 2t+1.
+DEVICE void load_matrices(u32 *words, shared_place row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];\n"
+                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3]) : "r"(row) : "memory");
+}
+DEVICE void load_matrices_across(u32 *words, shared_place row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];\n"
+                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3]) : "r"(row) : "memory");
+}
+
 // A warp's product of 16 rows by 8 columns, d += a·b; see the PTX manual for who holds what.
 #if PRECISION == 1
-DEVICE void multiply8(float *d, const float *a, const float *b) {
+DEVICE void multiply8(float *d, const u32 *a, const u32 *b) {
     asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};\n"
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(bits_of(a[0])), "r"(bits_of(a[1])), "r"(bits_of(a[2])), "r"(bits_of(a[3])),
-                   "r"(bits_of(b[0])), "r"(bits_of(b[1])));
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 #endif
 #if PRECISION == 2
@@ -99,10 +116,41 @@ DEVICE double exponential(double x) {
     return sum * power.value;
 }
 
-// Four floats at once.
+// Four floats at once, or two.
 typedef struct {
     float x, y, z, w;
 } __attribute__((aligned(16))) quad;
+typedef struct {
+    float x, y;
+} __attribute__((aligned(8))) pair;
+
+// The type of stored activations and packed weights. A value is rounded to a factor of the precision when it is stored.
+#if HALF
+typedef u16 stored;
+typedef struct {
+    u16 x, y, z, w;
+} __attribute__((aligned(8))) stored4;
+typedef u32 stored2;
+DEVICE float load(stored x) { return of_bits((u32)x << 16); }
+DEVICE stored store(float x) { return bits_of(factor(x)) >> 16; }
+DEVICE stored2 store2(float x, float y) { return bits_of(factor(x)) >> 16 | (bits_of(factor(y)) & 0xffff0000u); }
+DEVICE float load_first(stored2 both) { return of_bits(both << 16); }
+DEVICE float load_second(stored2 both) { return of_bits(both & 0xffff0000u); }
+#else
+typedef float stored;
+typedef quad stored4;
+typedef pair stored2;
+DEVICE float load(stored x) { return x; }
+DEVICE stored store(float x) { return factor(x); }
+DEVICE stored2 store2(float x, float y) {
+    const stored2 both = {factor(x), factor(y)};
+    return both;
+}
+DEVICE float load_first(stored2 both) { return both.x; }
+DEVICE float load_second(stored2 both) { return both.y; }
+#endif
+#define PER_WORD (1 + HALF)     // elements in four bytes
+#define PER_COPY (4 * PER_WORD) // elements in the sixteen bytes that are copied at once
 
 // The samples whose gradients are added up by one block: a stretch of one leaf's.
 typedef struct {

@@ -12,7 +12,8 @@ DEVICE float pixel_at(const u8 *image, const float *values, int y, int x) {
 }
 
 // Results with bias and ReLU, NHWC. A block has a sample; a thread a channel and every eighth pixel.
-KERNEL BOUNDS(256, 4) first_forward(const u8 *images, const float *values, const float *weights, const float *bias, float *output) {
+KERNEL BOUNDS(256, 4) first_forward(const u8 *RESTRICT images, const float *RESTRICT values, const float *RESTRICT weights,
+                                    const float *RESTRICT bias, stored *RESTRICT output) {
     SHARED(float, image, PADDED * PADDED);
     const int thread = threadIdx.x, channel = thread % CHANNELS;
     const u8 *own = images + (u64)blockIdx.x * SIDE * SIDE;
@@ -20,19 +21,19 @@ KERNEL BOUNDS(256, 4) first_forward(const u8 *images, const float *values, const
     BARRIER();
     float weight[9];
     UNROLL for (int tap = 0; tap < 9; tap++) weight[tap] = weights[channel * 9 + tap];
-    float *to = output + (u64)blockIdx.x * SIDE * SIDE * CHANNELS + channel;
+    stored *to = output + (u64)blockIdx.x * SIDE * SIDE * CHANNELS + channel;
     for (int pixel = thread / CHANNELS; pixel < SIDE * SIDE; pixel += 256 / CHANNELS) {
         const float *corner = image + pixel / SIDE * PADDED + pixel % SIDE;
         float sum = 0.0f;
         UNROLL for (int tap = 0; tap < 9; tap++) sum = fused(weight[tap], corner[tap / 3 * PADDED + tap % 3], sum);
-        to[pixel * CHANNELS] = factor(relu(sum + bias[channel]));
+        to[pixel * CHANNELS] = store(relu(sum + bias[channel]));
     }
 }
 
 // The gradient by weights and biases, a sum for each stretch: `by_weights` [stretch][channel][tap], `by_bias`
 // [stretch][channel]. A thread has a channel and every eighth pixel; the eight are added in their order.
-KERNEL BOUNDS(256, 4) first_by_weights(const float *by_output, const u8 *images, const float *values, const stretch *stretches,
-                                       float *by_weights, float *by_bias) {
+KERNEL BOUNDS(256, 4) first_by_weights(const stored *RESTRICT by_output, const u8 *RESTRICT images, const float *RESTRICT values,
+                                       const stretch *RESTRICT stretches, float *RESTRICT by_weights, float *RESTRICT by_bias) {
     SHARED(float, image, PADDED * PADDED);
     SHARED(float, parts, 8 * CHANNELS * 10);
     const int thread = threadIdx.x, channel = thread % CHANNELS, part = thread / CHANNELS;
@@ -45,10 +46,10 @@ KERNEL BOUNDS(256, 4) first_by_weights(const float *by_output, const u8 *images,
             image[i] = pixel_at(images + (u64)sample * SIDE * SIDE, values, i / PADDED, i % PADDED);
         }
         BARRIER();
-        const float *from = by_output + (u64)sample * SIDE * SIDE * CHANNELS + channel;
+        const stored *from = by_output + (u64)sample * SIDE * SIDE * CHANNELS + channel;
         for (int pixel = part; pixel < SIDE * SIDE; pixel += 8) {
             const float *corner = image + pixel / SIDE * PADDED + pixel % SIDE;
-            const float dy = from[pixel * CHANNELS];
+            const float dy = load(from[pixel * CHANNELS]);
             UNROLL for (int tap = 0; tap < 9; tap++) {
                 sums[tap] = fused(dy, corner[tap / 3 * PADDED + tap % 3], sums[tap]);
             }

@@ -21,7 +21,8 @@
 #define PARTS 256
 
 // The last convolution's results, which are the logits: `weights` [10][FLAT].
-KERNEL BOUNDS(PARTS, 2) logits_forward(const float *input, const float *weights, const float *bias, float *records, int samples) {
+KERNEL BOUNDS(PARTS, 2) logits_forward(const stored *RESTRICT input, const float *RESTRICT weights, const float *RESTRICT bias,
+                                       float *RESTRICT records, int samples) {
     SHARED(float, parts, 10 * LOGITS_GROUP * (PARTS + 1));
     const int thread = threadIdx.x, first = blockIdx.x * LOGITS_GROUP;
     float sums[LOGITS_GROUP][10];
@@ -30,7 +31,7 @@ KERNEL BOUNDS(PARTS, 2) logits_forward(const float *input, const float *weights,
         float weight[10];
         UNROLL for (int o = 0; o < 10; o++) weight[o] = weights[o * FLAT + at];
         UNROLL for (int s = 0; s < LOGITS_GROUP; s++) {
-            const float x = first + s < samples ? input[(u64)(first + s) * FLAT + at] : 0.0f;
+            const float x = first + s < samples ? load(input[(u64)(first + s) * FLAT + at]) : 0.0f;
             UNROLL for (int o = 0; o < 10; o++) sums[s][o] = fused(weight[o], x, sums[s][o]);
         }
     }
@@ -108,8 +109,8 @@ DEVICE void by_answers(const float *record, float *by, int number, int label, in
 
 // From the logits in `records` to the `answers` [sample][ANSWERS], and, if `back`, on to the gradients by all that is
 // in a record, those by the logits included.
-KERNEL BOUNDS(WORKERS, 4) heads(const float *parameters, const u8 *numbers, const u8 *labels, float *records, float *gradients,
-                                float *answers, int samples, int loss, float scale, int back) {
+KERNEL BOUNDS(WORKERS, 4) heads(const float *RESTRICT parameters, const u8 *RESTRICT numbers, const u8 *RESTRICT labels, float *RESTRICT records,
+                                float *RESTRICT gradients, float *RESTRICT answers, int samples, int loss, float scale, int back) {
     SHARED(float, record, HEADS_GROUP * RECORD);
     SHARED(float, by, HEADS_GROUP * RECORD);
     // Of the two heads' small layers each half of the threads has one.
@@ -175,7 +176,8 @@ TABLE int layers[8][5] = {
 };
 
 // The gradient by the dense layers' parameters, a sum for each stretch: [stretch][HEADS].
-KERNEL BOUNDS(256, 4) heads_by_weights(const float *records, const float *gradients, const stretch *stretches, float *out) {
+KERNEL BOUNDS(256, 4) heads_by_weights(const float *RESTRICT records, const float *RESTRICT gradients, const stretch *RESTRICT stretches,
+                                       float *RESTRICT out) {
     const int at = blockIdx.x * 256 + threadIdx.x;
     if (at >= HEADS) return;
     int layer = 7;
@@ -195,7 +197,8 @@ KERNEL BOUNDS(256, 4) heads_by_weights(const float *records, const float *gradie
 }
 
 // The gradient by the last convolution's input, through the ReLU whose results that input is.
-KERNEL BOUNDS(256, 4) logits_backward(const float *gradients, const float *weights, const float *input, float *by_input, int samples) {
+KERNEL BOUNDS(256, 4) logits_backward(const float *RESTRICT gradients, const float *RESTRICT weights, const stored *RESTRICT input,
+                                      stored *RESTRICT by_input, int samples) {
     SHARED(float, by, HEADS_GROUP * 10);
     const int thread = threadIdx.x, at = blockIdx.x * 256 + thread, first = blockIdx.y * HEADS_GROUP;
     const int own = samples - first < HEADS_GROUP ? samples - first : HEADS_GROUP;
@@ -207,20 +210,20 @@ KERNEL BOUNDS(256, 4) logits_backward(const float *gradients, const float *weigh
         float sum = 0.0f;
         UNROLL for (int o = 0; o < 10; o++) sum = fused(by[10 * s + o], weight[o], sum);
         const u64 to = (u64)(first + s) * FLAT + at;
-        by_input[to] = factor(let_through(input[to], sum));
+        by_input[to] = store(let_through(load(input[to]), sum));
     }
 }
 
 // The gradient by the last convolution's weights and biases, a sum for each stretch: `by_weights` [stretch][10][FLAT], `by_bias`
 // [stretch][10].
-KERNEL BOUNDS(256, 4) logits_by_weights(const float *gradients, const float *input, const stretch *stretches, float *by_weights,
-                                        float *by_bias) {
+KERNEL BOUNDS(256, 4) logits_by_weights(const float *RESTRICT gradients, const stored *RESTRICT input, const stretch *RESTRICT stretches,
+                                        float *RESTRICT by_weights, float *RESTRICT by_bias) {
     const int at = blockIdx.x * 256 + threadIdx.x;
     const stretch own = stretches[blockIdx.y];
     float sums[10];
     UNROLL for (int o = 0; o < 10; o++) sums[o] = 0.0f;
     for (int sample = own.first; sample < own.first + own.count; sample++) {
-        const float x = input[(u64)sample * FLAT + at];
+        const float x = load(input[(u64)sample * FLAT + at]);
         const float *by = gradients + (u64)sample * RECORD + BOTH;
         UNROLL for (int o = 0; o < 10; o++) sums[o] = fused(by[o], x, sums[o]);
     }

@@ -9,8 +9,9 @@ DEVICE u64 mix(u64 index, float parameter, float momentum) {
 }
 
 // The stretch of the replica from element `first` on. All pointers but the digest's are to its start.
-KERNEL BOUNDS(256, 4) update(const float *gradient, const float *parameters, const float *momentum, float *new_parameters,
-                             float *new_momentum, u64 *digest, int first, int length, float minus_rate, float keep, float clip) {
+KERNEL BOUNDS(256, 4) update(const float *RESTRICT gradient, const float *RESTRICT parameters, const float *RESTRICT momentum,
+                             float *RESTRICT new_parameters, float *RESTRICT new_momentum, u64 *RESTRICT digest, int first,
+                             int length, float minus_rate, float keep, float clip) {
     SHARED(u64, parts, 256);
     const int thread = threadIdx.x;
     u64 sum = 0;
