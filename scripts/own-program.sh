@@ -14,7 +14,7 @@ import pathlib, re, sys
 
 root, work = map(pathlib.Path, sys.argv[1:])
 page = (root / "docs/own-program.md").read_text()
-blocks = re.findall(r"^```\w+\n(?:#|//) (Cargo\.toml|src/main\.rs)\n(.*?)^```$", page, re.S | re.M)
+blocks = re.findall(r"^```[\w,]+\n(?:#|//) (Cargo\.toml|src/main\.rs)\n(.*?)^```$", page, re.S | re.M)
 assert [name for name, _ in blocks] == ["Cargo.toml", "src/main.rs"], "the page has the two files of a crate"
 (work / "src").mkdir()
 for name, text in blocks:

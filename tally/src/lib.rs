@@ -2,7 +2,9 @@
 //!
 //! This crate puts the parts together: a coordinator ([`train`]), workers in its process ([`local_workers`]), steps
 //! computed again ([`replay`]), and the command lines of both ([`cli`]), for any
-//! [`CoordinatorProgram`](program::CoordinatorProgram).
+//! [`CoordinatorProgram`](program::CoordinatorProgram). A Burn program is adapted to that by [`Program`], [`job()`] and
+//! [`main()`]; this is the tutorial for it.
+#![cfg_attr(feature = "burn", doc = include_str!("../../docs/own-program.md"))]
 
 #![forbid(unsafe_code)]
 
@@ -18,8 +20,8 @@ pub mod train;
 
 #[cfg(feature = "burn")]
 pub use burn_program::{
-    Data, DataMode, Error, Job, JobBuilder, Program, ProgramOptions, Ratio, Result, Settings, Split,
-    StepOutput, accuracy, job, main, module,
+    DataMode, Error, Job, JobBuilder, Program, ProgramOptions, Ratio, Result, Settings, Split, StepOutput,
+    accuracy, job, main, module,
 };
 pub use tally_core::optimizer::LrSchedule;
 pub use tally_numerics::random::Stream;

@@ -151,8 +151,8 @@ impl tally::Program for Characters {
         }
         let Args { lines, context, .. } = args;
         Ok(tally::job(Writer::<B>::new(&args, &device), Stack)
-            .train(tally::Data::new(move || Ok(stanzas(lines, context, false))))
-            .test(tally::Data::new(move || Ok(stanzas(lines, context, true))))
+            .train(move || Ok(stanzas(lines, context, false)))
+            .test(move || Ok(stanzas(lines, context, true)))
             .weight(|text| (text.len() - 1) as f64)
             .metric("accuracy", accuracy)
             .learning_rate(0.3, tally::LrSchedule::Cosine)

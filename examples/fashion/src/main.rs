@@ -147,8 +147,8 @@ impl tally::Program for Fashion {
     fn job<B: AutodiffBackend>(args: Args, device: B::Device) -> tally::Result<impl tally::Job<B> + 'static> {
         let (train, test) = (args.pictures.clone(), args.pictures);
         Ok(tally::job(Cnn::<B>::new(args.width, &device), Stack)
-            .train(tally::Data::new(move || read(&train, "train")))
-            .test(tally::Data::new(move || read(&test, "t10k")))
+            .train(move || read(&train, "train"))
+            .test(move || read(&test, "t10k"))
             .augment(mirror)
             .metric("accuracy", tally::accuracy)
             .learning_rate(0.05, tally::LrSchedule::Cosine)

@@ -143,8 +143,8 @@ impl tally::Program for FineTuning {
     fn job<B: AutodiffBackend>(args: Args, device: B::Device) -> tally::Result<impl tally::Job<B> + 'static> {
         let (train, test) = (args.pictures.clone(), args.pictures);
         Ok(tally::job(Shoes::<B>::new(args.width, &device), Stack)
-            .train(tally::Data::new(move || read(&train, "train")))
-            .test(tally::Data::new(move || read(&test, "t10k")))
+            .train(move || read(&train, "train"))
+            .test(move || read(&test, "t10k"))
             .metric("accuracy", tally::accuracy)
             .learning_rate(0.05, tally::LrSchedule::Cosine)
             .batch_size(128)

@@ -102,8 +102,8 @@ impl tally::Program for Regression {
 
     fn job<B: AutodiffBackend>(args: Args, device: B::Device) -> tally::Result<impl tally::Job<B> + 'static> {
         Ok(tally::job(Curve::<B>::new(args.width, &device), Stack)
-            .train(tally::Data::new(|| Ok(points(2000))))
-            .test(tally::Data::new(|| Ok(points(333))))
+            .train(|| Ok(points(2000)))
+            .test(|| Ok(points(333)))
             .learning_rate(0.1, tally::LrSchedule::Cosine)
             .epochs(20))
     }

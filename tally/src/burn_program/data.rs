@@ -17,8 +17,8 @@ const FINGERPRINTED: usize = 256;
 
 type Open<I> = dyn Fn() -> Result<Arc<dyn Dataset<I>>> + Send + Sync;
 
-/// A data set that is opened when it is first needed: a worker that is sent its samples never opens it.
-pub struct Data<I> {
+/// A data set that is opened when it is first needed.
+pub(super) struct Data<I> {
     open: Box<Open<I>>,
     opened: Mutex<Option<Arc<dyn Dataset<I>>>>,
 }
@@ -43,12 +43,6 @@ impl<I> Data<I> {
                 Ok(opened.insert(dataset).clone())
             }
         }
-    }
-}
-
-impl<I, D: Dataset<I> + Clone + 'static> From<D> for Data<I> {
-    fn from(dataset: D) -> Self {
-        Self::new(move || Ok(dataset.clone()))
     }
 }
 

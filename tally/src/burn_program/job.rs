@@ -204,16 +204,23 @@ where
 }
 
 impl<B: AutodiffBackend, M, I, C, S> JobBuilder<B, M, I, C, S> {
-    /// The samples to train with.
+    /// The samples to train with. `open` is called when they are first needed: a worker that is sent its samples never
+    /// opens them.
     #[must_use]
-    pub fn train(self, data: impl Into<Data<I>>) -> Self {
-        Self { train: Some(data.into()), ..self }
+    pub fn train<D: burn::data::dataset::Dataset<I> + 'static>(
+        self,
+        open: impl Fn() -> super::Result<D> + Send + Sync + 'static,
+    ) -> Self {
+        Self { train: Some(Data::new(open)), ..self }
     }
 
     /// The samples of the test pass. Without them the training samples are the test's as well.
     #[must_use]
-    pub fn test(self, data: impl Into<Data<I>>) -> Self {
-        Self { test: Some(data.into()), ..self }
+    pub fn test<D: burn::data::dataset::Dataset<I> + 'static>(
+        self,
+        open: impl Fn() -> super::Result<D> + Send + Sync + 'static,
+    ) -> Self {
+        Self { test: Some(Data::new(open)), ..self }
     }
 
     /// What a sample weighs in means over several, such as the number of its tokens where the loss of a batch is the mean

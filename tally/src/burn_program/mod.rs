@@ -16,7 +16,6 @@ mod options;
 mod program;
 
 pub use command_line::main;
-pub use data::Data;
 pub use job::{Job, JobBuilder, Settings, Split, StepOutput, job};
 pub use metrics::{Ratio, accuracy};
 pub use options::{DataMode, ProgramOptions};

@@ -197,7 +197,7 @@ impl tally::Program for Faulty {
         let zero = fault == Fault::ZeroDenominator;
         let stack = Stack { fault, panic_at: args.panic_at as f32 / 64.0, calls: AtomicU32::new(0) };
         Ok(tally::job(model, stack)
-            .train(tally::Data::new(open))
+            .train(open)
             .error_metric("nearness", move |_| tally::Ratio {
                 numerator: 1.0,
                 denominator: if zero { f64::NAN } else { 1.0 },
