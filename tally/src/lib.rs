@@ -5,7 +5,6 @@
 //! [`CoordinatorProgram`](program::CoordinatorProgram). A Burn program is adapted to that by [`Program`], [`job()`] and
 //! [`main()`]; this is the tutorial for it.
 #![cfg_attr(feature = "burn", doc = include_str!("../../docs/own-program.md"))]
-
 #![forbid(unsafe_code)]
 
 #[cfg(feature = "burn")]

@@ -49,7 +49,7 @@ pub struct Training<O: Args> {
     pub batch_size: Option<usize>,
 
     /// Microbatches that a step is cut into: a power of two, fixed for the run. It bounds how many
-    /// workers can compute at once, and decides the bits [default: the program's]
+    /// workers can compute at once, and decides the bits [default: 8, or the program's]
     #[arg(long, alias = "shards", value_name = "N", help_heading = "Training")]
     pub microbatches: Option<u32>,
 
