@@ -18,7 +18,7 @@ scripts/monitoring-tests.sh
 scripts/deploy-tests.sh
 RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
 # The GPU backend builds without a CUDA toolkit; whether it computes, a machine with a GPU tells.
-cargo check --package tally-mnist --features cuda --quiet
+cargo check --package tally-mnist --package fashion --features tally-mnist/cuda,fashion/cuda --quiet
 if cargo deny --version >/dev/null 2>&1; then
     cargo deny --offline check bans licenses sources
 fi
