@@ -82,8 +82,9 @@ fn a_trace_shows_each_worker_on_one_clock_and_who_took_over() {
     for line in events(&journal, "step") {
         let step = steps[&line["step"].as_u64().unwrap()];
         let seconds = line["seconds"].as_f64().unwrap();
-        // The trace's span ends a little later, with the journal's line and the word to workers.
-        assert!((step.end - step.start) * 1e-6 >= seconds - 1e-3, "{step:?} took {seconds} s");
+        // The trace's span ends a little later, with the journal's line and the word to workers. It may begin later, by
+        // as long as the driver's thread waits for a processor.
+        assert!((step.end - step.start) * 1e-6 >= seconds - 0.1, "{step:?} took {seconds} s");
     }
     for part in coordinators.iter().filter(|s| ["reduce", "update", "commit"].contains(&s.name.as_str())) {
         assert!(part.lies_in(steps[&part.step()]), "{part:?}");
