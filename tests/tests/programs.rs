@@ -168,6 +168,7 @@ fn a_program_that_cannot_be_trained_is_refused_in_one_line() {
     for (fault, words) in [
         ("empty-data", &["training samples", "empty"][..]),
         ("frozen", &["no parameter", "gradient"]),
+        ("lossy-item", &["training samples", "item 0", "written differently"]),
         ("batch-norm", &["norm", "running statistics", "GroupNorm"]),
     ] {
         let run = RunDir::new();

@@ -299,6 +299,13 @@ impl<P: Program> CoordinatorProgram for BurnProgram<P> {
 
     fn new_run(&self, options: &Self::Options, _steps: u64, seed: u64) -> anyhow::Result<NewRun> {
         let job = Self::on_host(&options.args)?;
+        for (split, name) in [(Split::Train, "training"), (Split::Test, "test")] {
+            let last = job.samples(split, true)?.len().saturating_sub(1) as u32;
+            for id in [0, last] {
+                job.check_item(split, id)
+                    .with_context(|| format!("the {name} samples do not survive the way to a worker"))?;
+            }
+        }
         let layout = job.layout().map_err(anyhow::Error::msg)?;
         Ok(NewRun {
             program: ProgramConfig {
