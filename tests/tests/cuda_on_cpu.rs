@@ -9,6 +9,9 @@ use serde_json::Value;
 use tally_tests::cuda_on_cpu::CudaOnCpu;
 use tally_tools::cluster::{Coordinator, RunDir, Worker, events, tool};
 
+/// A part's deadline in seconds: a CPU takes minutes for what a GPU does in seconds.
+const PATIENT: [&str; 2] = ["--deadline", "1000"];
+
 fn cuda() -> CudaOnCpu {
     CudaOnCpu::new(Path::new(env!("CARGO_TARGET_TMPDIR"))).unwrap()
 }
@@ -16,7 +19,7 @@ fn cuda() -> CudaOnCpu {
 /// `gpu-check` with these variables in its environment, and what it found.
 fn gpu_check(line: &str, variables: &[(&str, &str)]) -> (Output, Value) {
     let mut command = Command::new(tool("gpu-check"));
-    command.args(line.split(' ')).envs(cuda().environment()).envs(variables.iter().copied());
+    command.args(line.split(' ')).args(PATIENT).envs(cuda().environment()).envs(variables.iter().copied());
     let output = command.output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let found = text.lines().last().and_then(|line| serde_json::from_str(line).ok()).unwrap_or(Value::Null);
@@ -57,7 +60,7 @@ fn variants_compute_what_they_must() {
         [("tf32", "default ldmatrix,streams wide wgmma"), ("bf16", "half half,wide,streams half,wgmma")]
     {
         let mut command = Command::new(tool("gpu-check"));
-        command.args(["--precisions", precision, "--only", "golden", "--variants", variants]);
+        command.args(["--precisions", precision, "--only", "golden", "--variants", variants]).args(PATIENT);
         let output = command.envs(cuda().environment()).output().unwrap();
         let [lines, log] =
             [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
