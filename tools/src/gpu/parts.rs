@@ -65,11 +65,9 @@ fn jobs(options: &Options) -> Vec<Job> {
 }
 
 /// Does all jobs, and prints the findings.
-#[allow(clippy::print_stderr)]
 pub(super) fn run(options: &Options) -> ExitCode {
     let mut findings = Findings::default();
     for job in jobs(options) {
-        eprintln!("{}", job.words());
         match start(options, &job).map(|child| watch(child, &job, options.deadline, &mut findings)) {
             Ok(Some(UNAVAILABLE)) => return ExitCode::from(3),
             Ok(_) => (),
@@ -103,6 +101,7 @@ fn start(options: &Options, job: &Job) -> anyhow::Result<Child> {
 }
 
 /// Takes the findings of a process until it ends or its time is over. Returns its exit code, if it has one.
+#[allow(clippy::print_stderr)]
 fn watch(mut child: Child, job: &Job, seconds: u64, findings: &mut Findings) -> Option<i32> {
     let deadline = Instant::now() + Duration::from_secs(seconds);
     let (sender, lines) = channel();
@@ -112,9 +111,16 @@ fn watch(mut child: Child, job: &Job, seconds: u64, findings: &mut Findings) -> 
         });
     }
     let failures = findings.failures();
+    let mut begun = false;
     loop {
         match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok(line) => findings.pass_on(&line),
+            Ok(line) => {
+                // The first finding is the device. Without one the only message is what is missing.
+                if !std::mem::replace(&mut begun, true) {
+                    eprintln!("{}", job.words());
+                }
+                findings.pass_on(&line);
+            }
             Err(RecvTimeoutError::Disconnected) => break,
             Err(RecvTimeoutError::Timeout) => {
                 findings.fail(&job.words(), &format!("it was not done within {seconds} s"));
