@@ -51,7 +51,7 @@ pub enum CheckpointError {
         /// Its format.
         found: u32,
     },
-    /// Parameters, momentum and [`Meta`](crate::Meta) that do not belong together. Nothing was written, because it
+    /// Parameters, moments and [`Meta`](crate::Meta) that do not belong together. Nothing was written, because it
     /// could not be read again.
     #[error(
         "the checkpoint of step {step} was not written: {why}; this is a fault in Tally, please report it"

@@ -13,9 +13,10 @@ use proptest::sample::select;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use tally_numerics::manifest::{Manifest, TensorSpec, hex};
+use tally_numerics::state::State;
 
 use crate::meta::{Meta, tests::meta};
-use crate::{CheckpointError, MANIFEST, MODEL, OPTIMIZER, newest_whole, read, read_weights_from, write};
+use crate::{CheckpointError, MANIFEST, MODEL, MOMENTS, newest_whole, read, read_weights_from, write};
 
 fn network() -> Manifest {
     Manifest::new(vec![TensorSpec::with_fan_in("w", &[2, 3], 1), TensorSpec::with_fan_in("b", &[2], 1)])
@@ -114,6 +115,22 @@ proptest! {
     }
 }
 
+/// Before there were several optimizers, a manifest did not name the moments: there was SGD's velocity.
+#[test]
+fn a_checkpoint_that_names_no_moments_is_one_of_sgd() {
+    let root = tempfile::tempdir().unwrap();
+    let state = State { parameters: vec![0.5; 8], moments: vec![vec![0.25; 8]] };
+    let (digest, tensors) = (state.digest(), network());
+    let parameters_sha256 = tensors.sha256(&state.parameters);
+    let meta = Meta { step: 7, epoch: 1, digest, parameters_sha256, tensors, ..meta() };
+    let path = write(root.path(), &meta, &state).unwrap();
+    let mut whole: Value = serde_json::from_slice(&fs::read(path.join(MANIFEST)).unwrap()).unwrap();
+    assert_eq!(whole.as_object_mut().unwrap().remove("moments"), Some(json!(["momentum_buffer"])));
+    fs::write(path.join(MANIFEST), sealed(&whole.to_string())).unwrap();
+    let read = read(&path).unwrap();
+    assert_eq!((read.state, read.meta.moments), (state, vec!["momentum_buffer".to_owned()]));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
 
@@ -122,23 +139,23 @@ proptest! {
         place in any::<prop::sample::Index>(), new in value(), which in 0usize..3, at in any::<prop::sample::Index>(),
     ) {
         let root = tempfile::tempdir().unwrap();
-        let (parameters, momentum) = (vec![0.5; 8], vec![0.25; 8]);
+        let state = State { parameters: vec![0.5; 8], moments: vec![vec![0.25; 8]] };
         let tensors = network();
-        let digest = tally_numerics::digest::of(0, &parameters, &momentum);
-        let parameters_sha256 = tensors.sha256(&parameters);
+        let digest = state.digest();
+        let parameters_sha256 = tensors.sha256(&state.parameters);
         let meta = Meta { step: 7, epoch: 1, digest, parameters_sha256, tensors, ..meta() };
-        let path = write(root.path(), &meta, &parameters, &momentum).unwrap();
+        let path = write(root.path(), &meta, &state).unwrap();
         let whole: Value = serde_json::from_slice(&fs::read(path.join(MANIFEST)).unwrap()).unwrap();
         let changed = changed(whole, &place, new);
         fs::write(path.join(MANIFEST), sealed(&changed.to_string())).unwrap();
-        if let Some(name) = [None, Some(MODEL), Some(OPTIMIZER)][which] {
+        if let Some(name) = [None, Some(MODEL), Some(MOMENTS[0])][which] {
             let mut bytes = fs::read(path.join(name)).unwrap();
             let at = at.index(bytes.len());
             bytes[at] ^= 0x10;
             fs::write(path.join(name), bytes).unwrap();
         }
         if let Ok(read) = read(&path) {
-            prop_assert_eq!((read.parameters, read.momentum), (parameters, momentum));
+            prop_assert_eq!(read.state, state);
         }
         // What a newer Tally wrote ends the search; anything else is passed over.
         let newest = newest_whole(root.path(), None);

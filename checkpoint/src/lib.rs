@@ -5,8 +5,9 @@
 //!
 //! * `model.safetensors`: the parameters, under PyTorch's names and shapes, as `F32`, in
 //!   the order of their names;
-//! * `optimizer.safetensors`: the momentum, under the same names;
-//! * `manifest.json`: [`Meta`], the size and SHA-256 of both files, and a SHA-256 of its
+//! * `optimizer.safetensors`: the optimizer's first moment, under the same names; further ones are in
+//!   `optimizer-2.safetensors` and `optimizer-3.safetensors`;
+//! * `manifest.json`: [`Meta`], the size and SHA-256 of each file, and a SHA-256 of its
 //!   own text in its first line.
 //!
 //! # CKPT-1: whole or absent, and verified when read
@@ -38,6 +39,8 @@ mod store;
 mod tensors;
 mod weights;
 
+use tally_numerics::update::rule::MAX_MOMENTS;
+
 pub use error::{CheckpointError, remedy};
 pub use meta::{Meta, ProgramConfig, VERSION};
 pub use store::{Checkpoint, LINKS, Newest, clean, directory, link, list, newest_whole, prune, read, write};
@@ -45,7 +48,8 @@ pub use weights::{Weights, read_partial_weights, read_weights, read_weights_from
 
 /// The parameters' file in a checkpoint.
 pub const MODEL: &str = "model.safetensors";
-/// The momentum's file in a checkpoint.
-pub const OPTIMIZER: &str = "optimizer.safetensors";
+/// The files of the optimizer's moments in a checkpoint.
+pub const MOMENTS: [&str; MAX_MOMENTS] =
+    ["optimizer.safetensors", "optimizer-2.safetensors", "optimizer-3.safetensors"];
 /// The manifest's file in a checkpoint.
 pub const MANIFEST: &str = "manifest.json";

@@ -42,14 +42,23 @@ pub struct Meta {
     pub step: u64,
     /// The epoch of that step, from 1, begun and perhaps completed; 0 before the first.
     pub epoch: u32,
-    /// The digest of parameters and momentum, as the journal has it for the step.
+    /// The digest of parameters and moments, as the journal has it for the step.
     pub digest: Digest,
     /// [`Manifest::sha256`] of the parameters, as a summary has it.
     pub parameters_sha256: String,
     /// The tensors in the order of the flat vectors.
     pub tensors: Manifest,
+    /// The names of the optimizer's moments, as PyTorch calls them: `momentum_buffer`, or `exp_avg` and `exp_avg_sq`.
+    #[serde(default = "one_velocity")]
+    pub moments: Vec<String>,
     /// The run's configuration; opaque to this crate.
     pub config: serde_json::Value,
+}
+
+/// The moments of a checkpoint from before there were several optimizers: SGD's. Then there were no constant tensors
+/// either, except in programs that were never released.
+fn one_velocity() -> Vec<String> {
+    vec!["momentum_buffer".to_owned()]
 }
 
 /// A file of a checkpoint as it was written.
@@ -145,6 +154,7 @@ pub(crate) mod tests {
             digest: Digest(0xfedc_ba98_7654_3210),
             parameters_sha256: "00".repeat(32),
             tensors: Manifest::new(tensors).unwrap(),
+            moments: one_velocity(),
             config: serde_json::json!({ "learning_rate": 0.1f32, "third": 1.0 / 3.0, "tiny": 1e-300, "seed": u64::MAX }),
         }
     }

@@ -141,6 +141,7 @@ impl Reader<'_> {
     fn scalar(&self, option: &Opt<'_>, value: &Spanned<DeValue<'_>>) -> Result<OsString, ConfigError> {
         let text = match (option.kind(), value.get_ref()) {
             (Kind::Text, DeValue::String(text)) => Some(text.clone().into_owned()),
+            (Kind::Bool, DeValue::Boolean(given)) => Some(given.to_string()),
             (Kind::Integer | Kind::Float | Kind::Text, DeValue::Integer(number)) => decimal(number),
             (Kind::Float | Kind::Text, DeValue::Float(number)) => Some(number.as_str().to_owned()),
             _ => None,
@@ -150,7 +151,7 @@ impl Reader<'_> {
 
     fn wrong_type(&self, option: &Opt<'_>, value: &Spanned<DeValue<'_>>) -> ConfigError {
         let expected = match (option.kind(), option.takes_several()) {
-            (Kind::Flag, _) => "true or false",
+            (Kind::Flag | Kind::Bool, _) => "true or false",
             (Kind::Integer, false) => "an integer",
             (Kind::Float, false) => "a number",
             (Kind::Text, false) => "a string",

@@ -11,6 +11,8 @@ use crate::{CONFIG, PRINT_CONFIG, documents};
 pub enum Kind {
     /// None: it is there or not.
     Flag,
+    /// `true` or `false`.
+    Bool,
     /// A whole number.
     Integer,
     /// A number, perhaps with a fraction.
@@ -56,6 +58,8 @@ impl Opt<'_> {
         ];
         if matches!(self.arg.get_action(), ArgAction::SetTrue) {
             Kind::Flag
+        } else if is(&[TypeId::of::<bool>()]) {
+            Kind::Bool
         } else if is(&whole) {
             Kind::Integer
         } else if is(&[TypeId::of::<f32>(), TypeId::of::<f64>()]) {

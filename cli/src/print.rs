@@ -96,6 +96,7 @@ fn value<'a>(option: &Opt<'_>, values: impl IntoIterator<Item = &'a OsStr>) -> R
                 // TOML's whole zero has no sign.
                 Kind::Float if text.starts_with('-') && text.parse() == Ok(0i128) => Some("-0.0".into()),
                 Kind::Float => number(text),
+                Kind::Bool => Some(text.to_owned()),
                 Kind::Text | Kind::Flag => None,
             }
             .unwrap_or_else(|| TomlStringBuilder::new(text).as_basic().to_toml_value()),

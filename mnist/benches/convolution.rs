@@ -18,6 +18,7 @@ use tally_mnist::network::burn::networks::Reference;
 use tally_mnist::network::{DigitEngine, backend};
 use tally_mnist::{LabelLoss, ModelSpec, Samples};
 use tally_numerics::init;
+use tally_numerics::state::State;
 use tally_worker::burn::DeviceContext;
 use tally_worker::burn::convolution::{Activation, ConvolutionBackend, stock};
 use tally_worker::device::{BackendChoice, DeviceOptions};
@@ -84,8 +85,8 @@ fn whole(threads: usize, rounds: usize) {
     let mut out = vec![0.0; engines[0].manifest().len()];
     for (times, engine) in times.iter_mut().zip(engines) {
         let parameters = init::parameters(engine.manifest(), 1);
-        let momentum = vec![0.0; parameters.len()];
-        engine.load(parameters, momentum);
+        let state = State::new(parameters, engine.manifest(), 1);
+        engine.load(state);
         for _ in 0..=rounds {
             times.push(cpu_ms(|| {
                 engine.gradient(&samples, 1.0, &mut out, &mut |_| ()).unwrap();

@@ -14,6 +14,7 @@ use tally_mnist::data::PIXELS;
 use tally_mnist::network::{DigitEngine, backend};
 use tally_mnist::{LabelLoss, ModelSpec, Samples};
 use tally_numerics::init;
+use tally_numerics::state::State;
 use tally_numerics::update::Update;
 use tally_numerics::wire::WireDtype;
 use tally_worker::device::{BackendChoice, DeviceOptions};
@@ -26,8 +27,8 @@ fn main() {
     let mut engine = backend::network(&ModelSpec::Reference, LabelLoss::default(), &device).unwrap();
     let parameters = init::parameters(engine.manifest(), 1);
     let mut out = vec![0.0; parameters.len()];
-    let momentum = vec![0.0; parameters.len()];
-    engine.load(parameters, momentum);
+    let state = State::new(parameters, engine.manifest(), 1);
+    engine.load(state);
     println!("{}, {rounds} rounds; ms", engine.device_name());
     println!(
         "{:36} {:>9} {:>9} {:>9} {:>9} {:>10}",
@@ -61,7 +62,7 @@ fn main() {
 }
 
 fn update(engine: &mut dyn DigitEngine, gradient: &[f32]) {
-    engine.apply(Update { learning_rate: 1e-6, momentum: 0.9, clip: 1.0 }, 0, gradient);
+    engine.apply(&Update::sgd(1e-6, 0.9, 1.0), 0, gradient);
     engine.finish_update().unwrap();
     engine.commit();
 }

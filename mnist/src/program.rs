@@ -12,7 +12,7 @@ use tally::options::{CUSTOM, ReportOptions, unchanged};
 use tally::program::{Commands, CoordinatorProgram, Defaults, ModelCosts, NewRun, Splits};
 use tally_checkpoint::ProgramConfig;
 use tally_coordinator::dataset::Dataset;
-use tally_core::optimizer::{LrSchedule, OptimizerConfig};
+use tally_core::optimizer::{Algorithm, LrSchedule, OptimizerConfig};
 use tally_monitor::http::Panels;
 use tally_numerics::manifest::Manifest;
 use tally_run::config::{DataConfig, RunConfig};
@@ -63,14 +63,9 @@ impl Recipe {
                 clip_norm: Some(2.0),
                 warmup_steps: 200.min(steps / 5),
                 lr_schedule: LrSchedule::Linear,
+                ..OptimizerConfig::new(Algorithm::Sgd)
             },
-            Self::Original => OptimizerConfig {
-                learning_rate: 0.01,
-                momentum: 0.9,
-                clip_norm: None,
-                warmup_steps: 0,
-                lr_schedule: LrSchedule::Constant,
-            },
+            Self::Original => OptimizerConfig::new(Algorithm::Sgd),
         }
     }
 }
@@ -264,8 +259,8 @@ mod tests {
                 "{remarks:?}"
             );
         };
-        only(&configure(|t| t.warmup_steps = Some(8)), &["--warmup-steps 8", "8 steps"]);
-        assert!(remarks(&configure(|t| t.warmup_steps = Some(7))).is_empty());
+        only(&configure(|t| t.optimizer.warmup_steps = Some(8)), &["--warmup-steps 8", "8 steps"]);
+        assert!(remarks(&configure(|t| t.optimizer.warmup_steps = Some(7))).is_empty());
         only(&configure(|t| t.microbatches = Some(32)), &["--microbatches 32", "16 samples"]);
         let mut config = configure(|_| {});
         (config.audit_rate, config.checkpoint_every) = (0.5, Some(8));

@@ -15,6 +15,7 @@ use serde_json::Value;
 use tally_mnist::network::{DigitEngine, backend};
 use tally_mnist::{LabelLoss, ModelSpec, manifest};
 use tally_numerics::schema::Sums;
+use tally_numerics::state::State;
 use tally_numerics::sum;
 use tally_numerics::tree::Tree;
 use tally_numerics::update::Update;
@@ -27,8 +28,8 @@ fn engine(loss: LabelLoss, threads: u32) -> Box<dyn DigitEngine> {
     let device = DeviceOptions { backend, threads: Some(threads), ..DeviceOptions::default() };
     let mut engine = backend::network(&ModelSpec::Reference, loss, &device).unwrap();
     let parameters = weights(engine.manifest());
-    let momentum = vec![0.0; parameters.len()];
-    engine.load(parameters, momentum);
+    let state = State::new(parameters, engine.manifest(), 1);
+    engine.load(state);
     engine
 }
 
@@ -61,9 +62,9 @@ fn gradients_are_the_golden_ones_with_either_label_loss() {
     for (name, loss) in losses_by_name() {
         let mut engine = engine(loss, 2);
         let manifest = engine.manifest().clone();
-        let (mut parameters, momentum) = engine.state().unwrap();
-        settle(&manifest, &mut parameters);
-        engine.load(parameters, momentum);
+        let mut state = engine.state().unwrap();
+        settle(&manifest, &mut state.parameters);
+        engine.load(state);
         let mut gradient = vec![f32::NAN; manifest.len()];
         let losses = engine.gradient(&samples(0, 16), 1.0 / 16.0, &mut gradient, &mut |_| ()).unwrap();
 
@@ -107,7 +108,7 @@ fn gradients_are_the_golden_ones_with_either_label_loss() {
 }
 
 /// A training step as a cluster takes it: eight microbatches, summed along their tree.
-fn step(engine: &mut dyn DigitEngine, first: usize, update: Update) -> Sums {
+fn step(engine: &mut dyn DigitEngine, first: usize, update: &Update) -> Sums {
     let n = 64;
     let mut gradients = sum::Fold::default();
     let mut losses = Vec::new();
@@ -142,13 +143,13 @@ fn step(engine: &mut dyn DigitEngine, first: usize, update: Update) -> Sums {
 /// with cross-entropy, where no ReLU happened to flip; ours strays by 6e-4.
 #[test]
 fn twenty_steps_follow_the_golden_trajectory() {
-    let update = Update { learning_rate: 0.01, momentum: 0.9, clip: 1.0 };
+    let update = Update::sgd(0.01, 0.9, 1.0);
     for (name, loss) in losses_by_name() {
         let mut engine = engine(loss, 2);
         let (mut spread, mut farthest, mut farthest_in_spreads) = (0f64, 0f64, 0f64);
         let start = Instant::now();
         for s in 0..20 {
-            let losses = step(engine.as_mut(), 64 * s, update);
+            let losses = step(engine.as_mut(), 64 * s, &update);
             let mine = [&losses.0[..], &[losses.total()]].concat();
             let double = numbers(&GOLDEN[name]["trajectory_float64"][s]);
             let single = numbers(&GOLDEN[name]["trajectory_float32"][s]);

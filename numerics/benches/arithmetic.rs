@@ -6,6 +6,7 @@
 use divan::counter::BytesCount;
 use divan::{Bencher, black_box};
 use tally_numerics::update::Update;
+use tally_numerics::update::rule::{Rule, examples};
 use tally_numerics::{CHUNK, digest, norm, sum};
 
 const ELEMENTS: usize = 6_402_764;
@@ -24,22 +25,47 @@ fn add(bencher: Bencher<'_, '_>) {
     bencher.counter(BytesCount::new(12 * ELEMENTS)).bench_local(|| sum::add(black_box(&mut left), &right));
 }
 
-#[divan::bench]
-fn update_in_place(bencher: Bencher<'_, '_>) {
-    let (gradient, mut parameters, mut momentum) = (vector(), vector(), vec![0.0; ELEMENTS]);
-    let update = Update { learning_rate: 1e-6, momentum: 0.9, clip: 1.0 };
-    bencher
-        .counter(BytesCount::new(20 * ELEMENTS))
-        .bench_local(|| update.apply(0, black_box(&gradient), &mut parameters, &mut momentum));
+/// The optimizers by the names of [`examples`].
+const RULES: [&str; 6] = ["SGD", "Adam", "AMSGrad", "RMSProp", "centered RMSProp with momentum", "Lion"];
+
+fn rule(name: &str) -> Rule {
+    match examples().into_iter().find(|(of, _)| *of == name) {
+        Some((_, rule)) => rule,
+        None => unreachable!("it is one of them"),
+    }
 }
 
-#[divan::bench]
-fn update_into_second_buffer(bencher: Bencher<'_, '_>) {
-    let (gradient, parameters, momentum) = (vector(), vector(), vector());
-    let (mut p, mut v) = (vector(), vector());
-    let update = Update { learning_rate: 1e-6, momentum: 0.9, clip: 1.0 };
-    bencher.counter(BytesCount::new(20 * ELEMENTS)).bench_local(|| {
-        update.apply_into(0, black_box(&gradient), (&parameters, &momentum), (&mut p, &mut v))
+/// A state for a rule: positive moments, since mean squares are.
+fn moments(rule: &Rule) -> Vec<Vec<f32>> {
+    vec![vector().into_iter().map(|x| x.abs() + 1e-3).collect(); rule.moments()]
+}
+
+/// Bytes of an update, in which each vector is read and written, and the gradient read.
+fn bytes(rule: &Rule) -> BytesCount {
+    BytesCount::new((4 + 8 * (1 + rule.moments())) * ELEMENTS)
+}
+
+#[divan::bench(args = RULES)]
+fn update_in_place(bencher: Bencher<'_, '_>, name: &str) {
+    let rule = rule(name);
+    let (gradient, mut parameters, mut state) = (vector(), vector(), moments(&rule));
+    let update = Update::of(rule, 1.0);
+    bencher.counter(bytes(&rule)).bench_local(|| {
+        let mut state: Vec<&mut [f32]> = state.iter_mut().map(Vec::as_mut_slice).collect();
+        update.apply(0, black_box(&gradient), &mut parameters, &mut state)
+    });
+}
+
+#[divan::bench(args = RULES)]
+fn update_into_second_buffer(bencher: Bencher<'_, '_>, name: &str) {
+    let rule = rule(name);
+    let (gradient, parameters, state) = (vector(), vector(), moments(&rule));
+    let (mut next, mut next_state) = (vector(), moments(&rule));
+    let update = Update::of(rule, 1.0);
+    let state: Vec<&[f32]> = state.iter().map(Vec::as_slice).collect();
+    bencher.counter(bytes(&rule)).bench_local(|| {
+        let mut next_state: Vec<&mut [f32]> = next_state.iter_mut().map(Vec::as_mut_slice).collect();
+        update.apply_into(0, black_box(&gradient), (&parameters, &state), (&mut next, &mut next_state))
     });
 }
 
@@ -48,7 +74,7 @@ fn digest_of_a_state(bencher: Bencher<'_, '_>) {
     let (parameters, momentum) = (vector(), vector());
     bencher
         .counter(BytesCount::new(8 * ELEMENTS))
-        .bench_local(|| digest::of(0, black_box(&parameters), &momentum));
+        .bench_local(|| digest::of(0, black_box(&parameters), &[&momentum]));
 }
 
 #[divan::bench]

@@ -1,6 +1,6 @@
 //! The per-step digest by which replicas are compared (**REP-1**).
 //!
-//! The digest mixes index, parameter and momentum of each element, and sums the results with wrapping. Addition of
+//! The digest mixes index, parameter and moments of each element, and sums the results with wrapping. Addition of
 //! integers commutes, so the digest may be computed in any order and by any number of threads. It is computed
 //! together with the update, at little extra cost. It detects accidents, not forgeries; checkpoints have SHA-256.
 
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::simd::for_each_instruction_set;
 
-/// Digest of a replica's parameters and momentum.
+/// Digest of a replica's parameters and moments.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct Digest(pub u64);
@@ -52,42 +52,64 @@ impl TryFrom<String> for Digest {
     }
 }
 
-/// One element's part of the digest. The mixer is SplitMix64's finaliser (Steele, Lea, Flood: Fast splittable
-/// pseudorandom number generators, 2014).
+/// Two numbers of an element, mixed with its index. The mixer is SplitMix64's finaliser (Steele, Lea, Flood: Fast
+/// splittable pseudorandom number generators, 2014).
 #[inline(always)]
 #[must_use]
-pub fn mix(index: u64, parameter: f32, momentum: f32) -> u64 {
-    let bits = (u64::from(parameter.to_bits()) << 32) | u64::from(momentum.to_bits());
+pub fn mix(index: u64, high: f32, low: f32) -> u64 {
+    let bits = (u64::from(high.to_bits()) << 32) | u64::from(low.to_bits());
     let mut z = bits ^ index.wrapping_mul(0x9E37_79B9_7F4A_7C15);
     z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     z ^ (z >> 31)
 }
 
+/// What is added to an element's index for the moments that do not fit beside the parameter.
+pub const FURTHER: u64 = 1 << 48;
+
+/// One element's part of the digest: the parameter with the first moment, and the second with the third. What is not
+/// there is zero.
+#[inline(always)]
+#[must_use]
+pub fn mix_all<const K: usize>(index: u64, parameter: f32, moments: [f32; K]) -> u64 {
+    let moment = |k: usize| if k < K { moments[k] } else { 0.0 };
+    let digest = mix(index, parameter, moment(0));
+    if K < 2 { digest } else { digest.wrapping_add(mix(index + FURTHER, moment(1), moment(2))) }
+}
+
 /// The digest of a stretch of a replica that starts at element `first` of the whole.
 ///
 /// # Panics
-/// If `parameters` and `momentum` differ in length.
+/// If the vectors differ in length, or there are more moments than an optimizer can have.
 #[must_use]
-pub fn of(first: usize, parameters: &[f32], momentum: &[f32]) -> Digest {
-    assert_eq!(parameters.len(), momentum.len(), "a replica has a momentum for every parameter");
-    Digest(stretch(first as u64, parameters, momentum))
+pub fn of(first: usize, parameters: &[f32], moments: &[&[f32]]) -> Digest {
+    let same = moments.iter().all(|moment| moment.len() == parameters.len());
+    assert!(same, "a moment has an element for every parameter");
+    let first = first as u64;
+    Digest(match *moments {
+        [] => stretch(first, parameters, []),
+        [a] => stretch(first, parameters, [a]),
+        [a, b] => stretch(first, parameters, [a, b]),
+        [a, b, c] => stretch(first, parameters, [a, b, c]),
+        _ => unreachable!("an optimizer keeps at most three moments"),
+    })
 }
 
 for_each_instruction_set! {
-    stretch(first: u64, parameters: &[f32], momentum: &[f32]) -> u64;
+    stretch[const K: usize](first: u64, parameters: &[f32], moments: [&[f32]; K]) -> u64;
 }
 
 mod body {
-    use super::mix;
+    use super::mix_all;
 
     #[inline(always)]
-    pub(super) fn stretch(first: u64, parameters: &[f32], momentum: &[f32]) -> u64 {
+    pub(super) fn stretch<const K: usize>(first: u64, parameters: &[f32], moments: [&[f32]; K]) -> u64 {
         let n = parameters.len();
-        let (p, v) = (&parameters[..n], &momentum[..n]);
+        let (p, moments) = (&parameters[..n], moments.map(|moment| &moment[..n]));
         let mut sum = 0u64;
         for i in 0..n {
-            sum = sum.wrapping_add(mix(first + i as u64, p[i], v[i]));
+            let state = std::array::from_fn(|k| moments[k][i]);
+            sum = sum.wrapping_add(mix_all::<K>(first + i as u64, p[i], state));
         }
         sum
     }
@@ -116,21 +138,30 @@ mod tests {
     fn parts_add_up_to_the_whole() {
         let p: Vec<f32> = (0..1000).map(|i| i as f32 * 0.37 - 100.0).collect();
         let v: Vec<f32> = (0..1000).map(|i| 1.0 / (i + 1) as f32).collect();
-        let whole = of(0, &p, &v);
-        assert_eq!(of(300, &p[300..], &v[300..]).and(of(0, &p[..300], &v[..300])), whole);
+        for moments in 0..=3 {
+            let of = |range: std::ops::Range<usize>| {
+                of(range.start, &p[range.clone()], &vec![&v[range.clone()]; moments])
+            };
+            assert_eq!(of(300..1000).and(of(0..300)), of(0..1000));
+        }
+        assert_eq!(of(0, &p, &[]), of(0, &p, &[&[0.0; 1000]]), "what is not there is zero");
     }
 
     #[test]
     fn one_flipped_bit_or_two_swapped_elements_change_it() {
         let p = vec![0.5f32; 64];
         let v: Vec<f32> = (0..64).map(|i| i as f32).collect();
-        let whole = of(0, &p, &v);
+        let whole = of(0, &p, &[&v]);
         let mut flipped = p.clone();
         flipped[17] = f32::from_bits(flipped[17].to_bits() ^ 1);
-        assert_ne!(of(0, &flipped, &v), whole);
+        assert_ne!(of(0, &flipped, &[&v]), whole);
         let mut swapped = v.clone();
         swapped.swap(3, 40);
-        assert_ne!(of(0, &p, &swapped), whole);
+        assert_ne!(of(0, &p, &[&swapped]), whole);
+        let three = of(0, &p, &[&v, &v, &p]);
+        for (first, second, third) in [(&v, &p, &v), (&v, &swapped, &p), (&swapped, &v, &p)] {
+            assert_ne!(of(0, &p, &[first, second, third]), three);
+        }
     }
 
     #[test]

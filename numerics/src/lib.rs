@@ -3,7 +3,7 @@
 //! Nothing here does I/O, knows a clock, or depends on a thread's schedule: the same
 //! arguments give the same bits on every machine that rounds as IEEE 754 says. The crate
 //! holds the reduction tree ([`tree`]) and the sums along it ([`sum`], [`node_sum`]), rounded
-//! for the wire or not ([`wire`]), the optimizer's update ([`update`]) with its digest
+//! for the wire or not ([`wire`]), the optimizer's state ([`state`]) and its update ([`update`]) with its digest
 //! ([`digest`]), the gradient's norm ([`norm`]), the streams of random words ([`random`]), the
 //! order of samples ([`order`]) and the initial parameters ([`init`]) drawn from them, the list
 //! of a network's tensors ([`manifest`]), and a program's losses and metrics ([`schema`]).
@@ -22,6 +22,7 @@ pub mod order;
 pub mod random;
 pub mod schema;
 mod simd;
+pub mod state;
 pub mod sum;
 pub mod tree;
 pub mod update;

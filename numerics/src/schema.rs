@@ -233,12 +233,16 @@ impl Schema {
         let (losses, mut rest) = sums.0.split_at(self.loss_width());
         let means = Sums(losses.to_vec()).scaled(1.0 / samples.max(1) as f64);
         let loss = self.named_losses(&means).into_iter().map(|(name, mean)| (name, number(mean)));
+        let mut undefined = Vec::new();
         let metrics = self.metrics.iter().map(|metric| {
             let (own, others) = rest.split_at(metric.kind.width());
             rest = others;
             let counts = |sums: &[f64]| sums.iter().map(|&count| count as u64).collect();
             let value = match metric.kind {
-                MetricKind::Ratio { .. } if own[1] == 0.0 => MetricValue::Ratio(0.0),
+                MetricKind::Ratio { .. } if own[1] == 0.0 => {
+                    undefined.push(metric.name.clone());
+                    MetricValue::Ratio(0.0)
+                }
                 MetricKind::Ratio { .. } => MetricValue::Ratio(number(own[0] / own[1])),
                 MetricKind::Histogram { .. } => MetricValue::Histogram(counts(own)),
                 MetricKind::Confusion { classes } => {
@@ -248,7 +252,7 @@ impl Schema {
             (metric.name.clone(), value)
         });
         let metrics = metrics.collect();
-        Evaluation { samples, loss: loss.collect(), metrics }
+        Evaluation { samples, loss: loss.collect(), metrics, undefined }
     }
 
     /// The quality of a test pass, by the metric that picks the best checkpoint. Greater is better.
@@ -355,6 +359,9 @@ pub struct Evaluation {
     pub loss: Named,
     /// The metrics.
     pub metrics: IndexMap<String, MetricValue>,
+    /// Metrics whose denominator is zero over the whole test set: they are shown as 0.
+    #[serde(skip)]
+    pub undefined: Vec<String>,
 }
 
 impl Evaluation {
@@ -436,6 +443,7 @@ mod tests {
     fn a_diverged_model_and_an_empty_denominator_are_numbers() {
         let evaluation = schema().evaluation(0, [Some(Sums([vec![f64::NAN, 1.0], vec![0.0; 9]].concat()))]);
         assert_eq!((evaluation.total_loss(), evaluation.ratio("right")), (f64::MAX, 0.0));
+        assert!(evaluation.undefined.iter().any(|name| name == "right"), "{:?}", evaluation.undefined);
         assert_eq!(schema().evaluation(4, []).total_loss(), 0.0);
     }
 

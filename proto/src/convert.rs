@@ -58,6 +58,8 @@ pub fn offer(manifest: &Manifest, device: String, numerics_class: String) -> v1:
         shape: t.shape.clone(),
         bound: t.bound,
         constant: t.constant,
+        buffer: t.buffer,
+        group: t.group,
     });
     v1::ModelManifest { tensors: tensors.collect(), device, numerics_class }
 }
@@ -67,9 +69,14 @@ pub fn offer(manifest: &Manifest, device: String, numerics_class: String) -> v1:
 /// # Errors
 /// [`BadMessage::Manifest`] if it cannot be one.
 pub fn manifest(offer: v1::ModelManifest) -> Result<Manifest, BadMessage> {
-    let tensors = offer.tensors.into_iter();
-    let tensors =
-        tensors.map(|t| TensorSpec { name: t.name, shape: t.shape, bound: t.bound, constant: t.constant });
+    let tensors = offer.tensors.into_iter().map(|t| TensorSpec {
+        name: t.name,
+        shape: t.shape,
+        bound: t.bound,
+        constant: t.constant,
+        buffer: t.buffer,
+        group: t.group,
+    });
     Ok(Manifest::new(tensors.collect())?)
 }
 

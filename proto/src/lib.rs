@@ -10,6 +10,7 @@ pub mod floats;
 pub mod pool;
 pub mod segment;
 pub mod span;
+pub mod update;
 pub mod version;
 
 /// The generated messages and service.

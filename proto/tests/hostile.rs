@@ -52,8 +52,11 @@ fn time() -> impl Strategy<Value = f64> {
 
 fn tensor() -> impl Strategy<Value = v1::Tensor> {
     let size = prop_oneof![0u32..5, any::<u32>(), Just(u32::MAX), Just(1 << 16)];
-    (".{0,12}", vec(size, 0..5), float(), any::<bool>())
-        .prop_map(|(name, shape, bound, constant)| v1::Tensor { name, shape, bound, constant })
+    let kind = (any::<bool>(), any::<bool>(), prop_oneof![0u32..3, any::<u32>()]);
+    (".{0,12}", vec(size, 0..5), float(), kind).prop_map(|(name, shape, bound, kind)| {
+        let (constant, buffer, group) = kind;
+        v1::Tensor { name, shape, bound, constant, buffer, group }
+    })
 }
 
 proptest! {
@@ -182,7 +185,8 @@ fn the_largest_messages_of_an_honest_worker_fit() {
         slot: Some(u32::MAX),
     });
     assert!(GradientUp { context, body: Some(chunk) }.encoded_len() <= MAX_FROM_WORKER);
-    let tensor = v1::Tensor { name: "n".repeat(64), shape: vec![1 << 16; 4], bound: 0.1, constant: true };
+    let (name, shape) = ("n".repeat(64), vec![1 << 16; 4]);
+    let tensor = v1::Tensor { name, shape, bound: 0.1, constant: true, buffer: true, group: 255 };
     let offer = v1::ModelManifest {
         tensors: vec![tensor; tally_numerics::manifest::MAX_TENSORS],
         device: "d".repeat(256),

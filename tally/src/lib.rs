@@ -19,8 +19,8 @@ pub mod train;
 
 #[cfg(feature = "burn")]
 pub use burn_program::{
-    DataMode, Error, Job, JobBuilder, Program, ProgramOptions, Ratio, Result, Settings, Split, StepOutput,
-    accuracy, job, main, module,
+    DataMode, Error, IntoOptimizer, Job, JobBuilder, Lion, ParameterGroup, Program, ProgramOptions, Ratio,
+    Result, Split, StepOutput, accuracy, job, main, module,
 };
-pub use tally_core::optimizer::LrSchedule;
+pub use tally_core::optimizer::{Algorithm, GroupConfig, LrSchedule, OptimizerConfig};
 pub use tally_numerics::random::Stream;

@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::{Context as _, bail, ensure};
 use tally_checkpoint::Weights;
 use tally_coordinator::server::master_state::MasterState;
+use tally_core::optimizer::LrSchedule;
 use tally_run::config::{InitConfig, RunConfig};
 use tally_run::directory::RunDirectory;
 use tally_run::journal::{History, Journal, JournalError};
@@ -73,8 +74,24 @@ pub fn new_run<P: CoordinatorProgram>(
     let (journal, history) = Journal::open(&directory.file("journal.jsonl"))?;
     // A run can start again from nothing, so its first state is kept as well.
     directory.write_json("run.json", &config)?;
-    let master = MasterState::new(&parameters, &vec![0.0; parameters.len()]);
+    let master = MasterState::new(&config.initial_state(parameters));
     Ok(Prepared { config, directory, journal, history, data, step: 0, master, checkpoint: None })
+}
+
+/// Checks the optimizer of a run on record, and gives it the learning rates that the program says.
+///
+/// # Errors
+/// If it cannot be continued, in one line.
+pub fn complete_optimizer<P: CoordinatorProgram>(program: &P, config: &mut RunConfig) -> anyhow::Result<()> {
+    config.check_optimizer().map_err(anyhow::Error::msg).context("run.json is damaged")?;
+    if config.optimizer.lr_schedule == LrSchedule::Program {
+        let rates = program.learning_rates(config, config.steps()?)?;
+        let rates =
+            rates.context("the program has no schedule of its own any more, with which the run began")?;
+        config.optimizer.set_rates(rates).map_err(anyhow::Error::msg)?;
+        config.optimizer.check_rates(config.steps()?).map_err(anyhow::Error::msg)?;
+    }
+    Ok(())
 }
 
 /// A run that was stopped, or whose coordinator was killed (**RESUME-1**).
@@ -94,6 +111,8 @@ pub fn resumed_run<P: CoordinatorProgram>(
     config.keep_checkpoints = options.keep_checkpoints.map_or(config.keep_checkpoints, |k| k as usize);
     config.audit_rate = options.audit_rate.unwrap_or(config.audit_rate);
     check_build(program, &config, path)?;
+    complete_optimizer(program, &mut config)
+        .with_context(|| format!("{} cannot be resumed", path.display()))?;
     if config.init != started_from {
         // The new place is checked now, even if a checkpoint makes it unnecessary.
         initial_parameters(program, &config)?;
@@ -122,14 +141,21 @@ pub fn resumed_run<P: CoordinatorProgram>(
                 "checkpoint {step} in {} is not of this run's journal; remove it and resume again",
                 path.display()
             );
-            (step, MasterState::new(&checkpoint.parameters, &checkpoint.momentum))
+            let (kept, wanted) = (meta.moments.join(", "), config.optimizer.moments().join(", "));
+            ensure!(
+                kept == wanted,
+                "checkpoint {step} in {} has the moments {kept} and the run's optimizer keeps {wanted}; it is not of this \
+                 run: remove it and resume again",
+                path.display()
+            );
+            (step, MasterState::new(&checkpoint.state))
         }
         None => {
             if last > 0 {
                 tracing::warn!("there is no whole checkpoint; computing again from the start");
             }
             let parameters = initial_parameters(program, &config)?;
-            (0, MasterState::new(&parameters, &vec![0.0; parameters.len()]))
+            (0, MasterState::new(&config.initial_state(parameters)))
         }
     };
     directory.write_json("run.json", &config)?;
@@ -154,7 +180,8 @@ pub fn check_build<P: CoordinatorProgram>(
     );
     ensure!(
         config.tensors == program.manifest(&config.program)?,
-        "{} was trained with another {} model than this version has; use Tally {}",
+        "{} was trained with another {} model than this program has: its tensors, their order or their groups differ; use \
+         the program that began it, with Tally {}",
         path.display(),
         config.program.variant,
         config.tally

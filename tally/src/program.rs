@@ -51,6 +51,14 @@ pub trait CoordinatorProgram: WorkerProgram + 'static {
     /// If an option cannot work, in one line.
     fn new_run(&self, options: &Self::Options, steps: u64, seed: u64) -> anyhow::Result<NewRun>;
 
+    /// The learning rates of a run on record, if the program says them: one for each of its steps.
+    ///
+    /// # Errors
+    /// If a rate is not one, in one line.
+    fn learning_rates(&self, _config: &RunConfig, _steps: u64) -> anyhow::Result<Option<Arc<[f32]>>> {
+        Ok(None)
+    }
+
     /// The parameters that a run starts from unless it was given others: by default drawn from its seed, as its list
     /// of tensors says.
     ///

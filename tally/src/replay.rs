@@ -17,8 +17,8 @@ use tally_core::reduction::ReductionStep;
 use tally_core::sampler::EpochSampler;
 use tally_numerics::digest::Digest;
 use tally_numerics::schema::{Named, Sums};
+use tally_numerics::state::State;
 use tally_numerics::tree::{Node, Tree};
-use tally_numerics::update::Update;
 use tally_numerics::{chunk_range, chunks, norm};
 use tally_proto::convert::Microbatch;
 use tally_proto::pool::Pool;
@@ -34,8 +34,7 @@ use crate::program::CoordinatorProgram;
 pub struct Start {
     /// The committed step; 0 for the initial state.
     pub step: u64,
-    parameters: Vec<f32>,
-    momentum: Vec<f32>,
+    state: State,
     /// Newer checkpoints that could not be used: the step, and why.
     pub skipped: Vec<(u64, String)>,
 }
@@ -53,7 +52,7 @@ impl Start {
         for (at, path) in listed.into_iter().rev().filter(|(at, _)| (1..=step).contains(at)) {
             match checkpoint::read(&path) {
                 Ok(c) if of_this_run(record, &c.meta) => {
-                    return Ok(Self { step: at, parameters: c.parameters, momentum: c.momentum, skipped });
+                    return Ok(Self { step: at, state: c.state, skipped });
                 }
                 Ok(c) => skipped.push((
                     at,
@@ -67,8 +66,8 @@ impl Start {
             }
         }
         let parameters = initial_parameters(program, &record.config)?;
-        let momentum = vec![0.0; parameters.len()];
-        Ok(Self { step: 0, parameters, momentum, skipped })
+        let state = record.config.initial_state(parameters);
+        Ok(Self { step: 0, state, skipped })
     }
 }
 
@@ -76,6 +75,7 @@ impl Start {
 fn of_this_run(record: &Record, meta: &checkpoint::Meta) -> bool {
     meta.run == record.config.run
         && meta.tensors == record.config.tensors
+        && meta.moments == record.config.optimizer.moments()
         && record.step(meta.step).is_some_and(|line| line.digest == meta.digest)
 }
 
@@ -84,7 +84,7 @@ fn of_this_run(record: &Record, meta: &checkpoint::Meta) -> bool {
 pub struct Recomputed {
     /// The step.
     pub step: u64,
-    /// Digest of parameters and momentum after it.
+    /// Digest of parameters and moments after it.
     pub digest: Digest,
     /// Means over the batch: `total`, then each part.
     pub loss: Named,
@@ -147,8 +147,8 @@ impl Replay {
         let config = record.config.clone();
         let damaged = || format!("{}/run.json is damaged", record.path.display());
         let tree = Tree::new(config.microbatches).with_context(damaged)?;
-        let master = MasterState::new(&start.parameters, &start.momentum);
-        engine.load(start.parameters, start.momentum);
+        let master = MasterState::new(&start.state);
+        engine.load(start.state);
         Ok(Self {
             tree,
             steps: record.schedule.steps_per_epoch() as u64 * u64::from(config.epochs),
@@ -156,7 +156,7 @@ impl Replay {
             sampler: EpochSampler::new(record.schedule),
             engine,
             master,
-            buffers: ReductionBuffers::default(),
+            buffers: ReductionBuffers::new(config.wire_dtype, &config.tensors),
             pool: Pool::default(),
             step: start.step,
             config,
@@ -184,7 +184,7 @@ impl Replay {
     /// SHA-256 of the parameters, as checkpoints and the summary have it.
     #[must_use]
     pub fn parameters_sha256(&self) -> String {
-        self.config.tensors.sha256(&self.master.snapshot().flat(false))
+        self.config.tensors.sha256(&self.master.snapshot().parameters())
     }
 
     /// Computes the next step.
@@ -203,14 +203,14 @@ impl Replay {
             self.buffers.insert(Node::ROOT, index as u32, chunk);
             self.buffers.apply(ReductionStep::RootReady { chunk: index as u32 });
         }
-        let optimizer = self.config.optimizer;
+        let optimizer = &self.config.optimizer;
         let weight = self.config.schema.mean_weight(&losses);
         let (clip, gradient_norm) =
             norm::update_factor(self.buffers.squared_norm(), optimizer.clip_norm, weight);
-        let update =
-            Update { learning_rate: optimizer.rate(step, self.steps), momentum: optimizer.momentum, clip };
-        let digest = self.master.apply(update, self.buffers.root());
-        let replica = apply_whole(&mut *self.engine, update, &gradient)?;
+        let learning_rate = optimizer.rate(step, self.steps);
+        let update = optimizer.update(step, learning_rate, clip, self.config.tensors.segments());
+        let digest = self.master.apply(&update, self.buffers.root());
+        let replica = apply_whole(&mut *self.engine, &update, &gradient)?;
         ensure!(
             replica == digest,
             "step {step}: the update on {} has digest {replica}, on the host {digest}; this device does not round as \
@@ -223,7 +223,7 @@ impl Replay {
             step,
             digest,
             loss: self.config.schema.named_losses(&losses),
-            learning_rate: update.learning_rate,
+            learning_rate,
             gradient_norm,
         })
     }

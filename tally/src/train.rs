@@ -245,7 +245,7 @@ fn run_spec(config: &RunConfig, test_samples: usize) -> anyhow::Result<RunSpec> 
         schedule: Schedule::new(config.seed, config.data.train_samples, config.batch_size)?,
         epochs: config.epochs,
         test_samples,
-        optimizer: config.optimizer,
+        optimizer: config.optimizer.clone(),
         checkpoint_every: config.checkpoint_every,
         workers: config.workers,
         audit_rate: config.audit_rate,

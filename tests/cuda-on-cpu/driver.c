@@ -163,7 +163,7 @@ static void run_block(unsigned threads, unsigned shared, int reverse) {
 }
 
 // Streams: each has a queue of the work that is not done yet.
-enum { ARGUMENTS = 16 };
+enum { ARGUMENTS = 32 };
 struct function {
     void (*call)(void **);
     const unsigned long *sizes;

@@ -69,7 +69,7 @@ fn sample(program: &Command, line: &[String], option: &Opt<'_>) -> String {
     let possible = option.arg.get_possible_values();
     let named = possible.iter().map(|value| value.get_name().to_owned());
     let others =
-        ["3", "0.5", "127.0.0.1:0", "cross-entropy", "constant", "bf16", "mlp", "words", "5ms", "10G"]
+        ["3", "0.5", "sgd", "127.0.0.1:0", "cross-entropy", "constant", "bf16", "mlp", "words", "5ms", "10G"]
             .map(String::from);
     let is_taken = |value: &String| {
         let line = [line, &[format!("--{}={value}", option.name)]].concat();

@@ -151,13 +151,21 @@ fn sum_1_any_number_of_gpus_has_the_same_bits() {
     }
 }
 
-/// REP-1: a GPU beside a CPU.
+/// REP-1: a GPU beside a CPU, with each optimizer.
 #[test]
 fn rep_1_a_gpu_and_a_cpu_train_together() {
-    let run = train(&[&GPU, &["--backend", "cpu"]], &[]);
-    let journal = run.journal();
-    let steps = events(&journal, "step");
-    assert_eq!(steps.len(), 2);
-    assert!(events(&journal, "lost").is_empty(), "{journal:?}");
-    assert!(steps.iter().any(|step| step["workers"] == 2), "{journal:?}");
+    for optimizer in [
+        &["--optimizer", "sgd", "--nesterov", "--weight-decay", "0.01"][..],
+        &["--optimizer", "adam", "--amsgrad"],
+        &["--optimizer", "adamw"],
+        &["--optimizer", "rmsprop", "--centered", "--momentum", "0.5"],
+        &["--optimizer", "lion", "--clip-norm", "none", "--clip-value", "0.01"],
+    ] {
+        let run = train(&[&GPU, &["--backend", "cpu"]], optimizer);
+        let journal = run.journal();
+        let steps = events(&journal, "step");
+        assert_eq!(steps.len(), 2);
+        assert!(events(&journal, "lost").is_empty(), "{optimizer:?}: {journal:?}");
+        assert!(steps.iter().any(|step| step["workers"] == 2), "{optimizer:?}: {journal:?}");
+    }
 }

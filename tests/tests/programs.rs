@@ -65,7 +65,7 @@ fn sum_1_the_regression_has_the_same_bits_for_any_workers() {
     any_workers_give_the_same_bits(&Program::new("regression", &["--epochs", "1"]), 32);
 }
 
-/// Augmentation and dropout included.
+/// Augmentation, dropout, BatchNorm and AdamW included.
 #[test]
 fn sum_1_fashion_has_the_same_bits_for_any_workers() {
     let data = tempfile::tempdir().unwrap();
@@ -78,7 +78,22 @@ fn sum_1_fashion_has_the_same_bits_for_any_workers() {
     assert_eq!(program.train(2, &["--data", "local"]).sha256(), program.train(1, &[]).sha256());
 }
 
-/// Dropout, and texts of several lengths that weigh by their letters.
+/// Each optimizer, with settings that keep as many moments as it can.
+#[test]
+fn sum_1_every_optimizer_has_the_same_bits_for_any_workers() {
+    for optimizer in [
+        &["sgd", "--nesterov", "--weight-decay", "0.01"][..],
+        &["adam", "--amsgrad", "--beta2", "0.95", "--weight-decay", "0.01"],
+        &["adamw", "--cautious-weight-decay", "--clip-value", "0.05"],
+        &["rmsprop", "--centered", "--momentum", "0.5"],
+        &["lion", "--weight-decay", "0.1", "--maximize=false"],
+    ] {
+        let options = [&["--epochs", "1", "--learning-rate", "0.003", "--optimizer"], optimizer].concat();
+        any_workers_give_the_same_bits(&Program::new("regression", &options), 32);
+    }
+}
+
+/// Dropout, AdamW, and texts of several lengths that weigh by their letters.
 #[test]
 fn sum_1_the_transformer_has_the_same_bits_for_any_workers() {
     let options =
@@ -107,8 +122,9 @@ fn sum_1_a_new_head_on_a_frozen_body_has_the_same_bits_for_any_workers() {
         file.tensors().into_iter().map(of).collect::<std::collections::BTreeMap<_, _>>()
     };
     let (before, after) = (tensors(&body), tensors(&run));
-    let frozen = ["conv1.weight", "conv1.bias", "conv2.weight", "conv2.bias", "hidden.weight", "hidden.bias"];
+    let frozen = ["conv1.weight", "conv1.bias", "norm1.gamma", "conv2.weight", "norm2.beta", "hidden.weight"];
     assert!(frozen.iter().all(|name| before[*name] == after[*name]), "they are those of the checkpoint");
+    assert_ne!(before["norm1.running_mean"], after["norm1.running_mean"], "running statistics go on");
     assert!(after.contains_key("head.weight") && !after.contains_key("output.weight"));
     let verified = Program::new("fine-tuning", &[]).run(&["verify", run.arg()]);
     assert!(verified.status.success(), "{}{}", verified.stdout, verified.stderr);
@@ -149,7 +165,9 @@ fn check_catches_planted_faults() {
         ("hash-map-order", &["another process", "HashMap"]),
         ("lossy-item", &["serialisation", "item 0"]),
         ("stateful-batcher", &["computed again", "keeps"]),
-        ("neighbours", &["each by itself", "BatchNorm"]),
+        ("neighbours", &["each by itself", "contrastive"]),
+        ("workers-mask", &["another process", "digests of gradient"]),
+        ("own-statistics", &["computed again", "keeps"]),
         ("other-data", &["opened again", "fingerprints"]),
     ] {
         let output = Program::new("faulty", &["--fault", fault]).run(&["check"]);
@@ -169,7 +187,11 @@ fn a_program_that_cannot_be_trained_is_refused_in_one_line() {
         ("empty-data", &["training samples", "empty"][..]),
         ("frozen", &["no parameter", "gradient"]),
         ("lossy-item", &["training samples", "item 0", "written differently"]),
-        ("batch-norm", &["norm", "running statistics", "GroupNorm"]),
+        ("clip-each-tensor", &["clips each tensor by itself", ".clip_norm"]),
+        ("empty-group", &["the group \"heads\"", "no parameter"]),
+        ("no-schedule", &["learning rates are the program's", ".lr_scheduler"]),
+        ("two-groups", &["layer.bias", "\"biases\"", "\"all\""]),
+        ("negative-rate", &["learning rate -", "at step 2"]),
     ] {
         let run = RunDir::new();
         let program = Program::new("faulty", &["--fault", fault]);
@@ -181,6 +203,19 @@ fn a_program_that_cannot_be_trained_is_refused_in_one_line() {
     let run = RunDir::new();
     let output = other.run(&[&["local", "--run-dir", run.arg()], &PORTS[..]].concat());
     output.is_refused(&["diverged at step 1", "layer.weight"]);
+}
+
+#[test]
+fn a_metric_that_counts_nothing_is_said() {
+    let run = RunDir::new();
+    let program = Program::new("faulty", &["--fault", "zero-denominator", "--epochs", "1"]);
+    let coordinator = program.coordinator(&["--workers", "1", "--run-dir", run.arg()]);
+    program.worker(coordinator.grpc_port(), &[]).succeed();
+    let output = coordinator.output();
+    assert!(output.status.success(), "{}", output.stderr);
+    let said =
+        output.stderr.lines().filter(|line| line.contains("nearness") && line.contains("denominator of 0"));
+    assert_eq!(said.count(), 1, "{}", output.stderr);
 }
 
 /// The second worker that fails at the same sample ends the run, which keeps its last good state.

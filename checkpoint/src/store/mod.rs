@@ -8,13 +8,14 @@ use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
-use tally_numerics::digest;
+use tally_numerics::manifest::Manifest;
+use tally_numerics::state::State;
 
 use crate::error::CheckpointError;
 use crate::files::{self, TEMPORARY, Temporary, remove};
 use crate::meta::{BadSeal, Files, MAX_MANIFEST, Meta, VERSION, seal, unseal};
 use crate::tensors::{self, Fault};
-use crate::{MANIFEST, MODEL, OPTIMIZER};
+use crate::{MANIFEST, MODEL, MOMENTS};
 
 /// The links that a root may have: to the best checkpoint so far and to the newest.
 pub const LINKS: [&str; 2] = ["best", "last"];
@@ -28,10 +29,8 @@ const ASIDE: &str = ".old-";
 pub struct Checkpoint {
     /// Its description.
     pub meta: Meta,
-    /// The parameters, a flat vector in the order of `meta.tensors`.
-    pub parameters: Vec<f32>,
-    /// The momentum, in the same order.
-    pub momentum: Vec<f32>,
+    /// Parameters and moments, in the order of `meta.tensors`.
+    pub state: State,
 }
 
 /// What [`newest_whole`] found.
@@ -64,47 +63,42 @@ fn step_of(name: &OsStr) -> Option<u64> {
 /// Writes the checkpoint of `meta.step` and returns its directory. After it has returned, the checkpoint survives a
 /// power loss. An existing checkpoint of the same step, from before a crash, is replaced; it is whole until then.
 ///
-/// `root` is made if it is not there. `parameters` and `momentum` are flat vectors in the
-/// order of `meta.tensors`.
+/// `root` is made if it is not there. The state is in the order of `meta.tensors`.
 ///
 /// # Errors
 /// [`CheckpointError::Refused`] if the vectors and `meta` do not belong together;
 /// [`CheckpointError::Io`] if the disk is full or refuses. Either way, what was there is
 /// still there, and nothing else is; only if the very last `fsync` is refused, the new
 /// checkpoint is there as well, whole, but may not survive a power loss.
-pub fn write(
-    root: &Path,
-    meta: &Meta,
-    parameters: &[f32],
-    momentum: &[f32],
-) -> Result<PathBuf, CheckpointError> {
-    check(meta, parameters, momentum).map_err(|why| CheckpointError::Refused { step: meta.step, why })?;
+pub fn write(root: &Path, meta: &Meta, state: &State) -> Result<PathBuf, CheckpointError> {
+    check(meta, state).map_err(|why| CheckpointError::Refused { step: meta.step, why })?;
     make_root(root)?;
     // From here on, whatever happens, the temporary name is removed: by its destructor,
     // or by `clean` after a crash.
     let temporary = Temporary::new(root, &name_of(meta.step));
     fs::create_dir(&temporary.0).map_err(CheckpointError::io("make the directory", &temporary.0))?;
-    fill(&temporary.0, meta, parameters, momentum)?;
+    fill(&temporary.0, meta, state)?;
     let target = directory(root, meta.step);
     publish(&temporary.0, &target, exchange)?;
     Ok(target)
 }
 
 /// Checks that a checkpoint of these could be read again.
-fn check(meta: &Meta, parameters: &[f32], momentum: &[f32]) -> Result<(), String> {
-    let len = meta.tensors.len();
+fn check(meta: &Meta, state: &State) -> Result<(), String> {
     if meta.version != VERSION {
         return Err(format!("its version is {}, not {VERSION}", meta.version));
     }
-    if parameters.len() != len || momentum.len() != len {
-        let (p, v) = (parameters.len(), momentum.len());
-        return Err(format!("{p} parameters and {v} of momentum for {len} elements"));
+    if !state.fits(&meta.tensors) || state.moments.len() != meta.moments.len() {
+        let lengths: Vec<usize> = state.vectors().map(<[f32]>::len).collect();
+        let (all, trained) = (meta.tensors.len(), meta.tensors.trained_len());
+        let named = meta.moments.len();
+        return Err(format!("vectors of {lengths:?} for {all} elements and {named} moments of {trained}"));
     }
-    let digest = digest::of(0, parameters, momentum);
+    let digest = state.digest();
     if digest != meta.digest {
         return Err(format!("the digest of its tensors is {digest}, not {}", meta.digest));
     }
-    let sha256 = meta.tensors.sha256(parameters);
+    let sha256 = meta.tensors.sha256(&state.parameters);
     if sha256 != meta.parameters_sha256 {
         return Err(format!("the SHA-256 of its parameters is {sha256}, not {}", meta.parameters_sha256));
     }
@@ -120,11 +114,14 @@ fn make_root(root: &Path) -> Result<(), CheckpointError> {
 }
 
 /// Writes the files of a checkpoint into a directory, and syncs them and the directory to the disk.
-fn fill(into: &Path, meta: &Meta, parameters: &[f32], momentum: &[f32]) -> Result<(), CheckpointError> {
+fn fill(into: &Path, meta: &Meta, state: &State) -> Result<(), CheckpointError> {
     let mut files = Files::new();
-    for (name, values) in [(MODEL, parameters), (OPTIMIZER, momentum)] {
-        let entry = write_file(&into.join(name), |file| tensors::write(file, &meta.tensors, values))?;
-        files.insert(name.to_owned(), entry);
+    let trained = meta.tensors.without_constants();
+    let moments = MOMENTS.iter().zip(&state.moments).map(|(name, values)| (name, &trained, values));
+    for (name, tensors, values) in std::iter::once((&MODEL, &meta.tensors, &state.parameters)).chain(moments)
+    {
+        let entry = write_file(&into.join(name), |file| tensors::write(file, tensors, values))?;
+        files.insert((*name).to_owned(), entry);
     }
     write_file(&into.join(MANIFEST), |file| file.write_all(&seal(meta, &files)?))?;
     sync_directory(into)
@@ -216,12 +213,12 @@ pub fn read(path: &Path) -> Result<Checkpoint, CheckpointError> {
     {
         return Err(damaged(MANIFEST, format!("is that of step {}, not of the directory's", meta.step)));
     }
-    let vector = |name| {
+    let vector = |name: &'static str, tensors: &Manifest| {
         let entry = files.get(name).ok_or_else(|| damaged(MANIFEST, format!("does not list {name}")))?;
         let read = || {
             let file = File::open(path.join(name))?;
             let length = file.metadata()?.len();
-            tensors::read(BufReader::with_capacity(1 << 16, file), length, &meta.tensors, entry)
+            tensors::read(BufReader::with_capacity(1 << 16, file), length, tensors, entry)
         };
         read().map_err(|fault| match fault {
             Fault::Why(why) => damaged(name, why),
@@ -231,10 +228,16 @@ pub fn read(path: &Path) -> Result<Checkpoint, CheckpointError> {
             Fault::Io(source) => CheckpointError::Io { doing: "read", path: path.join(name), source },
         })
     };
-    let (parameters, momentum) = (vector(MODEL)?, vector(OPTIMIZER)?);
+    if meta.moments.len() > MOMENTS.len() {
+        return Err(damaged(MANIFEST, format!("names {} moments", meta.moments.len())));
+    }
+    let trained = meta.tensors.without_constants();
+    let moments = MOMENTS[..meta.moments.len()].iter().map(|name| vector(name, &trained));
+    let state =
+        State { parameters: vector(MODEL, &meta.tensors)?, moments: moments.collect::<Result<_, _>>()? };
     // The files are what was written; this says that what was written fits together.
-    check(&meta, &parameters, &momentum).map_err(|why| damaged(MANIFEST, format!("does not fit: {why}")))?;
-    Ok(Checkpoint { meta, parameters, momentum })
+    check(&meta, &state).map_err(|why| damaged(MANIFEST, format!("does not fit: {why}")))?;
+    Ok(Checkpoint { meta, state })
 }
 
 fn read_manifest(path: &Path) -> Result<Vec<u8>, CheckpointError> {

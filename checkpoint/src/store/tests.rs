@@ -8,17 +8,23 @@ use tempfile::TempDir;
 use super::*;
 use crate::read_weights;
 
+const OPTIMIZER: &str = MOMENTS[0];
+
+/// Three tensors that are trained, and one that is not.
 fn network() -> Manifest {
     let tensor = |name, shape: &[u32]| TensorSpec::with_fan_in(name, shape, 9);
-    Manifest::new(vec![tensor("conv2.weight", &[2, 1, 3]), tensor("conv1.weight", &[4]), tensor("b", &[1])])
-        .unwrap()
+    let constant = TensorSpec { constant: true, ..tensor("z", &[2]) };
+    let trained = [tensor("conv2.weight", &[2, 1, 3]), tensor("conv1.weight", &[4]), tensor("b", &[1])];
+    Manifest::new([&trained[..], &[constant]].concat()).unwrap()
 }
 
 /// A checkpoint of `step` whose values follow from it and `salt`.
 fn checkpoint(step: u64, salt: f32) -> Checkpoint {
     let tensors = network();
     let parameters: Vec<f32> = (0..tensors.len()).map(|i| (i as f32 + salt) * 0.3 - step as f32).collect();
-    let momentum: Vec<f32> = parameters.iter().map(|p| -0.1 * p).collect();
+    let trained = &parameters[..tensors.trained_len()];
+    let moments = [-0.1, 0.01].map(|factor| trained.iter().map(|p| factor * p).collect()).into();
+    let state = State { parameters, moments };
     let meta = Meta {
         version: VERSION,
         run: "run".into(),
@@ -29,16 +35,17 @@ fn checkpoint(step: u64, salt: f32) -> Checkpoint {
         },
         step,
         epoch: 1,
-        digest: digest::of(0, &parameters, &momentum),
-        parameters_sha256: tensors.sha256(&parameters),
+        digest: state.digest(),
+        parameters_sha256: tensors.sha256(&state.parameters),
         tensors,
+        moments: vec!["exp_avg".into(), "exp_avg_sq".into()],
         config: serde_json::json!({ "seed": 1 }),
     };
-    Checkpoint { meta, parameters, momentum }
+    Checkpoint { meta, state }
 }
 
 fn save(root: &Path, checkpoint: &Checkpoint) -> Result<PathBuf, CheckpointError> {
-    write(root, &checkpoint.meta, &checkpoint.parameters, &checkpoint.momentum)
+    write(root, &checkpoint.meta, &checkpoint.state)
 }
 
 /// A root with checkpoints of these steps.
@@ -75,26 +82,28 @@ fn a_checkpoint_comes_back_as_it_was_written() {
     assert_eq!(path, nested.join("step-00001234"));
     assert_eq!(read(&path).unwrap(), written);
     assert_eq!(everything(&nested), ["step-00001234"]);
-    assert_eq!(everything(&path), [MANIFEST, MODEL, OPTIMIZER]);
+    assert_eq!(everything(&path), [MANIFEST, MODEL, MOMENTS[1], OPTIMIZER]);
 }
 
 #[test]
-fn the_safetensors_crate_reads_both_files() {
+fn the_safetensors_crate_reads_every_file() {
     let root = tempfile::tempdir().unwrap();
     let written = checkpoint(7, 0.0);
     let path = save(root.path(), &written).unwrap();
-    for (name, values) in [(MODEL, &written.parameters), (OPTIMIZER, &written.momentum)] {
+    let State { parameters, moments } = &written.state;
+    for (name, values) in [(MODEL, parameters), (MOMENTS[0], &moments[0]), (MOMENTS[1], &moments[1])] {
         let bytes = fs::read(path.join(name)).unwrap();
         let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
-        assert_eq!(header.offset_keys(), ["b", "conv1.weight", "conv2.weight"]);
+        let all = ["b", "conv1.weight", "conv2.weight", "z"];
+        assert_eq!(header.offset_keys(), all[..if name == MODEL { 4 } else { 3 }]);
         let tensor =
             SafeTensors::deserialize(&bytes).unwrap().tensor("conv2.weight").unwrap().data().to_vec();
         let wanted: Vec<u8> = values[..6].iter().flat_map(|x| x.to_le_bytes()).collect();
         assert_eq!(tensor, wanted);
     }
     let read = read_weights(&path, &network()).unwrap();
-    assert_eq!((read.values, read.unknown.len()), (written.parameters.clone(), 0));
-    assert_eq!(read_weights(&path.join(MODEL), &network()).unwrap().values, written.parameters);
+    assert_eq!((read.values, read.unknown.len()), (written.state.parameters.clone(), 0));
+    assert_eq!(read_weights(&path.join(MODEL), &network()).unwrap().values, written.state.parameters);
 }
 
 /// CKPT-1: whatever bit of whatever file is flipped, and wherever a file is cut, the
@@ -103,7 +112,7 @@ fn the_safetensors_crate_reads_both_files() {
 fn ckpt_1_every_flipped_bit_and_every_truncation_is_found() {
     let root = root_with(&[5]);
     let path = directory(root.path(), 5);
-    for name in [MODEL, OPTIMIZER, MANIFEST] {
+    for name in [MODEL, MOMENTS[1], MANIFEST] {
         let file = path.join(name);
         let good = fs::read(&file).unwrap();
         let refused = |bytes: &[u8], how: String| {
@@ -168,7 +177,7 @@ fn ckpt_1_a_crash_before_the_rename_leaves_the_old_state() {
     for (begun, part) in [(0, 0.0), (0, 0.5), (0, 1.0), (1, 0.5), (1, 1.0), (2, 0.0), (2, 0.9), (2, 1.0)] {
         let temporary = Temporary::new(root.path(), &name_of(30));
         fs::create_dir(&temporary.0).unwrap();
-        fill(&temporary.0, &new.meta, &new.parameters, &new.momentum).unwrap();
+        fill(&temporary.0, &new.meta, &new.state).unwrap();
         for name in &names[begun + 1..] {
             fs::remove_file(temporary.0.join(name)).unwrap();
         }
@@ -235,7 +244,7 @@ fn ckpt_1_without_an_exchange_a_checkpoint_is_replaced_or_left() {
 
     let temporary = Temporary::new(root.path(), &name_of(10));
     fs::create_dir(&temporary.0).unwrap();
-    fill(&temporary.0, &new.meta, &new.parameters, &new.momentum).unwrap();
+    fill(&temporary.0, &new.meta, &new.state).unwrap();
     publish(&temporary.0, &path, unsupported).unwrap();
     assert_eq!(read(&path).unwrap(), new);
     assert_eq!(everything(root.path()), ["step-00000010"]);
@@ -250,7 +259,7 @@ fn ckpt_1_a_full_disk_leaves_what_was_there_and_nothing_else() {
     let temporary = Temporary::new(root.path(), &name_of(20));
     fs::create_dir(&temporary.0).unwrap();
     std::os::unix::fs::symlink("/dev/full", temporary.0.join(OPTIMIZER)).unwrap();
-    let error = fill(&temporary.0, &new.meta, &new.parameters, &new.momentum).unwrap_err();
+    let error = fill(&temporary.0, &new.meta, &new.state).unwrap_err();
     let CheckpointError::Io { source, path, .. } = &error else { panic!("{error}") };
     assert_eq!(source.kind(), io::ErrorKind::StorageFull);
     assert!(path.ends_with(OPTIMIZER), "{error}");
@@ -299,8 +308,9 @@ fn what_could_not_be_read_is_not_written() {
         with(|c| c.meta.version = 2),
         with(|c| c.meta.digest.0 ^= 1),
         with(|c| c.meta.parameters_sha256 = "00".repeat(32)),
-        with(|c| c.parameters.truncate(3)),
-        with(|c| c.momentum[0] += 1.0),
+        with(|c| c.state.parameters.truncate(3)),
+        with(|c| c.state.moments.truncate(1)),
+        with(|c| c.state.moments[1][0] += 1.0),
     ] {
         assert!(matches!(save(root.path(), &bad), Err(CheckpointError::Refused { step: 20, .. })));
     }
@@ -350,7 +360,7 @@ fn links_lead_to_checkpoints_and_are_replaced() {
     assert_eq!(read(&root.path().join("best")).unwrap(), checkpoint(10, 0.0));
     assert_eq!(
         read_weights(&root.path().join("best"), &network()).unwrap().values,
-        checkpoint(10, 0.0).parameters
+        checkpoint(10, 0.0).state.parameters
     );
     assert_eq!(steps(root.path()), [10, 20]);
     assert_eq!(everything(root.path()), ["best", "last", "step-00000010", "step-00000020"]);
@@ -371,7 +381,7 @@ fn without_symbolic_links_a_file_leads_to_the_checkpoint() {
     let best = root.path().join("best");
     assert_eq!(fs::read_to_string(&best).unwrap(), "step-00000010\n");
     assert_eq!(read(&best).unwrap(), checkpoint(10, 0.0));
-    assert_eq!(read_weights(&best, &network()).unwrap().values, checkpoint(10, 0.0).parameters);
+    assert_eq!(read_weights(&best, &network()).unwrap().values, checkpoint(10, 0.0).state.parameters);
     assert_eq!(prune(root.path(), 1, &[]).unwrap(), [20]);
     assert_eq!(everything(root.path()), ["best", "last", "step-00000010", "step-00000030"]);
     // Moved to where there are links, they become links again.

@@ -21,7 +21,7 @@ pub struct Memory {
     pub base: usize,
     /// The same for a moment while it starts, when there is nothing else yet.
     pub starting: usize,
-    /// The parameters and momentum of the master state.
+    /// The parameters and one moment of the master state, as SGD keeps it.
     pub referee: usize,
     /// The sum, as floats and, if that is another type, as it travels.
     pub sum: usize,

@@ -4,7 +4,9 @@ use serde::{Deserialize, Serialize};
 use tally_checkpoint::ProgramConfig;
 use tally_core::optimizer::OptimizerConfig;
 use tally_numerics::manifest::Manifest;
+use tally_numerics::order::{BadSchedule, Schedule};
 use tally_numerics::schema::Schema;
+use tally_numerics::state::State;
 use tally_numerics::wire::WireDtype;
 
 use crate::stored_path::StoredPath;
@@ -58,6 +60,32 @@ pub struct RunConfig {
     pub wire_dtype: WireDtype,
     /// The network's tensors.
     pub tensors: Manifest,
+}
+
+impl RunConfig {
+    /// The state of the run before its first step.
+    #[must_use]
+    pub fn initial_state(&self, parameters: Vec<f32>) -> State {
+        State::new(parameters, &self.tensors, self.optimizer.moments().len())
+    }
+
+    /// Steps of the whole run.
+    ///
+    /// # Errors
+    /// If the numbers of samples make no schedule.
+    pub fn steps(&self) -> Result<u64, BadSchedule> {
+        let schedule = Schedule::new(self.seed, self.data.train_samples, self.batch_size)?;
+        Ok(schedule.steps_per_epoch() as u64 * u64::from(self.epochs))
+    }
+
+    /// Whether the optimizer's settings can be, and are for these tensors.
+    ///
+    /// # Errors
+    /// Says what is wrong.
+    pub fn check_optimizer(&self) -> Result<(), String> {
+        self.optimizer.check(|name| format!("the optimizer's {name}"))?;
+        self.optimizer.check_groups(&self.tensors)
+    }
 }
 
 /// The samples of a run.

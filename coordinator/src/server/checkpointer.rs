@@ -79,10 +79,10 @@ impl Checkpointer {
                 match job {
                     Job::Write(mut meta, snapshot) => {
                         let (step, from) = (meta.step, Instant::now());
-                        let (parameters, momentum) = (snapshot.flat(false), snapshot.flat(true));
+                        let state = snapshot.state();
                         drop(snapshot);
-                        meta.parameters_sha256 = meta.tensors.sha256(&parameters);
-                        let result = checkpoint::write(&root, &meta, &parameters, &momentum);
+                        meta.parameters_sha256 = meta.tensors.sha256(&state.parameters);
+                        let result = checkpoint::write(&root, &meta, &state);
                         // A whole checkpoint counts even if it cannot be linked, or older ones cannot be removed.
                         if result.is_ok() {
                             warnings.link("last", checkpoint::link(&root, "last", step));

@@ -87,8 +87,8 @@ pub enum Input {
         session: Session,
         /// The state's step.
         step: u64,
-        /// Of the momentum, not of the parameters.
-        momentum: bool,
+        /// 0 for the parameters, or a moment's number from 1.
+        vector: u32,
         /// The chunk.
         index: u32,
         /// The floats, or what is wrong with them.

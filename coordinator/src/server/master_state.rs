@@ -1,4 +1,4 @@
-//! The coordinator's own copy of parameters and momentum (**REP-1**): the master of the
+//! The coordinator's own copy of the state (**REP-1**): the master of the
 //! replicas' digests, the source of joins and checkpoints.
 //!
 //! It is kept chunk by chunk behind reference counts: a snapshot costs nothing when it is
@@ -7,44 +7,72 @@
 use std::sync::Arc;
 
 use tally_numerics::digest::{self, Digest};
+use tally_numerics::state::State;
 use tally_numerics::update::Update;
 use tally_numerics::{CHUNK, chunk_range, chunks};
 
-/// Parameters and momentum of one chunk.
+/// One chunk of the parameters, and of each moment. Moments end before the constant elements.
 #[derive(Clone, Debug)]
 struct Piece {
     parameters: Vec<f32>,
-    momentum: Vec<f32>,
+    moments: Vec<Vec<f32>>,
+}
+
+impl Piece {
+    fn vector(&self, vector: usize) -> &[f32] {
+        match vector.checked_sub(1) {
+            None => &self.parameters,
+            Some(moment) => &self.moments[moment],
+        }
+    }
 }
 
 /// An immutable committed state.
 #[derive(Clone, Debug)]
 pub struct Snapshot(Vec<Arc<Piece>>);
 
-/// One chunk of a snapshot's parameters or momentum, sharing its memory.
+/// One chunk of one of a snapshot's vectors, sharing its memory.
 #[derive(Clone, Debug)]
 pub struct SnapshotChunk {
     piece: Arc<Piece>,
-    momentum: bool,
+    vector: usize,
 }
 
 impl AsRef<[f32]> for SnapshotChunk {
     fn as_ref(&self) -> &[f32] {
-        if self.momentum { &self.piece.momentum } else { &self.piece.parameters }
+        self.piece.vector(self.vector)
     }
 }
 
 impl Snapshot {
-    /// The chunks of the parameters, or of the momentum.
-    pub fn chunks(&self, momentum: bool) -> impl Iterator<Item = SnapshotChunk> + '_ {
-        self.0.iter().map(move |piece| SnapshotChunk { piece: piece.clone(), momentum })
+    /// The number of moments.
+    #[must_use]
+    pub fn moments(&self) -> usize {
+        self.0.first().map_or(0, |piece| piece.moments.len())
     }
 
-    /// The parameters, or the momentum, in one vector.
+    /// The chunks of a vector: 0 for the parameters, or a moment's number from 1.
+    pub fn chunks(&self, vector: usize) -> impl Iterator<Item = SnapshotChunk> + '_ {
+        let pieces = self.0.iter().filter(move |piece| !piece.vector(vector).is_empty());
+        pieces.map(move |piece| SnapshotChunk { piece: piece.clone(), vector })
+    }
+
+    /// The parameters, in one vector.
     #[must_use]
-    pub fn flat(&self, momentum: bool) -> Vec<f32> {
-        let mut flat = Vec::with_capacity(self.0.len() * CHUNK);
-        for chunk in self.chunks(momentum) {
+    pub fn parameters(&self) -> Vec<f32> {
+        self.flat(0)
+    }
+
+    /// All of it.
+    #[must_use]
+    pub fn state(&self) -> State {
+        let moments = (1..=self.moments()).map(|vector| self.flat(vector));
+        State { parameters: self.flat(0), moments: moments.collect() }
+    }
+
+    fn flat(&self, vector: usize) -> Vec<f32> {
+        let mut flat = Vec::with_capacity(self.0.iter().map(|piece| piece.vector(vector).len()).sum());
+        for chunk in self.chunks(vector) {
             flat.extend_from_slice(chunk.as_ref());
         }
         flat
@@ -56,24 +84,25 @@ impl Snapshot {
 pub struct MasterState {
     pieces: Vec<Arc<Piece>>,
     digest: Digest,
-    /// The digest of the constant elements, once an update has told how many are trained.
-    constants: Option<Digest>,
+    /// The digest of the constant elements.
+    constants: Digest,
 }
 
 impl MasterState {
     /// Takes over a state.
     ///
     /// # Panics
-    /// If parameters and momentum differ in length.
+    /// If a moment is longer than the parameters.
     #[must_use]
-    pub fn new(parameters: &[f32], momentum: &[f32]) -> Self {
-        let digest = digest::of(0, parameters, momentum);
+    pub fn new(state: &State) -> Self {
+        let State { parameters, moments } = state;
         let pieces = (0..chunks(parameters.len())).map(|index| {
-            let range = chunk_range(parameters.len(), index);
-            let (p, v) = (&parameters[range.clone()], &momentum[range]);
-            Arc::new(Piece { parameters: p.to_vec(), momentum: v.to_vec() })
+            let chunk = |values: &Vec<f32>| values[chunk_range(values.len(), index)].to_vec();
+            Arc::new(Piece { parameters: chunk(parameters), moments: moments.iter().map(chunk).collect() })
         });
-        Self { pieces: pieces.collect(), digest, constants: None }
+        let trained = state.trained_len();
+        let constants = digest::of(trained, &parameters[trained..], &[]);
+        Self { pieces: pieces.collect(), digest: state.digest(), constants }
     }
 
     /// The digest of its state.
@@ -90,29 +119,17 @@ impl MasterState {
 
     /// Applies a step's update, the gradient given chunk by chunk, and returns the new digest. What is behind the
     /// gradient's end is constant.
-    pub fn apply<G: AsRef<[f32]>>(&mut self, update: Update, gradient: impl Iterator<Item = G>) -> Digest {
-        let mut digest = Digest::default();
-        let mut trained = 0;
+    pub fn apply<G: AsRef<[f32]>>(&mut self, update: &Update, gradient: impl Iterator<Item = G>) -> Digest {
+        let mut digest = self.constants;
         for (index, (piece, chunk)) in self.pieces.iter_mut().zip(gradient).enumerate() {
             let (piece, chunk) = (Arc::make_mut(piece), chunk.as_ref());
-            let (parameters, momentum) =
-                (&mut piece.parameters[..chunk.len()], &mut piece.momentum[..chunk.len()]);
-            digest = digest.and(update.apply(index * CHUNK, chunk, parameters, momentum));
-            trained += chunk.len();
+            let parameters = &mut piece.parameters[..chunk.len()];
+            let mut moments: Vec<&mut [f32]> = piece.moments.iter_mut().map(Vec::as_mut_slice).collect();
+            digest = digest.and(update.apply(index * CHUNK, chunk, parameters, &mut moments));
         }
-        let pieces = &self.pieces;
-        let constants = *self.constants.get_or_insert_with(|| rest(pieces, trained));
-        self.digest = digest.and(constants);
-        self.digest
+        self.digest = digest;
+        digest
     }
-}
-
-/// The digest of the elements from `first` on.
-fn rest(pieces: &[Arc<Piece>], first: usize) -> Digest {
-    pieces.iter().enumerate().fold(Digest::default(), |digest, (index, piece)| {
-        let from = first.saturating_sub(index * CHUNK).min(piece.parameters.len());
-        digest.and(digest::of(index * CHUNK + from, &piece.parameters[from..], &piece.momentum[from..]))
-    })
 }
 
 #[cfg(test)]
@@ -122,31 +139,32 @@ mod tests {
     #[test]
     fn a_snapshot_never_changes() {
         let n = CHUNK + 5;
-        let mut master = MasterState::new(&vec![1.0; n], &vec![0.0; n]);
+        let state = State { parameters: vec![1.0; n], moments: vec![vec![0.0; n]] };
+        let mut master = MasterState::new(&state);
         let before = master.snapshot();
-        let update = Update { learning_rate: 0.5, momentum: 0.9, clip: 1.0 };
         let gradient = [vec![2.0; CHUNK], vec![2.0; 5]];
-        let digest = master.apply(update, gradient.iter());
-        assert_eq!(before.flat(false), vec![1.0; n]);
-        let after = master.snapshot();
-        assert_eq!((after.flat(false), after.flat(true)), (vec![0.0; n], vec![2.0; n]));
-        assert_eq!(digest, digest::of(0, &after.flat(false), &after.flat(true)));
-        assert_eq!(digest, master.digest());
+        let digest = master.apply(&Update::sgd(0.5, 0.9, 1.0), gradient.iter());
+        assert_eq!(before.state(), state);
+        let after = master.snapshot().state();
+        assert_eq!(after, State { parameters: vec![0.0; n], moments: vec![vec![2.0; n]] });
+        assert_eq!((digest, digest), (after.digest(), master.digest()));
     }
 
     #[test]
     fn what_is_behind_the_gradient_is_constant_and_counts_in_the_digest() {
         let n = 2 * CHUNK + 7;
         for trained in [CHUNK - 3, CHUNK, CHUNK + 5] {
-            let mut master = MasterState::new(&vec![1.0; n], &vec![0.0; n]);
-            let update = Update { learning_rate: 0.5, momentum: 0.9, clip: 1.0 };
+            let state = State { parameters: vec![1.0; n], moments: vec![vec![0.0; trained]] };
+            let mut master = MasterState::new(&state);
+            assert_eq!(master.snapshot().state(), state);
+            assert_eq!(master.snapshot().chunks(1).count(), chunks(trained));
             for step in 1..3 {
                 let gradient = vec![2.0; trained];
-                let digest = master.apply(update, gradient.chunks(CHUNK));
-                let after = master.snapshot();
-                assert_eq!(digest, digest::of(0, &after.flat(false), &after.flat(true)), "step {step}");
-                assert_eq!(after.flat(false)[trained..], vec![1.0; n - trained]);
-                assert!(after.flat(false)[..trained].iter().all(|&p| p < 1.0));
+                let digest = master.apply(&Update::sgd(0.5, 0.9, 1.0), gradient.chunks(CHUNK));
+                let after = master.snapshot().state();
+                assert_eq!(digest, after.digest(), "step {step}");
+                assert_eq!(after.parameters[trained..], vec![1.0; n - trained]);
+                assert!(after.parameters[..trained].iter().all(|&p| p < 1.0));
             }
         }
     }

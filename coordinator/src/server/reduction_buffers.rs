@@ -3,9 +3,10 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use tally_numerics::norm;
+use tally_numerics::manifest::Manifest;
 use tally_numerics::tree::Node;
 use tally_numerics::wire::WireDtype;
+use tally_numerics::{CHUNK, norm};
 
 use tally_core::reduction::ReductionStep;
 use tally_proto::pool::Chunk;
@@ -21,18 +22,20 @@ impl AsRef<[f32]> for Shared {
 }
 
 /// Chunks that wait for their siblings, and the root's as they become whole.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct ReductionBuffers {
     dtype: WireDtype,
+    /// Elements of a gradient that count in its norm; buffers follow them.
+    parameters: usize,
     waiting: HashMap<(Node, u32), Chunk>,
     root: Vec<Option<(Shared, f64)>>,
 }
 
 impl ReductionBuffers {
-    /// Buffers for sums of this type.
+    /// Buffers for sums of this type, of gradients of a model with these tensors.
     #[must_use]
-    pub fn new(dtype: WireDtype) -> Self {
-        Self { dtype, ..Self::default() }
+    pub fn new(dtype: WireDtype, tensors: &Manifest) -> Self {
+        Self { dtype, parameters: tensors.parameters_len(), waiting: HashMap::new(), root: Vec::new() }
     }
 
     /// Drops everything and makes room for a root of `chunks` chunks.
@@ -68,12 +71,19 @@ impl ReductionBuffers {
             }
             ReductionStep::RootReady { chunk } => {
                 let value = self.waiting.remove(&(Node::ROOT, chunk))?;
-                let squares = norm::sum_of_squares(&value);
+                let squares = self.squares(chunk, &value);
                 let shared = Shared(Arc::new(value));
                 *self.root.get_mut(chunk as usize)? = Some((shared.clone(), squares));
                 Some((chunk, shared))
             }
         }
+    }
+
+    /// The sum of the squares of a chunk of the root, without the buffers; NaN if one of those is no number.
+    fn squares(&self, chunk: u32, values: &[f32]) -> f64 {
+        let parameters = self.parameters.saturating_sub(chunk as usize * CHUNK).min(values.len());
+        let (parameters, buffers) = values.split_at(parameters);
+        if norm::first_non_finite(buffers).is_some() { f64::NAN } else { norm::sum_of_squares(parameters) }
     }
 
     /// The root's chunks that are whole so far, with their places.
@@ -82,7 +92,7 @@ impl ReductionBuffers {
         whole.filter_map(|(index, chunk)| chunk.as_ref().map(|(chunk, _)| (index as u32, chunk.clone())))
     }
 
-    /// The square of the root's norm, added up chunk after chunk.
+    /// The square of the norm of the root without its buffers, added up chunk after chunk.
     #[must_use]
     pub fn squared_norm(&self) -> f64 {
         self.root.iter().flatten().map(|(_, squares)| squares).sum()

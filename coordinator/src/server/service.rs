@@ -221,8 +221,10 @@ impl Service {
                 Input::Chunk { from, node: Node(m.node), index: m.index, data }
             }
             Body::StateChunk(m) => {
-                let data = self.floats(WireDtype::F32, self.sizes.state, m.index, &m.data);
-                Input::State { session, step: from.step, momentum: m.momentum, index: m.index, data }
+                // Moments end before the constant elements, as a gradient does.
+                let length = if m.vector == 0 { self.sizes.state } else { self.sizes.gradient };
+                let data = self.floats(WireDtype::F32, length, m.index, &m.data);
+                Input::State { session, step: from.step, vector: m.vector, index: m.index, data }
             }
             Body::ContributionEnd(m) => {
                 let receipts = m.receipts.into_iter().map(|v1::Receipt { leaf, samples, losses }| {

@@ -12,6 +12,7 @@ use burn::nn::attention::generate_autoregressive_mask;
 use burn::nn::loss::CrossEntropyLossConfig;
 use burn::nn::transformer::{TransformerEncoder, TransformerEncoderConfig, TransformerEncoderInput};
 use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
+use burn::optim::AdamWConfig;
 use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
 use burn::train::{ClassificationOutput, InferenceStep, TrainOutput, TrainStep};
@@ -155,7 +156,9 @@ impl tally::Program for Characters {
             .test(move || Ok(stanzas(lines, context, true)))
             .weight(|text| (text.len() - 1) as f64)
             .metric("accuracy", accuracy)
-            .learning_rate(0.3, tally::LrSchedule::Cosine)
+            .optimizer(AdamWConfig::new().with_beta_2(0.99).with_weight_decay(0.1))
+            .no_weight_decay_on_vectors()
+            .learning_rate(3e-3, tally::LrSchedule::Cosine)
             .warmup_steps(50)
             .clip_norm(1.0)
             .batch_size(16)

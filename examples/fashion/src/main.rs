@@ -1,4 +1,4 @@
-//! Fashion-MNIST on Tally: a convolutional network with dropout, on augmented pictures.
+//! Fashion-MNIST on Tally: a convolutional network with BatchNorm and dropout, trained by AdamW on augmented pictures.
 //!
 //! ```sh
 //! apt install dataset-fashion-mnist
@@ -15,7 +15,8 @@ use burn::data::dataset::InMemDataset;
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::loss::CrossEntropyLossConfig;
 use burn::nn::pool::{MaxPool2d, MaxPool2dConfig};
-use burn::nn::{Dropout, DropoutConfig, Linear, LinearConfig};
+use burn::nn::{BatchNorm, BatchNormConfig, Dropout, DropoutConfig, Linear, LinearConfig};
+use burn::optim::AdamWConfig;
 use burn::prelude::*;
 use burn::tensor::activation::relu;
 use burn::tensor::backend::AutodiffBackend;
@@ -28,7 +29,9 @@ const SIDE: usize = 28;
 #[derive(Module, Debug)]
 struct Cnn<B: Backend> {
     conv1: Conv2d<B>,
+    norm1: BatchNorm<B>,
     conv2: Conv2d<B>,
+    norm2: BatchNorm<B>,
     pool: MaxPool2d,
     hidden: Linear<B>,
     dropout: Dropout,
@@ -39,7 +42,9 @@ impl<B: Backend> Cnn<B> {
     fn new(width: usize, device: &B::Device) -> Self {
         Self {
             conv1: Conv2dConfig::new([1, width], [3, 3]).init(device),
+            norm1: BatchNormConfig::new(width).init(device),
             conv2: Conv2dConfig::new([width, 2 * width], [3, 3]).init(device),
+            norm2: BatchNormConfig::new(2 * width).init(device),
             pool: MaxPool2dConfig::new([2, 2]).with_strides([2, 2]).init(),
             hidden: LinearConfig::new(2 * width * 5 * 5, 128).init(device),
             dropout: DropoutConfig::new(0.3).init(),
@@ -48,8 +53,8 @@ impl<B: Backend> Cnn<B> {
     }
 
     fn forward(&self, batch: Batch<B>) -> ClassificationOutput<B> {
-        let x = self.pool.forward(relu(self.conv1.forward(batch.images)));
-        let x = self.pool.forward(relu(self.conv2.forward(x)));
+        let x = self.pool.forward(relu(self.norm1.forward(self.conv1.forward(batch.images))));
+        let x = self.pool.forward(relu(self.norm2.forward(self.conv2.forward(x))));
         let x = self.dropout.forward(relu(self.hidden.forward(x.flatten(1, 3))));
         let output = self.output.forward(x);
         let loss = CrossEntropyLossConfig::new().init(&output.device());
@@ -151,7 +156,9 @@ impl tally::Program for Fashion {
             .test(move || read(&test, "t10k"))
             .augment(mirror)
             .metric("accuracy", tally::accuracy)
-            .learning_rate(0.05, tally::LrSchedule::Cosine)
+            .optimizer(AdamWConfig::new().with_weight_decay(0.05))
+            .no_weight_decay_on_vectors()
+            .learning_rate(2e-3, tally::LrSchedule::Cosine)
             .batch_size(128)
             .epochs(10))
     }

@@ -1,7 +1,8 @@
 //! Fine-tuning on Tally: a new head on a frozen body, from a checkpoint of the `fashion` example.
 //!
 //! The body's tensors have the names that the other program gave them, so its checkpoint fits. They are a part of the
-//! state and of checkpoints; they neither travel with a step nor are updated.
+//! state and of checkpoints; they neither travel with a step nor are updated. BatchNorm's running statistics go on with the
+//! new data.
 //!
 //! ```sh
 //! cargo run --release -p fashion -- local --epochs 3 --run-dir runs/fashion
@@ -18,13 +19,14 @@ use burn::data::dataset::InMemDataset;
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::loss::CrossEntropyLossConfig;
 use burn::nn::pool::{MaxPool2d, MaxPool2dConfig};
-use burn::nn::{Linear, LinearConfig};
+use burn::nn::{BatchNorm, BatchNormConfig, Linear, LinearConfig};
 use burn::prelude::*;
 use burn::tensor::activation::relu;
 use burn::tensor::backend::AutodiffBackend;
 use burn::train::{ClassificationOutput, InferenceStep, TrainOutput, TrainStep};
 use flate2::read::MultiGzDecoder;
 use serde::{Deserialize, Serialize};
+use tally::ParameterGroup;
 
 const SIDE: usize = 28;
 /// The classes that are shoes: sandals, sneakers, ankle boots.
@@ -33,7 +35,9 @@ const SHOES: [u8; 3] = [5, 7, 9];
 #[derive(Module, Debug)]
 struct Shoes<B: Backend> {
     conv1: Conv2d<B>,
+    norm1: BatchNorm<B>,
     conv2: Conv2d<B>,
+    norm2: BatchNorm<B>,
     pool: MaxPool2d,
     hidden: Linear<B>,
     head: Linear<B>,
@@ -42,17 +46,19 @@ struct Shoes<B: Backend> {
 impl<B: Backend> Shoes<B> {
     fn new(width: usize, device: &B::Device) -> Self {
         Self {
-            conv1: Conv2dConfig::new([1, width], [3, 3]).init(device).no_grad(),
-            conv2: Conv2dConfig::new([width, 2 * width], [3, 3]).init(device).no_grad(),
+            conv1: Conv2dConfig::new([1, width], [3, 3]).init(device),
+            norm1: BatchNormConfig::new(width).init(device),
+            conv2: Conv2dConfig::new([width, 2 * width], [3, 3]).init(device),
+            norm2: BatchNormConfig::new(2 * width).init(device),
             pool: MaxPool2dConfig::new([2, 2]).with_strides([2, 2]).init(),
-            hidden: LinearConfig::new(2 * width * 5 * 5, 128).init(device).no_grad(),
+            hidden: LinearConfig::new(2 * width * 5 * 5, 128).init(device),
             head: LinearConfig::new(128, 2).init(device),
         }
     }
 
     fn forward(&self, batch: Batch<B>) -> ClassificationOutput<B> {
-        let x = self.pool.forward(relu(self.conv1.forward(batch.images)));
-        let x = self.pool.forward(relu(self.conv2.forward(x)));
+        let x = self.pool.forward(relu(self.norm1.forward(self.conv1.forward(batch.images))));
+        let x = self.pool.forward(relu(self.norm2.forward(self.conv2.forward(x))));
         let output = self.head.forward(relu(self.hidden.forward(x.flatten(1, 3))));
         let loss = CrossEntropyLossConfig::new().init(&output.device());
         let loss = loss.forward(output.clone(), batch.labels.clone());
@@ -146,6 +152,7 @@ impl tally::Program for FineTuning {
             .train(move || read(&train, "train"))
             .test(move || read(&test, "t10k"))
             .metric("accuracy", tally::accuracy)
+            .group(ParameterGroup::new("body", |name, _| !name.starts_with("head.")).frozen())
             .learning_rate(0.05, tally::LrSchedule::Cosine)
             .batch_size(128)
             .epochs(2))

@@ -23,7 +23,8 @@ use crate::program::MnistOptions;
     mut_arg("epochs", |arg| arg.help("Epochs to train [default: 19]")),
     mut_arg("batch_size", |arg| arg.help("Samples of a step, over all workers [default: 64]")),
     mut_arg("learning_rate", |arg| arg.help("The learning rate at its peak [default: 0.1]")),
-    mut_arg("momentum", |arg| arg.help("Momentum, as PyTorch defines it [default: 0.9]")),
+    mut_arg("optimizer", |arg| arg.help("The optimizer: sgd, adam, adamw, rmsprop or lion [default: sgd]")),
+    mut_arg("momentum", |arg| arg.help("sgd, rmsprop: momentum, as PyTorch defines it [default: 0.9]")),
     mut_arg("clip_norm", |arg| arg.help("Clip the gradient's global norm to this; `none` does not [default: 2]")),
     mut_arg("warmup_steps", |arg| arg.help("Steps over which the rate rises [default: 200, at most a fifth of the run]")),
     mut_arg("lr_schedule", |arg| arg.help("How the rate goes on: constant, cosine or linear [default: linear]"))

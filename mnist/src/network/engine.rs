@@ -3,6 +3,7 @@
 use tally_numerics::digest::Digest;
 use tally_numerics::manifest::Manifest;
 use tally_numerics::schema::Sums;
+use tally_numerics::state::State;
 use tally_numerics::update::Update;
 use tally_numerics::wire::WireDtype;
 use tally_proto::convert::Microbatch;
@@ -46,19 +47,19 @@ impl Replica for MnistEngine {
         self.inner.numerics_class()
     }
 
-    fn load(&mut self, parameters: Vec<f32>, momentum: Vec<f32>) -> Digest {
-        self.inner.load(parameters, momentum)
+    fn load(&mut self, state: State) -> Digest {
+        self.inner.load(state)
     }
 
-    fn state(&mut self) -> Result<(Vec<f32>, Vec<f32>), EngineError> {
+    fn state(&mut self) -> Result<State, EngineError> {
         self.inner.state()
     }
 
-    fn previous_state(&mut self) -> Option<(Vec<f32>, Vec<f32>)> {
+    fn previous_state(&mut self) -> Option<State> {
         self.inner.previous_state()
     }
 
-    fn apply(&mut self, update: Update, first: usize, gradient: &[f32]) -> Digest {
+    fn apply(&mut self, update: &Update, first: usize, gradient: &[f32]) -> Digest {
         self.inner.apply(update, first, gradient)
     }
 
@@ -158,8 +159,8 @@ mod tests {
         let mut network = backend::network(&ModelSpec::Mlp, LOSS, &device).unwrap();
         let mut engine = backend::engine(&ModelSpec::Mlp, LOSS, &device).unwrap();
         let parameters = init::parameters(network.manifest(), 1);
-        let momentum = vec![0.0; parameters.len()];
-        assert_eq!(network.load(parameters.clone(), momentum.clone()), engine.load(parameters, momentum));
+        let state = State::new(parameters, network.manifest(), 1);
+        assert_eq!(network.load(state.clone()), engine.load(state));
         (network, engine)
     }
 

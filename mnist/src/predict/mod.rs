@@ -133,11 +133,11 @@ pub(crate) fn load(
     model: ModelSpec,
     replica: &mut (impl Replica + ?Sized),
 ) -> Result<Meta, PredictError> {
-    let Checkpoint { meta, parameters, momentum } = checkpoint;
+    let Checkpoint { meta, state } = checkpoint;
     if *replica.manifest() != meta.tensors {
         return Err(PredictError::Network { path: path.into(), model });
     }
-    replica.load(parameters, momentum);
+    replica.load(state);
     Ok(meta)
 }
 

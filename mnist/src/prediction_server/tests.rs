@@ -5,7 +5,8 @@ use std::path::Path;
 
 use serde_json::Value;
 use tally_checkpoint::Meta;
-use tally_numerics::{digest, init};
+use tally_numerics::init;
+use tally_numerics::state::State;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -17,7 +18,7 @@ use crate::network::{ModelSpec, backend};
 fn checkpoint(root: &Path, step: u64) {
     let tensors = backend::manifest(&ModelSpec::Mlp);
     let parameters = init::parameters(&tensors, step);
-    let momentum = vec![0.0; parameters.len()];
+    let state = State::new(parameters, &tensors, 1);
     let meta = Meta {
         version: tally_checkpoint::VERSION,
         run: "0".repeat(16),
@@ -28,12 +29,13 @@ fn checkpoint(root: &Path, step: u64) {
         },
         step,
         epoch: 1,
-        digest: digest::of(0, &parameters, &momentum),
-        parameters_sha256: tensors.sha256(&parameters),
+        digest: state.digest(),
+        parameters_sha256: tensors.sha256(&state.parameters),
         tensors,
+        moments: vec!["momentum_buffer".into()],
         config: Value::Null,
     };
-    tally_checkpoint::write(root, &meta, &parameters, &momentum).unwrap();
+    tally_checkpoint::write(root, &meta, &state).unwrap();
 }
 
 fn test_split() -> Split {

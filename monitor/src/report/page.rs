@@ -64,7 +64,7 @@ fn head(run: &RunData, index: usize, count: usize) -> Markup {
             }
             p {
                 (config.program.name) " " (config.program.variant) ", " (config.tensors.len()) " parameters, on " (config.data.train_samples) " samples: "
-                (config.epochs) " epochs of " (run.record.schedule.steps_per_epoch()) " steps, batch " (config.batch_size) ", recipe " (config.recipe) "."
+                (config.epochs) " epochs of " (run.record.schedule.steps_per_epoch()) " steps, batch " (config.batch_size) ", optimizer " (config.optimizer.algorithm) ", recipe " (config.recipe) "."
                 @if let Some(started) = run.started { " Started " (moment(started)) "." }
             }
             @match run.state {

@@ -106,6 +106,12 @@ pub struct Tensor {
     /// It is not trained: its values are a part of the state, and a gradient ends before it.
     #[prost(bool, tag = "4")]
     pub constant: bool,
+    /// A running statistic: its gradient is the samples' mean change, which is added to it.
+    #[prost(bool, tag = "5")]
+    pub buffer: bool,
+    /// The optimizer's group.
+    #[prost(uint32, tag = "6")]
+    pub group: u32,
 }
 /// The state that was sent is loaded; the worker is ready for work.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -305,7 +311,7 @@ pub struct Plan {
     /// The subtrees to contribute, in this order.
     #[prost(uint32, repeated, tag = "2")]
     pub nodes: ::prost::alloc::vec::Vec<u32>,
-    /// Digest of the parameters and momentum to compute with.
+    /// Digest of the parameters and moments to compute with.
     #[prost(fixed64, tag = "3")]
     pub digest: u64,
     /// Someone else contributes these nodes: compute them and answer with Audited.
@@ -393,7 +399,7 @@ pub struct StreamOpen {
 pub struct ContributionBegin {
     #[prost(uint32, tag = "1")]
     pub node: u32,
-    /// Digest of the parameters and momentum computed with.
+    /// Digest of the parameters and moments computed with.
     #[prost(fixed64, tag = "2")]
     pub digest: u64,
     /// Digest of the sample ids computed on.
@@ -458,28 +464,128 @@ pub mod gradient_down {
     }
 }
 /// A step's attempt begins; whatever was applied for an earlier attempt is void.
-#[derive(Clone, Copy, PartialEq, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct AttemptBegin {
+    /// The gradient's factor is 1 whatever it is: the update need not wait for AttemptClose.
+    #[prost(bool, tag = "1")]
+    pub unscaled: bool,
+    /// How the elements of each group are updated, by the group's number. All rules keep equally many moments.
+    #[prost(message, repeated, tag = "2")]
+    pub rules: ::prost::alloc::vec::Vec<Rule>,
+    /// Each element of the scaled gradient is clipped to ± this; infinite if none is.
+    #[prost(float, tag = "3")]
+    pub limit: f32,
+}
+/// An optimizer's formula, with the step's numbers in it. The formulas are in numerics/src/update/rule.rs.
+#[derive(Clone, Copy, PartialEq, ::prost::Message)]
+pub struct Rule {
+    #[prost(oneof = "rule::Rule", tags = "1, 2, 3, 4")]
+    pub rule: ::core::option::Option<rule::Rule>,
+}
+/// Nested message and enum types in `Rule`.
+pub mod rule {
+    #[derive(Clone, Copy, PartialEq, ::prost::Oneof)]
+    pub enum Rule {
+        #[prost(message, tag = "1")]
+        Sgd(super::Sgd),
+        #[prost(message, tag = "2")]
+        Adam(super::Adam),
+        #[prost(message, tag = "3")]
+        RmsProp(super::RmsProp),
+        #[prost(message, tag = "4")]
+        Lion(super::Lion),
+    }
+}
+#[derive(Clone, Copy, PartialEq, ::prost::Message)]
+pub struct Sgd {
     #[prost(float, tag = "1")]
     pub learning_rate: f32,
     #[prost(float, tag = "2")]
     pub momentum: f32,
-    /// The clip factor is 1 whatever the gradient: the update need not wait for Close.
-    #[prost(bool, tag = "3")]
-    pub unclipped: bool,
+    /// 1 - dampening, and 1 in the first step.
+    #[prost(float, tag = "3")]
+    pub gradient: f32,
+    #[prost(float, tag = "4")]
+    pub weight_decay: f32,
+    #[prost(bool, tag = "5")]
+    pub nesterov: bool,
 }
-/// A committed state follows, parameters first, then momentum.
+#[derive(Clone, Copy, PartialEq, ::prost::Message)]
+pub struct Adam {
+    /// The rate over the first moment's bias correction.
+    #[prost(float, tag = "1")]
+    pub step_size: f32,
+    #[prost(float, tag = "2")]
+    pub beta1: f32,
+    #[prost(float, tag = "3")]
+    pub gradient1: f32,
+    #[prost(float, tag = "4")]
+    pub beta2: f32,
+    #[prost(float, tag = "5")]
+    pub gradient2: f32,
+    /// The second moment's bias correction.
+    #[prost(float, tag = "6")]
+    pub correction: f32,
+    #[prost(float, tag = "7")]
+    pub epsilon: f32,
+    #[prost(float, tag = "8")]
+    pub weight_decay: f32,
+    /// How much of the parameter is kept.
+    #[prost(float, tag = "9")]
+    pub keep: f32,
+    #[prost(bool, tag = "10")]
+    pub cautious: bool,
+    #[prost(bool, tag = "11")]
+    pub amsgrad: bool,
+}
+#[derive(Clone, Copy, PartialEq, ::prost::Message)]
+pub struct RmsProp {
+    #[prost(float, tag = "1")]
+    pub learning_rate: f32,
+    #[prost(float, tag = "2")]
+    pub alpha: f32,
+    #[prost(float, tag = "3")]
+    pub gradient: f32,
+    #[prost(float, tag = "4")]
+    pub epsilon: f32,
+    #[prost(float, tag = "5")]
+    pub momentum: f32,
+    #[prost(float, tag = "6")]
+    pub weight_decay: f32,
+    #[prost(bool, tag = "7")]
+    pub centered: bool,
+}
+#[derive(Clone, Copy, PartialEq, ::prost::Message)]
+pub struct Lion {
+    #[prost(float, tag = "1")]
+    pub learning_rate: f32,
+    #[prost(float, tag = "2")]
+    pub beta1: f32,
+    #[prost(float, tag = "3")]
+    pub gradient1: f32,
+    #[prost(float, tag = "4")]
+    pub beta2: f32,
+    #[prost(float, tag = "5")]
+    pub gradient2: f32,
+    #[prost(float, tag = "6")]
+    pub keep: f32,
+}
+/// A committed state follows: the parameters, then each moment.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct State {
+    /// Elements of the parameters. A moment has none for constant tensors.
     #[prost(uint64, tag = "1")]
     pub elements: u64,
     #[prost(fixed64, tag = "2")]
     pub digest: u64,
+    #[prost(uint32, tag = "3")]
+    pub moments: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StateChunk {
-    #[prost(bool, tag = "1")]
-    pub momentum: bool,
+    /// 0 for the parameters, or a moment's number from 1.
+    #[prost(uint32, tag = "1")]
+    pub vector: u32,
     #[prost(uint32, tag = "2")]
     pub index: u32,
     #[prost(bytes = "bytes", tag = "3")]
@@ -500,8 +606,9 @@ pub struct SumChunk {
 /// The root is whole.
 #[derive(Clone, Copy, PartialEq, ::prost::Message)]
 pub struct AttemptClose {
+    /// What the gradient is multiplied with: the clip factor, over the samples' mean weight.
     #[prost(float, tag = "1")]
-    pub clip: f32,
+    pub scale: f32,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StatusRequest {}

@@ -70,8 +70,8 @@ pub fn run<P: Program>(options: &BenchOptions<P::Args>, out: &mut impl Write) ->
         }
         return Ok(());
     }
-    let settings = BurnProgram::<P>::on_host(&options.program.args)?.settings();
-    let batch = options.batch_size.unwrap_or(settings.defaults.batch_size);
+    let defaults = BurnProgram::<P>::on_host(&options.program.args)?.defaults();
+    let batch = options.batch_size.unwrap_or(defaults.batch_size);
     writeln!(
         out,
         "{}: batch {batch}, {} microbatch(es) of Tally's, {} thread(s), medians of {} steps in each of {} rounds",
@@ -163,7 +163,7 @@ fn plain<P: Program>(options: &BenchOptions<P::Args>) -> anyhow::Result<Vec<f64>
         Cpu::seed(&FlexDevice, SEED);
         let job = BurnProgram::<P>::on_host(&options.program.args)?;
         let train = job.samples(Split::Train, false)?;
-        let batch = options.batch_size.unwrap_or(job.settings().defaults.batch_size);
+        let batch = options.batch_size.unwrap_or(job.defaults().batch_size);
         let schedule = Schedule::new(SEED, train.len(), batch)?;
         let order = schedule.order(1);
         let mut ids = order.into_iter().cycle();

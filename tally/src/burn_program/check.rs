@@ -11,6 +11,7 @@ use clap::Args;
 use tally_cli::logging::LogOptions;
 use tally_coordinator::dataset::{Dataset, microbatch};
 use tally_numerics::digest;
+use tally_numerics::state::State;
 use tally_proto::convert::Microbatch;
 use tally_worker::device::{BackendChoice, DeviceOptions};
 use tally_worker::engine::Engine;
@@ -75,8 +76,8 @@ impl Subject {
         let layout = job.layout().map_err(anyhow::Error::msg)?;
         let values = job.values(&layout).map_err(anyhow::Error::msg)?;
         drop(generator);
-        let momentum = vec![0.0; values.len()];
-        engine.load(values, momentum);
+        let state = State::new(values, engine.manifest(), 1);
+        engine.load(state);
         Ok(Self { engine, train: job.samples(Split::Train, options.program.data().is_local())? })
     }
 
@@ -89,9 +90,8 @@ impl Subject {
     fn compute(&mut self, samples: &Microbatch) -> anyhow::Result<Answer> {
         let mut values = vec![0.0; self.engine.manifest().trained_len()];
         let losses = self.engine.gradient(samples, 1.0 / samples.len() as f32, &mut values, &mut |_| ())?;
-        let zeros = vec![0.0; values.len()];
         Ok(Answer {
-            gradient: digest::of(0, &values, &zeros).0,
+            gradient: digest::of(0, &values, &[]).0,
             loss: losses.0[0] / losses.0.get(1).copied().unwrap_or(samples.len() as f64),
             values,
         })
@@ -133,7 +133,7 @@ pub fn run<P: Program>(options: &CheckOptions<P::Args>, out: &mut impl Write) ->
     found.say(
         "… and after another one",
         same(&first, &subject.compute(&samples)?),
-        "a state that the model or the batcher keeps, such as running statistics",
+        "a state that the model or the batcher keeps",
     )?;
     let threads = std::thread::available_parallelism().map_or(2, |cores| cores.get().clamp(2, 8)) as u32;
     let mut threaded = Subject::new::<P>(options, threads)?;
@@ -147,12 +147,20 @@ pub fn run<P: Program>(options: &CheckOptions<P::Args>, out: &mut impl Write) ->
         elsewhere(&first),
         "the order of a HashMap, `rand::rng()`, the time or an address in the data, the batcher or the model",
     )?;
-    found.say(
-        "the loss is the mean over the samples, each by itself",
-        alone(&mut subject, &samples, first.loss),
-        "a loss that is a sum, or that depends on the other samples of a batch (BatchNorm, contrastive losses): it then \
-         depends on --microbatches as well, though not on the number of workers",
-    )?;
+    if has_buffers(&subject) {
+        writeln!(
+            found.out,
+            "note  the model keeps running statistics (BatchNorm): each microbatch normalises by itself, so the result depends \
+             on --batch-size and --microbatches, though not on the number of workers"
+        )?;
+    } else {
+        found.say(
+            "the loss is the mean over the samples, each by itself",
+            alone(&mut subject, &samples, first.loss),
+            "a loss that is a sum, or that depends on the other samples of a batch (contrastive losses): it then depends on \
+             --microbatches as well, though not on the number of workers",
+        )?;
+    }
     let unused = without_gradient(&subject, &first);
     if !unused.is_empty() {
         writeln!(
@@ -268,10 +276,19 @@ fn alone(subject: &mut Subject, samples: &Microbatch, mean: f64) -> anyhow::Resu
     Ok(())
 }
 
+/// Whether the model has running statistics.
+fn has_buffers(subject: &Subject) -> bool {
+    subject.engine.manifest().tensors().iter().any(|tensor| tensor.buffer)
+}
+
 /// The names of tensors whose gradient is zero throughout.
 fn without_gradient(subject: &Subject, answer: &Answer) -> Vec<String> {
     let manifest = subject.engine.manifest();
     let none = |index: &usize| answer.values[manifest.range(*index)].iter().all(|&value| value == 0.0);
-    let trained = (0..manifest.tensors().len()).filter(|&index| !manifest.tensors()[index].constant);
+    let is_trained = |index: &usize| {
+        let tensor = &manifest.tensors()[*index];
+        !tensor.constant && !tensor.buffer
+    };
+    let trained = (0..manifest.tensors().len()).filter(is_trained);
     trained.filter(none).map(|index| manifest.tensors()[index].name.clone()).collect()
 }

@@ -5,10 +5,11 @@ use std::sync::{Mutex, PoisonError};
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{Distribution, Tensor};
 use tally_numerics::CHUNK;
-use tally_numerics::digest::{self, Digest};
-use tally_numerics::manifest::Manifest;
+use tally_numerics::digest::Digest;
+use tally_numerics::manifest::{Manifest, TensorSpec};
 use tally_numerics::random::{Purpose, Stream};
 use tally_numerics::schema::Sums;
+use tally_numerics::state::State;
 use tally_numerics::sum::Fold;
 use tally_numerics::update::Update;
 use tally_numerics::wire::WireDtype;
@@ -49,7 +50,7 @@ impl<B: AutodiffBackend> JobEngine<B>
 where
     B::InnerBackend: UpdateBackend + RoundingBackend,
 {
-    /// An engine whose parameters and momentum are zeros until it is given a state. `make` makes the job on the
+    /// An engine whose state is zero until it is given one. `make` makes the job on the
     /// context's threads. `seed` is the run's. If `local`, samples come as numbers only.
     ///
     /// # Errors
@@ -65,9 +66,7 @@ where
         let made = context.run(|device| Ok(prepared(device, seed, local, make)))?;
         let (job, layout, weighted) = made.map_err(EngineError::Arguments)?;
         let (replica, rounds) = context.run(|device| {
-            let zeros = || vec![0.0; layout.manifest().len()];
-            let trained = layout.manifest().trained_len();
-            let replica = DeviceReplica::load_trained(zeros(), zeros(), trained, device);
+            let replica = DeviceReplica::load(State::zeros(layout.manifest(), 1), device);
             Ok((replica, on_device && sum::rounds::<B::InnerBackend>(device)?))
         })?;
         Ok(Self {
@@ -121,11 +120,15 @@ where
                 }
                 let StepOutput { gradients, loss, weight } =
                     step(&mut **job, layout, samples, device, *seed, draws)?;
+                let factor = factor(scale, weight, samples.len());
                 let parts = gradients.into_iter().enumerate().map(|(index, gradient)| {
-                    let elements = layout.manifest().range(index).len();
-                    gradient.unwrap_or_else(|| Tensor::zeros([elements], device))
+                    let tensor = &layout.manifest().tensors()[index];
+                    match gradient {
+                        Some(gradient) => gradient.mul_scalar(factor(tensor)),
+                        None => Tensor::zeros([tensor.elements()], device),
+                    }
                 });
-                let gradient = Tensor::cat(parts.collect(), 0).mul_scalar(scale * weight as f32);
+                let gradient = Tensor::cat(parts.collect(), 0);
                 losses.push(Some((loss, weight)));
                 fold.push(Some(rounded(gradient, rounding)), |left, right| rounded(left + right, rounding));
             }
@@ -160,8 +163,9 @@ where
         context.run(|device| {
             let StepOutput { gradients, loss, weight } =
                 step(&mut **job, layout, samples, device, *seed, draws)?;
-            let factor = scale * weight as f32;
+            let factor = factor(scale, weight, samples.len());
             for (index, gradient) in gradients.into_iter().enumerate() {
+                let factor = factor(&layout.manifest().tensors()[index]);
                 let into = &mut out[layout.manifest().range(index)];
                 match gradient {
                     Some(gradient) => {
@@ -174,6 +178,12 @@ where
             Ok(sums(loss(), weight, *weighted))
         })
     }
+}
+
+/// What a tensor's gradient, of a microbatch's mean loss, is multiplied with in the sum over the step: a running statistic
+/// counts by samples whatever they weigh.
+fn factor(scale: f32, weight: f64, samples: usize) -> impl Fn(&TensorSpec) -> f32 {
+    move |tensor| scale * if tensor.buffer { samples as f32 } else { weight as f32 }
 }
 
 /// A job that is ready for a run, its layout, and whether samples weigh differently.
@@ -273,35 +283,31 @@ where
         format!("{}, {}", self.context.numerics_class, self.context.precision)
     }
 
-    fn load(&mut self, parameters: Vec<f32>, momentum: Vec<f32>) -> Digest {
-        assert_eq!(parameters.len(), self.manifest().len(), "a state has the manifest's length");
+    fn load(&mut self, state: State) -> Digest {
+        assert!(state.fits(self.manifest()), "a state has the manifest's length");
         self.loaded = (false, false);
-        let digest = digest::of(0, &parameters, &momentum);
+        let digest = state.digest();
         // A failure is the next call's error: the digest says only that the state came whole.
-        let trained = self.manifest().trained_len();
-        match self
-            .context
-            .run(|device| Ok(DeviceReplica::load_trained(parameters, momentum, trained, device)))
-        {
+        match self.context.run(|device| Ok(DeviceReplica::load(state, device))) {
             Ok(replica) => (self.replica, self.failed) = (replica, None),
             Err(error) => self.failed = Some(error),
         }
         digest
     }
 
-    fn state(&mut self) -> Result<(Vec<f32>, Vec<f32>), EngineError> {
+    fn state(&mut self) -> Result<State, EngineError> {
         self.failed.take().map_or(Ok(()), Err)?;
         self.context.run(|_| self.replica.state())
     }
 
-    fn previous_state(&mut self) -> Option<(Vec<f32>, Vec<f32>)> {
+    fn previous_state(&mut self) -> Option<State> {
         self.context.run(|_| self.replica.previous_state()).unwrap_or_else(|error| {
             tracing::warn!("the previous step's state is lost: {error}");
             None
         })
     }
 
-    fn apply(&mut self, update: Update, first: usize, gradient: &[f32]) -> Digest {
+    fn apply(&mut self, update: &Update, first: usize, gradient: &[f32]) -> Digest {
         let Self { context, replica, failed, .. } = self;
         let applied = context.run(|device| {
             replica.apply(update, first, gradient, device);

@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use burn::data::dataloader::batcher::Batcher;
+use burn::lr_scheduler::LrScheduler;
 use burn::module::AutodiffModule;
 use burn::optim::momentum::MomentumConfig;
-use burn::optim::{Optimizer as _, SgdConfig};
+use burn::optim::{AdamConfig, AdamWConfig, RmsPropConfig, SgdConfig};
 use burn::tensor::Tensor;
 use burn::tensor::backend::AutodiffBackend;
 use burn::train::metric::{Adaptor, ItemLazy, LossInput};
@@ -15,7 +16,7 @@ use burn_flex::Flex;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tally_coordinator::dataset::Dataset;
-use tally_core::optimizer::{LrSchedule, OptimizerConfig};
+use tally_core::optimizer::{Algorithm, LrSchedule, OptimizerConfig};
 use tally_numerics::random::{Purpose, Stream};
 use tally_numerics::schema::{BadSchema, LossSpec, MetricKind, MetricSpec, Schema};
 use tally_proto::convert::Microbatch;
@@ -23,6 +24,7 @@ use tally_proto::convert::Microbatch;
 use super::data::{self, Data, Items};
 use super::metrics::{self, Ratio};
 use super::module::Layout;
+use super::optimizer::{IntoOptimizer, OptimizerSettings, ParameterGroup};
 use crate::program::Defaults;
 
 /// The name of the one loss of a Burn program.
@@ -40,7 +42,13 @@ pub enum Split {
 /// What a Burn program trains, on one backend. [`job`] makes one.
 pub trait Job<B: AutodiffBackend>: Send {
     /// How it is trained unless told otherwise.
-    fn settings(&self) -> Settings;
+    fn defaults(&self) -> Defaults;
+
+    /// The optimizer of a run of `steps` steps unless told otherwise.
+    ///
+    /// # Errors
+    /// If it cannot work, in one line.
+    fn optimizer(&self, steps: u64) -> Result<OptimizerConfig, String>;
 
     /// Its losses and metrics.
     ///
@@ -90,7 +98,7 @@ pub trait Job<B: AutodiffBackend>: Send {
     /// If a sample cannot be read, or a metric is not a number.
     fn evaluate(&mut self, samples: &Microbatch, device: &B::Device) -> anyhow::Result<Vec<f64>>;
 
-    /// Trains with Burn's own SGD, a batch after the other, and returns the seconds of each step. The model is as before
+    /// Trains with Burn's own optimizer, a batch after the other, and returns the seconds of each step. The model is as before
     /// then.
     ///
     /// # Errors
@@ -114,15 +122,6 @@ pub trait Job<B: AutodiffBackend>: Send {
     /// # Errors
     /// If they cannot be opened or read.
     fn fingerprint(&self, split: Split) -> anyhow::Result<String>;
-}
-
-/// How a job is trained unless told otherwise.
-#[derive(Clone, Copy, Debug)]
-pub struct Settings {
-    /// Epochs, samples of a step, microbatches.
-    pub defaults: Defaults,
-    /// The optimizer.
-    pub optimizer: OptimizerConfig,
 }
 
 /// What a microbatch gave.
@@ -151,7 +150,8 @@ pub struct JobBuilder<B: AutodiffBackend, M, I, C, S> {
     test: Option<Data<I>>,
     metrics: Vec<(MetricSpec, Box<Measure<S>>)>,
     best: Option<String>,
-    settings: Settings,
+    defaults: Defaults,
+    optimizer: OptimizerSettings,
     augment: Option<Box<Augment<I>>>,
     weight: Option<Box<Weigh<I>>>,
     seed: u64,
@@ -185,16 +185,8 @@ where
         test: None,
         metrics: Vec::new(),
         best: None,
-        settings: Settings {
-            defaults: Defaults { epochs: 10, batch_size: 64, microbatches: 8 },
-            optimizer: OptimizerConfig {
-                learning_rate: 0.01,
-                momentum: 0.9,
-                clip_norm: None,
-                warmup_steps: 0,
-                lr_schedule: LrSchedule::Constant,
-            },
-        },
+        defaults: Defaults { epochs: 10, batch_size: 64, microbatches: 8 },
+        optimizer: OptimizerSettings::default(),
         augment: None,
         weight: None,
         seed: 0,
@@ -266,14 +258,14 @@ impl<B: AutodiffBackend, M, I, C, S> JobBuilder<B, M, I, C, S> {
     /// Epochs to train, unless `--epochs` says otherwise.
     #[must_use]
     pub fn epochs(mut self, epochs: u32) -> Self {
-        self.settings.defaults.epochs = epochs;
+        self.defaults.epochs = epochs;
         self
     }
 
     /// Samples of a step over all workers, unless `--batch-size` says otherwise.
     #[must_use]
     pub fn batch_size(mut self, samples: usize) -> Self {
-        self.settings.defaults.batch_size = samples;
+        self.defaults.batch_size = samples;
         self
     }
 
@@ -281,36 +273,65 @@ impl<B: AutodiffBackend, M, I, C, S> JobBuilder<B, M, I, C, S> {
     /// bits, and bounds how many workers can compute at once.
     #[must_use]
     pub fn microbatches(mut self, count: u32) -> Self {
-        self.settings.defaults.microbatches = count;
+        self.defaults.microbatches = count;
+        self
+    }
+
+    /// The optimizer, unless `--optimizer` says otherwise: one of Burn's configurations, or [`Lion`](super::Lion). Without
+    /// it, SGD with a momentum of 0.9.
+    #[must_use]
+    pub fn optimizer(mut self, optimizer: impl IntoOptimizer) -> Self {
+        self.optimizer.optimizer = Some(optimizer.into_optimizer());
         self
     }
 
     /// The learning rate at its peak, and how it goes on, unless `--learning-rate` and `--lr-schedule` say otherwise.
     #[must_use]
     pub fn learning_rate(mut self, peak: f32, schedule: LrSchedule) -> Self {
-        self.settings.optimizer.learning_rate = peak;
-        self.settings.optimizer.lr_schedule = schedule;
+        self.optimizer.learning_rate = Some(peak);
+        self.optimizer.lr_schedule = Some(schedule);
         self
+    }
+
+    /// The learning rates are those of one of Burn's schedulers, stepped once a step, unless `--lr-schedule` says otherwise.
+    #[must_use]
+    pub fn lr_scheduler(mut self, scheduler: impl LrScheduler + 'static) -> Self {
+        self.optimizer.rates = Some(OptimizerSettings::scheduler(scheduler));
+        self
+    }
+
+    /// Parameters that have a learning rate or a weight decay of their own, or are frozen. A parameter is in one group at
+    /// most.
+    #[must_use]
+    pub fn group(mut self, group: ParameterGroup) -> Self {
+        self.optimizer.groups.push(group);
+        self
+    }
+
+    /// Vectors, such as biases and the scales of norms, do not decay.
+    #[must_use]
+    pub fn no_weight_decay_on_vectors(self) -> Self {
+        self.group(ParameterGroup::new("vectors", |_, shape| shape.len() < 2).weight_decay(0.0))
     }
 
     /// Momentum, as PyTorch defines it, unless `--momentum` says otherwise.
     #[must_use]
     pub fn momentum(mut self, momentum: f32) -> Self {
-        self.settings.optimizer.momentum = momentum;
+        self.optimizer.momentum = Some(momentum);
         self
     }
 
     /// Steps over which the learning rate rises to its peak, unless `--warmup-steps` says otherwise.
     #[must_use]
     pub fn warmup_steps(mut self, steps: u64) -> Self {
-        self.settings.optimizer.warmup_steps = steps;
+        self.optimizer.warmup_steps = Some(steps);
         self
     }
 
     /// The gradient's global norm is clipped to this, unless `--clip-norm` says otherwise.
     #[must_use]
     pub fn clip_norm(mut self, norm: f32) -> Self {
-        self.settings.optimizer.clip_norm = Some(norm);
+        self.optimizer.clip_norm = Some(norm);
         self
     }
 }
@@ -371,8 +392,12 @@ where
     <M::InnerModule as InferenceStep>::Output: ItemLazy<ItemSync = S>,
     S: Adaptor<LossInput<Flex>> + Send + 'static,
 {
-    fn settings(&self) -> Settings {
-        self.settings
+    fn defaults(&self) -> Defaults {
+        self.defaults
+    }
+
+    fn optimizer(&self, steps: u64) -> Result<OptimizerConfig, String> {
+        self.optimizer.config(steps)
     }
 
     fn schema(&self) -> Result<Schema, BadSchema> {
@@ -383,7 +408,7 @@ where
     }
 
     fn layout(&self) -> Result<Layout, String> {
-        Layout::of::<B, M>(self.model())
+        Layout::of::<B, M>(self.model(), &self.optimizer.groups)
     }
 
     fn values(&self, layout: &Layout) -> Result<Vec<f32>, String> {
@@ -424,8 +449,17 @@ where
         }
         let weight = self.weigh(&items)?;
         let batch = <C as Batcher<B, I, <M as TrainStep>::Input>>::batch(&self.batcher, items, device);
+        let before = layout.has_buffers().then(|| layout.buffers::<B, M>(self.model()));
         let output = TrainStep::step(self.model(), batch);
-        let gradients = layout.gradients::<B, M>(self.model(), output.grads);
+        let mut gradients = layout.gradients::<B, M>(self.model(), output.grads);
+        if let Some(before) = before {
+            // A running statistic's gradient is its change; the statistic itself changes when the step counts.
+            let after = layout.buffers::<B, M>(self.model());
+            for ((index, before), (_, after)) in before.iter().zip(after) {
+                gradients[*index] = Some(after - before.clone());
+            }
+            layout.restore::<B, M>(self.model(), &before);
+        }
         let item = output.item;
         Ok(StepOutput { gradients, loss: Box::new(move || metrics::loss(&item.sync())), weight })
     }
@@ -457,21 +491,22 @@ where
     }
 
     fn plain_steps(&self, batches: &[Microbatch], device: &B::Device) -> anyhow::Result<Vec<f64>> {
-        let mut momentum = MomentumConfig::new();
-        (momentum.momentum, momentum.dampening) = (self.settings.optimizer.momentum.into(), 0.0);
-        let mut optimizer = SgdConfig::new().with_momentum(Some(momentum)).init::<B, M>();
-        let mut model = self.model().clone();
-        let mut seconds = Vec::new();
-        for samples in batches {
-            let items = self.items(samples, Split::Train)?;
-            let begun = Instant::now();
-            let batch = <C as Batcher<B, I, <M as TrainStep>::Input>>::batch(&self.batcher, items, device);
-            let output = TrainStep::step(&model, batch);
-            model = optimizer.step(self.settings.optimizer.learning_rate.into(), model, output.grads);
-            let _ = metrics::loss(&output.item.sync());
-            seconds.push(begun.elapsed().as_secs_f64());
+        let config = self.optimizer.config(batches.len() as u64).map_err(anyhow::Error::msg)?;
+        let rate = f64::from(config.learning_rate);
+        // Burn has no Lion; its RMSProp costs about as much.
+        match config.algorithm {
+            Algorithm::Sgd => {
+                let mut momentum = MomentumConfig::new();
+                (momentum.momentum, momentum.dampening) = (config.momentum.into(), 0.0);
+                let sgd = SgdConfig::new().with_momentum(Some(momentum));
+                self.plain_steps_by(sgd.init::<B, M>(), rate, batches, device)
+            }
+            Algorithm::Adam => self.plain_steps_by(AdamConfig::new().init::<B, M>(), rate, batches, device),
+            Algorithm::AdamW => self.plain_steps_by(AdamWConfig::new().init::<B, M>(), rate, batches, device),
+            Algorithm::RmsProp | Algorithm::Lion => {
+                self.plain_steps_by(RmsPropConfig::new().init::<B, M>(), rate, batches, device)
+            }
         }
-        Ok(seconds)
     }
 
     fn samples(&self, split: Split, local: bool) -> anyhow::Result<Arc<dyn Dataset>> {
@@ -487,5 +522,38 @@ where
 
     fn fingerprint(&self, split: Split) -> anyhow::Result<String> {
         data::fingerprint(&*self.data(split)?)
+    }
+}
+
+impl<B, M, I, C, S> JobBuilder<B, M, I, C, S>
+where
+    B: AutodiffBackend,
+    M: AutodiffModule<B> + TrainStep + 'static,
+    C: Batcher<B, I, <M as TrainStep>::Input> + 'static,
+    I: Serialize + DeserializeOwned + 'static,
+    <M as TrainStep>::Output: ItemLazy,
+    <<M as TrainStep>::Output as ItemLazy>::ItemSync: Adaptor<LossInput<Flex>>,
+{
+    /// The seconds of each step of a plain loop with one of Burn's optimizers.
+    fn plain_steps_by(
+        &self,
+        mut optimizer: impl burn::optim::Optimizer<M, B>,
+        rate: f64,
+        batches: &[Microbatch],
+        device: &B::Device,
+    ) -> anyhow::Result<Vec<f64>> {
+        // A clone shares its running statistics with the model; a copy by way of the inner module does not.
+        let mut model = M::from_inner(self.model().valid());
+        let mut seconds = Vec::new();
+        for samples in batches {
+            let items = self.items(samples, Split::Train)?;
+            let begun = Instant::now();
+            let batch = <C as Batcher<B, I, <M as TrainStep>::Input>>::batch(&self.batcher, items, device);
+            let output = TrainStep::step(&model, batch);
+            model = optimizer.step(rate, model, output.grads);
+            let _ = metrics::loss(&output.item.sync());
+            seconds.push(begun.elapsed().as_secs_f64());
+        }
+        Ok(seconds)
     }
 }

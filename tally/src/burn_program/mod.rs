@@ -12,12 +12,14 @@ mod engine;
 mod job;
 mod metrics;
 pub mod module;
+mod optimizer;
 mod options;
 mod program;
 
 pub use command_line::main;
-pub use job::{Job, JobBuilder, Settings, Split, StepOutput, job};
+pub use job::{Job, JobBuilder, Split, StepOutput, job};
 pub use metrics::{Ratio, accuracy};
+pub use optimizer::{IntoOptimizer, Lion, ParameterGroup};
 pub use options::{DataMode, ProgramOptions};
 pub use program::Program;
 

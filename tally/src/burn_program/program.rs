@@ -2,7 +2,7 @@
 
 use std::marker::PhantomData;
 use std::path::Path;
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 
 use anyhow::{Context as _, anyhow, bail, ensure};
 use burn::tensor::backend::{AutodiffBackend, Backend};
@@ -266,7 +266,7 @@ impl<P: Program> CoordinatorProgram for BurnProgram<P> {
             Some(options) => options.args.clone(),
             None => ProgramOptions::<P::Args>::default_values()?.args,
         };
-        Ok(Self::on_host(&args)?.settings().defaults)
+        Ok(Self::on_host(&args)?.defaults())
     }
 
     fn data(&self, options: &Self::Options, _seed: u64) -> anyhow::Result<Splits> {
@@ -297,7 +297,7 @@ impl<P: Program> CoordinatorProgram for BurnProgram<P> {
         Self::samples(&*job, arguments.data, found)
     }
 
-    fn new_run(&self, options: &Self::Options, _steps: u64, seed: u64) -> anyhow::Result<NewRun> {
+    fn new_run(&self, options: &Self::Options, steps: u64, seed: u64) -> anyhow::Result<NewRun> {
         let job = Self::on_host(&options.args)?;
         for (split, name) in [(Split::Train, "training"), (Split::Test, "test")] {
             let last = job.samples(split, true)?.len().saturating_sub(1) as u32;
@@ -315,9 +315,14 @@ impl<P: Program> CoordinatorProgram for BurnProgram<P> {
             },
             schema: job.schema()?,
             tensors: layout.manifest().clone(),
-            optimizer: job.settings().optimizer,
+            optimizer: job.optimizer(steps).map_err(anyhow::Error::msg)?,
             recipe: "default".into(),
         })
+    }
+
+    fn learning_rates(&self, config: &RunConfig, steps: u64) -> anyhow::Result<Option<Arc<[f32]>>> {
+        let (job, _) = Self::recorded(&config.program)?;
+        Ok(job.optimizer(steps).map_err(anyhow::Error::msg)?.rates)
     }
 
     fn initial_parameters(&self, config: &RunConfig) -> anyhow::Result<Vec<f32>> {

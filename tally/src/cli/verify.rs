@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
-use anyhow::{bail, ensure};
+use anyhow::{Context as _, bail, ensure};
 use clap::Args;
 use serde::Serialize;
 use tally_cli::logging::LogOptions;
@@ -18,7 +18,7 @@ use tally_run::journal::Line;
 use tally_run::record::Record;
 use tally_worker::device::DeviceOptions;
 
-use crate::prepare::check_build;
+use crate::prepare::{check_build, complete_optimizer};
 use crate::program::CoordinatorProgram;
 use crate::replay::{Recomputed, Replay, Start, milestones};
 
@@ -164,6 +164,8 @@ pub fn run<P: CoordinatorProgram>(
     }
     let (first, last) = options.steps.unwrap_or_default().within(record.last())?;
     check_build(program, &record.config, &options.run)?;
+    complete_optimizer(program, &mut record.config)
+        .with_context(|| format!("{} cannot be computed again", options.run.display()))?;
     let data = program.recorded_data(&record.config, options.data_dir.as_deref())?;
     let mut start = Start::nearest(program, &record, first - 1)?;
     let skipped = std::mem::take(&mut start.skipped);

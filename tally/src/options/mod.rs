@@ -1,9 +1,11 @@
 //! The options of the commands that a program has to know of.
 
+mod optimizer;
 mod report;
 mod train;
 mod training;
 
+pub use optimizer::OptimizerOptions;
 pub use report::ReportOptions;
 pub use train::TrainOptions;
-pub use training::{CUSTOM, ClipNorm, SEED, Training, check_microbatch, remarks, unchanged};
+pub use training::{CUSTOM, SEED, Training, check_microbatch, remarks, unchanged};

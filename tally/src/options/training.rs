@@ -4,38 +4,23 @@
 //! asked for from what was not.
 
 use std::path::PathBuf;
-use std::str::FromStr;
 
 use anyhow::{Context as _, bail, ensure};
 use clap::Args;
-use tally_core::optimizer::{LrSchedule, OptimizerConfig};
+use tally_core::optimizer::LrSchedule;
 use tally_numerics::order::Schedule;
 use tally_numerics::tree::Tree;
 use tally_numerics::wire::WireDtype;
 use tally_proto::MAX_MICROBATCH;
 use tally_run::config::{RUN_VERSION, RunConfig};
 
+use super::optimizer::OptimizerOptions;
 use crate::program::{CoordinatorProgram, Splits};
 
 /// The name of a recipe that an option departs from.
 pub const CUSTOM: &str = "custom";
 /// The seed unless told otherwise.
 pub const SEED: u64 = 1;
-
-/// A clip norm, or `none`.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct ClipNorm(pub Option<f32>);
-
-impl FromStr for ClipNorm {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        if text == "none" {
-            return Ok(Self(None));
-        }
-        let norm = text.parse().ok().filter(|n: &f32| n.is_finite() && *n > 0.0);
-        norm.map(|n| Self(Some(n))).ok_or_else(|| "a clip norm is a number over 0, or none".into())
-    }
-}
 
 /// Options that decide what is trained.
 #[derive(Clone, Debug, Default, Args)]
@@ -53,25 +38,9 @@ pub struct Training<O: Args> {
     #[arg(long, alias = "shards", value_name = "N", help_heading = "Training")]
     pub microbatches: Option<u32>,
 
-    /// The learning rate at its peak [default: the program's]
-    #[arg(long, value_name = "RATE", help_heading = "Training")]
-    pub learning_rate: Option<f32>,
-
-    /// Momentum, as PyTorch defines it [default: the program's]
-    #[arg(long, value_name = "M", help_heading = "Training")]
-    pub momentum: Option<f32>,
-
-    /// Clip the gradient's global norm to this; `none` does not [default: the program's]
-    #[arg(long, value_name = "NORM", help_heading = "Training")]
-    pub clip_norm: Option<ClipNorm>,
-
-    /// Steps over which the rate rises [default: the program's]
-    #[arg(long, value_name = "STEPS", help_heading = "Training")]
-    pub warmup_steps: Option<u64>,
-
-    /// How the rate goes on: constant, cosine or linear [default: the program's]
-    #[arg(long, value_name = "SCHEDULE", help_heading = "Training")]
-    pub lr_schedule: Option<LrSchedule>,
+    /// How the parameters are updated.
+    #[command(flatten)]
+    pub optimizer: OptimizerOptions,
 
     /// What gradients travel as: f32, or bf16 for half the bytes, rounded at every node of the
     /// tree. It decides the bits [default: f32]
@@ -119,18 +88,9 @@ impl<O: Args> Training<O> {
         check_microbatch(batch_size.min(samples), microbatches)?;
         let steps = schedule.steps_per_epoch() as u64 * u64::from(epochs);
         let job = program.new_run(&self.program, steps, seed)?;
-        let recipe = job.optimizer;
-        let optimizer = OptimizerConfig {
-            learning_rate: self.learning_rate.unwrap_or(recipe.learning_rate),
-            momentum: self.momentum.unwrap_or(recipe.momentum),
-            clip_norm: self.clip_norm.map_or(recipe.clip_norm, |clip| clip.0),
-            warmup_steps: self.warmup_steps.unwrap_or(recipe.warmup_steps),
-            lr_schedule: self.lr_schedule.unwrap_or(recipe.lr_schedule),
-        };
-        let rate = optimizer.learning_rate;
-        ensure!(rate.is_finite() && rate > 0.0, "--learning-rate is a number over 0, not {rate}");
-        let momentum = optimizer.momentum;
-        ensure!((0.0..1.0).contains(&momentum), "--momentum is at least 0 and under 1, not {momentum}");
+        let optimizer = self.optimizer.configure(&job.optimizer)?;
+        optimizer.check_groups(&job.tensors).map_err(anyhow::Error::msg)?;
+        optimizer.check_rates(steps).map_err(anyhow::Error::msg)?;
         let config = RunConfig {
             version: RUN_VERSION,
             tally: env!("CARGO_PKG_VERSION").into(),
@@ -142,7 +102,7 @@ impl<O: Args> Training<O> {
             epochs,
             batch_size,
             microbatches,
-            recipe: if optimizer == recipe { job.recipe } else { CUSTOM.into() },
+            recipe: if optimizer == job.optimizer { job.recipe } else { CUSTOM.into() },
             optimizer,
             data: data.config.clone(),
             init: None,
@@ -166,16 +126,9 @@ impl<O: Args> Training<O> {
         program: &P,
         config: &mut RunConfig,
     ) -> anyhow::Result<()> {
-        let o = config.optimizer;
         unchanged("--batch-size", self.batch_size.as_ref(), &config.batch_size, usize::to_string)?;
         unchanged("--microbatches", self.microbatches.as_ref(), &config.microbatches, u32::to_string)?;
-        unchanged("--learning-rate", self.learning_rate.as_ref(), &o.learning_rate, f32::to_string)?;
-        unchanged("--momentum", self.momentum.as_ref(), &o.momentum, f32::to_string)?;
-        let clip = self.clip_norm.map(|c| c.0);
-        let shown = |clip: &Option<f32>| clip.map_or("none".into(), |clip| clip.to_string());
-        unchanged("--clip-norm", clip.as_ref(), &o.clip_norm, shown)?;
-        unchanged("--warmup-steps", self.warmup_steps.as_ref(), &o.warmup_steps, u64::to_string)?;
-        unchanged("--lr-schedule", self.lr_schedule.as_ref(), &o.lr_schedule, LrSchedule::to_string)?;
+        self.optimizer.check_unchanged(&config.optimizer)?;
         unchanged("--wire-dtype", self.wire_dtype.as_ref(), &config.wire_dtype, WireDtype::to_string)?;
         unchanged("--seed", self.seed.as_ref(), &config.seed, u64::to_string)?;
         program.resume(&self.program, config)?;
@@ -190,11 +143,12 @@ impl<O: Args> Training<O> {
             }
         }
         if let Some(epochs) = self.epochs.filter(|&epochs| epochs != config.epochs) {
+            let schedule = config.optimizer.lr_schedule;
             ensure!(
-                o.lr_schedule == LrSchedule::Constant,
+                schedule == LrSchedule::Constant,
                 "--epochs cannot change on --resume under --lr-schedule {}, since the rate of every step depends on it; \
                  leave it out, or start a new run with --init from a checkpoint",
-                o.lr_schedule
+                schedule
             );
             config.epochs = epochs;
         }

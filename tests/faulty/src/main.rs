@@ -9,13 +9,17 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use burn::data::dataloader::batcher::Batcher;
 use burn::data::dataset::InMemDataset;
+use burn::grad_clipping::GradientClippingConfig;
+use burn::lr_scheduler::LrScheduler;
 use burn::nn::loss::{MseLoss, Reduction};
-use burn::nn::{BatchNorm, BatchNormConfig, Linear, LinearConfig};
+use burn::nn::{Linear, LinearConfig};
+use burn::optim::SgdConfig;
 use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
 use burn::train::{InferenceStep, RegressionOutput, TrainOutput, TrainStep};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
+use tally::ParameterGroup;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 enum Fault {
@@ -32,6 +36,10 @@ enum Fault {
     StatefulBatcher,
     /// The loss of a sample depends on the others of its batch.
     Neighbours,
+    /// The dropout mask is drawn from the process's own number.
+    WorkersMask,
+    /// A running mean that is kept beside the module, and so is lost when another worker takes over.
+    OwnStatistics,
     /// The data is another one on every process.
     OtherData,
     /// The batcher panics at a sample.
@@ -44,26 +52,46 @@ enum Fault {
     EmptyData,
     /// There is nothing to train.
     Frozen,
-    /// A BatchNorm.
-    BatchNorm,
+    /// Burn's clipping of each tensor's norm.
+    ClipEachTensor,
+    /// A group that no parameter belongs to.
+    EmptyGroup,
+    /// Two groups with the same parameter.
+    TwoGroups,
+    /// A schedule that goes below zero.
+    NegativeRate,
+    /// A schedule that is said to be the program's, and is not there.
+    NoSchedule,
 }
 
 #[derive(Module, Debug)]
 struct Model<B: Backend> {
     layer: Linear<B>,
     unused: Option<Linear<B>>,
-    norm: Option<BatchNorm<B>>,
     nan: bool,
     neighbours: bool,
+    workers_mask: bool,
+    own_statistics: bool,
 }
+
+/// The bits of a running mean that is not a part of the model.
+static RUNNING_MEAN: AtomicU32 = AtomicU32::new(0);
 
 impl<B: Backend> Model<B> {
     fn forward(&self, batch: Batch<B>) -> RegressionOutput<B> {
-        let x = if self.neighbours { batch.x.clone() - batch.x.mean_dim(0) } else { batch.x };
-        let mut output = self.layer.forward(x);
-        if let Some(norm) = &self.norm {
-            output = norm.forward(output);
+        let mut x = if self.neighbours { batch.x.clone() - batch.x.mean_dim(0) } else { batch.x };
+        if self.workers_mask {
+            let hash = std::process::id().wrapping_mul(2_654_435_761);
+            let mask: Vec<f32> = (0..8).map(|bit| f32::from((hash >> (8 + bit)) as u8 & 1)).collect();
+            x = x.clone() * Tensor::<B, 1>::from_floats(mask.as_slice(), &x.device()).unsqueeze();
         }
+        if self.own_statistics {
+            let mean = f32::from_bits(RUNNING_MEAN.load(Ordering::Relaxed));
+            let own: f32 = x.clone().mean().into_scalar().elem();
+            RUNNING_MEAN.store((0.9 * mean + 0.1 * own).to_bits(), Ordering::Relaxed);
+            x = x - mean;
+        }
+        let output = self.layer.forward(x);
         let mut loss = MseLoss::new().forward(output.clone(), batch.y.clone(), Reduction::Mean);
         if self.nan {
             loss = loss * f32::NAN;
@@ -173,6 +201,25 @@ struct Args {
     panic_at: usize,
 }
 
+/// A rate that falls below zero.
+#[derive(Clone)]
+struct Falling(f64);
+
+impl LrScheduler for Falling {
+    type Record<B: Backend> = ();
+
+    fn step(&mut self) -> f64 {
+        self.0 -= 0.07;
+        self.0
+    }
+
+    fn to_record<B: Backend>(&self) -> Self::Record<B> {}
+
+    fn load_record<B: Backend>(self, (): Self::Record<B>) -> Self {
+        self
+    }
+}
+
 struct Faulty;
 
 impl tally::Program for Faulty {
@@ -184,9 +231,10 @@ impl tally::Program for Faulty {
         let mut model = Model::<B> {
             layer: LinearConfig::new(8, 1).init(&device),
             unused: (fault == Fault::UnusedParameter).then(|| LinearConfig::new(2, 2).init(&device)),
-            norm: (fault == Fault::BatchNorm).then(|| BatchNormConfig::new(1).init(&device)),
             nan: fault == Fault::Nan,
             neighbours: fault == Fault::Neighbours,
+            workers_mask: fault == Fault::WorkersMask,
+            own_statistics: fault == Fault::OwnStatistics,
         };
         if fault == Fault::Frozen {
             model = model.no_grad();
@@ -196,11 +244,29 @@ impl tally::Program for Faulty {
         let open = move || Ok(items(count, if fault == Fault::OtherData { unseeded() } else { 0.0 }, note));
         let zero = fault == Fault::ZeroDenominator;
         let stack = Stack { fault, panic_at: args.panic_at as f32 / 64.0, calls: AtomicU32::new(0) };
-        Ok(tally::job(model, stack)
+        let mut job = tally::job(model, stack);
+        match fault {
+            Fault::ClipEachTensor => {
+                let clipping = GradientClippingConfig::Norm(1.0);
+                job = job.optimizer(SgdConfig::new().with_gradient_clipping(Some(clipping)));
+            }
+            Fault::EmptyGroup => {
+                job = job.group(ParameterGroup::new("heads", |name, _| name.starts_with("head")))
+            }
+            Fault::TwoGroups => {
+                let biases = ParameterGroup::new("biases", |name, _| name.ends_with("bias"));
+                job = job.group(biases.weight_decay(0.0));
+                job = job.group(ParameterGroup::new("all", |_, _| true).rate_factor(0.5));
+            }
+            Fault::NoSchedule => job = job.learning_rate(0.1, tally::LrSchedule::Program),
+            Fault::NegativeRate => job = job.lr_scheduler(Falling(0.1)),
+            _ => {}
+        }
+        Ok(job
             .train(open)
             .error_metric("nearness", move |_| tally::Ratio {
                 numerator: 1.0,
-                denominator: if zero { f64::NAN } else { 1.0 },
+                denominator: if zero { 0.0 } else { 1.0 },
             })
             .batch_size(16)
             .epochs(3))

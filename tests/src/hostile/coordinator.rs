@@ -163,14 +163,14 @@ fn driver(root: &Path) -> (Driver, Manifest) {
     let directory = RunDirectory::create(Some(&root.join("run"))).unwrap();
     let (journal, history): (Journal, History) = Journal::open(&directory.file("journal.jsonl")).unwrap();
     let parameters = init::parameters(&config.tensors, config.seed);
-    let master = MasterState::new(&parameters, &vec![0.0; parameters.len()]);
+    let master = MasterState::new(&config.initial_state(parameters));
     let spec = RunSpec {
         tree: Tree::new(config.microbatches).unwrap(),
         chunks: 1,
         schedule: Schedule::new(config.seed, TRAIN, BATCH).unwrap(),
         epochs: config.epochs,
         test_samples: TEST,
-        optimizer: config.optimizer,
+        optimizer: config.optimizer.clone(),
         checkpoint_every: None,
         workers: 1,
         audit_rate: 0.25,
@@ -347,9 +347,9 @@ impl Peer {
             let body = AuditDigest { node: script.small(node), digest: script.number(0) };
             self.tell(script.context(context), worker_message::Body::AuditDigest(body));
         } else if let Some(context) = self.uploads.pop_front() {
-            for momentum in [false, true] {
+            for vector in 0..2 {
                 let (index, data) = (script.small(0), script.floats(ELEMENTS).into());
-                let chunk = StateChunk { momentum, index, data };
+                let chunk = StateChunk { vector: script.small(vector), index, data };
                 self.send(script.context(context), gradient_up::Body::StateChunk(chunk));
             }
         } else if let Some((step, leaf)) = self.tests.pop_front() {

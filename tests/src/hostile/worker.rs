@@ -5,11 +5,14 @@ use std::sync::mpsc::{Sender, channel};
 
 use prost::Message as _;
 use tally_numerics::schema::{LossSpec, Schema};
+use tally_numerics::state as held;
+use tally_numerics::update::Update;
 use tally_proto::span::{self, Clock};
+use tally_proto::update;
 use tally_proto::v1::{
-    Abort, AttemptBegin, AttemptClose, Commit, Committed, CoordinatorMessage, GradientDown, MessageContext,
-    Microbatch, Plan, ResumeRetained, SendState, State, StateChunk, SumChunk, Welcome, coordinator_message,
-    gradient_down, worker_message,
+    self, Abort, AttemptBegin, AttemptClose, Commit, Committed, CoordinatorMessage, GradientDown,
+    MessageContext, Microbatch, Plan, ResumeRetained, SendState, State, StateChunk, SumChunk, Welcome,
+    coordinator_message, gradient_down, worker_message,
 };
 use tally_worker::engine::Replica as _;
 use tally_worker::engine::synthetic::{SyntheticEngine, SyntheticSpec};
@@ -201,14 +204,14 @@ impl Hostile {
             }
             12 => {
                 let context = script.context(step);
-                let clip = script.float(1.0) as f32;
-                self.gradient(context, Some(Down::AttemptClose(AttemptClose { clip })));
+                let scale = script.float(1.0) as f32;
+                self.gradient(context, Some(Down::AttemptClose(AttemptClose { scale })));
             }
             13 => {
                 let context = script.context(self.at);
-                let (momentum, index) = (script.rarely(2), script.small(0));
+                let (vector, index) = (script.small(1), script.small(0));
                 let data = script.floats(ELEMENTS).into();
-                self.gradient(context, Some(Down::StateChunk(StateChunk { momentum, index, data })));
+                self.gradient(context, Some(Down::StateChunk(StateChunk { vector, index, data })));
             }
             14 => {
                 let mut test = leaf(script.small(0), script);
@@ -233,23 +236,30 @@ impl Hostile {
         }
     }
 
+    /// The moments of the worker's state, if it took the one that was sent.
+    fn moments(&mut self) -> usize {
+        self.twin.state().map_or(0, |state| state.moments.len())
+    }
+
     /// A state; `good` ones are as they should be.
     fn state(&mut self, script: &mut Script<'_>, good: bool) {
         let value = if good { 0.5 } else { script.float(0.5) as f32 };
         let step = if good { 0 } else { script.number(self.at.step) };
         self.at.step = step.min(u64::MAX - 1);
         let context = Some(MessageContext { step, ..OURS });
-        let (parameters, momentum) = (vec![value; ELEMENTS], vec![0.0; ELEMENTS]);
-        let digest = self.twin.load(parameters.clone(), momentum.clone()).0;
+        let moments = if good || script.rarely(2) { 1 } else { 2 };
+        let held =
+            held::State { parameters: vec![value; ELEMENTS], moments: vec![vec![0.0; ELEMENTS]; moments] };
+        let digest = self.twin.load(held.clone()).0;
         let wrong = !good && script.rarely(8);
-        let (elements, digest) = match wrong {
-            true => (script.number(ELEMENTS as u64), script.number(digest)),
-            false => (ELEMENTS as u64, digest),
+        let (elements, digest, moments) = match wrong {
+            true => (script.number(ELEMENTS as u64), script.number(digest), script.small(moments as u32)),
+            false => (ELEMENTS as u64, digest, moments as u32),
         };
-        self.gradient(context, Some(gradient_down::Body::State(State { elements, digest })));
-        for (momentum, values) in [(false, parameters), (true, momentum)] {
-            let data = tally_proto::floats::copy(&values);
-            let chunk = StateChunk { momentum, index: 0, data };
+        self.gradient(context, Some(gradient_down::Body::State(State { elements, digest, moments })));
+        for (vector, values) in held.vectors().enumerate() {
+            let data = tally_proto::floats::copy(values);
+            let chunk = StateChunk { vector: vector as u32, index: 0, data };
             self.gradient(context, Some(gradient_down::Body::StateChunk(chunk)));
         }
     }
@@ -263,15 +273,18 @@ impl Hostile {
         self.at =
             MessageContext { step: self.at.step.saturating_add(1).min(u64::MAX - 1), attempt, ..self.at };
         let begin = begin(script);
-        let clip = script.float(1.0) as f32;
+        let scale = script.float(1.0) as f32;
         let gradient = [0.25f32; ELEMENTS];
         let data = tally_proto::floats::copy(&gradient);
-        let update = tally_numerics::update::Update {
-            learning_rate: begin.learning_rate,
-            momentum: begin.momentum,
-            clip: if begin.unclipped { 1.0 } else { clip },
+        let kept = self.moments();
+        let rule = begin.rules.first().and_then(update::from_message);
+        let digest = match rule.filter(|rule| rule.moments() == kept) {
+            Some(rule) => {
+                let scale = if begin.unscaled { 1.0 } else { scale };
+                self.twin.apply(&Update::of(rule, scale), 0, &gradient).0
+            }
+            None => 0,
         };
-        let digest = self.twin.apply(update, 0, &gradient).0;
         self.twin.commit();
         let sample =
             |number| Say::Control(Control::Microbatch(leaf(number, &mut Script::new(&[1, 15, 0, 0]))));
@@ -280,7 +293,7 @@ impl Hostile {
             Say::Control(Control::Plan(Plan { samples: MICROBATCHES, nodes: vec![2, 3], ..Plan::default() })),
             Say::Gradient(Down::AttemptBegin(begin)),
             Say::Gradient(Down::SumChunk(SumChunk { index: 0, data, slot: None })),
-            Say::Gradient(Down::AttemptClose(AttemptClose { clip })),
+            Say::Gradient(Down::AttemptClose(AttemptClose { scale })),
             Say::Control(Control::Commit(Commit { digest: script.number(digest) })),
         ]);
         for at in 0..message.len() {
@@ -311,11 +324,19 @@ enum Say {
 }
 
 fn begin(script: &mut Script<'_>) -> AttemptBegin {
-    AttemptBegin {
+    let sgd = v1::Sgd {
         learning_rate: script.float(0.1) as f32,
         momentum: script.float(0.9) as f32,
-        unclipped: script.rarely(2),
-    }
+        gradient: 1.0,
+        ..v1::Sgd::default()
+    };
+    let rule = match script.byte() % 64 {
+        1 => None,
+        2 => Some(v1::rule::Rule::Adam(v1::Adam { keep: script.float(1.0) as f32, ..v1::Adam::default() })),
+        _ => Some(v1::rule::Rule::Sgd(sgd)),
+    };
+    let rules = vec![v1::Rule { rule }; if script.rarely(64) { script.small(1) as usize % 4 } else { 1 }];
+    AttemptBegin { unscaled: script.rarely(2), rules, limit: f32::INFINITY }
 }
 
 /// Samples of a leaf, most often one, most often right.

@@ -8,10 +8,12 @@ use tally_mnist::network::DigitEngine;
 use tally_numerics::digest::{self, Digest};
 use tally_numerics::init;
 use tally_numerics::schema::Sums;
+use tally_numerics::state::State;
 use tally_numerics::update::Update;
 use tally_numerics::wire::WireDtype;
 use tally_worker::device::Precision;
 use tally_worker::engine::apply_whole;
+use tally_worker::engine::host_replica::HostReplica;
 
 use super::Options;
 use super::golden::{GOLDEN, losses_by_name, numbers, samples, settle, weights};
@@ -65,7 +67,7 @@ pub fn golden(options: &Options, precision: Precision) -> anyhow::Result<Golden>
         let mut engine = options.engine(precision, loss)?;
         let manifest = engine.manifest().clone();
         let mut parameters = weights(&manifest);
-        engine.load(parameters.clone(), vec![0.0; parameters.len()]);
+        engine.load(State::new(parameters.clone(), &manifest, 1));
         let answers = engine.predict(&leaf)?;
         let forward = &GOLDEN["forward"];
         let golden: Vec<f64> = (0..leaf.len()).flat_map(|i| numbers(&forward["logits"][i])).collect();
@@ -74,12 +76,12 @@ pub fn golden(options: &Options, precision: Precision) -> anyhow::Result<Golden>
         own.zip(&golden).for_each(|(own, golden)| keep(0, (f64::from(*own) - golden).abs()));
 
         settle(&manifest, &mut parameters);
-        engine.load(parameters.clone(), vec![0.0; parameters.len()]);
+        engine.load(State::new(parameters.clone(), &manifest, 1));
         let mut gradient = vec![f32::NAN; manifest.len()];
         let losses = engine.gradient(&leaf, 1.0 / 16.0, &mut gradient, &mut |_| ())?;
         let losses = Sums::from(losses).scaled(1.0 / 16.0);
         if index == 0 {
-            bits = digest::of(0, &gradient, &gradient);
+            bits = digest::of(0, &gradient, &[&gradient]);
         }
         let golden = &GOLDEN[name];
         for (part, own) in ["label", "sum", "difference"].into_iter().zip(losses.0) {
@@ -116,16 +118,22 @@ pub struct Updates {
 /// If the device fails, or its bits differ.
 pub fn update(options: &Options, precision: Precision) -> anyhow::Result<Updates> {
     let steps = 3;
-    let (mut engine, mut parameters) = ready(options, precision)?;
-    let mut momentum = vec![0.0; parameters.len()];
+    let (mut engine, parameters) = ready(options, precision)?;
+    let manifest = engine.manifest().clone();
     let mut gradient = vec![0.0; parameters.len()];
+    let mut host = HostReplica::default();
+    host.load(State::new(parameters, &manifest, 1));
     for step in 0..steps {
         engine.gradient(&samples(16 * step, 16 * step + 16), 1.0 / 16.0, &mut gradient, &mut |_| ())?;
-        let update = Update { learning_rate: 0.0371, momentum: 0.9, clip: 0.7312 };
-        let device = apply(engine.as_mut(), update, &gradient)?;
-        let host = update.apply(0, &gradient, &mut parameters, &mut momentum);
-        ensure!(device == host, "after step {step} the device has digest {device}, the host {host}");
-        ensure!(engine.state()? == (parameters.clone(), momentum.clone()), "a digest hides a difference");
+        let update = Update::sgd(0.0371, 0.9, 0.7312);
+        let (on_device, on_host) =
+            (apply(engine.as_mut(), &update, &gradient)?, host.apply(&update, 0, &gradient));
+        host.commit();
+        ensure!(
+            on_device == on_host,
+            "after step {step} the device has digest {on_device}, the host {on_host}"
+        );
+        ensure!(engine.state()? == *host.state(), "a digest hides a difference");
     }
     Ok(Updates { precision: precision.to_string(), steps })
 }
@@ -133,7 +141,7 @@ pub fn update(options: &Options, precision: Precision) -> anyhow::Result<Updates
 /// Applies a whole gradient, chunk by chunk as it comes, and commits it.
 pub(super) fn apply(
     engine: &mut dyn DigitEngine,
-    update: Update,
+    update: &Update,
     gradient: &[f32],
 ) -> anyhow::Result<Digest> {
     let digest = apply_whole(engine, update, gradient)?;
@@ -148,7 +156,8 @@ pub(super) fn ready(
 ) -> anyhow::Result<(Box<dyn DigitEngine>, Vec<f32>)> {
     let mut engine = options.engine(precision, LabelLoss::default())?;
     let parameters = init::parameters(engine.manifest(), 1);
-    engine.load(parameters.clone(), vec![0.0; parameters.len()]);
+    let state = State::new(parameters.clone(), engine.manifest(), 1);
+    engine.load(state);
     Ok((engine, parameters))
 }
 

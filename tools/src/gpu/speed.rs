@@ -26,7 +26,9 @@ const UNTIMED: usize = 5;
 /// The least time before the steps that are timed, because a GPU's clocks rise only under load.
 const WARMING: Duration = Duration::from_millis(300);
 
-const UPDATE: Update = Update { learning_rate: 1e-6, momentum: 0.9, clip: 1.0 };
+fn sgd() -> Update {
+    Update::sgd(1e-6, 0.9, 1.0)
+}
 
 /// A step of one worker, without a network between.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -78,7 +80,7 @@ pub fn steps(options: &Options, precision: Precision, batch: usize) -> anyhow::R
         })?;
         first_part.push(start.elapsed().as_secs_f64() * 1e3);
         ensure!(there == sum.len(), "the whole gradient is told to be there");
-        apply(engine.as_mut(), UPDATE, &sum)?;
+        apply(engine.as_mut(), &sgd(), &sum)?;
         whole.push(start.elapsed().as_secs_f64() * 1e3);
         if whole.len() <= UNTIMED || warming.elapsed() < WARMING {
             untimed = whole.len();
@@ -134,7 +136,7 @@ fn on_the_device(
             &mut room,
             &mut |_| (),
         )?;
-        apply_whole(&mut engine, UPDATE, sum)?;
+        apply_whole(&mut engine, &sgd(), sum)?;
         engine.commit();
         let time = engine.device_ms()?;
         if warming.elapsed() >= WARMING || options.steps < UNTIMED {
@@ -154,7 +156,7 @@ pub fn profile(options: &Options, precision: Precision, batch: usize) -> anyhow:
     let mut gradient = vec![0.0; engine.manifest().len()];
     let mut step = |engine: &mut GpuEngine| -> Result<(), EngineError> {
         engine.gradient(&leaf, 1.0 / batch as f32, &mut gradient, &mut |_| ())?;
-        apply_whole(engine, UPDATE, &gradient)?;
+        apply_whole(engine, &sgd(), &gradient)?;
         engine.commit();
         Ok(())
     };

@@ -13,6 +13,7 @@ use tally_numerics::digest::Digest;
 use tally_numerics::manifest::Manifest;
 use tally_numerics::node_sum::NodeSum;
 use tally_numerics::schema::Sums;
+use tally_numerics::state::State;
 use tally_numerics::update::Update;
 use tally_numerics::wire::WireDtype;
 use tally_numerics::{chunk_range, chunks};
@@ -41,7 +42,7 @@ pub enum EngineError {
     },
 }
 
-/// Parameters and momentum on one device, and their update (**REP-1**).
+/// Parameters and moments on one device, and their update (**REP-1**).
 ///
 /// All flat vectors are in the order of [`manifest`](Self::manifest).
 pub trait Replica: Send {
@@ -58,24 +59,27 @@ pub trait Replica: Send {
     ///
     /// # Panics
     /// If a vector has not the manifest's length; the session checks before.
-    fn load(&mut self, parameters: Vec<f32>, momentum: Vec<f32>) -> Digest;
+    fn load(&mut self, state: State) -> Digest;
 
-    /// The committed state: parameters and momentum.
+    /// The committed state.
     ///
     /// # Errors
     /// [`EngineError::Failed`] if the device does not give it back.
-    fn state(&mut self) -> Result<(Vec<f32>, Vec<f32>), EngineError>;
+    fn state(&mut self) -> Result<State, EngineError>;
 
     /// The state of the step before the committed one, while nothing has been written over it:
     /// from a commit to the first [`apply`](Self::apply) after it. None, too, if the device
     /// does not give it back.
-    fn previous_state(&mut self) -> Option<(Vec<f32>, Vec<f32>)>;
+    fn previous_state(&mut self) -> Option<State>;
 
     /// Applies the update to the stretch of the replica that starts at element `first`,
     /// into the second buffer, and returns the stretch's digest, or, where the device is still
     /// at it, zero: [`finish_update`](Self::finish_update) has the rest. The committed state stays
     /// as it is; stretches come in any order, each once a step, and all anew in another attempt.
-    fn apply(&mut self, update: Update, first: usize, gradient: &[f32]) -> Digest;
+    ///
+    /// # Panics
+    /// If the update is one for more or fewer moments than the state has; the session checks before.
+    fn apply(&mut self, update: &Update, first: usize, gradient: &[f32]) -> Digest;
 
     /// Completes the second buffer, when every stretch has been given to
     /// [`apply`](Self::apply), and returns what the digests it returned lack of the whole one.
@@ -180,7 +184,7 @@ pub trait Engine: Replica {
 /// As [`Replica::finish_update`].
 pub fn apply_whole(
     replica: &mut (impl Replica + ?Sized),
-    update: Update,
+    update: &Update,
     gradient: &[f32],
 ) -> Result<Digest, EngineError> {
     let digest = (0..chunks(gradient.len())).fold(Digest::default(), |digest, index| {

@@ -18,6 +18,7 @@ use tally_numerics::CHUNK;
 use tally_numerics::digest::{Digest, of_samples};
 use tally_numerics::manifest::{MAX_ELEMENTS, Manifest, TensorSpec};
 use tally_numerics::schema::{MetricKind, Schema, Sums};
+use tally_numerics::state::State;
 use tally_numerics::update::Update;
 use tally_proto::convert::Microbatch;
 
@@ -91,12 +92,7 @@ pub fn manifest(spec: &SyntheticSpec) -> Manifest {
     let each = elements / tensors;
     let specs = (0..tensors).map(|index| {
         let size = if index + 1 == tensors { elements - each * index } else { each };
-        TensorSpec {
-            name: format!("synthetic{index}.weight"),
-            shape: vec![size as u32],
-            bound: 0.1,
-            constant: false,
-        }
+        TensorSpec::new(format!("synthetic{index}.weight"), &[size as u32], 0.1)
     });
     Manifest::new(specs.collect()).expect("four tensors make a manifest")
 }
@@ -136,13 +132,12 @@ pub struct SyntheticEngine {
 }
 
 impl SyntheticEngine {
-    /// An engine with the losses and metrics of this schema. Its parameters and momentum are zeros until it is given a
-    /// state.
+    /// An engine with the losses and metrics of this schema. Its state is zero until it is given one.
     #[must_use]
     pub fn new(spec: SyntheticSpec, schema: Schema) -> Self {
         let manifest = manifest(&spec);
         let mut replica = HostReplica::default();
-        replica.load(vec![0.0; manifest.len()], vec![0.0; manifest.len()]);
+        replica.load(State::zeros(&manifest, 1));
         let once = (0..NOISE as u64).map(|i| (2.0 * fraction(mix(i)) - 1.0) as f32);
         let noise = once.clone().chain(once).collect();
         let deviation = Deviation::from_environment();
@@ -182,20 +177,20 @@ impl Replica for SyntheticEngine {
         "synthetic".into()
     }
 
-    fn load(&mut self, parameters: Vec<f32>, momentum: Vec<f32>) -> Digest {
-        assert_eq!(parameters.len(), self.manifest.len(), "a state has the manifest's length");
-        self.replica.load(parameters, momentum)
+    fn load(&mut self, state: State) -> Digest {
+        assert!(state.fits(&self.manifest), "a state has the manifest's length");
+        self.replica.load(state)
     }
 
-    fn state(&mut self) -> Result<(Vec<f32>, Vec<f32>), EngineError> {
-        Ok((self.replica.parameters().to_vec(), self.replica.momentum().to_vec()))
+    fn state(&mut self) -> Result<State, EngineError> {
+        Ok(self.replica.state().clone())
     }
 
-    fn previous_state(&mut self) -> Option<(Vec<f32>, Vec<f32>)> {
-        self.replica.previous().map(|(parameters, momentum)| (parameters.to_vec(), momentum.to_vec()))
+    fn previous_state(&mut self) -> Option<State> {
+        self.replica.previous().cloned()
     }
 
-    fn apply(&mut self, update: Update, first: usize, gradient: &[f32]) -> Digest {
+    fn apply(&mut self, update: &Update, first: usize, gradient: &[f32]) -> Digest {
         self.replica.apply(update, first, gradient)
     }
 
@@ -315,7 +310,7 @@ mod tests {
     fn engine(text: &str) -> SyntheticEngine {
         let mut engine = SyntheticEngine::new(text.parse().unwrap(), schema());
         let parameters = tally_numerics::init::parameters(&engine.manifest, 1);
-        engine.load(parameters, vec![0.0; engine.manifest.len()]);
+        engine.load(State::new(parameters, &engine.manifest.clone(), 1));
         engine
     }
 
@@ -350,9 +345,9 @@ mod tests {
         let (one, two) = (gradient(&mut engine, &samples(0..8)), gradient(&mut engine, &samples(8..16)));
         assert!(one.iter().zip(&two).filter(|(a, b)| a == b).count() < 100);
         assert!(one[..100_000].iter().zip(&one[CHUNK..]).filter(|(a, b)| a == b).count() < 100);
-        let (mut parameters, momentum) = engine.state().unwrap();
-        parameters[77] = f32::from_bits(parameters[77].to_bits() ^ (1 << 22));
-        engine.load(parameters, momentum);
+        let mut state = engine.state().unwrap();
+        state.parameters[77] = f32::from_bits(state.parameters[77].to_bits() ^ (1 << 22));
+        engine.load(state);
         let other = gradient(&mut engine, &samples(0..8));
         assert_eq!(one.iter().zip(&other).filter(|(a, b)| a != b).count(), 1);
         assert_ne!(one[77], other[77]);
@@ -407,15 +402,15 @@ mod tests {
     #[test]
     fn parameters_stay_finite_and_small() {
         let mut engine = engine("parameters=500");
-        let update = Update { learning_rate: 0.1, momentum: 0.9, clip: 1.0 };
+        let update = Update::sgd(0.1, 0.9, 1.0);
         for step in 0..20_000u32 {
             let mut out = vec![0.0; 500];
             let ids = samples([step * 3, step * 3 + 1, step * 3 + 2]);
             engine.gradient(&ids, 1.0 / 3.0, &mut out, &mut |_| ()).unwrap();
-            engine.apply(update, 0, &out);
+            engine.apply(&update, 0, &out);
             engine.commit();
         }
-        assert!(engine.state().unwrap().0.iter().all(|p| p.abs() < 20.0));
+        assert!(engine.state().unwrap().parameters.iter().all(|p| p.abs() < 20.0));
     }
 
     #[test]

@@ -20,7 +20,7 @@ use super::cluster::DeviceInfo;
 use super::cluster::{Session, State};
 use super::events::{Action, AttemptId, AuditResult, ClusterEvent, Event, RunOutcome};
 use super::fault_injection::FaultInjection;
-use super::optimizer::{LrSchedule, OptimizerConfig};
+use super::optimizer::{Algorithm, OptimizerConfig};
 use super::recovery::Recorded;
 use super::reduction::ReductionStep;
 use super::sampler::EpochSampler;
@@ -43,13 +43,7 @@ fn spec(workers: usize) -> RunSpec {
         schedule: Schedule::new(3, 29, 12).unwrap(),
         epochs: 3,
         test_samples: 450,
-        optimizer: OptimizerConfig {
-            learning_rate: 0.1,
-            momentum: 0.9,
-            clip_norm: None,
-            warmup_steps: 0,
-            lr_schedule: LrSchedule::Constant,
-        },
+        optimizer: OptimizerConfig { learning_rate: 0.1, ..OptimizerConfig::new(Algorithm::Sgd) },
         checkpoint_every: Some(4),
         workers,
         audit_rate: 0.2,

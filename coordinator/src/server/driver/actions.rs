@@ -20,23 +20,17 @@ impl Driver {
                 self.catch_up(session, during);
             }
             Action::Upload { session, step } => {
-                let elements = self.config.tensors.len();
-                let chunks = tally_numerics::chunks(elements) as u32;
-                self.upload = Some(Upload {
-                    session,
-                    step,
-                    parameters: vec![0.0; elements],
-                    momentum: vec![0.0; elements],
-                    missing: [false, true]
-                        .into_iter()
-                        .flat_map(|m| (0..chunks).map(move |i| (m, i)))
-                        .collect(),
+                let state = State::zeros(&self.config.tensors, self.config.optimizer.moments().len());
+                let lengths = state.vectors().map(<[f32]>::len).enumerate();
+                let missing = lengths.flat_map(|(vector, length)| {
+                    (0..tally_numerics::chunks(length) as u32).map(move |index| (vector as u32, index))
                 });
+                self.upload = Some(Upload { session, step, missing: missing.collect(), state });
                 self.tell(session, step, 0, Tell::SendState(v1::SendState {}));
             }
             Action::Adopt { step } => {
                 if let Some(upload) = self.upload.take() {
-                    self.master = MasterState::new(&upload.parameters, &upload.momentum);
+                    self.master = MasterState::new(&upload.state);
                 }
                 let tests = self.history.tests.range(..=step);
                 self.last_test = tests.last().map(|(_, evaluation)| evaluation.clone());
@@ -57,7 +51,7 @@ impl Driver {
                 self.buffers.reset(self.core.spec().chunks as usize);
                 self.sums.begin();
                 self.observe(RunEvent::AttemptBegun);
-                let begin = gradient_down::Body::AttemptBegin(self.begin(learning_rate));
+                let begin = gradient_down::Body::AttemptBegin(self.begin(step, learning_rate));
                 self.broadcast(step, attempt, &begin);
             }
             Action::Plan { session, step, attempt, samples, nodes, takeover } => {
@@ -121,7 +115,6 @@ impl Driver {
 
     /// The root is whole: the clip factor goes out, and the master copy is updated.
     fn close(&mut self, step: u64, attempt: u32, learning_rate: f32) {
-        let optimizer = self.config.optimizer;
         self.observe(RunEvent::SumWhole);
         let squared_norm = self.buffers.squared_norm();
         if !squared_norm.is_finite() {
@@ -129,15 +122,17 @@ impl Driver {
         }
         let means = self.core.flight().map(|flight| flight.loss()).unwrap_or_default();
         let weight = self.config.schema.mean_weight(&means);
-        let (clip, norm) = norm::update_factor(squared_norm, optimizer.clip_norm, weight);
+        let (clip, norm) = norm::update_factor(squared_norm, self.config.optimizer.clip_norm, weight);
         if !(clip.is_finite() && norm.is_finite()) {
             return self.push(Event::Diverged);
         }
         self.gradient_norm = norm;
-        self.broadcast(step, attempt, &gradient_down::Body::AttemptClose(v1::AttemptClose { clip }));
-        let update = Update { learning_rate, momentum: optimizer.momentum, clip };
+        let optimizer = &self.config.optimizer;
+        let scale = optimizer.scale(clip);
+        let update = optimizer.update(step, learning_rate, clip, self.config.tensors.segments());
+        self.broadcast(step, attempt, &gradient_down::Body::AttemptClose(v1::AttemptClose { scale }));
         let started = Instant::now();
-        let digest = self.master.apply(update, self.buffers.root());
+        let digest = self.master.apply(&update, self.buffers.root());
         let seconds = started.elapsed().as_secs_f64();
         self.buffers.reset(0);
         self.observe(RunEvent::Updated { seconds });
@@ -206,6 +201,7 @@ impl Driver {
             // Computed by the thread that writes.
             parameters_sha256: String::new(),
             tensors: config.tensors.clone(),
+            moments: config.optimizer.moments(),
             config: serde_json::to_value(config).context("cannot describe the run")?,
         };
         self.heartbeat.during_slow_work(|| self.checkpointer.write(meta, snapshot));
@@ -244,6 +240,12 @@ impl Driver {
         let evaluation = self.config.schema.evaluation(self.test.len(), sums);
         let seconds = (self.started.elapsed() - self.test_started).as_secs_f64();
         self.observe(RunEvent::Tested { step, epoch, seconds, evaluation: &evaluation });
+        for metric in &evaluation.undefined {
+            tracing::warn!(
+                "the metric {metric} has a denominator of 0 over the whole test set, and is shown as 0: the test set has nothing \
+                 that it counts"
+            );
+        }
         let score = self.config.schema.score(&evaluation);
         if self.best.is_none_or(|(best, _)| score > best) {
             self.best = Some((score, step));
@@ -311,7 +313,9 @@ impl Driver {
     pub(super) fn unproductive_session(&mut self, name: &str, reason: &str) {
         self.observe(RunEvent::UnproductiveSession);
         if let Some(times) = self.rejoins.unproductive(name, Instant::now()) {
-            let cause = slow_link::likely_cause(8 * self.config.tensors.len());
+            let cause = slow_link::likely_cause(
+                4 * (1 + self.config.optimizer.moments().len()) * self.config.tensors.len(),
+            );
             self.observe(RunEvent::Warning(&format!(
                 "worker {name} has joined and was lost {times} times before it had done a step: {reason}; {cause}"
             )));

@@ -34,11 +34,11 @@ impl Driver {
                     Err(fault) => (None, Some(fault)),
                 };
                 let audited = data.as_ref().filter(|_| self.core.is_audited(from, node));
-                let digest = audited.map(|values| digest::of(index as usize * CHUNK, values, values));
+                let digest = audited.map(|values| digest::of(index as usize * CHUNK, values, &[values]));
                 self.events.push_back((Event::Chunk { from, node, index, digest, fault }, data));
             }
-            Input::State { session, step, momentum, index, data } => {
-                self.state_chunk(session, step, momentum, index, data);
+            Input::State { session, step, vector, index, data } => {
+                self.state_chunk(session, step, vector, index, data);
             }
             Input::Evaluated { session, step, evaluated } => self.evaluated(session, step, evaluated),
             Input::Hello { session, hello, control, memory } => {

@@ -24,13 +24,13 @@ use tally_core::{Core, Phase};
 use tally_numerics::digest::{self, Digest};
 use tally_numerics::manifest::Manifest;
 use tally_numerics::schema::{Evaluation, Sums};
-use tally_numerics::update::Update;
+use tally_numerics::state::State;
 use tally_numerics::wire::WireDtype;
 use tally_numerics::{CHUNK, TEST_MICROBATCH, chunk_range, norm};
 use tally_proto::pool::{Chunk, Pool};
 use tally_proto::span::{Clock, Span};
 use tally_proto::v1::{self, CoordinatorMessage, GradientDown, coordinator_message, gradient_down};
-use tally_proto::{BF16, PROTOCOL, TIMELINE, convert, floats};
+use tally_proto::{BF16, PROTOCOL, TIMELINE, convert, floats, update};
 use tally_run::config::RunConfig;
 use tally_run::directory::RunDirectory;
 use tally_run::journal::{History, JOURNAL_VERSION, Journal, JournalError, Line, StepLine};
@@ -92,10 +92,9 @@ struct ConnectedWorker {
 struct Upload {
     session: Session,
     step: u64,
-    parameters: Vec<f32>,
-    momentum: Vec<f32>,
-    /// Chunks that have not come, of both.
-    missing: BTreeSet<(bool, u32)>,
+    state: State,
+    /// Chunks that have not come: the vector's number, and the chunk's.
+    missing: BTreeSet<(u32, u32)>,
 }
 
 /// What the driver is built from.
@@ -221,7 +220,7 @@ impl Driver {
             rejoins: RejoinHistory::default(),
             failures: RepeatedFailures::default(),
             events: VecDeque::new(),
-            buffers: ReductionBuffers::new(config.wire_dtype),
+            buffers: ReductionBuffers::new(config.wire_dtype, &config.tensors),
             pool: Pool::default(),
             sums: SharedSums::new(core.spec().chunks),
             upload: None,

@@ -18,7 +18,7 @@ impl Driver {
             steps,
             epochs: (steps / per_epoch) as u32,
             test: self.last_test.as_ref().map(Evaluation::numbers),
-            parameters_sha256: self.config.tensors.sha256(&self.master.snapshot().flat(false)),
+            parameters_sha256: self.config.tensors.sha256(&self.master.snapshot().parameters()),
             digest: digest.to_string(),
             wall_seconds: before.seconds + self.started.elapsed().as_secs_f64(),
             samples_per_second: self.totals.trained_samples as f64

@@ -69,7 +69,9 @@ impl Driver {
         attempt: u32,
         body: impl Fn(&ConnectedWorker) -> gradient_down::Body,
     ) -> usize {
-        let limit = 16 * self.config.tensors.len() + (64 << 20);
+        // A state, and two sums that follow it.
+        let models = 3 + self.config.optimizer.moments().len();
+        let limit = 4 * models * self.config.tensors.len() + (64 << 20);
         let mut sent = 0;
         for (&session, worker) in self.workers.iter().filter(|(_, worker)| worker.replica) {
             let context = self.message_context(session, step, attempt);
@@ -105,13 +107,13 @@ impl Driver {
         let send = |body| {
             worker.bulk.send(GradientDown { context, body: Some(body) });
         };
-        let elements = self.config.tensors.len() as u64;
-        send(gradient_down::Body::State(v1::State { elements, digest: digest.0 }));
         let snapshot = self.master.snapshot();
-        for momentum in [false, true] {
-            for (index, chunk) in snapshot.chunks(momentum).enumerate() {
+        let (elements, moments) = (self.config.tensors.len() as u64, snapshot.moments() as u32);
+        send(gradient_down::Body::State(v1::State { elements, digest: digest.0, moments }));
+        for vector in 0..=moments {
+            for (index, chunk) in snapshot.chunks(vector as usize).enumerate() {
                 let data = floats::share(chunk);
-                let chunk = v1::StateChunk { momentum, index: index as u32, data };
+                let chunk = v1::StateChunk { vector, index: index as u32, data };
                 send(gradient_down::Body::StateChunk(chunk));
             }
         }
@@ -123,17 +125,19 @@ impl Driver {
         let context = self.message_context(session, step, attempt);
         let send = |body| worker.bulk.send(GradientDown { context, body: Some(body) });
         let rate = self.core.spec().optimizer.rate(step, self.core.spec().steps());
-        send(gradient_down::Body::AttemptBegin(self.begin(rate)));
+        send(gradient_down::Body::AttemptBegin(self.begin(step, rate)));
         for (index, chunk) in self.buffers.emitted() {
             let data = floats::encode(self.config.wire_dtype, chunk, &self.pool);
             send(gradient_down::Body::SumChunk(v1::SumChunk { index, data, slot: None }));
         }
     }
 
-    pub(super) fn begin(&self, learning_rate: f32) -> v1::AttemptBegin {
-        let recipe = &self.config.optimizer;
-        let unclipped = recipe.clip_norm.is_none() && !self.config.schema.is_weighted();
-        v1::AttemptBegin { learning_rate, momentum: recipe.momentum, unclipped }
+    pub(super) fn begin(&self, step: u64, learning_rate: f32) -> v1::AttemptBegin {
+        let optimizer = &self.config.optimizer;
+        let unscaled = optimizer.is_unscaled() && !self.config.schema.is_weighted();
+        let rules = optimizer.rules(step, learning_rate);
+        let rules = rules.iter().map(update::to_message).collect();
+        v1::AttemptBegin { unscaled, rules, limit: optimizer.limit() }
     }
 
     /// A chunk of a state that a worker was asked for (**RESUME-1**).
@@ -141,28 +145,27 @@ impl Driver {
         &mut self,
         session: Session,
         step: u64,
-        momentum: bool,
+        vector: u32,
         index: u32,
         data: Result<Chunk, String>,
     ) {
-        let asked = |u: &&mut Upload| {
-            (u.session, u.step) == (session, step) && u.missing.contains(&(momentum, index))
-        };
+        let asked =
+            |u: &&mut Upload| (u.session, u.step) == (session, step) && u.missing.contains(&(vector, index));
         let Some(upload) = self.upload.as_mut().filter(asked) else {
             return self.disconnect(session, "it sent a state that it was not asked for".into());
         };
-        upload.missing.remove(&(momentum, index));
+        upload.missing.remove(&(vector, index));
         let values = match data {
             Ok(values) => values,
             Err(fault) => {
                 return self.disconnect(session, format!("the state that it sent is wrong: {fault}"));
             }
         };
-        let into = if momentum { &mut upload.momentum } else { &mut upload.parameters };
+        let Some(into) = upload.state.vector_mut(vector as usize) else { return };
         let range = chunk_range(into.len(), index as usize);
         into[range].copy_from_slice(&values);
         if upload.missing.is_empty() {
-            let digest = digest::of(0, &upload.parameters, &upload.momentum);
+            let digest = upload.state.digest();
             self.push(Event::Uploaded { session, step, digest });
         }
     }

@@ -24,8 +24,9 @@ use std::collections::VecDeque;
 
 use burn::tensor::Tensor;
 use tally_numerics::CHUNK;
-use tally_numerics::digest::{self, Digest};
+use tally_numerics::digest::Digest;
 use tally_numerics::manifest::Manifest;
+use tally_numerics::state::State;
 use tally_numerics::sum::Fold;
 use tally_numerics::update::Update;
 use tally_numerics::wire::WireDtype;
@@ -70,14 +71,14 @@ pub struct BurnEngine<B: BurnBackend, N> {
 }
 
 impl<B: BurnBackend, N: Network> BurnEngine<B, N> {
-    /// An engine whose parameters and momentum are zeros until it is given a state.
+    /// An engine whose state is zero until it is given one.
     ///
     /// # Errors
     /// [`EngineError::Failed`] if the device has no room for them.
     pub fn new(network: N, loss: LabelLoss, context: DeviceContext<B>) -> Result<Self, EngineError> {
         let manifest = network.manifest();
-        let zeros = || vec![0.0; manifest.len()];
-        let replica = context.run(|device| Ok(DeviceReplica::load(zeros(), zeros(), device)))?;
+        let zeros = State::zeros(&manifest, 1);
+        let replica = context.run(|device| Ok(DeviceReplica::load(zeros, device)))?;
         let (ahead, rounds) = (VecDeque::new(), OnceCell::new());
         Ok(Self { network, loss, manifest, context, replica, parameters: None, rounds, ahead, failed: None })
     }
@@ -213,33 +214,33 @@ impl<B: BurnBackend, N: Network> Replica for BurnEngine<B, N> {
         format!("{numerics_class}, {precision}")
     }
 
-    fn load(&mut self, parameters: Vec<f32>, momentum: Vec<f32>) -> Digest {
-        assert_eq!(parameters.len(), self.manifest.len(), "a state has the manifest's length");
+    fn load(&mut self, state: State) -> Digest {
+        assert!(state.fits(&self.manifest), "a state has the manifest's length");
         self.parameters = None;
         // Another run may have other samples of the same ids.
         self.ahead.clear();
-        let digest = digest::of(0, &parameters, &momentum);
+        let digest = state.digest();
         // A failure is the next call's error: the digest says only that the state came whole.
-        match self.context.run(|device| Ok(DeviceReplica::load(parameters, momentum, device))) {
+        match self.context.run(|device| Ok(DeviceReplica::load(state, device))) {
             Ok(replica) => (self.replica, self.failed) = (replica, None),
             Err(error) => self.failed = Some(error),
         }
         digest
     }
 
-    fn state(&mut self) -> Result<(Vec<f32>, Vec<f32>), EngineError> {
+    fn state(&mut self) -> Result<State, EngineError> {
         self.check()?;
         self.context.run(|_| self.replica.state())
     }
 
-    fn previous_state(&mut self) -> Option<(Vec<f32>, Vec<f32>)> {
+    fn previous_state(&mut self) -> Option<State> {
         self.context.run(|_| self.replica.previous_state()).unwrap_or_else(|error| {
             tracing::warn!("the previous step's state is lost: {error}");
             None
         })
     }
 
-    fn apply(&mut self, update: Update, first: usize, gradient: &[f32]) -> Digest {
+    fn apply(&mut self, update: &Update, first: usize, gradient: &[f32]) -> Digest {
         let Self { context, replica, failed, .. } = self;
         let applied = context.run(|device| {
             replica.apply(update, first, gradient, device);

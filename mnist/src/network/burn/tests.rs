@@ -32,8 +32,8 @@ fn engine(model: ModelSpec, loss: LabelLoss, threads: u32) -> Box<dyn DigitEngin
     let device = DeviceOptions { backend, threads: Some(threads), ..DeviceOptions::default() };
     let mut engine = backend::network(&model, loss, &device).unwrap();
     let parameters = tally_numerics::init::parameters(engine.manifest(), 5);
-    let momentum = vec![0.0; parameters.len()];
-    engine.load(parameters, momentum);
+    let state = State::new(parameters, engine.manifest(), 1);
+    engine.load(state);
     engine
 }
 
@@ -42,8 +42,8 @@ fn remote<N: Network>(network: N, loss: LabelLoss, precision: Precision) -> Burn
     let context = DeviceContext::cpu_as_gpu(precision, 1).unwrap();
     let mut engine = BurnEngine::new(network, loss, context).unwrap();
     let parameters = tally_numerics::init::parameters(engine.manifest(), 5);
-    let momentum = vec![0.0; parameters.len()];
-    engine.load(parameters, momentum);
+    let state = State::new(parameters, engine.manifest(), 1);
+    engine.load(state);
     engine
 }
 
@@ -86,8 +86,8 @@ fn the_gradient_is_the_slope_of_the_losses() {
     let microbatch = samples(0..6);
     for loss in [LabelLoss::CrossEntropy, LabelLoss::SoftmaxNll] {
         let mut engine = engine(ModelSpec::Mlp, loss, 2);
-        let (parameters, momentum) = engine.state().unwrap();
-        let mut out = vec![f32::NAN; parameters.len()];
+        let state = engine.state().unwrap();
+        let mut out = vec![f32::NAN; state.parameters.len()];
         let losses = engine.gradient(&microbatch, 0.5, &mut out, &mut |_| ()).unwrap();
         let predicted = engine.predict(&microbatch).unwrap().losses(&microbatch, loss);
         assert!((losses.total() / predicted.total() - 1.0).abs() < 1e-6, "{losses:?}, {predicted:?}");
@@ -96,9 +96,9 @@ fn the_gradient_is_the_slope_of_the_losses() {
             let range = engine.manifest().range(index);
             for element in [range.start, (range.start + range.end) / 2, range.end - 1] {
                 let mut at = |shift: f32| {
-                    let mut shifted = parameters.clone();
-                    shifted[element] += shift;
-                    engine.load(shifted, momentum.clone());
+                    let mut shifted = state.clone();
+                    shifted.parameters[element] += shift;
+                    engine.load(shifted);
                     engine.predict(&microbatch).unwrap().losses(&microbatch, loss).total()
                 };
                 // Answers are float32, so that the losses' differences are good to some 1e-3.
@@ -142,26 +142,27 @@ fn no_samples_have_no_gradient() {
 fn rep_1_the_update_counts_from_the_commit_on() {
     let mut engine = engine(ModelSpec::Mlp, LabelLoss::CrossEntropy, 1);
     let microbatch = samples(0..8);
-    let update = Update { learning_rate: 0.01, momentum: 0.9, clip: 0.5 };
-    let (mut parameters, mut momentum) = engine.state().unwrap();
+    let update = Update::sgd(0.01, 0.9, 0.5);
+    let mut state = engine.state().unwrap();
     for _ in 0..3 {
         let (_, bits) = gradient(engine.as_mut(), &microbatch);
         let gradient: Vec<f32> = bits.iter().map(|&bits| f32::from_bits(bits)).collect();
         let middle = gradient.len() / 2;
-        let digest = engine.apply(update, middle, &gradient[middle..]).and(engine.apply(
-            update,
+        let digest = engine.apply(&update, middle, &gradient[middle..]).and(engine.apply(
+            &update,
             0,
             &gradient[..middle],
         ));
-        assert_eq!(engine.state().unwrap(), (parameters.clone(), momentum.clone()), "not before the commit");
+        assert_eq!(engine.state().unwrap(), state, "not before the commit");
         let digest = digest.and(engine.finish_update().unwrap());
-        assert_eq!(update.apply(0, &gradient, &mut parameters, &mut momentum), digest);
+        let State { parameters, moments } = &mut state;
+        assert_eq!(update.apply(0, &gradient, parameters, &mut [&mut moments[0]]), digest);
         engine.commit();
-        assert_eq!(engine.state().unwrap(), (parameters.clone(), momentum.clone()));
+        assert_eq!(engine.state().unwrap(), state);
     }
     let later = gradient(engine.as_mut(), &microbatch);
     let mut other = self::engine(ModelSpec::Mlp, LabelLoss::CrossEntropy, 1);
-    other.load(parameters, momentum);
+    other.load(state);
     assert!(later == gradient(other.as_mut(), &microbatch), "the device has the committed parameters");
 }
 
@@ -169,13 +170,13 @@ fn rep_1_the_update_counts_from_the_commit_on() {
 fn training_lowers_the_loss() {
     let mut engine = engine(ModelSpec::Mlp, LabelLoss::CrossEntropy, 2);
     let microbatch = samples(0..64);
-    let update = Update { learning_rate: 0.002, momentum: 0.9, clip: 1.0 };
+    let update = Update::sgd(0.002, 0.9, 1.0);
     let mut totals = Vec::new();
     for _ in 0..100 {
         let (losses, bits) = gradient(engine.as_mut(), &microbatch);
         totals.push(losses.total());
         let gradient: Vec<f32> = bits.iter().map(|&bits| f32::from_bits(bits)).collect();
-        engine.apply(update, 0, &gradient);
+        engine.apply(&update, 0, &gradient);
         engine.finish_update().unwrap();
         engine.commit();
     }
@@ -188,14 +189,14 @@ fn a_nan_passes_through() {
     for model in [ModelSpec::Mlp, ModelSpec::Reference] {
         let mut engine = engine(model, LabelLoss::CrossEntropy, 2);
         let manifest = engine.manifest().clone();
-        let (parameters, momentum) = engine.state().unwrap();
+        let state = engine.state().unwrap();
         for name in
             ["conv1.weight", "conv3.bias", "conv6.weight", "dense1.weight", "digit1.bias", "sum1.weight"]
         {
             let Some(index) = manifest.find(name) else { continue };
-            let mut sick = parameters.clone();
-            sick[manifest.range(index).start] = f32::NAN;
-            engine.load(sick, momentum.clone());
+            let mut sick = state.clone();
+            sick.parameters[manifest.range(index).start] = f32::NAN;
+            engine.load(sick);
             let (losses, bits) = gradient(engine.as_mut(), &samples(0..1));
             assert!(losses.total().is_nan(), "{name}: {losses:?}");
             assert!(bits.iter().any(|&bits| f32::from_bits(bits).is_nan()), "{name}");
@@ -271,8 +272,8 @@ fn samples_that_went_ahead_change_nothing() {
     assert!(engine.ahead.is_empty(), "each is used once");
     // Another run's samples may have the same ids.
     engine.prefetch(&microbatches[0]);
-    let (parameters, momentum) = engine.state().unwrap();
-    engine.load(parameters, momentum);
+    let state = engine.state().unwrap();
+    engine.load(state);
     assert!(engine.ahead.is_empty());
 }
 
@@ -289,11 +290,11 @@ fn bf16_is_near_float32_and_trains() {
     assert!((losses.total() / rounded.total() - 1.0).abs() < 0.02, "{losses:?}, {rounded:?}");
     assert!((1e-5..0.05).contains(&distance(&one, &two)), "{}", distance(&one, &two));
     assert!(coarse.device_name().ends_with("bf16"));
-    let update = Update { learning_rate: 0.002, momentum: 0.9, clip: 1.0 };
+    let update = Update::sgd(0.002, 0.9, 1.0);
     let mut totals = Vec::new();
     for _ in 0..100 {
         totals.push(coarse.gradient(&microbatch, 1.0 / 64.0, &mut two, &mut |_| ()).unwrap().total());
-        coarse.apply(update, 0, &two);
+        coarse.apply(&update, 0, &two);
         coarse.finish_update().unwrap();
         coarse.commit();
     }

@@ -16,6 +16,7 @@ use rayon::ThreadPool;
 use tally_kernels::Simd;
 use tally_numerics::digest::Digest;
 use tally_numerics::manifest::Manifest;
+use tally_numerics::state::State;
 use tally_numerics::update::Update;
 use tally_numerics::wire::WireDtype;
 use tally_worker::engine::host_replica::HostReplica;
@@ -49,13 +50,13 @@ pub struct CpuEngine {
 }
 
 impl CpuEngine {
-    /// An engine that computes on `pool` with the instructions of `simd`. Its parameters and momentum are zeros until it
-    /// is given a state.
+    /// An engine that computes on `pool` with the instructions of `simd`. Its state is zero until it
+    /// is given one.
     #[must_use]
     pub fn new(loss: LabelLoss, pool: ThreadPool, simd: Simd, device_name: String) -> Self {
         let manifest = Reference.manifest();
         let mut replica = HostReplica::default();
-        replica.load(vec![0.0; manifest.len()], vec![0.0; manifest.len()]);
+        replica.load(State::zeros(&manifest, 1));
         Self {
             weights: Weights::new(&manifest, simd),
             pass: Pass::new(simd),
@@ -121,21 +122,21 @@ impl Replica for CpuEngine {
         "CPU".into()
     }
 
-    fn load(&mut self, parameters: Vec<f32>, momentum: Vec<f32>) -> Digest {
-        assert_eq!(parameters.len(), self.manifest.len(), "a state has the manifest's length");
+    fn load(&mut self, state: State) -> Digest {
+        assert!(state.fits(&self.manifest), "a state has the manifest's length");
         self.packed = false;
-        self.replica.load(parameters, momentum)
+        self.replica.load(state)
     }
 
-    fn state(&mut self) -> Result<(Vec<f32>, Vec<f32>), EngineError> {
-        Ok((self.replica.parameters().to_vec(), self.replica.momentum().to_vec()))
+    fn state(&mut self) -> Result<State, EngineError> {
+        Ok(self.replica.state().clone())
     }
 
-    fn previous_state(&mut self) -> Option<(Vec<f32>, Vec<f32>)> {
-        self.replica.previous().map(|(parameters, momentum)| (parameters.to_vec(), momentum.to_vec()))
+    fn previous_state(&mut self) -> Option<State> {
+        self.replica.previous().cloned()
     }
 
-    fn apply(&mut self, update: Update, first: usize, gradient: &[f32]) -> Digest {
+    fn apply(&mut self, update: &Update, first: usize, gradient: &[f32]) -> Digest {
         let Self { pool, replica, .. } = self;
         pool.install(|| replica.apply_in_parallel(update, first, gradient))
     }

@@ -26,13 +26,13 @@ fn engine(simd: Simd, threads: usize) -> CpuEngine {
     let pool = ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
     let mut engine = CpuEngine::new(LabelLoss::CrossEntropy, pool, simd, String::new());
     let parameters = init::parameters(engine.manifest(), 5);
-    let momentum = vec![0.0; parameters.len()];
-    engine.load(parameters, momentum);
+    let state = State::new(parameters, engine.manifest(), 1);
+    engine.load(state);
     engine
 }
 
 fn digest_of(gradient: &[f32]) -> Digest {
-    digest::of(0, gradient, gradient)
+    digest::of(0, gradient, &[gradient])
 }
 
 /// SUM-1 on every CPU: the digest of a whole gradient is the same with any instructions and
@@ -57,7 +57,7 @@ fn sum_1_a_gradient_has_the_same_bits_on_every_path_and_for_any_threads() {
 /// SUM-1 and REP-1 on every CPU: a short training run ends in the same state.
 #[test]
 fn rep_1_a_run_ends_in_the_same_state_on_every_path() {
-    let update = Update { learning_rate: 0.01, momentum: 0.9, clip: 0.5 };
+    let update = Update::sgd(0.01, 0.9, 0.5);
     let mut first = None;
     for (simd, threads) in Simd::all().into_iter().zip([3, 1, 2]) {
         let mut engine = engine(simd, threads);
@@ -65,7 +65,7 @@ fn rep_1_a_run_ends_in_the_same_state_on_every_path() {
         let mut state = Digest::default();
         for step in 0..2 {
             engine.gradient(&samples(step, 1), 1.0, &mut out, &mut |_| ()).unwrap();
-            state = engine.apply(update, 0, &out);
+            state = engine.apply(&update, 0, &out);
             engine.commit();
         }
         assert_eq!(*first.get_or_insert(state), state, "{simd}");

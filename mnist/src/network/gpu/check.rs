@@ -8,6 +8,7 @@ use rayon::ThreadPoolBuilder;
 use tally_kernels::Simd;
 use tally_numerics::init;
 use tally_numerics::random::{Purpose, Stream};
+use tally_numerics::state::State;
 use tally_numerics::update::Update;
 use tally_numerics::wire::WireDtype;
 use tally_worker::device::Precision;
@@ -26,10 +27,9 @@ pub fn check(engine: &mut dyn DigitEngine, precision: Precision, loss: LabelLoss
     let pool = ThreadPoolBuilder::new().build().map_err(|error| error.to_string())?;
     let simd = Simd::chosen()?;
     let mut host = CpuEngine::new(loss, pool, simd, String::new());
-    let mut parameters = init::parameters(&manifest, 1);
-    let mut momentum = vec![0.0; manifest.len()];
-    host.load(parameters.clone(), momentum.clone());
-    engine.load(parameters.clone(), momentum.clone());
+    let parameters = init::parameters(&manifest, 1);
+    host.load(State::new(parameters.clone(), &manifest, 1));
+    engine.load(State::new(parameters, &manifest, 1));
     let leaves = [samples(1, 3)?, samples(2, 2)?];
     let leaves = leaves.each_ref();
     let [mut ours, mut theirs] = [(); 2].map(|()| vec![f32::NAN; manifest.len()]);
@@ -47,9 +47,9 @@ pub fn check(engine: &mut dyn DigitEngine, precision: Precision, loss: LabelLoss
             ));
         }
     }
-    let update = Update { learning_rate: 0.0371, momentum: 0.9, clip: 0.7312 };
-    let digest = apply_whole(engine, update, &theirs).map_err(failed)?;
-    let wanted = update.apply(0, &theirs, &mut parameters, &mut momentum);
+    let update = Update::sgd(0.0371, 0.9, 0.7312);
+    let digest = apply_whole(engine, &update, &theirs).map_err(failed)?;
+    let wanted = apply_whole(&mut host, &update, &theirs).map_err(failed)?;
     if digest != wanted {
         return Err(format!("an update's digest is {digest} where the host's is {wanted}"));
     }

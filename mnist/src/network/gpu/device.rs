@@ -36,6 +36,8 @@ const PTX_VERSION: &str = "7.8";
 pub enum Value {
     /// A pointer.
     Place(Place),
+    /// A pointer to nothing.
+    Null,
     /// `int`
     Int(i32),
     /// `u64`
@@ -500,6 +502,7 @@ impl Device {
         for value in values {
             match value {
                 Value::Place(place) => arguments.arg(&place.address),
+                Value::Null => arguments.arg(&0u64),
                 Value::Int(value) => arguments.arg(value),
                 Value::Long(value) => arguments.arg(value),
                 Value::Float(value) => arguments.arg(value),

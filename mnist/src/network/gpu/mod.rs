@@ -28,8 +28,9 @@ use std::panic::catch_unwind;
 use cudarc::driver::DriverError;
 use rayon::prelude::*;
 use tally_numerics::CHUNK;
-use tally_numerics::digest::{self, Digest};
+use tally_numerics::digest::Digest;
 use tally_numerics::manifest::Manifest;
+use tally_numerics::state::State;
 use tally_numerics::update::Update;
 use tally_numerics::wire::WireDtype;
 use tally_worker::burn::panic_message;
@@ -43,7 +44,7 @@ use self::layers::Variant;
 use self::pass::{Back, Network, PARTS};
 use self::plan::{AT_ONCE, PIECE, Plan};
 use self::program::Sources;
-use self::state::State;
+use self::state::DeviceState;
 use super::burn::Network as _;
 use super::burn::networks::Reference;
 use super::outputs::OUTPUTS;
@@ -65,7 +66,7 @@ pub struct GpuEngine {
     number: usize,
     device: Device,
     network: Network,
-    state: State,
+    state: DeviceState,
     /// Whether the network's weights are the committed ones.
     packed: bool,
     ahead: Ahead,
@@ -95,7 +96,7 @@ fn said(error: DriverError) -> EngineError {
 }
 
 impl GpuEngine {
-    /// An engine whose parameters and momentum are zeros until it is given a state, on GPU `number`.
+    /// An engine whose state is zero until it is given one, on GPU `number`.
     ///
     /// # Errors
     /// [`EngineError::Unavailable`] says what is missing, [`EngineError::Failed`] that nothing is and
@@ -116,7 +117,7 @@ impl GpuEngine {
         let length = manifest.len();
         let made = || -> Outcome<_> {
             let network = Network::new(&device, &manifest, how, shared)?;
-            let state = State::new(&device, length)?;
+            let state = DeviceState::new(&device, length)?;
             let landing = device.landing(4 * length, PARTS.len())?;
             Ok((network, state, landing, device.memory::<f32>(0)?, device.pinned(0)?))
         };
@@ -152,10 +153,9 @@ impl GpuEngine {
         let made = catch_unwind(|| Self::new(loss, precision, number));
         let mut engine = made.unwrap_or_else(|panic| Err(failed(panic_message(&*panic))))?;
         let precision = engine.precision;
+        state::check(&engine.device).map_err(failed)?;
         check::check(&mut engine, precision, loss).map_err(failed)?;
-        let zeros = || vec![0.0; engine.manifest.len()];
-        let (parameters, momentum) = (zeros(), zeros());
-        engine.load(parameters, momentum);
+        engine.load(State::zeros(&engine.manifest, 1));
         Ok(engine)
     }
 
@@ -372,31 +372,31 @@ impl Replica for GpuEngine {
         format!("{model}, {precision}{special}")
     }
 
-    fn load(&mut self, parameters: Vec<f32>, momentum: Vec<f32>) -> Digest {
-        assert_eq!(parameters.len(), self.manifest.len(), "a state has the manifest's length");
+    fn load(&mut self, state: State) -> Digest {
+        assert!(state.fits(&self.manifest), "a state has the manifest's length");
         self.packed = false;
         self.ahead.clear();
         // What failed before was another session's.
         self.failed = None;
-        let digest = digest::of(0, &parameters, &momentum);
-        let loaded = self.state.load(&self.device, &parameters, &momentum);
+        let digest = state.digest();
+        let loaded = self.state.load(&self.device, &state);
         self.keep(loaded);
         digest
     }
 
-    fn state(&mut self) -> Result<(Vec<f32>, Vec<f32>), EngineError> {
+    fn state(&mut self) -> Result<State, EngineError> {
         self.check()?;
         self.state.read(&self.device).map_err(said)
     }
 
-    fn previous_state(&mut self) -> Option<(Vec<f32>, Vec<f32>)> {
+    fn previous_state(&mut self) -> Option<State> {
         self.state.before(&self.device).unwrap_or_else(|error| {
             tracing::warn!("the step before is lost: {error}");
             None
         })
     }
 
-    fn apply(&mut self, update: Update, first: usize, gradient: &[f32]) -> Digest {
+    fn apply(&mut self, update: &Update, first: usize, gradient: &[f32]) -> Digest {
         let applied = self.state.apply(&self.device, update, first, gradient);
         self.keep(applied);
         Digest::default()

@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 
 use rayon::prelude::*;
 use tally_numerics::digest::Digest;
-use tally_numerics::update::Update;
+use tally_numerics::state::State;
+use tally_numerics::update::rule::{KernelRule, MAX_MOMENTS};
+use tally_numerics::update::{ElementUpdate, Update};
 
 use super::COPIED;
 use super::device::{Device, Memory, Outcome, Pinned, Place, Value, values};
-use tally_worker::engine::host_replica::check_stretches;
+use tally_worker::engine::host_replica::{HostReplica, check_stretches};
 
 /// Threads of a block, and the most blocks of an update.
 const THREADS: usize = 256;
@@ -18,19 +20,33 @@ const STRETCHES: usize = 4096;
 /// Stretches on their way up at once.
 const AT_ONCE: usize = 4;
 
-/// Parameters and momentum in the host's memory.
-pub type Read = (Vec<f32>, Vec<f32>);
-
-/// Parameters and momentum, flat.
+/// Parameters and moments, flat.
 #[derive(Debug)]
 struct Half {
     parameters: Memory,
-    momentum: Memory,
+    moments: Vec<Memory>,
+}
+
+impl Half {
+    /// Zeros.
+    fn new(device: &Device, length: usize, moments: usize) -> Outcome<Self> {
+        let zeros = || -> Outcome<Memory> {
+            let memory = device.memory::<f32>(length)?;
+            device.clear(memory.start(), 4 * length)?;
+            Ok(memory)
+        };
+        let parameters = zeros()?;
+        Ok(Self { parameters, moments: (0..moments).map(|_| zeros()).collect::<Outcome<_>>()? })
+    }
+
+    fn vectors(&self) -> impl Iterator<Item = &Memory> {
+        std::iter::once(&self.parameters).chain(&self.moments)
+    }
 }
 
 /// The committed state and a second one.
 #[derive(Debug)]
-pub struct State {
+pub struct DeviceState {
     length: usize,
     halves: [Half; 2],
     committed: usize,
@@ -49,21 +65,15 @@ pub struct State {
     way_down: Pinned,
 }
 
-impl State {
-    /// Zeros.
+impl DeviceState {
+    /// Zeros, with one moment.
     ///
     /// # Errors
     /// As the driver says.
     pub fn new(device: &Device, length: usize) -> Outcome<Self> {
-        let half = || -> Outcome<Half> {
-            let (parameters, momentum) = (device.memory::<f32>(length)?, device.memory::<f32>(length)?);
-            device.clear(parameters.start(), 4 * length)?;
-            device.clear(momentum.start(), 4 * length)?;
-            Ok(Half { parameters, momentum })
-        };
         Ok(Self {
             length,
-            halves: [half()?, half()?],
+            halves: [Half::new(device, length, 1)?, Half::new(device, length, 1)?],
             committed: 0,
             holds_before: false,
             holds_next: false,
@@ -86,11 +96,16 @@ impl State {
     ///
     /// # Errors
     /// As the driver says.
-    pub fn load(&mut self, device: &Device, parameters: &[f32], momentum: &[f32]) -> Outcome<()> {
+    pub fn load(&mut self, device: &Device, state: &State) -> Outcome<()> {
         (self.holds_before, self.holds_next) = (false, false);
         self.stretches.clear();
-        let half = &self.halves[self.committed];
-        for (values, to) in [(parameters, &half.parameters), (momentum, &half.momentum)] {
+        let moments = state.moments.len();
+        for half in &mut self.halves {
+            if half.moments.len() != moments {
+                *half = Half::new(device, self.length, moments)?;
+            }
+        }
+        for (values, to) in state.vectors().zip(self.halves[self.committed].vectors()) {
             self.way_down.write(values.len())?.copy_from_slice(values);
             device.upload(&device.compute, &mut self.way_down, 4 * values.len(), to.start())?;
         }
@@ -101,7 +116,7 @@ impl State {
     ///
     /// # Errors
     /// As the driver says.
-    pub fn read(&mut self, device: &Device) -> Outcome<Read> {
+    pub fn read(&mut self, device: &Device) -> Outcome<State> {
         self.read_half(device, self.committed)
     }
 
@@ -109,20 +124,22 @@ impl State {
     ///
     /// # Errors
     /// As the driver says.
-    pub fn before(&mut self, device: &Device) -> Outcome<Option<Read>> {
+    pub fn before(&mut self, device: &Device) -> Outcome<Option<State>> {
         if !self.holds_before {
             return Ok(None);
         }
         self.read_half(device, 1 - self.committed).map(Some)
     }
 
-    fn read_half(&mut self, device: &Device, which: usize) -> Outcome<Read> {
+    fn read_half(&mut self, device: &Device, which: usize) -> Outcome<State> {
         let Self { length, halves, way_down, .. } = self;
         let mut read = |from: &Memory| -> Outcome<Vec<f32>> {
             device.download(&device.compute, from.start(), 4 * *length, way_down)?;
             Ok(way_down.read(*length)?.to_vec())
         };
-        Ok((read(&halves[which].parameters)?, read(&halves[which].momentum)?))
+        let Half { parameters, moments } = &halves[which];
+        let parameters = read(parameters)?;
+        Ok(State { parameters, moments: moments.iter().map(read).collect::<Outcome<_>>()? })
     }
 
     /// Has the stretch of the sum that starts at `first` brought up, and the update done there, into the second state.
@@ -132,7 +149,7 @@ impl State {
     ///
     /// # Panics
     /// If the stretch reaches past the end, or there are thousands of them.
-    pub fn apply(&mut self, device: &Device, update: Update, first: usize, gradient: &[f32]) -> Outcome<()> {
+    pub fn apply(&mut self, device: &Device, update: &Update, first: usize, gradient: &[f32]) -> Outcome<()> {
         (self.holds_before, self.holds_next) = (false, false);
         let length = gradient.len();
         assert!(first + length <= self.length, "a stretch of the sum is within the replica");
@@ -157,14 +174,26 @@ impl State {
         let sum = self.sum.start().after::<f32>(first);
         device.upload(&device.compute, up, 4 * length, sum)?;
 
-        let at = |memory: &Memory| Value::from(memory.start().after::<f32>(first));
         let (from, to) = (&self.halves[self.committed], &self.halves[1 - self.committed]);
-        let Update { learning_rate, momentum, clip } = update;
-        let states = [at(&from.parameters), at(&from.momentum), at(&to.parameters), at(&to.momentum)];
-        let rest = values![digest, first, length, -learning_rate, momentum, clip];
-        let values: Vec<Value> = [Value::from(sum)].into_iter().chain(states).chain(rest).collect();
-        let blocks = length.div_ceil(THREADS).min(BLOCKS);
-        device.timed(|| device.launch("update", [blocks, 1], THREADS, 0, &values))
+        for (part, ElementUpdate { rule, scale, limit }) in update.parts(first..first + length) {
+            let (first, length) = (first + part.start, part.len());
+            let at = |memory: &Memory| Value::from(memory.start().after::<f32>(first));
+            // There is room for three moments.
+            let vectors = |half: &Half| {
+                let places: Vec<Value> = half.vectors().map(at).collect();
+                places.into_iter().chain(std::iter::repeat(Value::Null)).take(1 + MAX_MOMENTS)
+            };
+            let KernelRule { formula, switches, numbers } = rule.into();
+            let values: Vec<Value> = std::iter::once(Value::from(self.sum.start().after::<f32>(first)))
+                .chain(vectors(from))
+                .chain(vectors(to))
+                .chain(values![digest, first, length, formula as usize, switches as usize, scale, limit])
+                .chain(numbers.map(Value::from))
+                .collect();
+            let blocks = length.div_ceil(THREADS).min(BLOCKS);
+            device.timed(|| device.launch("update", [blocks, 1], THREADS, 0, &values))?;
+        }
+        Ok(())
     }
 
     /// Waits for the update and gives the second state's digest; zero if there is no update.
@@ -195,4 +224,42 @@ impl State {
             (self.holds_before, self.holds_next) = (true, false);
         }
     }
+}
+
+/// Elements of the states that are checked: no multiple of anything.
+const CHECKED: usize = 1021;
+
+/// Checks that updates by every rule have the host's bits (**REP-1**), in two stretches.
+///
+/// # Errors
+/// Says which does not, or what the driver said.
+pub fn check(device: &Device) -> Result<(), String> {
+    let numbers = |seed: usize| -> Vec<f32> {
+        let bits = (0..CHECKED).map(|i| ((i + CHECKED * seed) as u32).wrapping_mul(2_654_435_761));
+        bits.map(|bits| bits as f32 / 2f32.powi(31) - 1.0).collect()
+    };
+    let mut on_device = DeviceState::new(device, CHECKED).map_err(|error| error.to_string())?;
+    for (name, update) in Update::examples() {
+        // Mean squares are not negative.
+        let moment = |k: usize| numbers(k + 2).into_iter().map(f32::abs).collect();
+        let state = State { parameters: numbers(0), moments: (0..update.moments()).map(moment).collect() };
+        let gradient = numbers(1);
+        let mut host = HostReplica::default();
+        host.load(state.clone());
+        let wanted = host.apply(&update, 0, &gradient);
+        host.commit();
+        let mut applied = on_device.load(device, &state);
+        for stretch in [600..CHECKED, 0..600] {
+            applied = applied
+                .and_then(|()| on_device.apply(device, &update, stretch.start, &gradient[stretch.clone()]));
+        }
+        applied.map_err(|error| error.to_string())?;
+        let digest = on_device.finish(device)?;
+        on_device.commit();
+        let read = on_device.read(device).map_err(|error| error.to_string())?;
+        if digest != wanted || read != *host.state() {
+            return Err(format!("an update by {name} has digest {digest} where the host's has {wanted}"));
+        }
+    }
+    Ok(())
 }

@@ -65,7 +65,7 @@ impl Measured {
             batch_size: config.batch_size,
             microbatches: config.microbatches,
             wire_dtype: config.wire_dtype,
-            clipped: config.optimizer.clip_norm.is_some(),
+            clipped: !config.optimizer.is_unscaled(),
             samples: config.data.train_samples + config.data.test_samples,
             workers,
             step_seconds: median(with(workers).map(|step| step.seconds).collect()),

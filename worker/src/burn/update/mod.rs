@@ -21,8 +21,8 @@ use tally_numerics::update::Update;
 pub struct Updated<B: Backend> {
     /// The new parameters.
     pub parameters: Tensor<B, 1>,
-    /// The new momentum.
-    pub momentum: Tensor<B, 1>,
+    /// The new moments.
+    pub moments: Vec<Tensor<B, 1>>,
     /// The new state's digest in parts, each a low and a high half; the wrapping sum of the parts is the digest. It is on
     /// the device until [`digest`](Self::digest) reads it.
     pub parts: Tensor<B, 1, Int>,
@@ -44,54 +44,74 @@ impl<B: Backend> Updated<B> {
 
 /// A backend on which a replica can be kept.
 pub trait UpdateBackend: Backend {
-    /// The state after a step, by the formula of [`Update`] with its roundings; the three vectors are of equal length, in
+    /// The state after a step, by the formulas of [`Update`] with their roundings; all vectors are of equal length, in
     /// float32.
     fn update(
-        update: Update,
+        update: &Update,
         gradient: Tensor<Self, 1>,
         parameters: Tensor<Self, 1>,
-        momentum: Tensor<Self, 1>,
+        moments: Vec<Tensor<Self, 1>>,
     ) -> Updated<Self>;
 }
 
-/// Checks that a device rounds an update as [`Update`] does, with 1 021 elements; a product that is rounded on its own
-/// would change a third of them.
+/// Checks that a device rounds an update by any rule as [`Update`] does, with 1 021 elements; a product that is rounded on
+/// its own would change a third of them.
 ///
 /// # Errors
 /// Says what the device does wrong.
 pub fn check<B: UpdateBackend>(device: &B::Device) -> Result<(), String> {
-    let numbers = |seed: u32| -> Vec<f32> {
-        let bits = (0..1021u32).map(|i| (i + 1021 * seed).wrapping_mul(2_654_435_761));
+    let numbers = |seed: usize| -> Vec<f32> {
+        let bits = (0..1021u32).map(|i| (i + 1021 * seed as u32).wrapping_mul(2_654_435_761));
         bits.map(|bits| bits as f32 / 2f32.powi(31) - 1.0).collect()
     };
-    let [gradient, mut parameters, mut momentum] = [0, 1, 2].map(numbers);
     let tensor = |values: &[f32]| Tensor::from_data(TensorData::new(values.to_vec(), [values.len()]), device);
-    let update = Update { learning_rate: 0.0371, momentum: 0.9, clip: 0.7312 };
-    let updated = B::update(update, tensor(&gradient), tensor(&parameters), tensor(&momentum));
-    let digest = updated.digest()?;
-    if digest == update.apply(0, &gradient, &mut parameters, &mut momentum) {
-        return Ok(());
+    for (name, update) in Update::examples() {
+        let (gradient, mut parameters) = (numbers(0), numbers(1));
+        // Mean squares are not negative.
+        let moment = |k: usize| numbers(k + 2).into_iter().map(f32::abs).collect();
+        let mut moments: Vec<Vec<f32>> = (0..update.moments()).map(moment).collect();
+        let on_device = moments.iter().map(|moment| tensor(moment)).collect();
+        let updated = B::update(&update, tensor(&gradient), tensor(&parameters), on_device);
+        let digest = updated.digest()?;
+        let mut state: Vec<&mut [f32]> = moments.iter_mut().map(Vec::as_mut_slice).collect();
+        let wanted = update.apply(0, &gradient, &mut parameters, &mut state);
+        let read = |tensor: Tensor<B, 1>| {
+            let data = tensor.try_into_data().map_err(|error| error.to_string())?;
+            data.into_vec::<f32>().map_err(|error| format!("{error:?}"))
+        };
+        let made = updated.moments.into_iter().map(read).collect::<Result<Vec<_>, _>>()?;
+        if digest != wanted || read(updated.parameters)? != parameters || made != moments {
+            return Err(format!(
+                "it does not round an update by {name} as it must: its multiply-add is not fused, or its division or square \
+                 root is not correctly rounded"
+            ));
+        }
     }
-    Err("it does not round an update as it must: its multiply-add is not fused".into())
+    Ok(())
 }
 
 impl UpdateBackend for Flex {
     fn update(
-        update: Update,
+        update: &Update,
         gradient: Tensor<Self, 1>,
         parameters: Tensor<Self, 1>,
-        momentum: Tensor<Self, 1>,
+        moments: Vec<Tensor<Self, 1>>,
     ) -> Updated<Self> {
         let device = parameters.device();
-        let mut state = [parameters, momentum].map(values);
-        let [parameters, momentum] = &mut state;
-        let digest = update.apply(0, &values(gradient), parameters, momentum).0;
+        let mut parameters = values(parameters);
+        let mut moments: Vec<Vec<f32>> = moments.into_iter().map(values).collect();
+        let mut state: Vec<&mut [f32]> = moments.iter_mut().map(Vec::as_mut_slice).collect();
+        let digest = update.apply(0, &values(gradient), &mut parameters, &mut state).0;
         let halves = vec![digest as u32 as i32, (digest >> 32) as i32];
-        let [parameters, momentum] = state.map(|values| {
+        let tensor = |values: Vec<f32>| {
             let length = values.len();
             Tensor::from_data(TensorData::new(values, [length]), &device)
-        });
-        Updated { parameters, momentum, parts: Tensor::from_data(TensorData::new(halves, [2]), &device) }
+        };
+        Updated {
+            parameters: tensor(parameters),
+            moments: moments.into_iter().map(tensor).collect(),
+            parts: Tensor::from_data(TensorData::new(halves, [2]), &device),
+        }
     }
 }
 
@@ -129,11 +149,11 @@ mod tests {
         let tensor = |values: &[f32]| {
             Tensor::<Flex, 1>::from_data(TensorData::new(values.to_vec(), [values.len()]), &FlexDevice)
         };
-        let update = Update { learning_rate: 0.03, momentum: 0.9, clip: 0.7 };
-        let updated = Flex::update(update, tensor(&gradient), tensor(&parameters), tensor(&momentum));
-        let digest = update.apply(0, &gradient, &mut parameters, &mut momentum);
+        let update = Update::sgd(0.03, 0.9, 0.7);
+        let updated = Flex::update(&update, tensor(&gradient), tensor(&parameters), vec![tensor(&momentum)]);
+        let digest = update.apply(0, &gradient, &mut parameters, &mut [&mut momentum]);
         assert_eq!(updated.digest().unwrap(), digest);
         assert_eq!(values(updated.parameters), parameters);
-        assert_eq!(values(updated.momentum), momentum);
+        assert_eq!(updated.moments.into_iter().map(values).collect::<Vec<_>>(), [momentum]);
     }
 }

@@ -258,7 +258,7 @@ impl<'a> NodeStream<'a> {
                 return;
             }
             if let Some(digest) = &mut self.audit {
-                *digest = digest.and(digest::of(range.start, values, values));
+                *digest = digest.and(digest::of(range.start, values, &[values]));
             } else {
                 let (attempt, node, index) = (self.attempt, self.node.0, self.next as u32);
                 let data = self.payload(index, last, sum);

@@ -17,6 +17,7 @@ use tally_numerics::digest::Digest;
 use tally_numerics::schema::Sums;
 use tally_numerics::tree::{Node, Tree};
 use tally_numerics::update::Update;
+use tally_numerics::update::rule::Rule;
 use tally_numerics::wire::WireDtype;
 use tally_numerics::{chunk_range, chunks};
 use tally_proto::convert::Microbatch;
@@ -24,6 +25,7 @@ use tally_proto::floats;
 use tally_proto::pool::{Chunk, Pool};
 use tally_proto::segment::Segment;
 use tally_proto::span::SpanKind;
+use tally_proto::update;
 use tally_proto::v1::{
     self, MessageContext, WorkerMessage, coordinator_message, gradient_down, worker_message,
 };
@@ -56,12 +58,14 @@ pub enum Input {
 struct PendingUpdate {
     step: u64,
     attempt: u32,
-    begin: v1::AttemptBegin,
-    /// Reduced chunks that wait for the clip factor.
+    rules: Arc<[Rule]>,
+    limit: f32,
+    /// Reduced chunks that wait for the gradient's factor.
     deferred: Vec<v1::SumChunk>,
     seen: Vec<bool>,
     missing: usize,
-    clip: Option<f32>,
+    /// The update, once the gradient's factor is known.
+    update: Option<Update>,
     applied: usize,
     digest: Digest,
     /// When the last reduced chunk came.
@@ -127,6 +131,8 @@ pub struct Compute {
     /// States that the engine has from an earlier session, until one is loaded or resumed from.
     retained_states: Vec<(u64, Digest)>,
     loading: Option<Loading>,
+    /// Moments that the optimizer keeps in the committed state.
+    moments: usize,
     pending_update: Option<PendingUpdate>,
     /// A step, and the newest void attempt at it. Attempts at another step are not void: the step before
     /// is committed, though this replica may still be applying its sum.
@@ -174,6 +180,7 @@ impl Compute {
             previous: None,
             retained_states,
             loading: None,
+            moments: 0,
             pending_update: None,
             voided: (0, 0),
             microbatches: HashMap::new(),
@@ -366,14 +373,19 @@ impl Compute {
                 || self.is_void(context.step, context.attempt) => {}
             gradient_down::Body::AttemptBegin(begin) => {
                 let n = chunks(self.engine.manifest().trained_len());
+                let rules = self.rules(&begin)?;
+                let segments = self.engine.manifest().segments();
+                let update =
+                    (begin.unscaled).then(|| Update::new(rules.clone(), segments.clone(), 1.0, begin.limit));
                 self.pending_update = Some(PendingUpdate {
                     step: context.step,
                     attempt: context.attempt,
-                    begin,
+                    rules,
+                    limit: begin.limit,
                     deferred: Vec::new(),
                     seen: vec![false; n],
                     missing: n,
-                    clip: begin.unclipped.then_some(1.0),
+                    update,
                     applied: 0,
                     digest: Digest::default(),
                     complete_at: None,
@@ -381,9 +393,12 @@ impl Compute {
             }
             gradient_down::Body::SumChunk(reduced) => self.reduced(context, reduced)?,
             gradient_down::Body::AttemptClose(close) => {
-                if let Some(update) = self.pending_update.as_mut().filter(|u| u.attempt == context.attempt) {
-                    update.clip = Some(close.clip);
-                    for reduced in std::mem::take(&mut update.deferred) {
+                let Self { pending_update, engine, .. } = self;
+                if let Some(pending) = pending_update.as_mut().filter(|u| u.attempt == context.attempt) {
+                    let segments = engine.manifest().segments().clone();
+                    pending.update =
+                        Some(Update::new(pending.rules.clone(), segments, close.scale, pending.limit));
+                    for reduced in std::mem::take(&mut pending.deferred) {
                         self.apply(&reduced)?;
                     }
                 }
@@ -393,6 +408,28 @@ impl Compute {
     }
 
     // ---- The update ----
+
+    /// The rules of an attempt, which must be for this model and the state that it has.
+    fn rules(&self, begin: &v1::AttemptBegin) -> Result<Arc<[Rule]>, ComputeError> {
+        let rules: Option<Vec<Rule>> = begin.rules.iter().map(update::from_message).collect();
+        let rules = rules.ok_or_else(|| {
+            ComputeError("the coordinator trains with an optimizer that this build does not know".into())
+        })?;
+        let segments = self.engine.manifest().segments();
+        if !Update::fits(&rules, segments) || rules[0].moments() != self.moments {
+            return Err(ComputeError(format!(
+                "the coordinator's optimizer has {} rules for {} groups of tensors, and {} moments for a state with {}",
+                rules.len(),
+                segments.groups(),
+                rules.first().map_or(0, Rule::moments),
+                self.moments
+            )));
+        }
+        if begin.limit.is_nan() || begin.limit <= 0.0 {
+            return Err(ComputeError(format!("the coordinator clips elements to ±{}", begin.limit)));
+        }
+        Ok(rules.into())
+    }
 
     fn reduced(&mut self, context: MessageContext, reduced: v1::SumChunk) -> Result<(), ComputeError> {
         let Some(update) = self.pending_update.as_mut().filter(|u| u.attempt == context.attempt) else {
@@ -407,7 +444,7 @@ impl Compute {
         if update.missing == 0 {
             update.complete_at = Some(Instant::now());
         }
-        if update.clip.is_some() {
+        if update.update.is_some() {
             self.apply(&reduced)
         } else {
             update.deferred.push(reduced);
@@ -419,6 +456,7 @@ impl Compute {
     /// there until the step's commit is confirmed.
     fn apply(&mut self, reduced: &v1::SumChunk) -> Result<(), ComputeError> {
         let Some(pending) = &mut self.pending_update else { return Ok(()) };
+        let Some(update) = &pending.update else { return Ok(()) };
         let from = Instant::now();
         let range = chunk_range(self.engine.manifest().trained_len(), reduced.index as usize);
         let wrong = |what: String| ComputeError(format!("chunk {} of the sum: {what}", reduced.index));
@@ -438,11 +476,6 @@ impl Compute {
             let decoded = floats::decode(dtype, &reduced.data, range.len(), pool);
             copied = decoded.map_err(|e| wrong(e.to_string()))?;
             &copied
-        };
-        let update = Update {
-            learning_rate: pending.begin.learning_rate,
-            momentum: pending.begin.momentum,
-            clip: pending.clip.unwrap_or(1.0),
         };
         let part = self.engine.apply(update, range.start, gradient);
         pending.digest = pending.digest.and(part);

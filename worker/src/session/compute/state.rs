@@ -2,6 +2,8 @@
 //! crashed and lost its own (**RESUME-1**).
 
 use tally_numerics::digest::Digest;
+use tally_numerics::state::State;
+use tally_numerics::update::rule::MAX_MOMENTS;
 use tally_numerics::{chunk_range, chunks};
 use tally_proto::floats;
 use tally_proto::v1::{self, worker_message};
@@ -14,20 +16,28 @@ use crate::session::sender::SendCommand;
 pub(super) struct Loading {
     step: u64,
     digest: Digest,
-    parameters: Vec<f32>,
-    momentum: Vec<f32>,
+    state: State,
     missing: usize,
 }
 
 impl Compute {
     pub(super) fn state_begins(&mut self, step: u64, state: &v1::State) -> Result<(), ComputeError> {
-        let wanted = self.engine.manifest().len();
+        let manifest = self.engine.manifest();
+        let wanted = manifest.len();
         if state.elements != wanted as u64 {
             return Err(ComputeError(format!(
                 "the coordinator's state has {} elements, not {wanted}",
                 state.elements
             )));
         }
+        let moments = state.moments as usize;
+        if !(1..=MAX_MOMENTS).contains(&moments) {
+            return Err(ComputeError(format!(
+                "the coordinator's state has {moments} moments; there are 1 to {MAX_MOMENTS}"
+            )));
+        }
+        let trained = manifest.trained_len();
+        let zeros = State::zeros(manifest, moments);
         self.committed = None;
         self.previous = None;
         self.retained_states.clear();
@@ -35,9 +45,8 @@ impl Compute {
         self.loading = Some(Loading {
             step,
             digest: Digest(state.digest),
-            parameters: vec![0.0; wanted],
-            momentum: vec![0.0; wanted],
-            missing: 2 * chunks(wanted),
+            state: zeros,
+            missing: chunks(wanted) + moments * chunks(trained),
         });
         Ok(())
     }
@@ -46,7 +55,9 @@ impl Compute {
         let Some(loading) = &mut self.loading else {
             return Err(ComputeError("a chunk of a state came before the state was announced".into()));
         };
-        let into = if chunk.momentum { &mut loading.momentum } else { &mut loading.parameters };
+        let Some(into) = loading.state.vector_mut(chunk.vector as usize) else {
+            return Err(ComputeError(format!("the coordinator's state has no vector {}", chunk.vector)));
+        };
         let range = chunk_range(into.len(), chunk.index as usize);
         floats::read(&chunk.data, &mut into[range])
             .map_err(|e| ComputeError(format!("the coordinator's state: {e}")))?;
@@ -55,7 +66,8 @@ impl Compute {
             return Ok(());
         }
         let Some(loaded) = self.loading.take() else { return Ok(()) };
-        let digest = self.engine.load(loaded.parameters, loaded.momentum);
+        self.moments = loaded.state.moments.len();
+        let digest = self.engine.load(loaded.state);
         if digest != loaded.digest {
             return Err(ComputeError(format!(
                 "the state came damaged: digest {digest}, not {}",
@@ -75,11 +87,11 @@ impl Compute {
             None => None,
         };
         let missing = || format!("the coordinator asks for step {step}, whose state is not here");
-        let (parameters, momentum) = state.ok_or_else(|| ComputeError(missing()))?;
-        for (momentum, values) in [(false, parameters), (true, momentum)] {
+        let state = state.ok_or_else(|| ComputeError(missing()))?;
+        for (vector, values) in state.vectors().enumerate() {
             for index in 0..chunks(values.len()) {
                 let data = floats::copy(&values[chunk_range(values.len(), index)]);
-                let chunk = v1::StateChunk { momentum, index: index as u32, data };
+                let chunk = v1::StateChunk { vector: vector as u32, index: index as u32, data };
                 let _ = self.commands.send(SendCommand::State { step, chunk });
             }
         }
@@ -94,8 +106,9 @@ impl Compute {
                 "the coordinator resumes from step {step}, whose state is not here"
             )));
         }
-        let (parameters, momentum) = self.engine.state()?;
-        let digest = self.engine.load(parameters, momentum);
+        let state = self.engine.state()?;
+        self.moments = state.moments.len();
+        let digest = self.engine.load(state);
         if digest != wanted {
             return Err(ComputeError(format!(
                 "the state of step {step} was damaged in this worker's memory"

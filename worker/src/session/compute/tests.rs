@@ -5,6 +5,8 @@ use std::sync::mpsc::{Sender, channel};
 
 use tally_numerics::manifest::Manifest;
 use tally_numerics::schema::{LossSpec, Schema};
+use tally_numerics::state::State;
+use tally_numerics::update::rule::Adam;
 use tally_numerics::{chunk_range, chunks, init, sum};
 use tokio::sync::Semaphore;
 
@@ -12,6 +14,25 @@ use super::*;
 use crate::engine::Replica;
 use crate::engine::synthetic::{SyntheticEngine, SyntheticSpec};
 use crate::session::sender::Payload;
+
+/// The optimizer keeps two moments.
+const RULE: Rule = Rule::Adam(Adam {
+    step_size: 0.1,
+    beta1: 0.9,
+    gradient1: 0.1,
+    beta2: 0.99,
+    gradient2: 0.01,
+    correction: 10.0,
+    epsilon: 1e-8,
+    weight_decay: 0.0,
+    keep: 0.999,
+    cautious: false,
+    amsgrad: false,
+});
+
+fn begin(unscaled: bool) -> v1::AttemptBegin {
+    v1::AttemptBegin { unscaled, rules: vec![update::to_message(&RULE)], limit: f32::INFINITY }
+}
 
 /// The synthetic engine, which cannot read samples without bytes.
 struct TestEngine(SyntheticEngine);
@@ -29,19 +50,19 @@ impl Replica for TestEngine {
         self.0.numerics_class()
     }
 
-    fn load(&mut self, parameters: Vec<f32>, momentum: Vec<f32>) -> Digest {
-        self.0.load(parameters, momentum)
+    fn load(&mut self, state: State) -> Digest {
+        self.0.load(state)
     }
 
-    fn state(&mut self) -> Result<(Vec<f32>, Vec<f32>), EngineError> {
+    fn state(&mut self) -> Result<State, EngineError> {
         self.0.state()
     }
 
-    fn previous_state(&mut self) -> Option<(Vec<f32>, Vec<f32>)> {
+    fn previous_state(&mut self) -> Option<State> {
         self.0.previous_state()
     }
 
-    fn apply(&mut self, update: Update, first: usize, gradient: &[f32]) -> Digest {
+    fn apply(&mut self, update: &Update, first: usize, gradient: &[f32]) -> Digest {
         self.0.apply(update, first, gradient)
     }
 
@@ -119,12 +140,12 @@ impl Bench {
 
     fn load(&mut self) {
         let parameters = init::parameters(self.twin.manifest(), 1);
-        let momentum = vec![0.0; parameters.len()];
-        let digest = self.twin.load(parameters.clone(), momentum.clone()).0;
         let elements = parameters.len() as u64;
-        self.gradient(0, 0, gradient_down::Body::State(v1::State { elements, digest }));
-        for (momentum, values) in [(false, parameters), (true, momentum)] {
-            let chunk = v1::StateChunk { momentum, index: 0, data: floats::copy(&values) };
+        let state = State::new(parameters, self.twin.manifest(), 2);
+        let digest = self.twin.load(state.clone()).0;
+        self.gradient(0, 0, gradient_down::Body::State(v1::State { elements, digest, moments: 2 }));
+        for (vector, values) in state.vectors().enumerate() {
+            let chunk = v1::StateChunk { vector: vector as u32, index: 0, data: floats::copy(values) };
             self.gradient(0, 0, gradient_down::Body::StateChunk(chunk));
         }
         assert!(matches!(self.hear(), worker_message::Body::Loaded(l) if l.digest == digest));
@@ -137,13 +158,11 @@ impl Bench {
     /// Sends a step's sum; returns the digest that the coordinator would have.
     fn sum(&mut self, step: u64, attempt: u32) -> u64 {
         let gradient: Vec<f32> = (0..1000).map(|i| (step as f32) * 0.001 * i as f32).collect();
-        let begin = v1::AttemptBegin { learning_rate: 0.1, momentum: 0.9, unclipped: false };
-        self.gradient(step, attempt, gradient_down::Body::AttemptBegin(begin));
+        self.gradient(step, attempt, gradient_down::Body::AttemptBegin(begin(false)));
         let reduced = v1::SumChunk { index: 0, data: floats::copy(&gradient), slot: None };
         self.gradient(step, attempt, gradient_down::Body::SumChunk(reduced));
-        self.gradient(step, attempt, gradient_down::Body::AttemptClose(v1::AttemptClose { clip: 0.5 }));
-        let update = Update { learning_rate: 0.1, momentum: 0.9, clip: 0.5 };
-        let digest = self.twin.apply(update, 0, &gradient);
+        self.gradient(step, attempt, gradient_down::Body::AttemptClose(v1::AttemptClose { scale: 0.5 }));
+        let digest = self.twin.apply(&Update::of(RULE, 0.5), 0, &gradient);
         self.twin.commit();
         digest.0
     }
@@ -193,8 +212,7 @@ fn rep_1_the_streams_may_race_each_other() {
 fn a_new_attempt_voids_what_was_applied_for_the_old_one() {
     let mut bench = Bench::new();
     bench.load();
-    let begin = v1::AttemptBegin { learning_rate: 0.1, momentum: 0.9, unclipped: true };
-    bench.gradient(1, 1, gradient_down::Body::AttemptBegin(begin));
+    bench.gradient(1, 1, gradient_down::Body::AttemptBegin(begin(true)));
     let wrong = v1::SumChunk { index: 0, data: floats::copy(&[9.0; 1000]), slot: None };
     bench.gradient(1, 1, gradient_down::Body::SumChunk(wrong));
     bench.control(1, 1, coordinator_message::Body::Abort(v1::Abort { reason: "test".into() }));
@@ -222,8 +240,7 @@ fn live_1_the_abort_of_a_step_leaves_the_step_before_alone() {
         };
         bench.commit(1, first);
         assert_eq!(bench.committed(), first);
-        let begin = v1::AttemptBegin { learning_rate: 0.1, momentum: 0.9, unclipped: true };
-        bench.gradient(2, 2, gradient_down::Body::AttemptBegin(begin));
+        bench.gradient(2, 2, gradient_down::Body::AttemptBegin(begin(true)));
         let wrong = v1::SumChunk { index: 0, data: floats::copy(&[9.0; 1000]), slot: None };
         bench.gradient(2, 2, gradient_down::Body::SumChunk(wrong));
         let second = bench.sum(2, 3);
@@ -272,7 +289,7 @@ fn sum_1_a_node_is_the_sum_of_its_microbatches_and_nodes_leave_in_order() {
     let Some(worker_message::Body::AuditDigest(audited)) = bench.heard.blocking_recv().unwrap().body else {
         panic!("no answer")
     };
-    assert_eq!(audited.digest, tally_numerics::digest::of(0, &right, &right).0);
+    assert_eq!(audited.digest, tally_numerics::digest::of(0, &right, &[&right]).0);
     assert!(bench.commands.try_recv().is_err());
     assert_eq!(bench.end(), None);
 }
@@ -293,16 +310,16 @@ fn resume_1_a_retained_state_is_offered_sent_and_resumed_from() {
     let mut bench = Bench::with(exit.engine, exit.states);
     for (step, digest) in [(1, Digest(first)), (0, start)] {
         bench.control(step, 0, coordinator_message::Body::SendState(v1::SendState {}));
-        let mut state = [vec![0.0; 1000], vec![0.0; 1000]];
-        for _ in 0..2 * chunks(1000) {
+        let mut state = State { parameters: vec![0.0; 1000], moments: vec![vec![0.0; 1000]; 2] };
+        for _ in 0..3 * chunks(1000) {
             let Some(SendCommand::State { step: of, chunk }) = bench.commands.blocking_recv() else {
                 panic!("no state")
             };
             assert_eq!(of, step);
             let range = chunk_range(1000, chunk.index as usize);
-            floats::read(&chunk.data, &mut state[usize::from(chunk.momentum)][range]).unwrap();
+            floats::read(&chunk.data, &mut state.vector_mut(chunk.vector as usize).unwrap()[range]).unwrap();
         }
-        assert_eq!(tally_numerics::digest::of(0, &state[0], &state[1]), digest);
+        assert_eq!(state.digest(), digest);
     }
     bench.control(1, 0, coordinator_message::Body::ResumeRetained(v1::ResumeRetained { digest: first }));
     let Some(worker_message::Body::Loaded(loaded)) = bench.heard.blocking_recv().unwrap().body else {
@@ -318,9 +335,9 @@ fn rep_1_a_state_that_was_damaged_in_memory_is_not_resumed_from() {
     bench.load();
     bench.inputs.send(Input::End).unwrap();
     let mut exit = bench.thread.join().unwrap();
-    let (mut parameters, momentum) = exit.engine.state().unwrap();
-    parameters[7] += 1.0;
-    exit.engine.load(parameters, momentum);
+    let mut state = exit.engine.state().unwrap();
+    state.parameters[7] += 1.0;
+    exit.engine.load(state);
     let bench = Bench::with(exit.engine, exit.states.clone());
     bench.control(
         0,
@@ -333,10 +350,12 @@ fn rep_1_a_state_that_was_damaged_in_memory_is_not_resumed_from() {
 #[test]
 fn trust_1_a_worker_leaves_a_coordinator_that_breaks_the_rules_and_says_why() {
     type Hostile = (fn(&mut Bench), &'static str);
-    let hostile: [Hostile; 7] = [
+    let hostile: [Hostile; 12] = [
         (|b| (0..=1 << 16).for_each(|step| b.commit(step + 2, 0)), "thousands of messages"),
         (
-            |b| b.gradient(0, 0, gradient_down::Body::State(v1::State { elements: 5, digest: 0 })),
+            |b| {
+                b.gradient(0, 0, gradient_down::Body::State(v1::State { elements: 5, digest: 0, moments: 1 }))
+            },
             "5 elements",
         ),
         (|b| b.gradient(0, 0, gradient_down::Body::StateChunk(v1::StateChunk::default())), "announced"),
@@ -373,7 +392,7 @@ fn trust_1_a_worker_leaves_a_coordinator_that_breaks_the_rules_and_says_why() {
         (
             |b| {
                 b.load();
-                b.gradient(1, 1, gradient_down::Body::AttemptBegin(v1::AttemptBegin::default()));
+                b.gradient(1, 1, gradient_down::Body::AttemptBegin(begin(false)));
                 b.gradient(
                     1,
                     1,
@@ -385,6 +404,46 @@ fn trust_1_a_worker_leaves_a_coordinator_that_breaks_the_rules_and_says_why() {
                 );
             },
             "none",
+        ),
+        (
+            |b| {
+                b.load();
+                b.gradient(1, 1, gradient_down::Body::AttemptBegin(v1::AttemptBegin::default()));
+            },
+            "0 rules",
+        ),
+        (
+            |b| {
+                b.load();
+                let unknown = v1::AttemptBegin { rules: vec![v1::Rule { rule: None }], ..begin(true) };
+                b.gradient(1, 1, gradient_down::Body::AttemptBegin(unknown));
+            },
+            "does not know",
+        ),
+        (
+            |b| {
+                b.load();
+                let lion = v1::rule::Rule::Lion(v1::Lion::default());
+                let other = v1::AttemptBegin { rules: vec![v1::Rule { rule: Some(lion) }], ..begin(true) };
+                b.gradient(1, 1, gradient_down::Body::AttemptBegin(other));
+            },
+            "1 moments for a state with 2",
+        ),
+        (
+            |b| {
+                let state = v1::State { elements: 1000, digest: 0, moments: 4 };
+                b.gradient(0, 0, gradient_down::Body::State(state));
+            },
+            "4 moments",
+        ),
+        (
+            |b| {
+                let state = v1::State { elements: 1000, digest: 0, moments: 2 };
+                b.gradient(0, 0, gradient_down::Body::State(state));
+                let chunk = v1::StateChunk { vector: 3, ..Default::default() };
+                b.gradient(0, 0, gradient_down::Body::StateChunk(chunk));
+            },
+            "no vector 3",
         ),
     ];
     for (break_rules, word) in hostile {
