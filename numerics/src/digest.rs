@@ -52,29 +52,26 @@ impl TryFrom<String> for Digest {
     }
 }
 
-/// Two numbers of an element, mixed with its index. The mixer is SplitMix64's finaliser (Steele, Lea, Flood: Fast
-/// splittable pseudorandom number generators, 2014).
+/// The factors with which the second and the third moment join the first. They are odd, so that each change of one
+/// moment is a change of the sum; they are those of xxHash (Collet, 2012).
+pub const JOIN: [u32; 2] = [0x9E37_79B1, 0x85EB_CA77];
+
+/// One element's part of the digest: the parameter, and the moments as one word, mixed with the index. What is not
+/// there is zero. The mixer is SplitMix64's finaliser (Steele, Lea, Flood: Fast splittable pseudorandom number
+/// generators, 2014).
 #[inline(always)]
 #[must_use]
-pub fn mix(index: u64, high: f32, low: f32) -> u64 {
-    let bits = (u64::from(high.to_bits()) << 32) | u64::from(low.to_bits());
+pub fn mix<const K: usize>(index: u64, parameter: f32, moments: [f32; K]) -> u64 {
+    let moment = |k: usize| if k < K { moments[k].to_bits() } else { 0 };
+    let mut low = moment(0);
+    if K > 1 {
+        low = low.wrapping_add(moment(1).wrapping_mul(JOIN[0])).wrapping_add(moment(2).wrapping_mul(JOIN[1]));
+    }
+    let bits = (u64::from(parameter.to_bits()) << 32) | u64::from(low);
     let mut z = bits ^ index.wrapping_mul(0x9E37_79B9_7F4A_7C15);
     z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     z ^ (z >> 31)
-}
-
-/// What is added to an element's index for the moments that do not fit beside the parameter.
-pub const FURTHER: u64 = 1 << 48;
-
-/// One element's part of the digest: the parameter with the first moment, and the second with the third. What is not
-/// there is zero.
-#[inline(always)]
-#[must_use]
-pub fn mix_all<const K: usize>(index: u64, parameter: f32, moments: [f32; K]) -> u64 {
-    let moment = |k: usize| if k < K { moments[k] } else { 0.0 };
-    let digest = mix(index, parameter, moment(0));
-    if K < 2 { digest } else { digest.wrapping_add(mix(index + FURTHER, moment(1), moment(2))) }
 }
 
 /// The digest of a stretch of a replica that starts at element `first` of the whole.
@@ -100,7 +97,7 @@ for_each_instruction_set! {
 }
 
 mod body {
-    use super::mix_all;
+    use super::mix;
 
     #[inline(always)]
     pub(super) fn stretch<const K: usize>(first: u64, parameters: &[f32], moments: [&[f32]; K]) -> u64 {
@@ -108,8 +105,8 @@ mod body {
         let (p, moments) = (&parameters[..n], moments.map(|moment| &moment[..n]));
         let mut sum = 0u64;
         for i in 0..n {
-            let state = std::array::from_fn(|k| moments[k][i]);
-            sum = sum.wrapping_add(mix_all::<K>(first + i as u64, p[i], state));
+            let state: [f32; K] = std::array::from_fn(|k| moments[k][i]);
+            sum = sum.wrapping_add(mix(first + i as u64, p[i], state));
         }
         sum
     }

@@ -11,10 +11,10 @@ pub mod rule;
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::digest::{Digest, mix_all};
+use crate::digest::{Digest, mix};
 use crate::manifest::{Segment, Segments};
 use crate::simd::for_each_instruction_set;
-use rule::{Element, Mean, Rule, Sgd};
+use rule::{Clipped, Element, Mean, Rule, Scaled, Sgd};
 
 /// How the elements of one group are updated in one step.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -161,22 +161,35 @@ impl Update {
     }
 }
 
-/// Calls a macro with the rule's element and its number of moments.
+/// Calls a macro with what a rule does to an element whose gradient is scaled and clipped, and with its number of moments.
 macro_rules! by_rule {
-    ($update:expr, $call:ident ( $($arg:expr),* )) => {
-        match $update.rule {
-            Rule::Sgd(rule) => $call!(rule, 1 $(, $arg)*),
-            Rule::Lion(rule) => $call!(rule, 1 $(, $arg)*),
-            Rule::Adam(rule) if rule.amsgrad => $call!(rule, 3 $(, $arg)*),
-            Rule::Adam(rule) => $call!(rule, 2 $(, $arg)*),
-            Rule::RmsProp(rule) => match $update.rule.moments() {
-                1 => $call!(rule, 1 $(, $arg)*),
-                2 => $call!(rule, 2 $(, $arg)*),
-                _ => $call!(rule, 3 $(, $arg)*),
+    ($update:expr, $call:ident) => {{
+        let ElementUpdate { rule, scale, limit } = $update;
+        macro_rules! with {
+            ($rule:expr, $k:literal) => {
+                if limit == f32::INFINITY {
+                    $call!(Scaled { rule: $rule, scale }, $k)
+                } else {
+                    $call!(Clipped { rule: $rule, scale, limit }, $k)
+                }
+            };
+        }
+        match rule {
+            Rule::Sgd(rule) => match rule.plain() {
+                Some(plain) => with!(plain, 1),
+                None => with!(rule, 1),
+            },
+            Rule::Lion(rule) => with!(rule, 1),
+            Rule::Adam(rule) if rule.amsgrad => with!(rule, 3),
+            Rule::Adam(rule) => with!(rule, 2),
+            Rule::RmsProp(rule) => match Rule::RmsProp(rule).moments() {
+                1 => with!(rule, 1),
+                2 => with!(rule, 2),
+                _ => with!(rule, 3),
             },
             Rule::Mean => unreachable!("buffers have no moments"),
         }
-    };
+    }};
 }
 
 impl ElementUpdate {
@@ -185,7 +198,7 @@ impl ElementUpdate {
         macro_rules! call {
             ($rule:expr, $k:literal) => {{
                 let moments: [&mut [f32]; $k] = mutable(moments);
-                in_place($rule, self.scale, self.limit, first, g, p, moments)
+                in_place($rule, first, g, p, moments)
             }};
         }
         if self.rule == Rule::Mean {
@@ -195,7 +208,7 @@ impl ElementUpdate {
                 _ => call!(Mean, 3),
             });
         }
-        Digest(by_rule!(self, call()))
+        Digest(by_rule!(self, call))
     }
 
     fn apply_into(
@@ -210,7 +223,7 @@ impl ElementUpdate {
             ($rule:expr, $k:literal) => {{
                 let old: [&[f32]; $k] = shared(old);
                 let new: [&mut [f32]; $k] = mutable(new);
-                second_buffer($rule, self.scale, self.limit, first, g, (p, old), (new_p, new))
+                second_buffer($rule, first, g, (p, old), (new_p, new))
             }};
         }
         if self.rule == Rule::Mean {
@@ -220,7 +233,7 @@ impl ElementUpdate {
                 _ => call!(Mean, 3),
             });
         }
-        Digest(by_rule!(self, call()))
+        Digest(by_rule!(self, call))
     }
 }
 
@@ -242,86 +255,95 @@ fn shared<'a, const K: usize>(moments: &[&'a [f32]]) -> [&'a [f32]; K] {
 
 for_each_instruction_set! {
     in_place[E: Element<K>, const K: usize](
-        rule: E, scale: f32, limit: f32, first: u64, g: &[f32], p: &mut [f32], moments: [&mut [f32]; K]
+        rule: E, first: u64, g: &[f32], p: &mut [f32], moments: [&mut [f32]; K]
     ) -> u64;
     second_buffer[E: Element<K>, const K: usize](
-        rule: E,
-        scale: f32,
-        limit: f32,
-        first: u64,
-        g: &[f32],
-        from: (&[f32], [&[f32]; K]),
-        into: (&mut [f32], [&mut [f32]; K])
+        rule: E, first: u64, g: &[f32], from: (&[f32], [&[f32]; K]), into: (&mut [f32], [&mut [f32]; K])
     ) -> u64;
 }
 
 mod body {
-    use super::{Element, mix_all};
+    use super::{Element, mix};
 
-    /// The gradient of an element, scaled and clipped.
+    /// Elements that are updated before they are digested: they stay in the nearest cache. One loop for both would have as
+    /// few lanes as the digest's 64-bit words allow, which is slower unless a rule is [`Element::LIGHT`].
+    const BLOCK: usize = 1024;
+
+    /// The digest of elements that were just written, the first of which is number `first`.
     #[inline(always)]
-    fn clipped(g: f32, scale: f32, limit: f32) -> f32 {
-        let g = g * scale;
-        if g > limit {
-            limit
-        } else if g < -limit {
-            -limit
-        } else {
-            g
+    fn digest<const K: usize>(first: u64, p: &[f32], moments: [&[f32]; K]) -> u64 {
+        let moments = moments.map(|moment| &moment[..p.len()]);
+        let mut digest = 0u64;
+        for i in 0..p.len() {
+            let state: [f32; K] = std::array::from_fn(|k| moments[k][i]);
+            digest = digest.wrapping_add(mix(first + i as u64, p[i], state));
         }
+        digest
     }
 
     #[inline(always)]
     pub(super) fn in_place<E: Element<K>, const K: usize>(
         rule: E,
-        scale: f32,
-        limit: f32,
         first: u64,
         g: &[f32],
         p: &mut [f32],
-        moments: [&mut [f32]; K],
+        mut moments: [&mut [f32]; K],
     ) -> u64 {
-        let n = g.len();
-        let p = &mut p[..n];
-        let moments = moments.map(|moment| &mut moment[..n]);
-        let mut digest = 0u64;
-        for i in 0..n {
-            let g = clipped(g[i], scale, limit);
-            let (new, state) = rule.step(g, p[i], std::array::from_fn(|k| moments[k][i]));
-            p[i] = new;
-            for k in 0..K {
-                moments[k][i] = state[k];
+        let mut sum = 0u64;
+        for start in (0..g.len()).step_by(BLOCK) {
+            let n = BLOCK.min(g.len() - start);
+            let (g, p) = (&g[start..start + n], &mut p[start..start + n]);
+            let block = moments.each_mut().map(|moment| &mut moment[start..start + n]);
+            let first = first + start as u64;
+            for i in 0..n {
+                let (new, state) = rule.step(g[i], p[i], std::array::from_fn(|k| block[k][i]));
+                p[i] = new;
+                for k in 0..K {
+                    block[k][i] = state[k];
+                }
+                if E::LIGHT {
+                    sum = sum.wrapping_add(mix(first + i as u64, new, state));
+                }
             }
-            digest = digest.wrapping_add(mix_all(first + i as u64, new, state));
+            if !E::LIGHT {
+                sum = sum.wrapping_add(digest(first, p, block.map(|moment| &*moment)));
+            }
         }
-        digest
+        sum
     }
 
     #[inline(always)]
     pub(super) fn second_buffer<E: Element<K>, const K: usize>(
         rule: E,
-        scale: f32,
-        limit: f32,
         first: u64,
         g: &[f32],
         from: (&[f32], [&[f32]; K]),
         into: (&mut [f32], [&mut [f32]; K]),
     ) -> u64 {
-        let n = g.len();
-        let (p, old) = (&from.0[..n], from.1.map(|moment| &moment[..n]));
-        let new_p = &mut into.0[..n];
-        let new = into.1.map(|moment| &mut moment[..n]);
-        let mut digest = 0u64;
-        for i in 0..n {
-            let g = clipped(g[i], scale, limit);
-            let (parameter, state) = rule.step(g, p[i], std::array::from_fn(|k| old[k][i]));
-            new_p[i] = parameter;
-            for k in 0..K {
-                new[k][i] = state[k];
+        let (new_p, mut new) = into;
+        let mut sum = 0u64;
+        for start in (0..g.len()).step_by(BLOCK) {
+            let n = BLOCK.min(g.len() - start);
+            let (g, p) = (&g[start..start + n], &from.0[start..start + n]);
+            let old = from.1.map(|moment| &moment[start..start + n]);
+            let new_p = &mut new_p[start..start + n];
+            let block = new.each_mut().map(|moment| &mut moment[start..start + n]);
+            let first = first + start as u64;
+            for i in 0..n {
+                let (parameter, state) = rule.step(g[i], p[i], std::array::from_fn(|k| old[k][i]));
+                new_p[i] = parameter;
+                for k in 0..K {
+                    block[k][i] = state[k];
+                }
+                if E::LIGHT {
+                    sum = sum.wrapping_add(mix(first + i as u64, parameter, state));
+                }
             }
-            digest = digest.wrapping_add(mix_all(first + i as u64, parameter, state));
+            if !E::LIGHT {
+                sum = sum.wrapping_add(digest(first, new_p, block.map(|moment| &*moment)));
+            }
         }
-        digest
+        sum
     }
 }
 

@@ -242,14 +242,84 @@ impl From<Rule> for KernelRule {
 
 /// A rule for one element: from the gradient, the parameter and the moments to the new parameter and moments.
 pub(super) trait Element<const K: usize>: Copy {
-    /// `g` is the gradient as it came; `limit` scales and clips it.
+    /// Whether an element takes so few operations that its digest is best taken at once.
+    const LIGHT: bool = false;
+
+    /// `g` is the gradient.
     fn step(self, g: f32, p: f32, moments: [f32; K]) -> (f32, [f32; K]);
+}
+
+/// A rule for gradients that are scaled first.
+#[derive(Clone, Copy)]
+pub(super) struct Scaled<E> {
+    pub rule: E,
+    pub scale: f32,
+}
+
+impl<const K: usize, E: Element<K>> Element<K> for Scaled<E> {
+    const LIGHT: bool = E::LIGHT;
+
+    #[inline(always)]
+    fn step(self, g: f32, p: f32, moments: [f32; K]) -> (f32, [f32; K]) {
+        self.rule.step(g * self.scale, p, moments)
+    }
+}
+
+/// A rule for gradients that are scaled first, and then clipped to ±`limit`.
+#[derive(Clone, Copy)]
+pub(super) struct Clipped<E> {
+    pub rule: E,
+    pub scale: f32,
+    pub limit: f32,
+}
+
+impl<const K: usize, E: Element<K>> Element<K> for Clipped<E> {
+    const LIGHT: bool = E::LIGHT;
+
+    #[inline(always)]
+    fn step(self, g: f32, p: f32, moments: [f32; K]) -> (f32, [f32; K]) {
+        let g = g * self.scale;
+        let g = if g > self.limit {
+            self.limit
+        } else if g < -self.limit {
+            -self.limit
+        } else {
+            g
+        };
+        self.rule.step(g, p, moments)
+    }
 }
 
 /// The gradient with a decaying parameter's part.
 #[inline(always)]
 fn decayed(weight_decay: f32, p: f32, g: f32) -> f32 {
     if weight_decay == 0.0 { g } else { weight_decay.mul_add(p, g) }
+}
+
+/// SGD with momentum and nothing else, which has fewer operations.
+#[derive(Clone, Copy)]
+pub(super) struct PlainSgd {
+    learning_rate: f32,
+    momentum: f32,
+}
+
+impl Sgd {
+    /// The same without what it has not.
+    pub(super) fn plain(self) -> Option<PlainSgd> {
+        let Self { learning_rate, momentum, gradient, weight_decay, nesterov } = self;
+        let is_plain = gradient == 1.0 && weight_decay == 0.0 && !nesterov;
+        is_plain.then_some(PlainSgd { learning_rate, momentum })
+    }
+}
+
+impl Element<1> for PlainSgd {
+    const LIGHT: bool = true;
+
+    #[inline(always)]
+    fn step(self, g: f32, p: f32, [v]: [f32; 1]) -> (f32, [f32; 1]) {
+        let v = self.momentum.mul_add(v, g);
+        ((-self.learning_rate).mul_add(v, p), [v])
+    }
 }
 
 impl Element<1> for Sgd {

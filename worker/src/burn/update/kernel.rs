@@ -9,6 +9,7 @@ use burn::tensor::{DType, Shape};
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
+use tally_numerics::digest::JOIN;
 use tally_numerics::update::rule::KernelRule;
 use tally_numerics::update::{ElementUpdate, Update};
 
@@ -17,8 +18,6 @@ const UNITS: u32 = 256;
 /// The most blocks. Each writes eight bytes of the digest, which the host adds up.
 const MOST_CUBES: usize = 1024;
 
-/// The high word of `tally_numerics::digest::FURTHER`.
-const FURTHER: u32 = 1 << 16;
 /// The low words of SplitMix64's constants, see `tally_numerics::digest::mix`.
 const INDEX: (u32, u32) = (0x7F4A_7C15, 0x9E37_79B9);
 const FIRST: (u32, u32) = (0x1CE4_E5B9, 0xBF58_476D);
@@ -36,11 +35,12 @@ fn fold(low: u32, high: u32, #[comptime] shift: u32) -> (u32, u32) {
     (low ^ ((low >> shift) | (high << (32 - shift))), high ^ (high >> shift))
 }
 
-/// `tally_numerics::digest::mix`, with the index's high word.
+/// `tally_numerics::digest::mix`.
 #[cube]
-fn mix(index: u32, further: u32, parameter: f32, moment: f32) -> (u32, u32) {
-    let by_index = times(index, further, INDEX.0, INDEX.1);
-    let low = u32::reinterpret(moment) ^ by_index.0;
+fn mix(index: u32, parameter: f32, a: f32, b: f32, c: f32) -> (u32, u32) {
+    let by_index = times(index, 0u32, INDEX.0, INDEX.1);
+    let further = u32::reinterpret(b) * JOIN[0] + u32::reinterpret(c) * JOIN[1];
+    let low = (u32::reinterpret(a) + further) ^ by_index.0;
     let high = u32::reinterpret(parameter) ^ by_index.1;
     let z = fold(low, high, 30u32);
     let z = times(z.0, z.1, FIRST.0, FIRST.1);
@@ -206,18 +206,15 @@ fn update_kernel(
         }
         new_p[i] = p;
         new_a[i] = a;
-        let mixed = mix(i as u32, 0u32, p, a);
-        low += mixed.0;
-        high += mixed.1 + u32::cast_from(low < mixed.0);
         if comptime!(kind.moments > 1) {
             new_b[i] = b;
-            if comptime!(kind.moments > 2) {
-                new_c[i] = c;
-            }
-            let mixed = mix(i as u32, FURTHER, b, c);
-            low += mixed.0;
-            high += mixed.1 + u32::cast_from(low < mixed.0);
         }
+        if comptime!(kind.moments > 2) {
+            new_c[i] = c;
+        }
+        let mixed = mix(i as u32, p, a, b, c);
+        low += mixed.0;
+        high += mixed.1 + u32::cast_from(low < mixed.0);
         at += stride;
     }
     let mut lows = SharedMemory::<u32>::new(UNITS as usize);

@@ -1,9 +1,10 @@
 // The optimizer's update (REP-1), from one state into another, and the new state's digest. The formulas are those of
-// `update::rule` in tally-numerics, and the digest is its `digest::mix_all`. A block's part of the digest is added to `digest`:
+// `update::rule` in tally-numerics, and the digest is its `digest::mix`. A block's part of the digest is added to `digest`:
 // a sum of integers, the same in any order.
 
-DEVICE u64 mix(u64 index, float high, float low) {
-    u64 z = ((u64)bits_of(high) << 32 | bits_of(low)) ^ index * 0x9E3779B97F4A7C15ull;
+DEVICE u64 mix(u64 index, float p, float a, float b, float c) {
+    const u32 moments = bits_of(a) + bits_of(b) * 0x9E3779B1u + bits_of(c) * 0x85EBCA77u;
+    u64 z = ((u64)bits_of(p) << 32 | moments) ^ index * 0x9E3779B97F4A7C15ull;
     z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9ull;
     z = (z ^ z >> 27) * 0x94D049BB133111EBull;
     return z ^ z >> 31;
@@ -92,12 +93,9 @@ KERNEL BOUNDS(256, 4) update(const float *RESTRICT gradient, const float *RESTRI
         else e.p = e.p + g;
         new_p[at] = e.p;
         new_a[at] = e.a;
-        sum += mix((u64)first + at, e.p, e.a);
-        if (b) {
-            new_b[at] = e.b;
-            if (c) new_c[at] = e.c;
-            sum += mix((u64)first + at + (1ull << 48), e.b, e.c);
-        }
+        if (b) new_b[at] = e.b;
+        if (c) new_c[at] = e.c;
+        sum += mix((u64)first + at, e.p, e.a, e.b, e.c);
     }
     parts[thread] = sum;
     for (int half = 128; half > 0; half /= 2) {
