@@ -7,6 +7,10 @@ use std::fs::File;
 use std::io::Write as _;
 use std::path::Path;
 
+use burn::nn::{Linear, LinearConfig};
+use burn::prelude::*;
+use burn_flex::{Flex, FlexDevice};
+use burn_store::{ModuleSnapshot as _, SafetensorsStore};
 use tally_tests::programs::Program;
 use tally_tools::cluster::{RunDir, Signal, digests, events};
 
@@ -216,6 +220,31 @@ fn a_metric_that_counts_nothing_is_said() {
     let said =
         output.stderr.lines().filter(|line| line.contains("nearness") && line.contains("denominator of 0"));
     assert_eq!(said.count(), 1, "{}", output.stderr);
+}
+
+#[derive(Module, Debug)]
+struct Curve<B: Backend> {
+    hidden: Linear<B>,
+    output: Linear<B>,
+}
+
+/// The lines of docs/own-program.md that load a checkpoint without Tally.
+#[test]
+fn a_checkpoint_loads_into_the_module_without_tally() {
+    let run = Program::new("regression", &["--epochs", "1", "--width", "8"]).train(1, &[]);
+    let path = run.path().join("checkpoints/best/model.safetensors");
+    let device = FlexDevice;
+    let linear = |from, to| LinearConfig::new(from, to).init(&device);
+    let mut curve = Curve::<Flex> { hidden: linear(1, 8), output: linear(8, 1) };
+    let mut store = SafetensorsStore::from_file(&path);
+    let result = curve.load_from(&mut store).unwrap();
+    assert_eq!((result.applied.len(), result.missing.len(), result.unused.len()), (4, 0, 0));
+    let bytes = std::fs::read(&path).unwrap();
+    let weight = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let weight = weight.tensor("hidden.weight").unwrap().data().to_vec();
+    let loaded: Vec<u8> =
+        curve.hidden.weight.val().into_data().iter::<f32>().flat_map(f32::to_le_bytes).collect();
+    assert_eq!(loaded, weight);
 }
 
 /// The second worker that fails at the same sample ends the run, which keeps its last good state.
