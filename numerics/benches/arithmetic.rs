@@ -6,7 +6,8 @@
 use divan::counter::BytesCount;
 use divan::{Bencher, black_box};
 use tally_numerics::update::Update;
-use tally_numerics::update::rule::{Rule, examples};
+use tally_numerics::update::examples::rules;
+use tally_numerics::update::rule::Rule;
 use tally_numerics::{CHUNK, digest, norm, sum};
 
 const ELEMENTS: usize = 6_402_764;
@@ -25,11 +26,11 @@ fn add(bencher: Bencher<'_, '_>) {
     bencher.counter(BytesCount::new(12 * ELEMENTS)).bench_local(|| sum::add(black_box(&mut left), &right));
 }
 
-/// The optimizers by the names of [`examples`].
+/// The optimizers by the names of [`rules`].
 const RULES: [&str; 6] = ["SGD", "Adam", "AMSGrad", "RMSProp", "centered RMSProp with momentum", "Lion"];
 
 fn rule(name: &str) -> Rule {
-    match examples().into_iter().find(|(of, _)| *of == name) {
+    match rules().into_iter().find(|(of, _)| *of == name) {
         Some((_, rule)) => rule,
         None => unreachable!("it is one of them"),
     }

@@ -126,12 +126,6 @@ impl Segments {
         Self([(usize::MAX, Segment::Group(0))].into())
     }
 
-    /// The first `first` elements are of group 1, the next up to `end` of group 0, and all others are buffers.
-    pub(crate) fn two_groups_and_buffers(first: usize, end: usize) -> Self {
-        let groups = [(first, Segment::Group(1)), (end, Segment::Group(0))];
-        Self([groups[0], groups[1], (usize::MAX, Segment::Buffers)].into())
-    }
-
     /// The number of groups: the greatest number, and one.
     #[must_use]
     pub fn groups(&self) -> usize {

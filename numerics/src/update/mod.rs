@@ -6,6 +6,7 @@
 //!
 //! [`Manifest::segments`]: crate::manifest::Manifest::segments
 
+pub mod examples;
 pub mod rule;
 
 use std::ops::Range;
@@ -62,24 +63,6 @@ impl Update {
         Self::new([rule], Segments::one_group(), scale, f32::INFINITY)
     }
 
-    /// An update by each rule, and one of two groups and buffers with clipped elements: what a device must compute as the
-    /// host does, for vectors of some hundred elements or more.
-    #[must_use]
-    pub fn examples() -> Vec<(&'static str, Self)> {
-        let rules = rule::examples();
-        let by_groups = rules.iter().find(|(_, rule)| rule.moments() == 2).map(|&(_, rule)| {
-            let slower = match rule {
-                Rule::Adam(adam) => {
-                    Rule::Adam(rule::Adam { step_size: 0.5 * adam.step_size, keep: 0.9, ..adam })
-                }
-                other => other,
-            };
-            let segments = Segments::two_groups_and_buffers(77, 301);
-            ("two groups and a running statistic", Self::new([rule, slower], segments, 0.7312, 0.25))
-        });
-        rules.into_iter().map(|(name, rule)| (name, Self::of(rule, 0.7312))).chain(by_groups).collect()
-    }
-
     /// Whether these rules can update a model: there is one for each group, and all keep equally many moments.
     #[must_use]
     pub fn fits(rules: &[Rule], segments: &Segments) -> bool {
@@ -91,12 +74,6 @@ impl Update {
     #[must_use]
     pub fn moments(&self) -> usize {
         self.rules[0].moments()
-    }
-
-    /// The rule of the first group.
-    #[must_use]
-    pub fn rule(&self) -> Rule {
-        self.rules[0]
     }
 
     /// The parts of a stretch that have different rules, in order, each with its range within the stretch.
@@ -161,9 +138,10 @@ impl Update {
     }
 }
 
-/// Calls a macro with what a rule does to an element whose gradient is scaled and clipped, and with its number of moments.
+/// Calls a macro with what a rule does to an element whose gradient is scaled and clipped, and with the number of moments,
+/// of which there are `$moments`.
 macro_rules! by_rule {
-    ($update:expr, $call:ident) => {{
+    ($update:expr, $moments:expr, $call:ident) => {{
         let ElementUpdate { rule, scale, limit } = $update;
         macro_rules! with {
             ($rule:expr, $k:literal) => {
@@ -182,12 +160,17 @@ macro_rules! by_rule {
             Rule::Lion(rule) => with!(rule, 1),
             Rule::Adam(rule) if rule.amsgrad => with!(rule, 3),
             Rule::Adam(rule) => with!(rule, 2),
-            Rule::RmsProp(rule) => match Rule::RmsProp(rule).moments() {
+            Rule::RmsProp(rule) => match $moments {
                 1 => with!(rule, 1),
                 2 => with!(rule, 2),
                 _ => with!(rule, 3),
             },
-            Rule::Mean => unreachable!("buffers have no moments"),
+            // Whatever is kept stays as it is; nothing is scaled or clipped.
+            Rule::Mean => match $moments {
+                1 => $call!(Mean, 1),
+                2 => $call!(Mean, 2),
+                _ => $call!(Mean, 3),
+            },
         }
     }};
 }
@@ -201,14 +184,7 @@ impl ElementUpdate {
                 in_place($rule, first, g, p, moments)
             }};
         }
-        if self.rule == Rule::Mean {
-            return Digest(match moments.len() {
-                1 => call!(Mean, 1),
-                2 => call!(Mean, 2),
-                _ => call!(Mean, 3),
-            });
-        }
-        Digest(by_rule!(self, call))
+        Digest(by_rule!(self, moments.len(), call))
     }
 
     fn apply_into(
@@ -226,14 +202,7 @@ impl ElementUpdate {
                 second_buffer($rule, first, g, (p, old), (new_p, new))
             }};
         }
-        if self.rule == Rule::Mean {
-            return Digest(match old.len() {
-                1 => call!(Mean, 1),
-                2 => call!(Mean, 2),
-                _ => call!(Mean, 3),
-            });
-        }
-        Digest(by_rule!(self, call))
+        Digest(by_rule!(self, old.len(), call))
     }
 }
 

@@ -138,60 +138,6 @@ impl Rule {
     }
 }
 
-/// A rule of each kind, with every one of its options at least once: what a device must compute as the host does.
-#[must_use]
-pub fn examples() -> Vec<(&'static str, Rule)> {
-    let sgd = Sgd { learning_rate: 0.0371, momentum: 0.9, gradient: 1.0, weight_decay: 0.0, nesterov: false };
-    let adam = Adam {
-        step_size: 0.0171,
-        beta1: 0.9,
-        gradient1: 0.1,
-        beta2: 0.99,
-        gradient2: 0.01,
-        correction: 1.7,
-        epsilon: 1e-8,
-        weight_decay: 0.0,
-        keep: 1.0,
-        cautious: false,
-        amsgrad: false,
-    };
-    let rms_prop = RmsProp {
-        learning_rate: 0.0171,
-        alpha: 0.9,
-        gradient: 0.1,
-        epsilon: 1e-8,
-        momentum: 0.0,
-        weight_decay: 0.0,
-        centered: false,
-    };
-    let lion = Lion {
-        learning_rate: 0.0171,
-        beta1: 0.9,
-        gradient1: 0.1,
-        beta2: 0.99,
-        gradient2: 0.01,
-        keep: 0.9991,
-    };
-    vec![
-        ("SGD", Rule::Sgd(sgd)),
-        (
-            "SGD with Nesterov's momentum",
-            Rule::Sgd(Sgd { gradient: 0.7, weight_decay: 0.013, nesterov: true, ..sgd }),
-        ),
-        ("Adam", Rule::Adam(adam)),
-        ("AMSGrad", Rule::Adam(Adam { weight_decay: 0.013, amsgrad: true, ..adam })),
-        ("AdamW with a cautious decay", Rule::Adam(Adam { keep: 0.991, cautious: true, ..adam })),
-        ("RMSProp", Rule::RmsProp(rms_prop)),
-        ("RMSProp with momentum", Rule::RmsProp(RmsProp { momentum: 0.9, weight_decay: 0.013, ..rms_prop })),
-        ("centered RMSProp", Rule::RmsProp(RmsProp { centered: true, ..rms_prop })),
-        (
-            "centered RMSProp with momentum",
-            Rule::RmsProp(RmsProp { momentum: 0.9, centered: true, ..rms_prop }),
-        ),
-        ("Lion", Rule::Lion(lion)),
-    ]
-}
-
 /// A rule as a kernel takes it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct KernelRule {

@@ -4,37 +4,21 @@
 
 use proptest::prelude::*;
 
-use super::rule::{Adam, MAX_MOMENTS, RmsProp, examples};
+use super::examples::rules;
+use super::rule::{Adam, MAX_MOMENTS, RmsProp};
 use super::*;
 use crate::digest;
 use crate::manifest::{Manifest, TensorSpec};
 
+/// The first of the rules that is one, without options.
 fn adam() -> Adam {
-    Adam {
-        step_size: 0.01,
-        beta1: 0.9,
-        gradient1: 0.1,
-        beta2: 0.99,
-        gradient2: 0.01,
-        correction: 1.7,
-        epsilon: 1e-8,
-        weight_decay: 0.0,
-        keep: 1.0,
-        cautious: false,
-        amsgrad: false,
-    }
+    let find = |(_, rule)| if let Rule::Adam(adam) = rule { Some(adam) } else { None };
+    rules().into_iter().find_map(find).unwrap()
 }
 
 fn rms_prop() -> RmsProp {
-    RmsProp {
-        learning_rate: 0.01,
-        alpha: 0.9,
-        gradient: 0.1,
-        epsilon: 1e-8,
-        momentum: 0.0,
-        weight_decay: 0.0,
-        centered: false,
-    }
+    let find = |(_, rule)| if let Rule::RmsProp(rms_prop) = rule { Some(rms_prop) } else { None };
+    rules().into_iter().find_map(find).unwrap()
 }
 
 #[test]
@@ -103,7 +87,7 @@ proptest! {
         rows in proptest::collection::vec((-1e3f32..1e3, -1e3f32..1e3, proptest::array::uniform3(0f32..1e3)), 0..3000),
         first in 0usize..1_000_000, scale in 0f32..1.0, limit in 0.1f32..1e3, cut in 0usize..3000,
     ) {
-        for (_, rule) in examples() {
+        for (_, rule) in rules() {
             let update = Update::new([rule], Segments::one_group(), scale, limit);
             let k = rule.moments();
             prop_assert!((1..=MAX_MOMENTS).contains(&k));
@@ -134,7 +118,7 @@ proptest! {
                     body::in_place($rule, first as u64, &g, &mut p3, moments)
                 }};
             }
-            let portable = by_rule!(ElementUpdate { rule, scale, limit }, portable);
+            let portable = by_rule!(ElementUpdate { rule, scale, limit }, k, portable);
             prop_assert_eq!(d1, Digest(portable));
             prop_assert_eq!(bits(&p1), bits(&p3));
 

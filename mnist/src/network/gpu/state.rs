@@ -2,15 +2,17 @@
 
 use std::collections::BTreeMap;
 
+use cudarc::driver::DriverError;
 use rayon::prelude::*;
 use tally_numerics::digest::Digest;
 use tally_numerics::state::State;
+use tally_numerics::update::examples::{ELEMENTS, Example, examples};
 use tally_numerics::update::rule::{KernelRule, MAX_MOMENTS};
 use tally_numerics::update::{ElementUpdate, Update};
 
 use super::COPIED;
 use super::device::{Device, Memory, Outcome, Pinned, Place, Value, values};
-use tally_worker::engine::host_replica::{HostReplica, check_stretches};
+use tally_worker::engine::host_replica::check_stretches;
 
 /// Threads of a block, and the most blocks of an update.
 const THREADS: usize = 256;
@@ -226,39 +228,22 @@ impl DeviceState {
     }
 }
 
-/// Elements of the states that are checked: no multiple of anything.
-const CHECKED: usize = 1021;
-
 /// Checks that updates by every rule have the host's bits (**REP-1**), in two stretches.
 ///
 /// # Errors
 /// Says which does not, or what the driver said.
 pub fn check(device: &Device) -> Result<(), String> {
-    let numbers = |seed: usize| -> Vec<f32> {
-        let bits = (0..CHECKED).map(|i| ((i + CHECKED * seed) as u32).wrapping_mul(2_654_435_761));
-        bits.map(|bits| bits as f32 / 2f32.powi(31) - 1.0).collect()
-    };
-    let mut on_device = DeviceState::new(device, CHECKED).map_err(|error| error.to_string())?;
-    for (name, update) in Update::examples() {
-        // Mean squares are not negative.
-        let moment = |k: usize| numbers(k + 2).into_iter().map(f32::abs).collect();
-        let state = State { parameters: numbers(0), moments: (0..update.moments()).map(moment).collect() };
-        let gradient = numbers(1);
-        let mut host = HostReplica::default();
-        host.load(state.clone());
-        let wanted = host.apply(&update, 0, &gradient);
-        host.commit();
-        let mut applied = on_device.load(device, &state);
-        for stretch in [600..CHECKED, 0..600] {
-            applied = applied
-                .and_then(|()| on_device.apply(device, &update, stretch.start, &gradient[stretch.clone()]));
+    let said = |error: DriverError| error.to_string();
+    let mut on_device = DeviceState::new(device, ELEMENTS).map_err(said)?;
+    for Example { name, update, before, gradient, after, digest } in examples() {
+        on_device.load(device, &before).map_err(said)?;
+        for stretch in [600..ELEMENTS, 0..600] {
+            on_device.apply(device, &update, stretch.start, &gradient[stretch.clone()]).map_err(said)?;
         }
-        applied.map_err(|error| error.to_string())?;
-        let digest = on_device.finish(device)?;
+        let found = on_device.finish(device)?;
         on_device.commit();
-        let read = on_device.read(device).map_err(|error| error.to_string())?;
-        if digest != wanted || read != *host.state() {
-            return Err(format!("an update by {name} has digest {digest} where the host's has {wanted}"));
+        if found != digest || on_device.read(device).map_err(said)? != after {
+            return Err(format!("an update by {name} has digest {found} where the host's has {digest}"));
         }
     }
     Ok(())

@@ -14,7 +14,9 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor, TensorData};
 use burn_flex::Flex;
 use tally_numerics::digest::Digest;
+use tally_numerics::state::State;
 use tally_numerics::update::Update;
+use tally_numerics::update::examples::{Example, examples};
 
 /// The state after an update.
 #[derive(Debug)]
@@ -54,33 +56,23 @@ pub trait UpdateBackend: Backend {
     ) -> Updated<Self>;
 }
 
-/// Checks that a device rounds an update by any rule as [`Update`] does, with 1 021 elements; a product that is rounded on
-/// its own would change a third of them.
+/// Checks that a device rounds an update by any rule as [`Update`] does.
 ///
 /// # Errors
 /// Says what the device does wrong.
 pub fn check<B: UpdateBackend>(device: &B::Device) -> Result<(), String> {
-    let numbers = |seed: usize| -> Vec<f32> {
-        let bits = (0..1021u32).map(|i| (i + 1021 * seed as u32).wrapping_mul(2_654_435_761));
-        bits.map(|bits| bits as f32 / 2f32.powi(31) - 1.0).collect()
+    let tensor =
+        |values: &Vec<f32>| Tensor::from_data(TensorData::new(values.clone(), [values.len()]), device);
+    let read = |tensor: Tensor<B, 1>| {
+        let data = tensor.try_into_data().map_err(|error| error.to_string())?;
+        data.into_vec::<f32>().map_err(|error| format!("{error:?}"))
     };
-    let tensor = |values: &[f32]| Tensor::from_data(TensorData::new(values.to_vec(), [values.len()]), device);
-    for (name, update) in Update::examples() {
-        let (gradient, mut parameters) = (numbers(0), numbers(1));
-        // Mean squares are not negative.
-        let moment = |k: usize| numbers(k + 2).into_iter().map(f32::abs).collect();
-        let mut moments: Vec<Vec<f32>> = (0..update.moments()).map(moment).collect();
-        let on_device = moments.iter().map(|moment| tensor(moment)).collect();
-        let updated = B::update(&update, tensor(&gradient), tensor(&parameters), on_device);
-        let digest = updated.digest()?;
-        let mut state: Vec<&mut [f32]> = moments.iter_mut().map(Vec::as_mut_slice).collect();
-        let wanted = update.apply(0, &gradient, &mut parameters, &mut state);
-        let read = |tensor: Tensor<B, 1>| {
-            let data = tensor.try_into_data().map_err(|error| error.to_string())?;
-            data.into_vec::<f32>().map_err(|error| format!("{error:?}"))
-        };
-        let made = updated.moments.into_iter().map(read).collect::<Result<Vec<_>, _>>()?;
-        if digest != wanted || read(updated.parameters)? != parameters || made != moments {
+    for Example { name, update, before, gradient, after, digest } in examples() {
+        let moments = before.moments.iter().map(tensor).collect();
+        let updated = B::update(&update, tensor(&gradient), tensor(&before.parameters), moments);
+        let found = updated.digest()?;
+        let moments = updated.moments.into_iter().map(read).collect::<Result<_, _>>()?;
+        if found != digest || (State { parameters: read(updated.parameters)?, moments }) != after {
             return Err(format!(
                 "it does not round an update by {name} as it must: its multiply-add is not fused, or its division or square \
                  root is not correctly rounded"
