@@ -106,9 +106,6 @@ pub struct OptimizerOptions {
     pub maximize: Option<bool>,
 }
 
-const ADAMS: [Algorithm; 2] = [Algorithm::Adam, Algorithm::AdamW];
-const WITH_BETAS: [Algorithm; 3] = [Algorithm::Adam, Algorithm::AdamW, Algorithm::Lion];
-
 impl OptimizerOptions {
     /// The optimizer of a new run: what was given, and the program's settings for the rest; the defaults of another
     /// optimizer than the program's, where that was given.
@@ -190,19 +187,20 @@ impl OptimizerOptions {
     }
 
     fn check_that_they_belong_to(&self, algorithm: Algorithm) -> anyhow::Result<()> {
-        let options: [(&str, bool, &[Algorithm]); 10] = [
-            ("--momentum", self.momentum.is_some(), &[Algorithm::Sgd, Algorithm::RmsProp]),
-            ("--dampening", self.dampening.is_some(), &[Algorithm::Sgd]),
-            ("--nesterov", self.nesterov.is_some(), &[Algorithm::Sgd]),
-            ("--beta1", self.beta1.is_some(), &WITH_BETAS),
-            ("--beta2", self.beta2.is_some(), &WITH_BETAS),
-            ("--alpha", self.alpha.is_some(), &[Algorithm::RmsProp]),
-            ("--epsilon", self.epsilon.is_some(), &[Algorithm::Adam, Algorithm::AdamW, Algorithm::RmsProp]),
-            ("--amsgrad", self.amsgrad.is_some(), &ADAMS),
-            ("--centered", self.centered.is_some(), &[Algorithm::RmsProp]),
-            ("--cautious-weight-decay", self.cautious_weight_decay.is_some(), &[Algorithm::AdamW]),
+        let options = [
+            ("momentum", self.momentum.is_some()),
+            ("dampening", self.dampening.is_some()),
+            ("nesterov", self.nesterov.is_some()),
+            ("beta1", self.beta1.is_some()),
+            ("beta2", self.beta2.is_some()),
+            ("alpha", self.alpha.is_some()),
+            ("epsilon", self.epsilon.is_some()),
+            ("amsgrad", self.amsgrad.is_some()),
+            ("centered", self.centered.is_some()),
+            ("cautious-weight-decay", self.cautious_weight_decay.is_some()),
         ];
-        for (option, given, owners) in options {
+        for (option, given) in options {
+            let owners = Algorithm::with(option);
             let names: Vec<String> = owners.iter().map(Algorithm::to_string).collect();
             let names = match names.split_last() {
                 Some((last, rest)) if !rest.is_empty() => format!("{} and {last}", rest.join(", ")),
@@ -210,7 +208,7 @@ impl OptimizerOptions {
             };
             ensure!(
                 !given || owners.contains(&algorithm),
-                "{option} is an option of {names}; the optimizer is {algorithm}: leave it out, or choose another --optimizer"
+                "--{option} is an option of {names}; the optimizer is {algorithm}: leave it out, or choose another --optimizer"
             );
         }
         Ok(())

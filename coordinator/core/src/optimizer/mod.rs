@@ -37,6 +37,21 @@ pub enum Algorithm {
 impl Algorithm {
     /// All of them.
     pub const ALL: [Self; 5] = [Self::Sgd, Self::Adam, Self::AdamW, Self::RmsProp, Self::Lion];
+
+    /// Those that have a setting of this name. A name that is not here is a setting of all.
+    #[must_use]
+    pub fn with(setting: &str) -> &'static [Self] {
+        match setting {
+            "momentum" => &[Self::Sgd, Self::RmsProp],
+            "dampening" | "nesterov" => &[Self::Sgd],
+            "beta1" | "beta2" => &[Self::Adam, Self::AdamW, Self::Lion],
+            "alpha" | "centered" => &[Self::RmsProp],
+            "epsilon" => &[Self::Adam, Self::AdamW, Self::RmsProp],
+            "amsgrad" => &[Self::Adam, Self::AdamW],
+            "cautious-weight-decay" => &[Self::AdamW],
+            _ => &Self::ALL,
+        }
+    }
 }
 
 impl fmt::Display for Algorithm {
@@ -210,7 +225,7 @@ impl OptimizerConfig {
         let not_negative = |name, value: f64| {
             is(name, (value as f32).is_finite() && value >= 0.0, "a number that is not below 0", value)
         };
-        if !matches!(self.algorithm, Algorithm::Sgd | Algorithm::Lion) {
+        if Algorithm::with("epsilon").contains(&self.algorithm) {
             positive("epsilon", self.epsilon)?;
         }
         not_negative("weight-decay", self.weight_decay)?;
@@ -238,20 +253,23 @@ impl OptimizerConfig {
 
     /// A setting that the algorithm does not have would have no effect.
     fn check_that_settings_belong(&self, option: impl Fn(&str) -> String) -> Result<(), String> {
-        use Algorithm::{Adam, AdamW, Lion, RmsProp, Sgd};
-        let settings: [(&str, bool, &[Algorithm]); 9] = [
-            ("momentum", self.momentum != 0.0, &[Sgd, RmsProp]),
-            ("dampening", self.dampening != 0.0, &[Sgd]),
-            ("nesterov", self.nesterov, &[Sgd]),
-            ("beta1", self.betas[0] != 0.0, &[Adam, AdamW, Lion]),
-            ("beta2", self.betas[1] != 0.0, &[Adam, AdamW, Lion]),
-            ("alpha", self.alpha != 0.0, &[RmsProp]),
-            ("amsgrad", self.amsgrad, &[Adam, AdamW]),
-            ("centered", self.centered, &[RmsProp]),
-            ("cautious-weight-decay", self.cautious, &[AdamW]),
+        let settings = [
+            ("momentum", self.momentum != 0.0),
+            ("dampening", self.dampening != 0.0),
+            ("nesterov", self.nesterov),
+            ("beta1", self.betas[0] != 0.0),
+            ("beta2", self.betas[1] != 0.0),
+            ("alpha", self.alpha != 0.0),
+            ("epsilon", self.epsilon != 0.0),
+            ("amsgrad", self.amsgrad),
+            ("centered", self.centered),
+            ("cautious-weight-decay", self.cautious),
         ];
-        match settings.into_iter().find(|(_, set, owners)| *set && !owners.contains(&self.algorithm)) {
-            Some((name, ..)) => {
+        match settings
+            .into_iter()
+            .find(|(name, set)| *set && !Algorithm::with(name).contains(&self.algorithm))
+        {
+            Some((name, _)) => {
                 Err(format!("{} is no setting of {}, so it has no effect", option(name), self.algorithm))
             }
             None => Ok(()),
