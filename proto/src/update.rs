@@ -1,126 +1,66 @@
 //! The optimizer's rules of a step, on the wire.
 
-use tally_numerics::update::rule::{Adam, Lion, RmsProp, Rule, Sgd};
+use tally_numerics::update::rule;
 
 use crate::v1;
+
+/// A rule and its message have the same fields; a field that only one has does not compile.
+macro_rules! same_fields {
+    ($($name:ident { $($field:ident),* })*) => {$(
+        impl From<rule::$name> for v1::$name {
+            fn from(rule::$name { $($field),* }: rule::$name) -> Self {
+                Self { $($field),* }
+            }
+        }
+
+        impl From<v1::$name> for rule::$name {
+            fn from(v1::$name { $($field),* }: v1::$name) -> Self {
+                Self { $($field),* }
+            }
+        }
+    )*};
+}
+
+same_fields! {
+    Sgd { learning_rate, momentum, gradient, weight_decay, nesterov }
+    Adam {
+        step_size, beta1, gradient1, beta2, gradient2, correction, epsilon, weight_decay, keep, cautious, amsgrad
+    }
+    RmsProp { learning_rate, alpha, gradient, epsilon, momentum, weight_decay, centered }
+    Lion { learning_rate, beta1, gradient1, beta2, gradient2, keep }
+}
 
 /// A rule as a message.
 ///
 /// # Panics
-/// For [`Rule::Mean`], which belongs to buffers and never travels.
+/// For [`rule::Rule::Mean`], which belongs to buffers and never travels.
 #[must_use]
-pub fn to_message(rule: &Rule) -> v1::Rule {
+pub fn to_message(rule: &rule::Rule) -> v1::Rule {
     let rule = match *rule {
-        Rule::Sgd(Sgd { learning_rate, momentum, gradient, weight_decay, nesterov }) => {
-            v1::rule::Rule::Sgd(v1::Sgd { learning_rate, momentum, gradient, weight_decay, nesterov })
-        }
-        Rule::Adam(Adam {
-            step_size,
-            beta1,
-            gradient1,
-            beta2,
-            gradient2,
-            correction,
-            epsilon,
-            weight_decay,
-            keep,
-            cautious,
-            amsgrad,
-        }) => v1::rule::Rule::Adam(v1::Adam {
-            step_size,
-            beta1,
-            gradient1,
-            beta2,
-            gradient2,
-            correction,
-            epsilon,
-            weight_decay,
-            keep,
-            cautious,
-            amsgrad,
-        }),
-        Rule::RmsProp(RmsProp {
-            learning_rate,
-            alpha,
-            gradient,
-            epsilon,
-            momentum,
-            weight_decay,
-            centered,
-        }) => v1::rule::Rule::RmsProp(v1::RmsProp {
-            learning_rate,
-            alpha,
-            gradient,
-            epsilon,
-            momentum,
-            weight_decay,
-            centered,
-        }),
-        Rule::Lion(Lion { learning_rate, beta1, gradient1, beta2, gradient2, keep }) => {
-            v1::rule::Rule::Lion(v1::Lion { learning_rate, beta1, gradient1, beta2, gradient2, keep })
-        }
-        Rule::Mean => unreachable!("the rule of buffers is no optimizer's"),
+        rule::Rule::Sgd(sgd) => v1::rule::Rule::Sgd(sgd.into()),
+        rule::Rule::Adam(adam) => v1::rule::Rule::Adam(adam.into()),
+        rule::Rule::RmsProp(rms_prop) => v1::rule::Rule::RmsProp(rms_prop.into()),
+        rule::Rule::Lion(lion) => v1::rule::Rule::Lion(lion.into()),
+        rule::Rule::Mean => unreachable!("the rule of buffers is no optimizer's"),
     };
     v1::Rule { rule: Some(rule) }
 }
 
 /// The rule of a message; `None` if it has none that this build knows.
 #[must_use]
-pub fn from_message(message: &v1::Rule) -> Option<Rule> {
+pub fn from_message(message: &v1::Rule) -> Option<rule::Rule> {
     Some(match message.rule? {
-        v1::rule::Rule::Sgd(v1::Sgd { learning_rate, momentum, gradient, weight_decay, nesterov }) => {
-            Rule::Sgd(Sgd { learning_rate, momentum, gradient, weight_decay, nesterov })
-        }
-        v1::rule::Rule::Adam(v1::Adam {
-            step_size,
-            beta1,
-            gradient1,
-            beta2,
-            gradient2,
-            correction,
-            epsilon,
-            weight_decay,
-            keep,
-            cautious,
-            amsgrad,
-        }) => Rule::Adam(Adam {
-            step_size,
-            beta1,
-            gradient1,
-            beta2,
-            gradient2,
-            correction,
-            epsilon,
-            weight_decay,
-            keep,
-            cautious,
-            amsgrad,
-        }),
-        v1::rule::Rule::RmsProp(v1::RmsProp {
-            learning_rate,
-            alpha,
-            gradient,
-            epsilon,
-            momentum,
-            weight_decay,
-            centered,
-        }) => Rule::RmsProp(RmsProp {
-            learning_rate,
-            alpha,
-            gradient,
-            epsilon,
-            momentum,
-            weight_decay,
-            centered,
-        }),
-        v1::rule::Rule::Lion(v1::Lion { learning_rate, beta1, gradient1, beta2, gradient2, keep }) => {
-            Rule::Lion(Lion { learning_rate, beta1, gradient1, beta2, gradient2, keep })
-        }
+        v1::rule::Rule::Sgd(sgd) => rule::Rule::Sgd(sgd.into()),
+        v1::rule::Rule::Adam(adam) => rule::Rule::Adam(adam.into()),
+        v1::rule::Rule::RmsProp(rms_prop) => rule::Rule::RmsProp(rms_prop.into()),
+        v1::rule::Rule::Lion(lion) => rule::Rule::Lion(lion.into()),
     })
 }
 
 #[cfg(test)]
 mod tests {
+    use tally_numerics::update::rule::{Adam, Lion, RmsProp, Rule, Sgd};
+
     use super::*;
 
     #[test]
