@@ -97,6 +97,30 @@ fn sum_1_every_optimizer_has_the_same_bits_for_any_workers() {
     }
 }
 
+/// RESUME-1: the rates of a scheduler of Burn's, also of the steps after a resume, and recomputed by `verify`.
+#[test]
+fn resume_1_a_schedule_of_burns_has_the_same_bits_for_any_workers() {
+    let program = Program::new("faulty", &["--fault", "schedule"]);
+    any_workers_give_the_same_bits(&program, 12);
+    let run = program.train(1, &[]);
+    let rates: Vec<f64> =
+        events(&run.journal(), "step").iter().filter_map(|step| step["learning_rate"].as_f64()).collect();
+    // From 0.1 along a line to 0.01 at step 20.
+    assert_eq!(rates.len(), 12);
+    assert!(rates.windows(2).all(|pair| ((pair[0] - pair[1]) - 0.0045).abs() < 1e-6), "{rates:?}");
+    let verified = Program::new("faulty", &[]).run(&["verify", run.arg()]);
+    assert!(verified.status.success(), "{}{}", verified.stdout, verified.stderr);
+}
+
+/// RESUME-1: a run does not go on with other rates than it began with.
+#[test]
+fn resume_1_other_rates_than_the_runs_are_refused() {
+    let program = Program::new("faulty", &["--fault", "other-schedule", "--epochs", "1"]);
+    let run = program.train(1, &[]);
+    let resumed = program.run(&[&["coordinator", "--resume", run.arg()], &PORTS[..]].concat());
+    resumed.is_refused(&["cannot be resumed", "other learning rates"]);
+}
+
 /// Dropout, AdamW, and texts of several lengths that weigh by their letters.
 #[test]
 fn sum_1_the_transformer_has_the_same_bits_for_any_workers() {

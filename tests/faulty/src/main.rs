@@ -11,6 +11,7 @@ use burn::data::dataloader::batcher::Batcher;
 use burn::data::dataset::InMemDataset;
 use burn::grad_clipping::GradientClippingConfig;
 use burn::lr_scheduler::LrScheduler;
+use burn::lr_scheduler::linear::LinearLrSchedulerConfig;
 use burn::nn::loss::{MseLoss, Reduction};
 use burn::nn::{Linear, LinearConfig};
 use burn::optim::SgdConfig;
@@ -58,6 +59,10 @@ enum Fault {
     EmptyGroup,
     /// Two groups with the same parameter.
     TwoGroups,
+    /// No fault: a schedule of Burn's.
+    Schedule,
+    /// A schedule that is another one in every process.
+    OtherSchedule,
     /// A schedule that goes below zero.
     NegativeRate,
     /// A schedule that is said to be the program's, and is not there.
@@ -257,6 +262,10 @@ impl tally::Program for Faulty {
                 let biases = ParameterGroup::new("biases", |name, _| name.ends_with("bias"));
                 job = job.group(biases.weight_decay(0.0));
                 job = job.group(ParameterGroup::new("all", |_, _| true).rate_factor(0.5));
+            }
+            Fault::Schedule | Fault::OtherSchedule => {
+                let other = if fault == Fault::OtherSchedule { f64::from(unseeded()) } else { 0.0 };
+                job = job.lr_scheduler(LinearLrSchedulerConfig::new(0.1 + 0.1 * other, 0.01, 20).init()?);
             }
             Fault::NoSchedule => job = job.learning_rate(0.1, tally::LrSchedule::Program),
             Fault::NegativeRate => job = job.lr_scheduler(Falling(0.1)),
