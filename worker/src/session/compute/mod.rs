@@ -7,6 +7,7 @@
 
 mod contribution;
 mod state;
+mod update;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -16,16 +17,11 @@ use std::time::Instant;
 use tally_numerics::digest::Digest;
 use tally_numerics::schema::Sums;
 use tally_numerics::tree::{Node, Tree};
-use tally_numerics::update::Update;
-use tally_numerics::update::rule::Rule;
 use tally_numerics::wire::WireDtype;
-use tally_numerics::{chunk_range, chunks};
 use tally_proto::convert::Microbatch;
-use tally_proto::floats;
-use tally_proto::pool::{Chunk, Pool};
+use tally_proto::pool::Pool;
 use tally_proto::segment::Segment;
 use tally_proto::span::SpanKind;
-use tally_proto::update;
 use tally_proto::v1::{
     self, MessageContext, WorkerMessage, coordinator_message, gradient_down, worker_message,
 };
@@ -36,6 +32,7 @@ use super::slots::SlotPool;
 use super::timeline::Timeline;
 use crate::engine::{Engine, EngineError};
 use state::Loading;
+use update::PendingUpdate;
 
 /// Microbatches of a test pass that may wait; the coordinator sends two at a time.
 const MAX_TESTS: usize = 64;
@@ -51,25 +48,6 @@ pub enum Input {
     Gradient(MessageContext, gradient_down::Body, OwnedSemaphorePermit),
     /// The session is over.
     End,
-}
-
-/// The update of the next step, which is being applied to the engine's second buffer.
-#[derive(Debug)]
-struct PendingUpdate {
-    step: u64,
-    attempt: u32,
-    rules: Arc<[Rule]>,
-    limit: f32,
-    /// Reduced chunks that wait for the gradient's factor.
-    deferred: Vec<v1::SumChunk>,
-    seen: Vec<bool>,
-    missing: usize,
-    /// The update, once the gradient's factor is known.
-    update: Option<Update>,
-    applied: usize,
-    digest: Digest,
-    /// When the last reduced chunk came.
-    complete_at: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -371,161 +349,11 @@ impl Compute {
             gradient_down::Body::StateChunk(chunk) => self.state_chunk(&chunk)?,
             _ if Some(context.step) != self.step().map(|s| s.saturating_add(1))
                 || self.is_void(context.step, context.attempt) => {}
-            gradient_down::Body::AttemptBegin(begin) => {
-                let n = chunks(self.engine.manifest().trained_len());
-                let rules = self.rules(&begin)?;
-                let segments = self.engine.manifest().segments();
-                let update =
-                    (begin.unscaled).then(|| Update::new(rules.clone(), segments.clone(), 1.0, begin.limit));
-                self.pending_update = Some(PendingUpdate {
-                    step: context.step,
-                    attempt: context.attempt,
-                    rules,
-                    limit: begin.limit,
-                    deferred: Vec::new(),
-                    seen: vec![false; n],
-                    missing: n,
-                    update,
-                    applied: 0,
-                    digest: Digest::default(),
-                    complete_at: None,
-                });
-            }
+            gradient_down::Body::AttemptBegin(begin) => self.attempt_begins(context, &begin)?,
             gradient_down::Body::SumChunk(reduced) => self.reduced(context, reduced)?,
-            gradient_down::Body::AttemptClose(close) => {
-                let Self { pending_update, engine, .. } = self;
-                if let Some(pending) = pending_update.as_mut().filter(|u| u.attempt == context.attempt) {
-                    let segments = engine.manifest().segments().clone();
-                    pending.update =
-                        Some(Update::new(pending.rules.clone(), segments, close.scale, pending.limit));
-                    for reduced in std::mem::take(&mut pending.deferred) {
-                        self.apply(&reduced)?;
-                    }
-                }
-            }
+            gradient_down::Body::AttemptClose(close) => self.attempt_closes(context, &close)?,
         }
         Ok(true)
-    }
-
-    // ---- The update ----
-
-    /// The rules of an attempt, which must be for this model and the state that it has.
-    fn rules(&self, begin: &v1::AttemptBegin) -> Result<Arc<[Rule]>, ComputeError> {
-        let rules: Option<Vec<Rule>> = begin.rules.iter().map(update::from_message).collect();
-        let rules = rules.ok_or_else(|| {
-            ComputeError("the coordinator trains with an optimizer that this build does not know".into())
-        })?;
-        let segments = self.engine.manifest().segments();
-        if !Update::fits(&rules, segments) || rules[0].moments() != self.moments {
-            return Err(ComputeError(format!(
-                "the coordinator's optimizer has {} rules for {} groups of tensors, and {} moments for a state with {}",
-                rules.len(),
-                segments.groups(),
-                rules.first().map_or(0, Rule::moments),
-                self.moments
-            )));
-        }
-        if begin.limit.is_nan() || begin.limit <= 0.0 {
-            return Err(ComputeError(format!("the coordinator clips elements to ±{}", begin.limit)));
-        }
-        Ok(rules.into())
-    }
-
-    fn reduced(&mut self, context: MessageContext, reduced: v1::SumChunk) -> Result<(), ComputeError> {
-        let Some(update) = self.pending_update.as_mut().filter(|u| u.attempt == context.attempt) else {
-            return Ok(());
-        };
-        let index = reduced.index as usize;
-        match update.seen.get_mut(index) {
-            Some(seen) if !*seen => *seen = true,
-            _ => return Err(ComputeError(format!("chunk {index} of the sum came twice, or is none"))),
-        }
-        update.missing -= 1;
-        if update.missing == 0 {
-            update.complete_at = Some(Instant::now());
-        }
-        if update.update.is_some() {
-            self.apply(&reduced)
-        } else {
-            update.deferred.push(reduced);
-            Ok(())
-        }
-    }
-
-    /// Applies a reduced chunk to the second buffer. A chunk in shared memory is read only now: it stays
-    /// there until the step's commit is confirmed.
-    fn apply(&mut self, reduced: &v1::SumChunk) -> Result<(), ComputeError> {
-        let Some(pending) = &mut self.pending_update else { return Ok(()) };
-        let Some(update) = &pending.update else { return Ok(()) };
-        let from = Instant::now();
-        let range = chunk_range(self.engine.manifest().trained_len(), reduced.index as usize);
-        let wrong = |what: String| ComputeError(format!("chunk {} of the sum: {what}", reduced.index));
-        let (dtype, pool) = (self.transport.dtype, &self.pool);
-        let copied: Chunk;
-        let gradient: &[f32] = if let Some(slot) = reduced.slot {
-            let shared = self.transport.sums.as_ref();
-            let memory = shared.ok_or_else(|| {
-                wrong("the coordinator says that it is in shared memory, but there is none".into())
-            })?;
-            let fetched = floats::fetch(dtype, memory, slot, range.len(), pool);
-            copied = fetched.map_err(|e| wrong(e.to_string()))?;
-            &copied
-        } else if let Some(view) = floats::view(dtype, &reduced.data, range.len()) {
-            view
-        } else {
-            let decoded = floats::decode(dtype, &reduced.data, range.len(), pool);
-            copied = decoded.map_err(|e| wrong(e.to_string()))?;
-            &copied
-        };
-        let part = self.engine.apply(update, range.start, gradient);
-        pending.digest = pending.digest.and(part);
-        pending.applied += 1;
-        if pending.applied == pending.seen.len() {
-            pending.digest = pending.digest.and(self.engine.finish_update()?);
-        }
-        self.timeline.record(SpanKind::Apply, 0, from);
-        Ok(())
-    }
-
-    fn advance_commit(&mut self) -> bool {
-        let (Some(&(step, digest)), Some(at)) = (self.commits.front(), self.step()) else { return false };
-        if step <= at {
-            self.commits.pop_front();
-            return true;
-        }
-        let Some(update) = self
-            .pending_update
-            .take_if(|u| u.step == step && step == at.saturating_add(1) && u.applied == u.seen.len())
-        else {
-            return false;
-        };
-        self.commits.pop_front();
-        let between = |from: Option<Instant>, to: Option<Instant>| match (from, to) {
-            (Some(from), Some(to)) => to.saturating_duration_since(from).as_secs_f64(),
-            _ => 0.0,
-        };
-        if update.digest == digest {
-            let from = Instant::now();
-            self.engine.commit();
-            self.timeline.record(SpanKind::Apply, 0, from);
-            self.previous = self.committed.replace((step, digest));
-            self.steps += 1;
-            self.microbatches.retain(|&(of, _), _| of > step);
-            self.prefetched.retain(|&(of, _)| of > step);
-        }
-        let contribution_began = self.contribution_began.take();
-        let spans = self.timeline.drain_spans();
-        // With another digest this replica stays at its step, and the coordinator sends it away.
-        self.send(
-            step,
-            worker_message::Body::Committed(v1::Committed {
-                digest: update.digest.0,
-                apply_seconds: between(update.complete_at, Some(Instant::now())),
-                round_seconds: between(contribution_began, update.complete_at),
-                spans,
-            }),
-        );
-        true
     }
 
     // ---- Samples of a later step ----

@@ -6,8 +6,10 @@ use std::sync::mpsc::{Sender, channel};
 use tally_numerics::manifest::Manifest;
 use tally_numerics::schema::{LossSpec, Schema};
 use tally_numerics::state::State;
-use tally_numerics::update::rule::Adam;
+use tally_numerics::update::Update;
+use tally_numerics::update::rule::{Adam, Rule};
 use tally_numerics::{chunk_range, chunks, init, sum};
+use tally_proto::{floats, update};
 use tokio::sync::Semaphore;
 
 use super::*;
