@@ -83,7 +83,7 @@ fn norm_by_chunks(bencher: Bencher<'_, '_>) {
     let gradient = vector();
     bencher
         .counter(BytesCount::new(4 * ELEMENTS))
-        .bench_local(|| black_box(&gradient).chunks(CHUNK).map(norm::sum_of_squares).sum::<f64>());
+        .bench_local(|| black_box(&gradient).chunks(norm::BLOCK).map(norm::sum_of_squares).sum::<f64>());
 }
 
 #[divan::bench]

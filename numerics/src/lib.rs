@@ -28,15 +28,14 @@ pub mod tree;
 pub mod update;
 pub mod wire;
 
-/// Elements of a gradient that are sent and added together: 2¹⁸ floats, 1 MiB.
-///
-/// A run's chunks always have the same size, because [`norm`] adds chunk by chunk.
-pub const CHUNK: usize = 1 << 18;
+/// Elements of a gradient that are sent and added together: 2¹⁶ floats, 256 KiB. A [block](norm::BLOCK) of the norm is
+/// several whole chunks.
+pub const CHUNK: usize = 1 << 16;
 
 /// How many chunks of one node may be on their way before the first of them is reduced.
 ///
 /// It bounds the coordinator's memory to this many chunks for each contributed node.
-pub const CREDIT_WINDOW: usize = 8;
+pub const CREDIT_WINDOW: usize = 32;
 
 /// Samples of a microbatch of the test pass. The number is fixed, so that the bits of its sums are.
 pub const TEST_MICROBATCH: usize = 100;

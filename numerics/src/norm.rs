@@ -1,16 +1,46 @@
 //! The gradient's global norm, its clip factor, and the scan for NaN and infinity.
 //!
 //! The squares are added in double precision in one fixed order: sixteen lanes inside a
-//! chunk, folded pairwise, and the chunks one after the other.
+//! [block](BLOCK), folded pairwise, and the blocks one after the other.
 
 use crate::simd::for_each_instruction_set;
 
 const LANES: usize = 16;
 
-/// The sum of the squares of one chunk. NaN or infinite if an element is.
+/// Elements whose squares are added in lanes. It is fixed for all runs, because it decides the bits of a norm.
+pub const BLOCK: usize = 1 << 18;
+
+/// The sum of the squares of one block, given in stretches.
+#[derive(Clone, Debug, Default)]
+pub struct SquareSum([f64; LANES]);
+
+impl SquareSum {
+    /// Adds the next stretch. All stretches but the last have a multiple of sixteen elements.
+    pub fn add(&mut self, stretch: &[f32]) {
+        squares(&mut self.0, stretch);
+    }
+
+    /// The sum. NaN or infinite if an element is.
+    #[must_use]
+    pub fn finish(self) -> f64 {
+        let mut lanes = self.0;
+        let mut width = LANES / 2;
+        while width > 0 {
+            for i in 0..width {
+                lanes[i] += lanes[i + width];
+            }
+            width /= 2;
+        }
+        lanes[0]
+    }
+}
+
+/// The sum of the squares of one block. NaN or infinite if an element is.
 #[must_use]
-pub fn sum_of_squares(chunk: &[f32]) -> f64 {
-    squares(chunk)
+pub fn sum_of_squares(block: &[f32]) -> f64 {
+    let mut sum = SquareSum::default();
+    sum.add(block);
+    sum.finish()
 }
 
 /// The factor that brings a gradient of the given squared norm to at most `max_norm`, as
@@ -45,7 +75,7 @@ pub fn first_non_finite(values: &[f32]) -> Option<usize> {
 }
 
 for_each_instruction_set! {
-    squares(chunk: &[f32]) -> f64;
+    squares(lanes: &mut [f64; LANES], stretch: &[f32]);
     greatest_magnitude(block: &[f32]) -> u32;
 }
 
@@ -53,25 +83,18 @@ mod body {
     use super::LANES;
 
     #[inline(always)]
-    pub(super) fn squares(chunk: &[f32]) -> f64 {
-        let mut lanes = [0f64; LANES];
-        let mut rows = chunk.chunks_exact(LANES);
+    pub(super) fn squares(lanes: &mut [f64; LANES], stretch: &[f32]) {
+        let mut sums = *lanes;
+        let mut rows = stretch.chunks_exact(LANES);
         for row in &mut rows {
-            for (lane, x) in lanes.iter_mut().zip(row) {
-                *lane += f64::from(*x) * f64::from(*x);
+            for (sum, x) in sums.iter_mut().zip(row) {
+                *sum += f64::from(*x) * f64::from(*x);
             }
         }
-        for (lane, x) in lanes.iter_mut().zip(rows.remainder()) {
-            *lane += f64::from(*x) * f64::from(*x);
+        for (sum, x) in sums.iter_mut().zip(rows.remainder()) {
+            *sum += f64::from(*x) * f64::from(*x);
         }
-        let mut width = LANES / 2;
-        while width > 0 {
-            for i in 0..width {
-                lanes[i] += lanes[i + width];
-            }
-            width /= 2;
-        }
-        lanes[0]
+        *lanes = sums;
     }
 
     /// The bits of the value with the greatest magnitude, without its sign. A NaN has greater bits than infinity.
@@ -93,9 +116,22 @@ mod tests {
         fn sum_1_all_paths_agree(bits in proptest::collection::vec(any::<u32>(), 0..200)) {
             let finite = |x: &f32| x.is_finite();
             let chunk: Vec<f32> = bits.iter().map(|&b| f32::from_bits(b)).filter(finite).collect();
-            prop_assert_eq!(sum_of_squares(&chunk).to_bits(), body::squares(&chunk).to_bits());
+            let mut portable = SquareSum::default();
+            body::squares(&mut portable.0, &chunk);
+            prop_assert_eq!(sum_of_squares(&chunk).to_bits(), portable.finish().to_bits());
             let any: Vec<f32> = bits.iter().map(|&b| f32::from_bits(b)).collect();
             prop_assert_eq!(first_non_finite(&any), any.iter().position(|x| !x.is_finite()));
+        }
+    }
+
+    #[test]
+    fn sum_1_the_stretches_of_a_block_do_not_show_in_its_sum() {
+        let block: Vec<f32> = (0..1000).map(|i| (i as f32 * 0.37).sin() * 1e3).collect();
+        for cut in [0, 16, 512, 992] {
+            let mut sum = SquareSum::default();
+            sum.add(&block[..cut]);
+            sum.add(&block[cut..]);
+            assert_eq!(sum.finish().to_bits(), sum_of_squares(&block).to_bits());
         }
     }
 

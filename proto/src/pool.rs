@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tally_numerics::CHUNK;
 
 /// Free buffers kept for later; more than this are given back to the allocator.
-const KEEP: usize = 256;
+const KEEP: usize = 1024;
 
 /// A source of buffers of up to [`CHUNK`] floats.
 #[derive(Clone, Debug, Default)]

@@ -187,11 +187,11 @@ pub fn check_build<P: CoordinatorProgram>(
         config.tally
     );
     ensure!(
-        config.chunk == tally_numerics::CHUNK,
-        "{} was trained with chunks of {} elements, this version has {}; use Tally {}",
+        config.chunk == tally_numerics::norm::BLOCK,
+        "{} was trained with blocks of {} elements in the gradient's norm, this version has {}; use Tally {}",
         path.display(),
         config.chunk,
-        tally_numerics::CHUNK,
+        tally_numerics::norm::BLOCK,
         config.tally
     );
     Ok(())

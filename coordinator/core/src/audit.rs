@@ -74,16 +74,32 @@ impl Core {
             && flight.audit.as_ref().is_some_and(|a| (a.owner, a.node) == (from.session, node))
     }
 
+    /// The node of a step about which two workers differed.
+    fn disputed_node(&self, step: u64) -> Option<Node> {
+        self.disputed.filter(|(of, _)| *of == step).map(|(_, node)| node)
+    }
+
+    /// Random bits of a step: the upper half decides whether a node is audited, the lower half which.
+    fn audit_chance(&self, step: u64) -> u64 {
+        let seed = self.spec.schedule.seed().to_le_bytes();
+        fnv1a(step.to_le_bytes().into_iter().chain(seed))
+    }
+
+    /// Whether a node of this step is to be audited.
+    pub(super) fn audit_is_due(&self, step: u64) -> bool {
+        let drawn = (self.audit_chance(step) >> 32) as f64 / f64::from(u32::MAX);
+        self.disputed_node(step).is_some() || drawn < self.spec.audit_rate
+    }
+
     /// Chooses, with the audit rate, a node of the step that begins for an audit.
     pub(super) fn begin_audit(&mut self, now: Duration, dealt: &[(Session, Vec<Node>)]) {
         let Some(flight) = &self.flight else { return };
-        let disputed = self.disputed.filter(|(step, _)| *step == flight.step).map(|(_, node)| node);
-        let seed = self.spec.schedule.seed().to_le_bytes();
-        let chance = fnv1a(flight.step.to_le_bytes().into_iter().chain(seed));
-        // The upper half decides whether, the lower half whose.
-        if disputed.is_none() && (chance >> 32) as f64 / f64::from(u32::MAX) >= self.spec.audit_rate {
+        let step = flight.step;
+        if !self.audit_is_due(step) {
             return;
         }
+        let disputed = self.disputed_node(step);
+        let chance = self.audit_chance(step);
         let ready = self.members.ready();
         let has_peer =
             |owner: &Session| ready.iter().any(|s| s != owner && self.members.are_alike(*s, *owner));

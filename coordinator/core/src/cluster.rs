@@ -47,6 +47,8 @@ pub struct Member {
     pub per_sample: Option<f64>,
     /// Nodes of the step in flight it was given and has not closed with a trailer.
     pub open: BTreeSet<Node>,
+    /// Nodes of the step in flight whose trailers have come. It keeps their sums until the step is committed.
+    pub closed: BTreeSet<Node>,
     /// Leaves of the step in flight it was given.
     pub leaves: u32,
     /// Seconds it has computed for the step in flight.
@@ -63,6 +65,24 @@ pub struct Member {
     pub held: Vec<(u64, Digest)>,
     /// It has been ready before.
     pub was_ready: bool,
+    /// How it can have links with other workers.
+    pub links: LinkAbility,
+    /// It owns no chunks before this step, because its sums were late.
+    pub owns_from: u64,
+    /// How often its sums were late.
+    pub late_sums: u32,
+}
+
+/// How a worker can have links with others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LinkAbility {
+    /// Not at all.
+    #[default]
+    None,
+    /// It dials others.
+    Dials,
+    /// It dials, and others may dial it.
+    Listens,
 }
 
 impl Member {
@@ -77,6 +97,7 @@ impl Member {
             confirmed: None,
             per_sample: None,
             open: BTreeSet::new(),
+            closed: BTreeSet::new(),
             leaves: 0,
             computed: 0.0,
             dealt: BTreeSet::new(),
@@ -85,7 +106,16 @@ impl Member {
             due: Duration::ZERO,
             held,
             was_ready: false,
+            links: LinkAbility::None,
+            owns_from: 0,
+            late_sums: 0,
         }
+    }
+
+    /// Whether it computes, or has computed, a node that covers this one.
+    #[must_use]
+    pub fn has(&self, node: Node) -> bool {
+        self.open.iter().chain(&self.closed).any(|own| own.covers(node))
     }
 
     /// What it is doing, in a word; `in_flight` says whether a step is.

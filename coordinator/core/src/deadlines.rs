@@ -13,14 +13,21 @@ use tally_numerics::tree::Node;
 
 use super::Core;
 use super::assign::Load;
-use super::cluster::{Session, State};
+use super::cluster::{Member, Session, State};
 use super::events::{Action, ClusterEvent};
 use super::fault_injection::FaultInjection;
 
 /// An assignment may take so many times its expected time …
-const SLACK: f64 = 2.0;
+pub(super) const SLACK: f64 = 2.0;
 /// … and this much more, for delays that no measurement predicts.
-const FLOOR: Duration = Duration::from_millis(50);
+pub(super) const FLOOR: Duration = Duration::from_millis(50);
+
+/// Keeps the workers for which `good` holds, if there are any.
+fn prefer(workers: &mut Vec<Session>, good: impl Fn(&Session) -> bool) {
+    if workers.iter().any(&good) {
+        workers.retain(good);
+    }
+}
 
 impl Core {
     /// When the last assignment of the step in flight is due, from the step's beginning.
@@ -47,6 +54,7 @@ impl Core {
         if self.recovery.is_some() {
             return self.boundary(now);
         }
+        self.dial(now);
         if !self.injects(FaultInjection::ForgetTestMicrobatch) {
             self.test_overdue(now);
         }
@@ -54,11 +62,16 @@ impl Core {
         if flight.closing {
             return;
         }
+        let window = self.spec.credit_window;
         let mut late: Vec<(Session, Vec<Node>)> = Vec::new();
         for (&session, member) in self.members.0.iter().filter(|(_, m)| now >= m.due) {
-            let waited_for =
-                |node: &&Node| flight.awaits(**node) && !flight.speculative.contains(&(session, **node));
-            let nodes: Vec<Node> = member.open.iter().filter(waited_for).copied().collect();
+            let own = member.open.iter().map(|node| (*node, false));
+            let own = own.chain(member.closed.iter().map(|node| (*node, true)));
+            let nodes: Vec<Node> = own
+                .filter(|&(node, closed)| flight.awaits(node, closed, window))
+                .map(|(node, _)| node)
+                .filter(|node| !flight.speculative.contains(&(session, *node)))
+                .collect();
             if !nodes.is_empty() {
                 late.push((session, nodes));
             }
@@ -66,6 +79,16 @@ impl Core {
         let step = flight.step;
         for (session, nodes) in late {
             let leaves = self.take_over(now, &nodes);
+            let Some(flight) = &self.flight else { return };
+            let others_have =
+                |node: Node| self.members.0.iter().any(|(&other, m)| other != session && m.has(node));
+            let withheld = |node: &Node| flight.closed.contains(&(session, *node)) && !others_have(*node);
+            if leaves == 0 && flight.layout.is_sharded() && nodes.iter().any(withheld) {
+                // It says that it has sent what did not arrive, and nobody else can compute it.
+                self.star_until = step + 1;
+                self.abort("a worker does not send what it has computed");
+                return self.boundary(now);
+            }
             if leaves > 0 {
                 if let Some(flight) = &mut self.flight {
                     flight.speculative.extend(nodes.into_iter().map(|node| (session, node)));
@@ -74,6 +97,7 @@ impl Core {
             }
         }
         self.audit_overdue(now);
+        self.sums_overdue(now);
     }
 
     /// Deals nodes that a worker has not closed to others, and returns how many leaves.
@@ -84,9 +108,10 @@ impl Core {
         }
         let mean_leaf = flight.samples as f64 / f64::from(self.spec.tree.microbatches());
         let (step, attempt) = (flight.step, flight.attempt);
+        let window = self.spec.credit_window;
         let is_late = |session: &Session| {
             let member = &self.members.0[session];
-            now >= member.due && member.open.iter().any(|node| flight.awaits(*node))
+            now >= member.due && member.open.iter().any(|node| flight.awaits(*node, false, window))
         };
         let ready = self.members.ready();
         let mut loads: BTreeMap<Session, Load> = BTreeMap::new();
@@ -97,14 +122,23 @@ impl Core {
             let todo = if member.open.is_empty() { 0.0 } else { f64::from(member.leaves) * per_leaf };
             loads.insert(session, Load { busy: (todo - elapsed).max(0.0), per_leaf });
         }
+        // In a sharded attempt a worker that has sent a node keeps it, and sends it again if it is asked to.
+        let is_kept = |node: Node| {
+            let keeps = |m: &Member| {
+                let closed = m.closed.iter().any(|own| own.covers(node));
+                closed && !(now >= m.due && flight.awaits(node, true, window))
+            };
+            flight.layout.is_sharded() && self.members.0.values().any(keeps)
+        };
         let mut dealt: BTreeMap<Session, Vec<Node>> = BTreeMap::new();
         let mut leaves = 0;
-        for &node in nodes.iter().filter(|node| !flight.is_done(**node)) {
-            let has = |session: &Session| self.members.0[session].open.iter().any(|n| n.covers(node));
-            let free: Vec<Session> = ready.iter().copied().filter(|s| !has(s)).collect();
-            // A late worker gets more only if there is no other worker.
-            let prompt: Vec<Session> = free.iter().copied().filter(|s| !is_late(s)).collect();
-            let takers = if prompt.is_empty() { free } else { prompt };
+        for &node in nodes.iter().filter(|node| !flight.is_done(**node) && !is_kept(**node)) {
+            let mut takers: Vec<Session> =
+                ready.iter().copied().filter(|s| !self.members.0[s].has(node)).collect();
+            // A late worker gets more only if there is no other worker, and so does one that cannot send to owners.
+            let is_linked = |s: &Session| !flight.layout.is_sharded() || flight.layout.is_linked(*s);
+            prefer(&mut takers, |s| !is_late(s));
+            prefer(&mut takers, is_linked);
             if takers.is_empty() {
                 continue;
             }
@@ -126,6 +160,18 @@ impl Core {
         }
         let full = |nodes: &[Node]| nodes.iter().map(|&node| flight.full_leaves(node)).sum();
         let by = dealt.iter().map(|(&session, nodes)| (session, full(nodes))).collect();
+        let class = |session: &Session| &self.members.0[session].device.numerics_class;
+        let joins = dealt.keys().any(|session| !flight.classes.contains(class(session)));
+        if !flight.own.order().is_empty() && flight.layout.is_sharded() && joins {
+            self.void_mixed(now, "a worker of another kind computes for others");
+            return 0;
+        }
+        if flight.layout.is_sharded() && dealt.keys().any(|session| !flight.layout.is_linked(*session)) {
+            let missing = flight.owned_and_missing(None);
+            if !self.take_back(now, missing, "a worker without links computes for others") {
+                return 0;
+            }
+        }
         self.actions.push(Action::Report(ClusterEvent::TakenOver { step, leaves, by }));
         for (session, nodes) in dealt {
             self.plan(now, session, step, attempt, nodes, true);

@@ -4,7 +4,7 @@ use tally_numerics::digest::Digest;
 use tally_numerics::schema::Sums;
 use tally_numerics::tree::Node;
 
-use super::cluster::{DeviceInfo, Session};
+use super::cluster::{DeviceInfo, LinkAbility, Session};
 use super::reduction::ReductionStep;
 
 /// What was computed for one leaf.
@@ -44,6 +44,8 @@ pub enum Event {
         threads: u32,
         /// Steps of this run whose state it holds, with their digests.
         held: Vec<(u64, Digest)>,
+        /// How it can have links with other workers.
+        links: LinkAbility,
     },
     /// The state that a worker was asked for has arrived completely. The server keeps it until [`Action::Adopt`].
     Uploaded {
@@ -127,6 +129,8 @@ pub enum Event {
         /// Seconds from the beginning of its contribution to the last reduced chunk; 0 for a
         /// spare.
         round: f64,
+        /// The chunks whose sums were others than the coordinator's; `None` if the coordinator no longer knows its own.
+        differing: Option<Vec<u32>>,
     },
     /// A worker has answered a leaf of the test pass; the server keeps the answers.
     Answered {
@@ -145,6 +149,29 @@ pub enum Event {
         node: Node,
         /// The digest of the sum it got.
         digest: Digest,
+    },
+    /// A worker has opened the link to another that it was told to open.
+    LinkUp {
+        /// Who.
+        session: Session,
+        /// To whom.
+        peer: Session,
+    },
+    /// A link is broken, or could not be opened.
+    LinkDown {
+        /// Who says so.
+        session: Session,
+        /// The link's other end.
+        peer: Session,
+        /// Why, in words.
+        reason: String,
+    },
+    /// A worker lacks sums of a step that is closed.
+    Need {
+        /// Who, and in which attempt.
+        from: AttemptId,
+        /// The chunks.
+        chunks: Vec<u32>,
     },
     /// Time has passed.
     Tick,
@@ -248,6 +275,35 @@ pub enum Action {
         nodes: Vec<Node>,
         /// They were first assigned to another worker.
         takeover: bool,
+        /// Their chunks go to owners.
+        to_owners: bool,
+    },
+    /// Have a worker open a link to another.
+    Dial {
+        /// Whom.
+        session: Session,
+        /// To whom.
+        peer: Session,
+    },
+    /// Tell every replica that the coordinator adds these chunks up from here on: workers send it what they have of them.
+    TakeBack {
+        /// The step.
+        step: u64,
+        /// The attempt.
+        attempt: u32,
+        /// The chunks.
+        chunks: Vec<u32>,
+    },
+    /// Send a worker sums of the step in flight, or of the one that was committed last, that did not reach it.
+    Resend {
+        /// To whom.
+        session: Session,
+        /// The step.
+        step: u64,
+        /// The attempt.
+        attempt: u32,
+        /// The chunks.
+        chunks: Vec<u32>,
     },
     /// Have a worker compute a node and answer with [`Event::Audited`].
     Audit {
@@ -353,6 +409,8 @@ pub struct Committed {
     pub slowest: Option<Session>,
     /// Its learning rate.
     pub learning_rate: f32,
+    /// Workers that added chunks up; 0 in the star.
+    pub owners: usize,
     /// Digest of the new master state.
     pub digest: Digest,
 }
@@ -393,6 +451,24 @@ pub enum ClusterEvent {
         step: u64,
         /// How many leaves.
         leaves: u32,
+    },
+    /// From this step on gradients are added up in another way.
+    Reduction {
+        /// The step.
+        step: u64,
+        /// How many workers add up; 0 for the star.
+        owners: usize,
+        /// Why.
+        reason: String,
+    },
+    /// The coordinator adds up chunks that workers owned.
+    TakenBack {
+        /// The step.
+        step: u64,
+        /// How many chunks.
+        chunks: usize,
+        /// Why.
+        reason: String,
     },
     /// Two workers have computed the same node.
     Audited {

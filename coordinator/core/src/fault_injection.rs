@@ -16,12 +16,24 @@ pub(crate) enum FaultInjection {
     ForgetTakeover,
     /// A lost worker's test microbatches are not given to others.
     ForgetTestMicrobatch,
+    /// The chunks that an owner cannot finish are not taken back.
+    ForgetTakeBack,
     /// An attempt that a violation has touched goes on.
     ForgiveViolation,
     /// A replica with another digest stays.
     IgnoreDrift,
+    /// A replica that lacks a sum is not sent it.
+    IgnoreNeed,
     /// A returning worker keeps its state whatever its digest is.
     KeepAnyRetainedState,
     /// The accounting of samples is not reset with the state.
     KeepLedger,
+    /// A chunk that is taken back gets a second version, although devices compute different bits.
+    MixVersions,
+    /// The nodes that a lost worker had closed count as delivered.
+    TrustTrailers,
+    /// Credits go by the numbers of chunks, and not by what the coordinator adds up.
+    CreditByIndex,
+    /// Whoever's replica differs is sent away, whichever sums it was sent.
+    BlameReceiver,
 }

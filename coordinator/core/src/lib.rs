@@ -6,21 +6,25 @@
 //!
 //! Promises kept here: **DATA-1** ([`ledger`]), **SUM-1** ([`reduction`], [`assign`]), **REP-1** (`replica_state`:
 //! every digest of a worker is compared with the master's), **LIVE-1** (`step_protocol` leads a step from its plan to
-//! its commit, `deadlines` assigns the leaves of a lost or late worker again within the step), **RESUME-1**
-//! ([`recovery`]).
+//! its commit, `deadlines` assigns the leaves of a lost or late worker again within the step, `sharding` takes back the
+//! chunks that workers cannot add up), **RESUME-1** ([`recovery`]).
 
 pub mod assign;
 pub mod audit;
+pub mod auto_reduce;
 pub mod cluster;
 mod deadlines;
 pub mod events;
 mod fault_injection;
+pub mod layout;
 pub mod ledger;
+pub mod links;
 pub mod optimizer;
 pub mod recovery;
 pub mod reduction;
 mod replica_state;
 pub mod sampler;
+mod sharding;
 pub mod step;
 mod step_protocol;
 pub mod test_pass;
@@ -36,15 +40,21 @@ use tally_numerics::digest::Digest;
 use tally_numerics::order::Schedule;
 use tally_numerics::tree::{Node, Tree};
 
+use auto_reduce::AutoReduce;
 use cluster::{Member, Members, Session};
 use events::{Action, Event, RunOutcome};
 use fault_injection::FaultInjection;
+use layout::{Layout, ReduceMode};
 use ledger::Ledger;
+use links::Links;
 use optimizer::OptimizerConfig;
 use recovery::{Recorded, Recovery};
 use sampler::EpochSampler;
 use step::StepInFlight;
 use test_pass::TestPass;
+
+/// Sharded steps whose layouts are remembered; replicas lag by no more than a few.
+const LAYOUTS: usize = 8;
 
 /// Commits whose digests are remembered; a replica that confirms an older one is too far behind.
 const RECENT: usize = 1024;
@@ -70,6 +80,11 @@ pub struct RunSpec {
     pub workers: usize,
     /// The share of steps in which a second worker checks another's bits, 0 to 1.
     pub audit_rate: f64,
+    /// How gradients are added up.
+    pub reduce: ReduceMode,
+    /// Chunks of a node that a worker may send to the coordinator ahead of those that are whole
+    /// ([`tally_numerics::CREDIT_WINDOW`]; less in tests).
+    pub credit_window: usize,
 }
 
 impl RunSpec {
@@ -132,6 +147,16 @@ pub struct Core {
     audits: audit::Counts,
     /// The step, and the node of it, about which two workers differ.
     disputed: Option<(u64, Node)>,
+    links: Links,
+    auto: AutoReduce,
+    /// How many workers add up, as was reported last; 0 for the star.
+    owners: usize,
+    /// The layouts of the last committed steps that were sharded.
+    layouts: VecDeque<(u64, Layout)>,
+    /// The star is used before this step.
+    star_until: u64,
+    /// Attempts that were void because they were sharded.
+    void_attempts: u32,
     actions: Vec<Action>,
     /// A rule that is broken on purpose, to see which promise notices.
     #[cfg(test)]
@@ -167,6 +192,12 @@ impl Core {
             recorded,
             audits: audit::Counts::default(),
             disputed: None,
+            links: Links::default(),
+            auto: AutoReduce::default(),
+            owners: 0,
+            layouts: VecDeque::new(),
+            star_until: 0,
+            void_attempts: 0,
             actions: Vec::new(),
             #[cfg(test)]
             fault: None,
@@ -216,10 +247,11 @@ impl Core {
 
     fn dispatch(&mut self, now: Duration, event: Event) {
         match event {
-            Event::Joined { session, name, device, threads, held } => {
-                self.joined(now, session, Member::new(name, device, threads, held));
+            Event::Joined { session, name, device, threads, held, links } => {
+                let member = Member { links, ..Member::new(name, device, threads, held) };
+                self.joined(now, session, member);
             }
-            Event::Loaded { session, step, digest } => self.confirmed(now, session, step, digest),
+            Event::Loaded { session, step, digest } => self.confirmed(now, session, step, digest, None),
             Event::Uploaded { session, step, digest } => self.uploaded(now, session, step, digest),
             Event::Header { from, node, digest, samples } => self.header(now, from, node, digest, samples),
             Event::Chunk { from, node, index, digest, fault } => {
@@ -234,9 +266,14 @@ impl Core {
                 let step = self.committed + 1;
                 self.diverged(step, "the summed gradient".into());
             }
-            Event::Committed { session, step, digest, .. } => self.confirmed(now, session, step, digest),
+            Event::Committed { session, step, digest, differing, .. } => {
+                self.confirmed(now, session, step, digest, differing.as_deref());
+            }
             Event::Answered { session, step, leaf } => self.answered(now, session, step, leaf),
             Event::Audited { from, node, digest } => self.audited(now, from, node, digest),
+            Event::LinkUp { session, peer } => self.link_up(now, session, peer),
+            Event::LinkDown { session, peer, reason } => self.link_down(now, session, peer, &reason),
+            Event::Need { from, chunks } => self.need(from, chunks),
             Event::Tick => self.tick(now),
             Event::Lost { session, reason, polite } => self.lost(now, session, reason, polite),
             Event::Wake | Event::Stop => {
@@ -278,6 +315,12 @@ impl Core {
     #[must_use]
     pub fn committed(&self) -> (u64, Digest) {
         (self.committed, self.digest)
+    }
+
+    /// The links between workers.
+    #[must_use]
+    pub fn links(&self) -> &Links {
+        &self.links
     }
 
     /// The step in flight, if there is one.

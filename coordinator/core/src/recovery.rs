@@ -114,6 +114,13 @@ impl Core {
                 format!("the state of step {step} that it sent has digest {digest}, not the journal's");
             return self.evict(now, session, reason, true);
         }
+        if let Some(recovery) =
+            self.recovery.as_mut().filter(|r| r.offers.values().any(|&newer| newer > step))
+        {
+            // Its holder came while this one was on its way.
+            recovery.asked = None;
+            return self.boundary(now);
+        }
         self.recovery = None;
         self.go_to(step, digest);
         self.actions.push(Action::Adopt { step });

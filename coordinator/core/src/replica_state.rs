@@ -49,9 +49,19 @@ impl Core {
     }
 
     /// A replica reports that it is at `step` with `digest`.
-    pub(super) fn confirmed(&mut self, now: Duration, session: Session, step: u64, digest: Digest) {
+    ///
+    /// `differing` are the chunks of that step whose sums were others than the coordinator's, if that is known.
+    pub(super) fn confirmed(
+        &mut self,
+        now: Duration,
+        session: Session,
+        step: u64,
+        digest: Digest,
+        differing: Option<&[u32]>,
+    ) {
         let Some(member) = self.members.0.get_mut(&session) else { return };
-        if member.state == State::Joining
+        // A replica that is to be sent a state again may go on by itself meanwhile.
+        if (member.state == State::Joining && member.confirmed.is_none())
             || step > self.committed
             || member.confirmed.is_some_and(|c| step <= c)
         {
@@ -60,6 +70,7 @@ impl Core {
         let recent = self.recent.iter().find(|(of, _)| *of == step).map(|(_, digest)| *digest);
         match recent {
             Some(wanted) if wanted == digest || self.injects(FaultInjection::IgnoreDrift) => {}
+            Some(_) if self.was_sent_other_sums(now, session, step, differing) => return,
             Some(wanted) => {
                 let reason = format!("its replica drifted: digest {digest} at step {step}, not {wanted}");
                 return self.evict(now, session, reason, true);
@@ -90,7 +101,8 @@ impl Core {
 
     pub(super) fn lost(&mut self, now: Duration, session: Session, reason: String, polite: bool) {
         let Some(member) = self.members.0.remove(&session) else { return };
-        let (name, was_ready) = (member.name, member.was_ready);
+        let (name, was_ready) = (member.name.clone(), member.was_ready);
+        let trust = self.injects(FaultInjection::TrustTrailers);
         self.actions.push(Action::Report(ClusterEvent::Lost { session, name, reason, polite, was_ready }));
         if self.recovery.is_some() {
             self.offer_gone(session);
@@ -102,6 +114,7 @@ impl Core {
             test.give_back(member.testing);
             self.deal_test_leaves(now);
         }
+        self.links.remove(session);
         self.audit_lost(session);
         let Some(flight) = &mut self.flight else { return };
         if flight.closing {
@@ -113,10 +126,16 @@ impl Core {
             self.abort("no worker is left");
             return self.boundary(now);
         }
+        // In a sharded attempt what it had sent may not have arrived, and what it kept is gone.
+        let sent = flight.layout.is_sharded() && !trust;
+        let closed = member.closed.into_iter().filter(|_| sent);
+        let nodes: Vec<Node> = member.open.into_iter().chain(closed).collect();
         // A worker that was late before may be given a new deadline after it gets more work.
-        let open: Vec<Node> = member.open.into_iter().collect();
-        flight.speculative.retain(|(_, late)| !open.iter().any(|node| late.covers(*node)));
-        self.take_over(now, &open);
-        self.close_if_complete();
+        flight.speculative.retain(|(_, late)| !nodes.iter().any(|node| late.covers(*node)));
+        let owned = flight.owned_and_missing(Some(session));
+        if self.take_back(now, owned, &format!("{} is lost", member.name)) {
+            self.take_over(now, &nodes);
+            self.close_if_complete();
+        }
     }
 }

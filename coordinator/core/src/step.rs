@@ -10,7 +10,8 @@ use super::assign::{self, Load};
 use super::audit::Audit;
 use super::cluster::Session;
 use super::events::Receipt;
-use super::reduction::Reduction;
+use super::layout::{Layout, OwnChunks};
+use super::reduction::{Contribution, Reduction, ReductionStep};
 
 /// A step in flight.
 #[derive(Debug)]
@@ -25,7 +26,13 @@ pub struct StepInFlight {
     pub started: Duration,
     /// When the root became whole.
     pub reduced: Option<Duration>,
-    /// The additions.
+    /// Where the chunks are added up.
+    pub layout: Layout,
+    /// The chunks that the coordinator adds up.
+    pub own: OwnChunks,
+    /// When owners' sums are due: known once all receipts are there.
+    pub sums_due: Option<Duration>,
+    /// The additions, as far as the coordinator knows: of an owner's chunk only whether its sum has come.
     pub reduction: Reduction,
     /// What came for each leaf, by the first trailer that covered it.
     pub receipts: BTreeMap<u32, Receipt>,
@@ -39,6 +46,10 @@ pub struct StepInFlight {
     pub audit: Option<Audit>,
     /// Audits that were requested and not answered yet.
     pub audits: BTreeSet<(Session, Node)>,
+    /// The numerics classes of all that were given nodes, of those that are gone as well.
+    pub classes: BTreeSet<String>,
+    /// Owners that sent a sum with NaN or infinity in it.
+    pub unsound: BTreeSet<Session>,
     /// Waiting for the server to report that the update is applied.
     pub closing: bool,
     tree: Tree,
@@ -47,13 +58,23 @@ pub struct StepInFlight {
 impl StepInFlight {
     /// An attempt of which nothing has come yet.
     #[must_use]
-    pub fn new(tree: Tree, chunks: u32, step: u64, attempt: u32, samples: usize, now: Duration) -> Self {
+    pub fn new(
+        tree: Tree,
+        chunks: u32,
+        (step, attempt): (u64, u32),
+        samples: usize,
+        now: Duration,
+        layout: Layout,
+    ) -> Self {
         Self {
             step,
             attempt,
             samples,
             started: now,
             reduced: None,
+            own: OwnChunks::new(chunks, &layout),
+            layout,
+            sums_due: None,
             reduction: Reduction::new(tree, chunks, samples),
             receipts: BTreeMap::new(),
             opened: BTreeSet::new(),
@@ -61,16 +82,56 @@ impl StepInFlight {
             speculative: BTreeSet::new(),
             audit: None,
             audits: BTreeSet::new(),
+            classes: BTreeSet::new(),
+            unsound: BTreeSet::new(),
             closing: false,
             tree,
         }
     }
 
+    /// A chunk of a node's sum has come.
+    pub fn contribute(&mut self, now: Duration, node: Node, chunk: u32) -> Contribution {
+        let verdict = self.reduction.contribute(node, chunk);
+        if let Contribution::Take(due) = &verdict
+            && matches!(due.last(), Some(ReductionStep::RootReady { .. }))
+        {
+            self.own.became_whole(chunk);
+        }
+        if self.reduction.is_complete() {
+            self.reduced.get_or_insert(now);
+        }
+        verdict
+    }
+
     /// Whether the root and the receipts of every leaf that holds a sample are there.
     #[must_use]
     pub fn is_complete(&self) -> bool {
-        self.reduction.is_complete()
-            && self.receipts.values().map(|r| r.samples as usize).sum::<usize>() == self.samples
+        self.reduction.is_complete() && self.has_all_receipts()
+    }
+
+    /// Whether every microbatch was computed, by what workers say.
+    #[must_use]
+    pub fn has_all_receipts(&self) -> bool {
+        self.receipts.values().map(|r| r.samples as usize).sum::<usize>() == self.samples
+    }
+
+    /// The chunks whose sums have not come and that workers own, of all owners or of one.
+    #[must_use]
+    pub fn owned_and_missing(&self, by: Option<Session>) -> Vec<u32> {
+        let missing = |chunk: &u32| {
+            let owner = self.layout.owner(*chunk);
+            owner.is_some()
+                && (by.is_none() || owner == by)
+                && !self.own.contains(*chunk)
+                && !self.reduction.is_covered(Node::ROOT, *chunk)
+        };
+        (0..self.reduction.chunks()).filter(missing).collect()
+    }
+
+    /// Whether a worker gets this chunk's sum from its owner, and not from the coordinator.
+    #[must_use]
+    pub fn owner_sends(&self, chunk: u32, to: Session) -> bool {
+        self.layout.is_sharded() && !self.own.contains(chunk) && self.layout.is_linked(to)
     }
 
     /// The losses' means over the batch, summed along the tree.
@@ -115,14 +176,15 @@ impl StepInFlight {
             })
     }
 
-    /// Whether the sum waits for a node: a chunk of it is missing that may be sent by now, or
-    /// nothing but its trailer is.
+    /// Whether the sum waits for a worker to send this node: a chunk is missing that it may have sent to the coordinator
+    /// by now, or nothing but its trailer is. `closed` says that the trailer has come.
     #[must_use]
-    pub fn awaits(&self, node: Node) -> bool {
-        let chunks = self.reduction.chunks();
-        let allowed = chunks.min(self.reduction.emitted() + tally_numerics::CREDIT_WINDOW as u32);
-        let all_here = (0..allowed).all(|chunk| self.reduction.is_covered(node, chunk));
-        !self.is_done(node) && (!all_here || allowed == chunks)
+    pub fn awaits(&self, node: Node, closed: bool, window: usize) -> bool {
+        let allowed = self.own.allowed(window);
+        let missing = allowed.iter().any(|&chunk| !self.reduction.is_covered(node, chunk));
+        // Nothing holds a worker up that sends to owners.
+        let sends_freely = self.layout.is_sharded() || allowed.len() == self.reduction.chunks() as usize;
+        missing || (!closed && sends_freely && !self.is_done(node))
     }
 
     /// Assigns the leaves of `nodes`, of which some may be done, to workers with these loads.

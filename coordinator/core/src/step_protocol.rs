@@ -6,13 +6,14 @@ use tally_numerics::digest::Digest;
 use tally_numerics::tree::Node;
 
 use super::Core;
-use super::RECENT;
 use super::assign::{self, Load};
-use super::cluster::{Member, Session};
+use super::auto_reduce;
+use super::cluster::{LinkAbility, Member, Session};
 use super::events::{Action, AttemptId, Committed, Receipt, RunOutcome};
 use super::fault_injection::FaultInjection;
 use super::reduction::Contribution;
 use super::step::StepInFlight;
+use super::{LAYOUTS, RECENT};
 
 impl Core {
     /// Gives a worker nodes, and before them the samples it has not got yet.
@@ -33,15 +34,17 @@ impl Core {
         for &node in &nodes {
             self.deal(session, step, node);
         }
-        if let Some(member) = self.members.0.get_mut(&session) {
+        if let (Some(member), Some(flight)) = (self.members.0.get_mut(&session), &mut self.flight) {
             member.open.extend(nodes.iter().copied());
+            flight.classes.insert(member.device.numerics_class.clone());
         }
         let leaves = nodes.iter().map(|n| self.spec.tree.leaves(*n).len() as u32).sum::<u32>();
         self.extend_deadline(now, session, leaves, samples);
         if let Some(member) = self.members.0.get_mut(&session) {
             member.leaves += leaves;
         }
-        self.actions.push(Action::Plan { session, step, attempt, samples, nodes, takeover });
+        let to_owners = self.flight.as_ref().is_some_and(|flight| flight.layout.is_sharded());
+        self.actions.push(Action::Plan { session, step, attempt, samples, nodes, takeover, to_owners });
     }
 
     /// Sends the samples of a node's leaves that the worker has not been sent.
@@ -93,6 +96,12 @@ impl Core {
         let step = self.committed + 1;
         self.attempt += 1;
         let attempt = self.attempt;
+        let layout = self.choose_layout(step, &ready);
+        self.report_layout(step, layout.owners.len(), ready.len());
+        if layout.is_sharded() {
+            // Others could not send what they compute to the owners.
+            ready.retain(|session| layout.is_linked(*session));
+        }
         let samples = self.sampler.batch_len(step);
         let tree = self.spec.tree;
         let mean_leaf = samples as f64 / f64::from(tree.microbatches());
@@ -101,11 +110,13 @@ impl Core {
         let loads: Vec<Load> = ready.iter().map(load).collect();
         let quotas = self.quotas(&ready, &loads);
         let nodes = assign::runs(tree, 0..tree.microbatches(), &quotas);
-        self.flight = Some(StepInFlight::new(tree, self.spec.chunks, step, attempt, samples, now));
+        let flight = StepInFlight::new(tree, self.spec.chunks, (step, attempt), samples, now, layout);
+        self.flight = Some(flight);
         let learning_rate = self.spec.optimizer.rate(step, self.spec.steps());
         self.actions.push(Action::Begin { step, attempt, learning_rate });
         for member in self.members.0.values_mut() {
             member.open.clear();
+            member.closed.clear();
             member.leaves = 0;
             member.computed = 0.0;
             member.due = now;
@@ -169,16 +180,25 @@ impl Core {
         digest: Option<Digest>,
         fault: Option<String>,
     ) {
-        let chunks = self.spec.chunks;
+        let (chunks, window) = (self.spec.chunks, self.spec.credit_window);
+        let by_index = self.injects(FaultInjection::CreditByIndex);
         let Some((_, flight)) = self.current(from) else { return };
+        let key = (from.session, node);
+        if index < chunks && node == Node::ROOT && flight.layout.owner(index) == Some(from.session) {
+            return self.owners_sum(now, from, index, fault);
+        }
+        // What is taken back may come after the trailer.
         let open =
-            flight.opened.contains(&(from.session, node)) && !flight.closed.contains(&(from.session, node));
-        let window = flight.reduction.emitted() as usize + tally_numerics::CREDIT_WINDOW;
+            flight.opened.contains(&key) && (flight.layout.is_sharded() || !flight.closed.contains(&key));
+        let has_credit = |index| match by_index {
+            true => (index as usize) < flight.reduction.emitted() as usize + window,
+            false => flight.own.has_credit(index, window),
+        };
         let fault = if !open {
             Some(format!("it sent a chunk of {node}, which is not open"))
         } else if index >= chunks {
             Some(format!("it sent chunk {index} of {chunks}"))
-        } else if index as usize >= window {
+        } else if !has_credit(index) {
             Some(format!("it sent chunk {index} of {node} without credit for it"))
         } else {
             fault
@@ -186,13 +206,27 @@ impl Core {
         if let Some(fault) = fault {
             return self.violated(now, from.session, fault);
         }
-        let verdict = flight.reduction.contribute(node, index);
-        if flight.reduction.is_complete() {
-            flight.reduced.get_or_insert(now);
-        }
+        let verdict = flight.contribute(now, node, index);
         self.audit_chunk(from, node, digest);
         let Contribution::Take(due) = verdict else { return };
         self.actions.push(Action::Take { node, index });
+        self.actions.extend(due.into_iter().map(Action::Reduce));
+        self.close_if_complete();
+    }
+
+    /// An owner's sum has come: the chunk is whole, unless the coordinator was faster.
+    fn owners_sum(&mut self, now: Duration, from: AttemptId, index: u32, fault: Option<String>) {
+        let Some((member, flight)) = self.current(from) else { return };
+        if let Some(fault) = fault {
+            // The sum may be too large for a float, or the owner may be broken. The coordinator adds up itself to see.
+            let reason = format!("{} sent a sum that is not sound: {fault}", member.name);
+            let missing = flight.owned_and_missing(Some(from.session));
+            flight.unsound.insert(from.session);
+            self.take_back(now, missing, &reason);
+            return;
+        }
+        let Contribution::Take(due) = flight.contribute(now, Node::ROOT, index) else { return };
+        self.actions.push(Action::Take { node: Node::ROOT, index });
         self.actions.extend(due.into_iter().map(Action::Reduce));
         self.close_if_complete();
     }
@@ -211,6 +245,7 @@ impl Core {
         let fault = if !flight.opened.contains(&key) || !flight.closed.insert(key) {
             Some(format!("it closed {node}, which is not open"))
         } else if !half
+            && !flight.layout.is_sharded()
             && !(0..flight.reduction.chunks()).all(|chunk| flight.reduction.is_covered(node, chunk))
         {
             Some(format!("it closed {node} before all of its chunks had come"))
@@ -222,12 +257,14 @@ impl Core {
         }
         let samples: u32 = receipts.iter().map(|r| r.samples).sum();
         member.open.remove(&node);
+        member.closed.insert(node);
         member.computed += computed.max(0.0);
         member.measure(computed, samples as usize);
         for receipt in receipts {
             flight.receipts.entry(receipt.leaf).or_insert(receipt);
         }
         self.audit_closed(now, from, node);
+        self.await_sums(now);
         self.close_if_complete();
     }
 
@@ -270,8 +307,16 @@ impl Core {
             waiting_seconds: waiting,
             slowest: last.map(|(session, _)| *session),
             learning_rate: self.spec.optimizer.rate(step, self.spec.steps()),
+            owners: flight.layout.owners.len(),
             digest,
         })));
+        self.auto.committed(&auto_reduce::Step {
+            sharded: flight.layout.is_sharded(),
+            workers: workers.len(),
+            able: self.members.0.values().filter(|member| member.links != LinkAbility::None).count(),
+            seconds,
+            transfer,
+        });
         // What the receipts say was used, leaf by leaf.
         for &leaf in flight.receipts.keys() {
             let ids = self.sampler.leaf_ids(self.spec.tree, step, leaf);
@@ -285,6 +330,12 @@ impl Core {
             }
         }
         self.measure_the_late(now, flight.started, flight.samples);
+        // The step is sound, so a sum that was not was its owner's doing.
+        let unsound = flight.unsound;
+        if flight.layout.is_sharded() {
+            self.layouts.truncate(LAYOUTS - 1);
+            self.layouts.push_front((step, flight.layout));
+        }
         self.committed = step;
         self.digest = digest;
         if self.recent.len() == RECENT {
@@ -295,6 +346,9 @@ impl Core {
             && self.members.0.get(&session).is_some_and(|member| member.leaves == 0)
         {
             self.evict(now, session, "it found NaN in a gradient where others found none".into(), false);
+        }
+        for session in unsound {
+            self.evict(now, session, "its sums of sound gradients were not sound".into(), false);
         }
         if step.is_multiple_of(self.spec.schedule.steps_per_epoch() as u64) {
             self.ledger.end_epoch();

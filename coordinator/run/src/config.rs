@@ -44,7 +44,7 @@ pub struct RunConfig {
     pub data: DataConfig,
     /// Weights the run started from, if they were not drawn from the seed.
     pub init: Option<InitConfig>,
-    /// Elements of a chunk.
+    /// Elements of a block of the gradient's norm.
     pub chunk: usize,
     /// Workers the run waited for.
     pub workers: usize,

@@ -9,7 +9,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
 use serde_json::{Value, json};
-use tally_numerics::CHUNK;
+use tally_numerics::norm::BLOCK;
 use tally_numerics::tree::Tree;
 use tally_run::config::RUN_VERSION;
 use tally_run::directory;
@@ -74,7 +74,7 @@ fn config() -> Value {
             "directory": null, "train_limit": null, "test_limit": null, "train_samples": 11, "test_samples": 5,
             "sha256": "0123456789abcdef",
         },
-        "init": null, "chunk": CHUNK, "workers": 1, "checkpoint_every": null, "keep_checkpoints": 3,
+        "init": null, "chunk": BLOCK, "workers": 1, "checkpoint_every": null, "keep_checkpoints": 3,
         "audit_rate": 0.0, "wire_dtype": "f32",
         "tensors": [{ "name": "weight", "shape": [10], "bound": 0.1 }],
     })

@@ -6,10 +6,14 @@ use std::sync::Arc;
 use tally_numerics::manifest::Manifest;
 use tally_numerics::tree::Node;
 use tally_numerics::wire::WireDtype;
-use tally_numerics::{CHUNK, norm};
+use tally_numerics::norm::{self, SquareSum};
+use tally_numerics::CHUNK;
 
 use tally_core::reduction::ReductionStep;
 use tally_proto::pool::Chunk;
+
+/// Chunks of a block of the norm.
+const CHUNKS_OF_BLOCK: usize = norm::BLOCK / CHUNK;
 
 /// Shares a chunk between the receivers' messages and the master.
 #[derive(Clone, Debug)]
@@ -28,14 +32,17 @@ pub struct ReductionBuffers {
     /// Elements of a gradient that count in its norm; buffers follow them.
     parameters: usize,
     waiting: HashMap<(Node, u32), Chunk>,
-    root: Vec<Option<(Shared, f64)>>,
+    root: Vec<Option<Shared>>,
+    /// The sums of the squares of the root's blocks that are whole.
+    squares: Vec<f64>,
 }
 
 impl ReductionBuffers {
     /// Buffers for sums of this type, of gradients of a model with these tensors.
     #[must_use]
     pub fn new(dtype: WireDtype, tensors: &Manifest) -> Self {
-        Self { dtype, parameters: tensors.parameters_len(), waiting: HashMap::new(), root: Vec::new() }
+        let parameters = tensors.parameters_len();
+        Self { dtype, parameters, waiting: HashMap::new(), root: Vec::new(), squares: Vec::new() }
     }
 
     /// Drops everything and makes room for a root of `chunks` chunks.
@@ -43,6 +50,8 @@ impl ReductionBuffers {
         self.waiting.clear();
         self.root.clear();
         self.root.resize(chunks, None);
+        self.squares.clear();
+        self.squares.resize(chunks.div_ceil(CHUNKS_OF_BLOCK), 0.0);
     }
 
     /// Keeps a node's chunk, and drops those of the nodes below it, which it covers.
@@ -71,35 +80,46 @@ impl ReductionBuffers {
             }
             ReductionStep::RootReady { chunk } => {
                 let value = self.waiting.remove(&(Node::ROOT, chunk))?;
-                let squares = self.squares(chunk, &value);
                 let shared = Shared(Arc::new(value));
-                *self.root.get_mut(chunk as usize)? = Some((shared.clone(), squares));
+                *self.root.get_mut(chunk as usize)? = Some(shared.clone());
+                self.add_squares(chunk as usize / CHUNKS_OF_BLOCK);
                 Some((chunk, shared))
             }
         }
     }
 
-    /// The sum of the squares of a chunk of the root, without the buffers; NaN if one of those is no number.
-    fn squares(&self, chunk: u32, values: &[f32]) -> f64 {
-        let parameters = self.parameters.saturating_sub(chunk as usize * CHUNK).min(values.len());
-        let (parameters, buffers) = values.split_at(parameters);
-        if norm::first_non_finite(buffers).is_some() { f64::NAN } else { norm::sum_of_squares(parameters) }
+    /// Adds the squares of a block of the root up, once all of its chunks are whole.
+    fn add_squares(&mut self, block: usize) {
+        let first = block * CHUNKS_OF_BLOCK;
+        let last = (first + CHUNKS_OF_BLOCK).min(self.root.len());
+        let chunks: Option<Vec<&Shared>> = self.root[first..last].iter().map(Option::as_ref).collect();
+        let Some(chunks) = chunks else { return };
+        let mut sum = SquareSum::default();
+        let mut finite = true;
+        for (index, Shared(values)) in (first..).zip(chunks) {
+            let parameters = self.parameters.saturating_sub(index * CHUNK).min(values.len());
+            let (parameters, buffers) = values.split_at(parameters);
+            sum.add(parameters);
+            finite &= norm::first_non_finite(buffers).is_none();
+        }
+        self.squares[block] = if finite { sum.finish() } else { f64::NAN };
     }
 
     /// The root's chunks that are whole so far, with their places.
     pub fn emitted(&self) -> impl Iterator<Item = (u32, Shared)> + '_ {
         let whole = self.root.iter().enumerate();
-        whole.filter_map(|(index, chunk)| chunk.as_ref().map(|(chunk, _)| (index as u32, chunk.clone())))
+        whole.filter_map(|(index, chunk)| chunk.clone().map(|chunk| (index as u32, chunk)))
     }
 
-    /// The square of the norm of the root without its buffers, added up chunk after chunk.
+    /// The square of the norm of the whole root without its buffers, added up block after block. NaN if a buffer holds
+    /// what is no number.
     #[must_use]
     pub fn squared_norm(&self) -> f64 {
-        self.root.iter().flatten().map(|(_, squares)| squares).sum()
+        self.squares.iter().sum()
     }
 
     /// The root's chunks.
     pub fn root(&self) -> impl Iterator<Item = &Shared> {
-        self.root.iter().flatten().map(|(chunk, _)| chunk)
+        self.root.iter().flatten()
     }
 }

@@ -106,7 +106,7 @@ impl<O: Args> Training<O> {
             optimizer,
             data: data.config.clone(),
             init: None,
-            chunk: tally_numerics::CHUNK,
+            chunk: tally_numerics::norm::BLOCK,
             workers: workers as usize,
             checkpoint_every: None,
             keep_checkpoints: 3,

@@ -41,7 +41,8 @@ use tally_numerics::order::Schedule;
 use tally_numerics::schema::{LossSpec, MetricKind, MetricSpec, Schema};
 use tally_numerics::tree::{Node, Tree};
 use tally_numerics::wire::WireDtype;
-use tally_numerics::{CHUNK, digest, init};
+use tally_numerics::norm::BLOCK;
+use tally_numerics::{digest, init};
 use tally_proto::pool::Pool;
 use tally_proto::span::Clock;
 use tally_proto::v1::cluster_server::Cluster as _;
@@ -151,7 +152,7 @@ fn config() -> RunConfig {
             "directory": null, "train_limit": null, "test_limit": null, "train_samples": TRAIN,
             "test_samples": TEST, "sha256": "",
         },
-        "init": null, "chunk": CHUNK, "workers": 1, "checkpoint_every": null, "keep_checkpoints": 3,
+        "init": null, "chunk": BLOCK, "workers": 1, "checkpoint_every": null, "keep_checkpoints": 3,
         "tensors": tensors,
     }))
     .unwrap()

@@ -344,7 +344,7 @@ mod tests {
         let mut engine = engine("parameters=300000");
         let (one, two) = (gradient(&mut engine, &samples(0..8)), gradient(&mut engine, &samples(8..16)));
         assert!(one.iter().zip(&two).filter(|(a, b)| a == b).count() < 100);
-        assert!(one[..100_000].iter().zip(&one[CHUNK..]).filter(|(a, b)| a == b).count() < 100);
+        assert!(one[..30_000].iter().zip(&one[CHUNK..]).filter(|(a, b)| a == b).count() < 100);
         let mut state = engine.state().unwrap();
         state.parameters[77] = f32::from_bits(state.parameters[77].to_bits() ^ (1 << 22));
         engine.load(state);
@@ -355,12 +355,13 @@ mod tests {
 
     #[test]
     fn chunks_are_ready_one_after_the_other_and_losses_are_positive() {
-        let mut engine = engine("parameters=600000");
-        let mut out = vec![0.0; 600_000];
+        let elements = 2 * CHUNK + 7;
+        let mut engine = engine(&format!("parameters={elements}"));
+        let mut out = vec![0.0; elements];
         let mut prefixes = Vec::new();
         let losses =
             engine.gradient(&samples(0..8), 1.0, &mut out, &mut |done| prefixes.push(done.len())).unwrap();
-        assert_eq!(prefixes, [CHUNK, 2 * CHUNK, 600_000]);
+        assert_eq!(prefixes, [CHUNK, 2 * CHUNK, elements]);
         assert!(losses.0.len() == 4 && losses.0.iter().all(|&loss| loss > 0.0), "{losses}");
     }
 

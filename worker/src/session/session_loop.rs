@@ -27,10 +27,10 @@ use super::timeline::Timeline;
 use crate::program::WorkerProgram;
 
 /// Messages of each stream that may wait for the compute thread; then the network waits.
-/// A chunk is 1 MiB, so this bounds the memory that a fast coordinator can make a worker use.
-const MAX_QUEUED: usize = 256;
+/// A chunk is 256 KiB, so this bounds the memory that a fast coordinator can make a worker use.
+const MAX_QUEUED: usize = 1024;
 /// Chunks between the sender and the connection.
-const UP_CHANNEL: usize = 2;
+const UP_CHANNEL: usize = 8;
 
 /// Takes part in a run until something ends the session. `welcomed` becomes true once the coordinator has
 /// let this worker in.

@@ -5,7 +5,9 @@
 //! The promises are checked after every event, and carry their names where they fail.
 
 mod cases;
+mod peers;
 mod schedules;
+mod sharded;
 mod worker;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -16,18 +18,23 @@ use tally_numerics::order::Schedule;
 use tally_numerics::random::{Purpose, Stream};
 use tally_numerics::tree::{Node, Tree};
 
-use super::cluster::DeviceInfo;
-use super::cluster::{Session, State};
+use super::cluster::{DeviceInfo, LinkAbility, Session, State};
 use super::events::{Action, AttemptId, AuditResult, ClusterEvent, Event, RunOutcome};
 use super::fault_injection::FaultInjection;
+use super::layout::ReduceMode;
 use super::optimizer::{Algorithm, OptimizerConfig};
 use super::recovery::Recorded;
 use super::reduction::ReductionStep;
 use super::sampler::EpochSampler;
 use super::{Core, Phase, RunSpec};
-use worker::{Bulk, Control, Worker, digest_of, next_digest, sum_of};
+use peers::Peer;
+use worker::{Bulk, Control, Out, Worker, digest_of, next_digest, sum_of};
 
 const CHUNKS: u32 = 12;
+/// Less than the chunks, so that credits matter.
+const WINDOW: usize = 8;
+/// The numerics class of devices whose gradients have other bits.
+const OTHER_BITS: &str = "other bits";
 const START: Digest = Digest(7);
 const GRACE: Duration = Duration::from_millis(40);
 
@@ -47,6 +54,8 @@ fn spec(workers: usize) -> RunSpec {
         checkpoint_every: Some(4),
         workers,
         audit_rate: 0.2,
+        reduce: ReduceMode::Star,
+        credit_window: WINDOW,
     }
 }
 
@@ -68,6 +77,10 @@ struct Counts {
     late: u32,
     drifted: u32,
     audits: Vec<AuditResult>,
+    sharded: u32,
+    taken_back: u32,
+    void: u32,
+    resent: u32,
 }
 
 struct World {
@@ -84,6 +97,12 @@ struct World {
     master: (u64, Digest),
     waiting: HashMap<(Node, u32), String>,
     root: BTreeMap<u32, String>,
+    /// The sums of the step that was committed last, with its step and attempt.
+    last_root: ((u64, u32), BTreeMap<u32, String>),
+    /// What is on its way from one worker to another, for each link that is up.
+    wires: BTreeMap<(Session, Session), VecDeque<Peer>>,
+    /// Workers that no other can reach.
+    unreachable: BTreeSet<usize>,
     held: Option<String>,
     /// A newer state than the checkpoint, confirmed by the journal, that a worker offers.
     offered: BTreeMap<Session, u64>,
@@ -122,6 +141,9 @@ impl World {
             master: (0, START),
             waiting: HashMap::new(),
             root: BTreeMap::new(),
+            last_root: ((0, 0), BTreeMap::new()),
+            wires: BTreeMap::new(),
+            unreachable: BTreeSet::new(),
             held: None,
             offered: BTreeMap::new(),
             crash_in_commit: false,
@@ -157,9 +179,11 @@ impl World {
             }
         }
         let name = format!("w{at}");
+        self.workers[at].accent = if self.kinds.get(at) == Some(&OTHER_BITS) { "%" } else { "" };
         let numerics_class = self.kinds.get(at).unwrap_or(&self.kinds[0]).to_string();
         let device = DeviceInfo { name: String::new(), numerics_class };
-        self.feed(Event::Joined { session, name, device, threads: 1, held });
+        let links = if at % 4 == 3 { LinkAbility::Dials } else { LinkAbility::Listens };
+        self.feed(Event::Joined { session, name, device, threads: 1, held, links });
     }
 
     fn worker_of(&mut self, session: Session) -> Option<&mut Worker> {
@@ -182,8 +206,42 @@ impl World {
     fn gone(&mut self, session: Option<Session>, polite: bool) {
         if let Some(session) = session {
             self.offered.remove(&session);
+            self.cut_links(session, None);
             self.feed(Event::Lost { session, reason: "gone".into(), polite });
         }
+    }
+
+    /// The links of a worker break, or the one to a peer; both ends notice.
+    fn cut_links(&mut self, session: Session, peer: Option<Session>) {
+        let cut = |(a, b): &(Session, Session)| *a == session && peer.is_none_or(|peer| peer == *b);
+        for (a, b) in self.wires.keys().copied().filter(cut).collect::<Vec<_>>() {
+            for (one, other) in [(a, b), (b, a)] {
+                self.wires.remove(&(one, other));
+                if let Some(worker) = self.worker_of(one) {
+                    worker.said.push_back(Event::LinkDown {
+                        session: one,
+                        peer: other,
+                        reason: "cut".into(),
+                    });
+                }
+            }
+        }
+    }
+
+    /// A worker dials another.
+    fn dial(&mut self, at: usize, peer: Session) {
+        let Some(session) = self.workers[at].session else { return };
+        let to = self.workers.iter().position(|worker| worker.session == Some(peer));
+        let reached = to.is_some_and(|to| ![at, to].iter().any(|w| self.unreachable.contains(w)));
+        let said = if reached {
+            for ends in [(session, peer), (peer, session)] {
+                self.wires.insert(ends, VecDeque::new());
+            }
+            Event::LinkUp { session, peer }
+        } else {
+            Event::LinkDown { session, peer, reason: "nobody answers".into() }
+        };
+        self.workers[at].said.push_back(said);
     }
 
     /// The coordinator dies and is started again; with `power`, the lines that were not
@@ -191,6 +249,7 @@ impl World {
     fn crash(&mut self, power: bool) {
         self.counts.crashes += 1;
         self.workers.iter_mut().for_each(Worker::disconnect);
+        self.wires.clear();
         self.offered.clear();
         self.waiting.clear();
         self.root.clear();
@@ -234,8 +293,9 @@ impl World {
             }
             self.held = None;
             if let Some(session) = wrong {
-                let stays = self.core.members().0.contains_key(&session);
-                assert!(!stays, "REP-1: a replica with wrong bits is sent away");
+                let member = self.core.members().0.get(&session);
+                let has_work = member.is_some_and(|member| member.state == State::Ready);
+                assert!(!has_work, "REP-1: a replica with wrong bits is sent away, or sent the right ones");
             }
             self.check();
         }
@@ -293,7 +353,35 @@ impl World {
                 self.offered.clear();
                 self.waiting.clear();
                 self.root.clear();
-                self.broadcast(&Bulk::Begin { step, attempt });
+                let flight = self.core.flight().unwrap();
+                self.counts.sharded += u32::from(flight.layout.is_sharded());
+                let (samples, layout, digest) =
+                    (flight.samples, flight.layout.clone(), self.core.committed().1);
+                self.broadcast(&Bulk::Begin { step, attempt, samples, layout, digest });
+            }
+            Action::Dial { session, peer } => self.tell(session, Control::Dial { peer }),
+            Action::TakeBack { attempt, chunks, .. } => {
+                self.counts.taken_back += 1;
+                self.broadcast(&Bulk::TakeBack { attempt, chunks });
+            }
+            Action::Resend { session, step, attempt, chunks } => {
+                self.counts.resent += 1;
+                let flight = self.core.flight().map(|f| (f.step, f.attempt));
+                let (of, root) = match flight == Some((step, attempt)) {
+                    true => ((step, attempt), &self.root),
+                    false => (self.last_root.0, &self.last_root.1),
+                };
+                let sums = chunks.iter().filter_map(|index| Some((*index, root.get(index)?.clone())));
+                let sums: Vec<(u32, String)> = sums.filter(|_| of == (step, attempt)).collect();
+                if let Some(worker) = self.worker_of(session) {
+                    let sums = sums.into_iter();
+                    worker.bulk.extend(sums.map(|(index, text)| Bulk::Reduced {
+                        step,
+                        attempt,
+                        index,
+                        text,
+                    }));
+                }
             }
             Action::Plan { session, step, attempt, samples, nodes, .. } => {
                 self.tell(session, Control::Plan { step, attempt, samples, nodes, audit: false });
@@ -319,16 +407,24 @@ impl World {
             Action::Reduce(ReductionStep::RootReady { chunk }) => {
                 let text = self.waiting.remove(&(Node::ROOT, chunk)).expect("SUM-1: the root is there");
                 let (step, attempt) = self.core.flight().map(|f| (f.step, f.attempt)).unwrap();
-                self.broadcast(&Bulk::Reduced { step, attempt, index: chunk, text: text.clone() });
+                let flight = self.core.flight().unwrap();
+                let is_mine = |worker: &&mut Worker| {
+                    worker.replica && worker.session.is_some_and(|s| !flight.owner_sends(chunk, s))
+                };
+                for worker in self.workers.iter_mut().filter(is_mine) {
+                    worker.bulk.push_back(Bulk::Reduced { step, attempt, index: chunk, text: text.clone() });
+                }
                 self.root.insert(chunk, text);
             }
-            Action::Close { step, .. } => {
+            Action::Close { step, attempt, .. } => {
                 // Whatever happened before, this is the tree's sum.
                 let samples = self.sampler.batch_len(step);
                 for chunk in 0..CHUNKS {
                     let expect = sum_of(tree(), step, samples, Node::ROOT, chunk);
-                    assert_eq!(self.root.get(&chunk), expect.as_ref(), "SUM-1 at step {step}");
+                    let sum = self.root.get(&chunk).map(|text| text.replace('%', ":"));
+                    assert_eq!(sum, expect, "SUM-1 at step {step}");
                 }
+                self.last_root = ((step, attempt), self.root.clone());
                 self.master = (step, next_digest(self.master.1, &self.root));
                 events.push_back(Event::Applied { digest: self.master.1 });
             }
@@ -352,6 +448,10 @@ impl World {
                 }
                 self.tell_replicas(&Control::Commit { step: c.step, digest: c.digest });
             }
+            Action::Abort { step, attempt, ref reason } if reason.contains("different bits") => {
+                self.counts.void += 1;
+                self.tell_replicas(&Control::Abort { step, attempt });
+            }
             Action::Abort { step, attempt, .. } => self.tell_replicas(&Control::Abort { step, attempt }),
             Action::Evict { session, drifted, reason } => {
                 self.counts.drifted += u32::from(drifted);
@@ -363,6 +463,7 @@ impl World {
                     );
                     worker.disconnect();
                 }
+                self.cut_links(session, None);
             }
             Action::SendTestLeaf { session, step, leaf } => {
                 self.tell(session, Control::TestLeaf { step, leaf });
@@ -387,8 +488,13 @@ impl World {
         let Some((step, attempt)) = during else { return };
         let reduced: Vec<(u32, String)> =
             self.root.iter().map(|(index, text)| (*index, text.clone())).collect();
+        let flight = self.core.flight().unwrap();
+        let (samples, layout) = (flight.samples, flight.layout.clone());
+        let own = if layout.is_sharded() { flight.own.order().to_vec() } else { Vec::new() };
+        let digest = self.core.committed().1;
         let Some(worker) = self.worker_of(session) else { return };
-        worker.bulk.push_back(Bulk::Begin { step, attempt });
+        worker.bulk.push_back(Bulk::Begin { step, attempt, samples, layout, digest });
+        worker.bulk.push_back(Bulk::TakeBack { attempt, chunks: own });
         for (index, text) in reduced {
             worker.bulk.push_back(Bulk::Reduced { step, attempt, index, text });
         }
@@ -410,12 +516,24 @@ impl World {
             assert!(member.confirmed.is_some(), "REP-1: nobody has work before its digest matched");
         }
         if let Some(flight) = self.core.flight().filter(|f| !f.closing) {
-            let open: Vec<Node> =
-                self.core.members().0.values().flat_map(|m| m.open.iter().copied()).collect();
+            let sharded = flight.layout.is_sharded();
+            let members = &self.core.members().0;
             let leaves = (0..8).filter(|leaf| !tree().samples(*leaf, flight.samples).is_empty());
             for leaf in leaves.map(|leaf| tree().leaf(leaf)) {
-                let given = flight.is_done(leaf) || open.iter().any(|node| node.covers(leaf));
-                assert!(given, "LIVE-1: nobody computes {leaf} of step {}", flight.step);
+                // Who has sent to owners keeps what it sent; who has sent to the coordinator need not.
+                let has = |node: Node| move |own: &Node| own.covers(node);
+                let given = members
+                    .values()
+                    .any(|m| m.open.iter().any(has(leaf)) || (sharded && m.closed.iter().any(has(leaf))));
+                assert!(
+                    flight.is_done(leaf) || given,
+                    "LIVE-1: nobody computes {leaf} of step {}",
+                    flight.step
+                );
+            }
+            for chunk in flight.owned_and_missing(None) {
+                let owner = flight.layout.owner(chunk).unwrap();
+                assert!(members.contains_key(&owner), "LIVE-1: nobody adds up chunk {chunk}");
             }
         }
     }
@@ -431,28 +549,76 @@ impl World {
             return;
         }
         match turn {
-            0 => {
-                if let Some(message) = worker.control.pop_front() {
-                    worker.hear(message);
-                }
+            0 => match worker.control.pop_front() {
+                Some(Control::Dial { peer }) => self.dial(at, peer),
+                Some(message) => worker.hear(message),
+                None => {}
+            },
+            1 => {
+                worker.receive(tree());
+                self.receive_from_peer(at);
             }
-            1 => worker.receive(),
             _ => {
                 worker.advance(sampler, tree());
             }
         }
     }
 
+    /// A worker takes the next message from one of its links, unless that has to wait.
+    fn receive_from_peer(&mut self, at: usize) {
+        let Some(me) = self.workers[at].session else { return };
+        let links: Vec<(Session, Session)> = self
+            .wires
+            .iter()
+            .filter(|((_, to), wire)| *to == me && !wire.is_empty())
+            .map(|(k, _)| *k)
+            .collect();
+        if links.is_empty() {
+            return;
+        }
+        let link = links[self.rng.below(links.len() as u32) as usize];
+        let Some(wire) = self.wires.get_mut(&link) else { return };
+        if let Some(message) = wire.front()
+            && self.workers[at].receive_from_peer(message)
+        {
+            wire.pop_front();
+        }
+    }
+
     /// The coordinator hears the next thing a worker has to say, on either stream.
     fn hear(&mut self, at: usize) {
-        let first = self.chance(2);
+        let (first, kind) = (self.chance(2), self.rng.below(4));
         let worker = &mut self.workers[at];
         let said = if first { worker.said.pop_front() } else { None };
-        let next = said.or_else(|| worker.send()).or_else(|| worker.said.pop_front());
-        let Some(mut event) = next else { return };
+        let next = said.map(Out::Coordinator).or_else(|| worker.send(kind));
+        let next = next.or_else(|| worker.said.pop_front().map(Out::Coordinator));
+        match next {
+            Some(Out::Coordinator(event)) => self.tell_coordinator(at, event),
+            Some(Out::Peer(to, message)) => {
+                // What is sent over a link that is broken is lost.
+                let from = self.workers[at].session.unwrap_or(0);
+                if let Some(wire) = self.wires.get_mut(&(from, to)) {
+                    wire.push_back(message);
+                }
+            }
+            None => {}
+        }
+    }
+
+    fn tell_coordinator(&mut self, at: usize, mut event: Event) {
+        if let Event::Committed { step, differing, .. } = &mut event
+            && *step == self.last_root.0.0
+        {
+            let sums = &self.workers[at].last_sums;
+            let differs = |index: &u32| sums.get(index) != self.last_root.1.get(index);
+            *differing = Some((0..CHUNKS).filter(differs).collect());
+        }
         if let Event::Chunk { from, node, index, digest, fault } = &mut event {
             // What a worker says in the place of a fault is the text of its chunk.
             self.held = fault.take();
+            if self.held.as_deref() == Some("NaN") {
+                *fault = self.held.take();
+            }
             if self.core.is_audited(*from, *node) {
                 *digest = self.held.as_ref().map(|text| digest_of(*index, text));
             }

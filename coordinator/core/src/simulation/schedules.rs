@@ -27,11 +27,25 @@ impl World {
         }
     }
 
+    /// The next message of a contribution to the coordinator, in the star.
+    fn next_to_coordinator(&mut self, at: usize) -> Option<Event> {
+        let star = self.core.flight().is_some_and(|flight| !flight.layout.is_sharded());
+        match if star { self.workers[at].send(3) } else { None } {
+            Some(Out::Coordinator(event)) => Some(event),
+            _ => None,
+        }
+    }
+
     /// Something goes wrong with a worker.
     fn fault(&mut self, at: usize) {
-        let kind = self.rng.below(14);
+        let kinds = if self.core.spec().reduce == ReduceMode::Star { 14 } else { 19 };
+        let kind = match self.rng.below(kinds) {
+            // After a crash all links have to come back first.
+            10..=12 if kinds > 14 && !self.chance(4) => 14 + self.rng.below(5),
+            kind => kind,
+        };
         let chunk = |e: &Event| matches!(e, Event::Chunk { .. });
-        self.workers[at].faulty |= matches!(kind, 4 | 7..=9 | 13);
+        self.workers[at].faulty |= matches!(kind, 4 | 7..=9 | 13 | 16 | 17);
         match kind {
             0 => self.kill(at, false),
             1 => self.kill(at, true),
@@ -47,7 +61,7 @@ impl World {
             // A chunk that breaks a rule, after a wrong one that could not be recognised.
             7 => {
                 let speculative = self.core.flight().is_some_and(|f| !f.speculative.is_empty());
-                let next = if speculative { None } else { self.workers[at].send() };
+                let next = if speculative { None } else { self.next_to_coordinator(at) };
                 if let Some(Event::Chunk { from, node, index, fault, .. }) = next {
                     self.held = fault.map(|text| text + "!");
                     self.feed(Event::Chunk { from, node, index, digest: None, fault: None });
@@ -72,6 +86,25 @@ impl World {
             10 => self.crash(false),
             11 => self.crash(true),
             12 => self.crash_in_commit = true,
+            // A cable, a firewall, an owner with bad memory, a long silence.
+            14 => {
+                let (Some(session), n) = (self.workers[at].session, self.workers.len() as u32) else {
+                    return;
+                };
+                let peer = self.workers[self.rng.below(n) as usize].session;
+                if peer.is_some() {
+                    self.cut_links(session, peer);
+                }
+            }
+            15 => {
+                if !self.unreachable.remove(&at) {
+                    self.unreachable.insert(at);
+                    self.workers[at].session.into_iter().for_each(|session| self.cut_links(session, None));
+                }
+            }
+            16 => self.workers[at].side.lies = true,
+            17 => self.workers[at].side.nan = true,
+            18 => self.now += Duration::from_millis(u64::from(self.rng.below(5000))),
             _ => {
                 if let Some(session) = self.workers[at].session {
                     self.report_nan(session);
@@ -84,7 +117,7 @@ impl World {
         let mut turns = 0;
         while self.outcome.is_none() {
             turns += 1;
-            assert!(turns < 300_000, "LIVE-1: the run comes to its end; it stands at {:?}", self.core);
+            assert!(turns < 1_000_000, "LIVE-1: the run comes to its end; it stands at {:?}", self.core);
             // A new run waits until it has as many workers as it was told.
             let started = self.core.started || self.connected().len() >= self.core.spec().workers;
             if started && faults > 0 && self.chance(40) {
@@ -100,7 +133,8 @@ impl World {
 }
 
 fn schedule(seed: u64, fault: Option<FaultInjection>, talks: bool) -> Counts {
-    let mut world = World::new(seed, 1 + (seed % 5) as usize);
+    let reduce = if seed.is_multiple_of(2) { ReduceMode::Sharded } else { ReduceMode::Star };
+    let mut world = World::with(seed, RunSpec { reduce, ..spec(1 + (seed / 2 % 5) as usize) });
     world.talks = talks;
     world.fault = fault;
     world.core.fault = fault;
@@ -133,20 +167,34 @@ fn all_promises_hold_under_random_schedules() {
         all.late += counts.late;
         all.drifted += counts.drifted;
         all.audits.extend(counts.audits);
+        all.sharded += counts.sharded;
+        all.taken_back += counts.taken_back;
+        all.resent += counts.resent;
     }
     println!(
         "{SCHEDULES} schedules, {} events, {} crashes of the coordinator, {} states adopted, {} steps computed \
-         again, {} late shares, {} replicas drifted, {} audits",
+         again, {} late shares, {} replicas drifted, {} audits, {} sharded attempts, chunks taken back {} times, sums sent \
+         again {} times",
         all.events,
         all.crashes,
         all.adopted,
         all.recomputed,
         all.late,
         all.drifted,
-        all.audits.len()
+        all.audits.len(),
+        all.sharded,
+        all.taken_back,
+        all.resent
     );
     // An event that never happens proves nothing.
-    for (what, count) in [("adopted", all.adopted), ("recomputed", all.recomputed), ("late", all.late)] {
+    for (what, count) in [
+        ("adopted", all.adopted),
+        ("recomputed", all.recomputed),
+        ("late", all.late),
+        ("sharded", all.sharded),
+        ("taken back", all.taken_back),
+        ("resent", all.resent),
+    ] {
         assert!(count > 100, "only {count} {what}");
     }
 }
@@ -178,6 +226,10 @@ fn a_broken_rule_is_noticed_by_the_schedules() {
         (FaultInjection::IgnoreDrift, "REP-1"),
         (FaultInjection::AdoptAnyState, "REP-1"),
         (FaultInjection::KeepAnyRetainedState, "RESUME-1"),
+        (FaultInjection::ForgetTakeBack, "LIVE-1"),
+        (FaultInjection::TrustTrailers, "LIVE-1"),
+        (FaultInjection::CreditByIndex, "LIVE-1"),
+        (FaultInjection::BlameReceiver, "LIVE-1"),
     ];
     for (rule, promise) in rules {
         let found = caught(rule);

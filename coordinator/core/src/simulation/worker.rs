@@ -3,7 +3,6 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use tally_numerics::CREDIT_WINDOW;
 use tally_numerics::digest::{Digest, fnv1a};
 use tally_numerics::schema::Sums;
 use tally_numerics::sum::along_tree;
@@ -11,13 +10,16 @@ use tally_numerics::tree::{Node, Tree};
 
 use super::super::cluster::Session;
 use super::super::events::{AttemptId, Event, Receipt};
+use super::super::layout::Layout;
 use super::super::sampler::EpochSampler;
-use super::CHUNKS;
+use super::peers::{Peer, PeerSide};
+use super::{CHUNKS, WINDOW};
 
 /// From the control stream.
 #[derive(Clone, Debug)]
 pub enum Control {
     Plan { step: u64, attempt: u32, samples: usize, nodes: Vec<Node>, audit: bool },
+    Dial { peer: Session },
     Commit { step: u64, digest: Digest },
     Abort { step: u64, attempt: u32 },
     TestLeaf { step: u64, leaf: u32 },
@@ -29,7 +31,8 @@ pub enum Control {
 #[derive(Clone, Debug)]
 pub enum Bulk {
     State { step: u64, digest: Digest },
-    Begin { step: u64, attempt: u32 },
+    Begin { step: u64, attempt: u32, samples: usize, layout: Layout, digest: Digest },
+    TakeBack { attempt: u32, chunks: Vec<u32> },
     Reduced { step: u64, attempt: u32, index: u32, text: String },
 }
 
@@ -38,6 +41,12 @@ struct Second {
     step: u64,
     attempt: u32,
     chunks: BTreeMap<u32, String>,
+}
+
+/// What a worker sends next.
+pub enum Out {
+    Coordinator(Event),
+    Peer(Session, Peer),
 }
 
 /// One worker process, over all its sessions.
@@ -50,8 +59,16 @@ pub struct Worker {
     pub bulk: VecDeque<Bulk>,
     pub said: VecDeque<Event>,
     pub sent: VecDeque<Event>,
-    /// From the gradient stream, waiting for its turn.
+    /// From the gradient stream and from owners, waiting for its turn.
     inbox: VecDeque<Bulk>,
+    /// What it does for others in a sharded attempt.
+    pub side: PeerSide,
+    /// Turns that it has waited for sums of a step that counts.
+    patience: u32,
+    /// The sums of the step that it applied last.
+    pub last_sums: BTreeMap<u32, String>,
+    /// Added to the texts of its gradients: its device computes other bits.
+    pub accent: &'static str,
     /// The attempt whose contributions leave, and its chunks that are summed: each is the
     /// credit for one more.
     leaving: (u32, BTreeSet<u32>),
@@ -94,6 +111,14 @@ pub fn digest_of(index: u32, text: &str) -> Digest {
 }
 
 impl Worker {
+    /// Whether it has been sent this chunk of an attempt's sum.
+    pub fn has_sum(&self, of: u32, chunk: u32) -> bool {
+        let waits =
+            |m: &Bulk| matches!(m, Bulk::Reduced { index, attempt, .. } if (*index, *attempt) == (chunk, of));
+        let taken = |s: &Second| s.attempt == of && s.chunks.contains_key(&chunk);
+        self.second.as_ref().is_some_and(taken) || self.inbox.iter().any(waits)
+    }
+
     /// What it offers when it comes back.
     pub fn offers(&self) -> Vec<(u64, Digest)> {
         self.held.clone()
@@ -106,7 +131,8 @@ impl Worker {
             self.held = std::iter::once(committed).chain(before).collect();
         }
         let held = std::mem::take(&mut self.held);
-        *self = Self { held, drifted: self.drifted, faulty: self.faulty, ..Self::default() };
+        let (drifted, faulty, accent) = (self.drifted, self.faulty, self.accent);
+        *self = Self { held, drifted, faulty, accent, ..Self::default() };
     }
 
     /// Takes a message from the control stream.
@@ -116,6 +142,7 @@ impl Worker {
             Control::Plan { step, attempt, samples, nodes, audit } => {
                 self.plans.push_back((step, attempt, samples, nodes.into(), audit));
             }
+            Control::Dial { .. } => unreachable!("the world dials"),
             Control::Commit { step, digest } => self.commits.push_back((step, digest)),
             Control::Abort { step, attempt } => {
                 self.void = (step, attempt);
@@ -156,61 +183,145 @@ impl Worker {
     }
 
     /// Takes the next message of the gradient stream from the network.
-    pub fn receive(&mut self) {
+    pub fn receive(&mut self, tree: Tree) {
         let Some(message) = self.bulk.pop_front() else { return };
-        if let Bulk::Reduced { attempt, index, .. } = message
-            && self.turn(attempt)
-        {
-            self.leaving.1.insert(index);
+        match &message {
+            Bulk::Reduced { attempt, index, .. } if self.turn(*attempt) => {
+                self.leaving.1.insert(*index);
+            }
+            Bulk::Begin { step, attempt, samples, layout, digest } => {
+                self.turn(*attempt);
+                self.side.begin(tree, (*step, *attempt), *samples, layout.clone(), *digest);
+            }
+            Bulk::TakeBack { attempt, chunks } => return self.side.take_back(*attempt, chunks),
+            _ => {}
         }
         self.inbox.push_back(message);
     }
 
-    /// The next part of a contribution that may leave; nodes do not wait for each other.
-    pub fn send(&mut self) -> Option<Event> {
-        let credits = self.leaving.1.len() + CREDIT_WINDOW;
-        let summed = |e: &Event| matches!(e, Event::Chunk { index, .. } if self.leaving.1.contains(index));
-        self.sent.retain(|event| !summed(event));
-        let mut blocked = BTreeSet::new();
-        let at = self.sent.iter().position(|event| match event {
-            Event::Header { node, .. } | Event::Trailer { node, .. } => !blocked.contains(node),
-            Event::Chunk { node, index, .. } => {
-                let may = !blocked.contains(node) && (*index as usize) < credits;
-                if !may {
-                    blocked.insert(*node);
-                }
-                may
+    /// Takes a message from another worker. False if it has to wait: the coordinator has not announced its attempt yet.
+    pub fn receive_from_peer(&mut self, message: &Peer) -> bool {
+        if message.attempt() > self.side.attempt {
+            return false;
+        }
+        match message.clone() {
+            Peer::Sum { step, attempt, index, text } => {
+                self.inbox.push_back(Bulk::Reduced { step, attempt, index, text });
             }
-            _ => true,
-        });
-        self.sent.remove(at?)
+            partial @ Peer::Partial { .. } => self.add(partial),
+        }
+        true
     }
 
-    /// Whether the next message from the gradient stream has its turn.
-    fn can_take(&self) -> bool {
-        match (self.inbox.front(), self.committed) {
-            (Some(Bulk::State { .. }), _) => true,
-            (Some(Bulk::Begin { step, .. } | Bulk::Reduced { step, .. }), Some((at, _))) => *step <= at + 1,
-            _ => false,
+    fn add(&mut self, partial: Peer) {
+        let (step, attempt) = (self.side.step, self.side.attempt);
+        if let Some((index, text)) = self.side.partial(self.session.unwrap_or(0), partial) {
+            self.inbox.push_back(Bulk::Reduced { step, attempt, index, text });
         }
     }
 
-    fn take(&mut self) {
-        let Some(message) = self.inbox.pop_front() else { return };
+    /// The next message that may leave; `first` chooses between the kinds.
+    pub fn send(&mut self, first: u32) -> Option<Out> {
+        for kind in first..first + 4 {
+            let next = match kind % 4 {
+                0 => self.side.roots.pop_front().map(Out::Coordinator),
+                1 => self.side.out.pop_front().map(|(to, message)| Out::Peer(to, message)),
+                2 => self.send_returned().map(Out::Coordinator),
+                _ => self.send_contribution(),
+            };
+            if next.is_some() {
+                return next;
+            }
+        }
+        None
+    }
+
+    /// Whether credits allow a chunk to go to the coordinator.
+    fn has_credit(&self, index: u32) -> bool {
+        let whole = self.side.own.iter().filter(|own| self.leaving.1.contains(own)).count();
+        self.side.own.iter().position(|own| *own == index).is_some_and(|place| place < whole + WINDOW)
+    }
+
+    fn send_returned(&mut self) -> Option<Event> {
+        let summed = |e: &Event| matches!(e, Event::Chunk { index, .. } if self.leaving.1.contains(index));
+        self.side.returned.retain(|event| !summed(event));
+        let may = |e: &Event| matches!(e, Event::Chunk { index, .. } if self.has_credit(*index));
+        let at = self.side.returned.iter().position(may)?;
+        self.side.returned.remove(at)
+    }
+
+    /// The next part of a contribution; nodes do not wait for each other.
+    fn send_contribution(&mut self) -> Option<Out> {
+        let summed = |e: &Event| matches!(e, Event::Chunk { index, .. } if self.leaving.1.contains(index));
+        self.sent.retain(|event| !summed(event));
+        loop {
+            let sharded = self.side.layout.is_sharded();
+            let mut blocked = BTreeSet::new();
+            let at = self.sent.iter().position(|event| match event {
+                Event::Header { node, .. } | Event::Trailer { node, .. } => !blocked.contains(node),
+                Event::Chunk { from, node, index, .. } => {
+                    // Before the attempt is announced nobody knows whose the chunk is.
+                    let known = from.attempt <= self.side.attempt;
+                    let may = !blocked.contains(node) && known && (sharded || self.has_credit(*index));
+                    if !may {
+                        blocked.insert(*node);
+                    }
+                    may
+                }
+                _ => true,
+            });
+            let event = self.sent.remove(at?)?;
+            let Event::Chunk { from, node, index, fault: text, .. } = &event else {
+                return Some(Out::Coordinator(event));
+            };
+            let Some(owner) = self.side.layout.owner(*index) else { return Some(Out::Coordinator(event)) };
+            if self.side.own.contains(index) {
+                self.side.returned.push_back(event);
+                continue;
+            }
+            let digest = self.committed.map_or(Digest::default(), |c| c.1);
+            let text = text.clone().unwrap_or_default();
+            let partial = Peer::Partial { from: *from, node: *node, index: *index, text, digest };
+            self.side.kept.insert((*node, *index), event);
+            if Some(owner) == self.session {
+                self.add(partial);
+            } else {
+                return Some(Out::Peer(owner, partial));
+            }
+        }
+    }
+
+    /// The first message whose turn has come: an owner's sum may come after the next attempt's beginning.
+    fn eligible(&self) -> Option<usize> {
+        self.inbox.iter().position(|message| match (message, self.committed) {
+            (Bulk::State { .. }, _) => true,
+            (Bulk::Begin { step, .. } | Bulk::Reduced { step, .. }, Some((at, _))) => *step <= at + 1,
+            _ => false,
+        })
+    }
+
+    fn take(&mut self, at: usize) {
+        let Some(message) = self.inbox.remove(at) else { return };
         let (at, void) = (self.committed.map(|c| c.0), self.void);
         let stale = |step: u64, attempt: u32| at != Some(step - 1) || (step == void.0 && attempt <= void.1);
         match message {
+            // It went on by itself before the state that it was to have came.
+            Bulk::State { step, .. } if at.is_some_and(|at| step <= at) && !self.drifted => {}
             Bulk::State { step, digest } => {
                 self.second = None;
                 self.drifted = false;
                 self.loaded(step, digest);
             }
-            Bulk::Begin { step, attempt } if !stale(step, attempt) => {
+            Bulk::Begin { step, attempt, .. } if !stale(step, attempt) => {
                 self.second = Some(Second { step, attempt, chunks: BTreeMap::new() });
             }
             Bulk::Reduced { step, attempt, index, text } if !stale(step, attempt) => {
                 if let Some(second) = self.second.as_mut().filter(|s| s.attempt == attempt) {
-                    assert!(second.chunks.insert(index, text).is_none(), "SUM-1: a chunk is summed once");
+                    let before = second.chunks.insert(index, text.clone());
+                    let told_wrong = text.contains('?') || before.as_ref().is_some_and(|b| b.contains('?'));
+                    if let Some(before) = before.filter(|_| !told_wrong) {
+                        assert_eq!(before, text, "SUM-1: all versions of a sum are equal");
+                    }
                 }
             }
             _ => {}
@@ -219,8 +330,8 @@ impl Worker {
 
     /// Does one thing whose turn has come; false if there is none.
     pub fn advance(&mut self, sampler: &mut EpochSampler, tree: Tree) -> bool {
-        if self.can_take() {
-            self.take();
+        if let Some(at) = self.eligible() {
+            self.take(at);
             return true;
         }
         let (Some((at, before)), Some(session)) = (self.committed, self.session) else { return false };
@@ -233,17 +344,39 @@ impl Worker {
                 |s: &mut Second| s.step == step && step == at + 1 && s.chunks.len() == CHUNKS as usize;
             if let Some(second) = self.second.take_if(whole) {
                 self.commits.pop_front();
+                self.patience = 0;
                 let mut own = next_digest(before, &second.chunks);
                 if std::mem::take(&mut self.corrupt) {
                     own = Digest(own.0 ^ 1);
                     self.drifted = true;
                 }
-                if !self.drifted {
+                let told_wrong = second.chunks.values().any(|text| text.contains('?'));
+                if !self.drifted && !told_wrong {
                     assert_eq!(own, digest, "REP-1: a replica that was told everything agrees");
                 }
-                self.before = self.committed.replace((step, own));
-                self.said.push_back(Event::Committed { session, step, digest: own, apply: 0.0, round: 0.0 });
+                self.last_sums = second.chunks;
+                // Whoever was told wrong sums sees it, and stays where it is.
+                if !told_wrong {
+                    self.before = self.committed.replace((step, own));
+                }
+                self.said.push_back(Event::Committed {
+                    session,
+                    step,
+                    digest: own,
+                    apply: 0.0,
+                    round: 0.0,
+                    differing: None,
+                });
                 return true;
+            }
+            let late = |s: &&Second| s.step == step && step == at + 1;
+            if let Some(second) = self.second.as_ref().filter(late) {
+                self.patience += 1;
+                if self.patience.is_multiple_of(10) {
+                    let from = AttemptId { session, step, attempt: second.attempt };
+                    let missing = (0..CHUNKS).filter(|index| !second.chunks.contains_key(index));
+                    self.said.push_back(Event::Need { from, chunks: missing.collect() });
+                }
             }
         }
         if let Some((step, attempt, samples, nodes, audit)) = self.plans.front_mut() {
@@ -291,6 +424,9 @@ impl Worker {
     ) {
         let mut texts: Vec<String> =
             (0..CHUNKS).map(|chunk| sum_of(tree, from.step, samples, node, chunk).unwrap()).collect();
+        if !self.accent.is_empty() {
+            texts.iter_mut().for_each(|text| *text = text.replace(':', self.accent));
+        }
         if self.drifted {
             texts.iter_mut().for_each(|text| text.push('~'));
         }

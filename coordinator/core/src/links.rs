@@ -1,0 +1,126 @@
+//! The connections between workers, over which a sharded attempt sends gradients and sums.
+//!
+//! A link is a pair's. The worker that came later dials the earlier one; if that fails, the earlier one dials, so that
+//! one of the two may be behind an address translation. A pair that fails is tried again after a growing pause.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::cluster::Session;
+
+/// The first pause after a failure; it doubles with each further one …
+const PAUSE: Duration = Duration::from_secs(1);
+/// … up to this.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// A worker that was told to dial and says nothing for so long is told again.
+const DIALLING: Duration = Duration::from_secs(30);
+/// A link that has been up for so long has no failures to its name.
+const PROVED: Duration = Duration::from_secs(60);
+
+#[derive(Clone, Copy, Debug)]
+struct Link {
+    up: bool,
+    /// Since when it is up, or when it is tried next.
+    at: Duration,
+    /// Failures in a row.
+    failures: u32,
+}
+
+/// The state of each pair that was ever dialled.
+#[derive(Debug, Default)]
+pub struct Links(BTreeMap<(Session, Session), Link>);
+
+fn pair(a: Session, b: Session) -> (Session, Session) {
+    (a.min(b), a.max(b))
+}
+
+impl Links {
+    /// Whether two workers have a link.
+    #[must_use]
+    pub fn is_up(&self, a: Session, b: Session) -> bool {
+        self.0.get(&pair(a, b)).is_some_and(|link| link.up)
+    }
+
+    /// How many links are up.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.0.values().filter(|link| link.up).count()
+    }
+
+    /// The dials that are due between these workers, each with whether it listens: who dials whom.
+    pub fn due(&mut self, now: Duration, workers: &[(Session, bool)]) -> Vec<(Session, Session)> {
+        let mut dials = Vec::new();
+        for (i, &(early, early_listens)) in workers.iter().enumerate() {
+            for &(late, late_listens) in &workers[i + 1..] {
+                let link =
+                    self.0.entry(pair(early, late)).or_insert(Link { up: false, at: now, failures: 0 });
+                if link.up || now < link.at {
+                    continue;
+                }
+                let dial = match (early_listens, late_listens) {
+                    (true, true) if link.failures % 2 == 1 => (early, late),
+                    (true, _) => (late, early),
+                    (false, true) => (early, late),
+                    (false, false) => continue,
+                };
+                link.at = now + DIALLING;
+                dials.push(dial);
+            }
+        }
+        dials
+    }
+
+    /// A link is up.
+    pub fn opened(&mut self, now: Duration, a: Session, b: Session) {
+        let failures = self.0.get(&pair(a, b)).map_or(0, |link| link.failures);
+        self.0.insert(pair(a, b), Link { up: true, at: now, failures });
+    }
+
+    /// A link broke, or could not be opened. Returns whether it was up.
+    pub fn broke(&mut self, now: Duration, a: Session, b: Session) -> bool {
+        let Some(link) = self.0.get_mut(&pair(a, b)) else { return false };
+        let was_up = std::mem::replace(&mut link.up, false);
+        if was_up && now.saturating_sub(link.at) >= PROVED {
+            link.failures = 0;
+        }
+        link.at = now + LONGEST_PAUSE.min(PAUSE * 2u32.pow(link.failures.min(6)));
+        link.failures += 1;
+        was_up
+    }
+
+    /// A worker is gone.
+    pub fn remove(&mut self, session: Session) {
+        self.0.retain(|&(a, b), _| a != session && b != session);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const S: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn the_later_worker_dials_and_if_that_fails_the_earlier_one() {
+        let mut links = Links::default();
+        let workers = [(1, true), (2, true)];
+        assert_eq!(links.due(S, &workers), [(2, 1)]);
+        assert_eq!(links.due(S, &workers), [], "it is being dialled");
+        assert!(!links.broke(2 * S, 2, 1));
+        assert_eq!(links.due(2 * S, &workers), []);
+        assert_eq!(links.due(3 * S, &workers), [(1, 2)]);
+        links.opened(4 * S, 1, 2);
+        assert!(links.is_up(2, 1));
+        // A link that breaks soon again and again is tried less and less often.
+        assert!(links.broke(5 * S, 2, 1));
+        assert_eq!((links.due(6 * S, &workers), links.due(7 * S, &workers)), (vec![], vec![(2, 1)]));
+        links.remove(2);
+        assert_eq!(links.due(7 * S, &workers), [(2, 1)]);
+    }
+
+    #[test]
+    fn a_worker_that_does_not_listen_dials() {
+        let mut links = Links::default();
+        assert_eq!(links.due(S, &[(1, false), (2, true), (3, false)]), [(1, 2), (3, 2)]);
+    }
+}

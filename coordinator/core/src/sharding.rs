@@ -1,0 +1,249 @@
+//! Sharded attempts: workers add chunks up, and the coordinator takes back what they cannot (**LIVE-1**).
+//!
+//! A contributor sends the chunks of its nodes to their owners, and keeps them until the commit. An owner sends each
+//! whole sum to all linked workers and to the coordinator, for which it is a contribution of the root. So the
+//! coordinator knows of an owner's chunk only whether its sum has come, and nothing else counts as delivered: a trailer
+//! says what was computed, and not that it has arrived.
+//!
+//! Whenever an owner cannot finish a chunk (it is lost, late, or has lost its link to a contributor), the coordinator
+//! takes the chunk back: contributors send what they kept of it to the coordinator, as in the star. An owner's sum that
+//! comes all the same has the same bits, if all workers are of one numerics class. If they are not, the attempt is void
+//! instead, so that there is one version of each sum.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::Core;
+use super::cluster::{LinkAbility, Session, State};
+use super::deadlines::{FLOOR, SLACK};
+use super::events::{Action, AttemptId, ClusterEvent};
+use super::fault_injection::FaultInjection;
+use super::layout::{Layout, ReduceMode};
+
+/// A worker whose sums were late owns nothing for so many steps; twice as many each further time.
+const REST: u64 = 8;
+/// After a void attempt so many steps use the star; twice as many each further time.
+const STAR_STEPS: u64 = 8;
+/// One in so many ready workers may be left out of a sharded attempt for lack of links.
+const LEFT_OUT: usize = 8;
+
+impl Core {
+    /// The layout of the next attempt, between these ready workers.
+    pub(super) fn choose_layout(&mut self, step: u64, ready: &[Session]) -> Layout {
+        let sharded = match self.spec.reduce {
+            ReduceMode::Star => false,
+            ReduceMode::Sharded => true,
+            ReduceMode::Auto => self.auto.wants_sharded(),
+        };
+        // Audits compare what comes to the coordinator.
+        let star = !sharded || step < self.star_until || self.audit_is_due(step);
+        let layout = if star { None } else { self.sharded_layout(step, ready) };
+        layout.unwrap_or_default()
+    }
+
+    /// The owners are the workers that have links to all others. Few workers without them are left out; with many, or
+    /// with too few owners, there is no such layout.
+    fn sharded_layout(&self, step: u64, ready: &[Session]) -> Option<Layout> {
+        let mut linked = ready.to_vec();
+        loop {
+            let missing = |session: &Session| {
+                linked.iter().filter(|peer| *peer != session && !self.links.is_up(*session, **peer)).count()
+            };
+            let may_own = |session: &&Session| self.members.0[session].owns_from <= step;
+            let owners: Vec<Session> =
+                linked.iter().filter(|s| missing(s) == 0).filter(may_own).copied().collect();
+            if owners.len() >= 2 && 2 * owners.len() >= linked.len() {
+                return Some(Layout { owners, linked });
+            }
+            let worst = linked.iter().copied().max_by_key(|session| missing(session))?;
+            if missing(&worst) == 0 || LEFT_OUT * (ready.len() - linked.len() + 1) > ready.len() {
+                return None;
+            }
+            linked.retain(|session| *session != worst);
+        }
+    }
+
+    /// Reports when gradients begin to be added up in another way.
+    pub(super) fn report_layout(&mut self, step: u64, owners: usize, ready: usize) {
+        if self.audit_is_due(step) {
+            return;
+        }
+        let before = std::mem::replace(&mut self.owners, owners);
+        if (before == 0) == (owners == 0) {
+            return;
+        }
+        let reason = if owners > 0 {
+            format!("{owners} of {ready} workers have links to all")
+        } else if step < self.star_until {
+            "the last attempt was void".into()
+        } else if self.spec.reduce == ReduceMode::Auto && !self.auto.wants_sharded() {
+            self.auto.reason()
+        } else {
+            format!("too few of {ready} workers have links to all")
+        };
+        self.actions.push(Action::Report(ClusterEvent::Reduction { step, owners, reason }));
+    }
+
+    /// The coordinator adds these chunks up from here on. Returns false if the attempt is void instead.
+    pub(super) fn take_back(&mut self, now: Duration, chunks: Vec<u32>, reason: &str) -> bool {
+        let Some(flight) = &self.flight else { return false };
+        if chunks.is_empty() || self.injects(FaultInjection::ForgetTakeBack) {
+            return true;
+        }
+        let (step, attempt) = (flight.step, flight.attempt);
+        if flight.classes.len() > 1 && !self.injects(FaultInjection::MixVersions) {
+            self.void_mixed(now, reason);
+            return false;
+        }
+        let Some(flight) = &mut self.flight else { return false };
+        chunks.iter().for_each(|&chunk| flight.own.push(chunk));
+        let count = chunks.len();
+        let seconds = SLACK * self.transfer;
+        for member in self.members.0.values_mut().filter(|m| !m.open.is_empty() || !m.closed.is_empty()) {
+            member.due = member.due.max(now + FLOOR + Duration::from_secs_f64(seconds.min(86_400.0)));
+        }
+        self.actions.push(Action::TakeBack { step, attempt, chunks });
+        self.actions.push(Action::Report(ClusterEvent::TakenBack {
+            step,
+            chunks: count,
+            reason: reason.into(),
+        }));
+        true
+    }
+
+    /// A sum might have two versions with different bits: the step starts again, with the star.
+    pub(super) fn void_mixed(&mut self, now: Duration, reason: &str) {
+        self.void_attempts += 1;
+        self.star_until = self.committed + 1 + (STAR_STEPS << self.void_attempts.min(8));
+        self.abort(&format!("{reason}, and the workers' devices compute different bits"));
+        self.boundary(now);
+    }
+
+    /// All receipts are there: from now on owners are waited for.
+    pub(super) fn await_sums(&mut self, now: Duration) {
+        let seconds = (SLACK * self.transfer).min(86_400.0);
+        if let Some(flight) = &mut self.flight
+            && flight.layout.is_sharded()
+            && flight.has_all_receipts()
+        {
+            flight.sums_due.get_or_insert(now + FLOOR + Duration::from_secs_f64(seconds));
+        }
+    }
+
+    /// Takes the chunks of late owners back.
+    pub(super) fn sums_overdue(&mut self, now: Duration) {
+        let Some(flight) = &self.flight else { return };
+        if flight.closing || flight.sums_due.is_none_or(|due| now < due) {
+            return;
+        }
+        let (step, chunks) = (flight.step, flight.owned_and_missing(None));
+        if chunks.is_empty() {
+            return;
+        }
+        let mut late: Vec<Session> = chunks.iter().filter_map(|&chunk| flight.layout.owner(chunk)).collect();
+        late.sort_unstable();
+        late.dedup();
+        let name = |session: &Session| self.members.0.get(session).map(|member| member.name.as_str());
+        let reason =
+            format!("the sums of {} were late", late.iter().filter_map(name).collect::<Vec<_>>().join(", "));
+        for session in late {
+            if let Some(member) = self.members.0.get_mut(&session) {
+                member.owns_from = step + 1 + (REST << member.late_sums.min(8));
+                member.late_sums += 1;
+            }
+        }
+        self.take_back(now, chunks, &reason);
+    }
+
+    // ---- Links ----
+
+    /// Has workers open the links that are due.
+    pub(super) fn dial(&mut self, now: Duration) {
+        let wanted = match self.spec.reduce {
+            ReduceMode::Star => false,
+            ReduceMode::Sharded => true,
+            ReduceMode::Auto => self.auto.wants_links(),
+        };
+        if !wanted {
+            return;
+        }
+        let able = self.members.0.iter().filter(|(_, m)| m.was_ready && m.links != LinkAbility::None);
+        let workers: Vec<(Session, bool)> =
+            able.map(|(&session, m)| (session, m.links == LinkAbility::Listens)).collect();
+        for (session, peer) in self.links.due(now, &workers) {
+            self.actions.push(Action::Dial { session, peer });
+        }
+    }
+
+    pub(super) fn link_up(&mut self, now: Duration, session: Session, peer: Session) {
+        let able =
+            |session: &Session| self.members.0.get(session).is_some_and(|m| m.links != LinkAbility::None);
+        if able(&session) && able(&peer) && session != peer {
+            self.links.opened(now, session, peer);
+            // A run that is to be sharded need not wait for the next step's end to begin.
+            if self.flight.is_none() {
+                self.boundary(now);
+            }
+        }
+    }
+
+    pub(super) fn link_down(&mut self, now: Duration, session: Session, peer: Session, reason: &str) {
+        if !self.links.broke(now, session, peer) {
+            return;
+        }
+        let Some(flight) = self.flight.as_ref().filter(|flight| !flight.closing) else { return };
+        let mut chunks = flight.owned_and_missing(Some(session));
+        chunks.extend(flight.owned_and_missing(Some(peer)));
+        let name = |session: Session| self.members.0.get(&session).map_or("a worker", |m| m.name.as_str());
+        let reason = format!("the link between {} and {} broke: {reason}", name(session), name(peer));
+        if self.take_back(now, chunks, &reason) {
+            self.close_if_complete();
+        }
+    }
+
+    /// A replica's digest is wrong. If owners sent it other sums than they sent the coordinator, they have to go, and the
+    /// replica is sent the state. If nobody can tell any more, it is sent the state as well. Returns whether that is so.
+    pub(super) fn was_sent_other_sums(
+        &mut self,
+        now: Duration,
+        session: Session,
+        step: u64,
+        differing: Option<&[u32]>,
+    ) -> bool {
+        let Some((_, layout)) = self.layouts.iter().find(|(of, _)| *of == step) else { return false };
+        if self.injects(FaultInjection::BlameReceiver) || !layout.is_linked(session) {
+            return false;
+        }
+        let owners: Option<BTreeSet<Session>> =
+            differing.map(|chunks| chunks.iter().filter_map(|&chunk| layout.owner(chunk)).collect());
+        if owners.as_ref().is_some_and(|owners| owners.is_empty() || owners.contains(&session)) {
+            return false;
+        }
+        if let Some(member) = self.members.0.get_mut(&session) {
+            member.state = State::Joining;
+        }
+        for owner in owners.unwrap_or_default() {
+            let reason = format!("it sent workers different sums of step {step}");
+            self.evict(now, owner, reason, true);
+        }
+        self.send_states();
+        true
+    }
+
+    /// A replica lacks sums of a step that is closed: its owner, or the link to it, was lost in between.
+    pub(super) fn need(&mut self, from: AttemptId, chunks: Vec<u32>) {
+        let AttemptId { session, step, attempt } = from;
+        let known = step == self.committed || self.flight.as_ref().is_some_and(|f| f.step == step);
+        if self.injects(FaultInjection::IgnoreNeed) {
+            return;
+        }
+        let Some(member) = self.members.0.get_mut(&session) else { return };
+        if known {
+            self.actions.push(Action::Resend { session, step, attempt, chunks });
+        } else if step < self.committed {
+            // Those sums are gone; the state they led to is not.
+            member.state = State::Joining;
+            self.send_states();
+        }
+    }
+}

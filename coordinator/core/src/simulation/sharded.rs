@@ -1,0 +1,327 @@
+//! Directed cases of sharded attempts: one interleaving each that breaks a simpler protocol.
+
+use super::*;
+
+fn sharded_spec(workers: usize) -> RunSpec {
+    RunSpec { audit_rate: 0.0, reduce: ReduceMode::Sharded, ..spec(workers) }
+}
+
+impl World {
+    /// A world in a sharded attempt of which nothing has come yet.
+    fn sharded(seed: u64, workers: usize) -> Self {
+        let mut world = Self::with(seed, sharded_spec(workers));
+        world.run_to_sharded(workers);
+        world
+    }
+
+    fn run_to_sharded(&mut self, linked: usize) {
+        self.until(|w| {
+            let flight = w.core.flight().filter(|flight| !flight.closing);
+            flight.is_some_and(|f| f.layout.linked.len() == linked && f.reduction.emitted() == 0)
+        });
+    }
+
+    fn at(&self, session: Session) -> Option<usize> {
+        self.workers.iter().position(|worker| worker.session == Some(session))
+    }
+
+    fn owner(&self, chunk: u32) -> Option<Session> {
+        self.core.flight()?.layout.owner(chunk)
+    }
+
+    /// Whether the coordinator has this chunk's sum.
+    fn is_whole(&self, chunk: u32) -> bool {
+        self.core.flight().is_some_and(|flight| flight.reduction.is_covered(Node::ROOT, chunk))
+    }
+
+    /// The owner of a sum that another worker has and the coordinator has not.
+    fn half_told(&self) -> Option<Session> {
+        (0..CHUNKS).filter(|&chunk| !self.is_whole(chunk)).find_map(|chunk| {
+            let owner = self.owner(chunk)?;
+            let told =
+                |worker: &Worker| worker.session != Some(owner) && worker.has_sum(self.core.attempt, chunk);
+            self.workers.iter().any(told).then_some(owner)
+        })
+    }
+
+    /// Ends as it must, whatever happened.
+    fn ends(self) -> Counts {
+        let world = self.finish();
+        world.check_whole(undisturbed());
+        world.counts
+    }
+
+    /// Runs the attempt in flight turn by turn until `moment`; false if the attempt is over before.
+    fn reaches(&mut self, moment: impl Fn(&Self) -> bool) -> bool {
+        let attempt = self.core.attempt;
+        while self.outcome.is_none() && self.core.attempt == attempt {
+            if moment(self) {
+                return true;
+            }
+            self.turn();
+        }
+        false
+    }
+}
+
+/// Runs `case` with many seeds; it returns whether it reached its moment, which must happen often.
+fn many(case: impl Fn(u64) -> bool) {
+    let reached = (0..60).filter(|&seed| case(seed)).count();
+    assert!(reached >= 10, "only {reached} of 60 schedules reached the moment");
+}
+
+#[test]
+fn sum_1_sharded_attempts_give_the_stars_bits() {
+    for workers in 2..6 {
+        let counts = World::with(workers as u64, sharded_spec(workers)).ends();
+        assert!(counts.sharded > 0, "{workers} workers: {counts:?}");
+    }
+}
+
+/// Interleavings 1 and 2: a trailer is on the control of its partial sums' delivery by nobody. The sender dies, and then
+/// the owner that has them.
+#[test]
+fn live_1_a_trailer_that_overtakes_its_partial_sums_is_only_a_claim() {
+    many(|seed| {
+        let mut world = World::sharded(seed, 3);
+        let claims = |w: &World| {
+            let in_flight =
+                |s: Session| w.wires.iter().any(|((from, _), wire)| *from == s && !wire.is_empty());
+            let closed = w.core.members().0.iter().filter(|(_, m)| !m.closed.is_empty());
+            closed.map(|(s, _)| *s).find(|s| in_flight(*s))
+        };
+        let reached = world.reaches(|w| claims(w).is_some());
+        if let Some(at) = claims(&world).filter(|_| reached).and_then(|session| world.at(session)) {
+            world.kill(at, false);
+        }
+        world.ends();
+        reached
+    });
+}
+
+#[test]
+fn live_1_a_contributor_dies_and_then_the_owner_that_has_its_partial_sums() {
+    many(|seed| {
+        let mut world = World::sharded(seed, 4);
+        let closed =
+            |w: &World| w.core.members().0.iter().find(|(_, m)| !m.closed.is_empty()).map(|(s, _)| *s);
+        let reached = world.reaches(|w| closed(w).is_some());
+        if let Some(contributor) = closed(&world).filter(|_| reached) {
+            let owner = (0..CHUNKS).filter_map(|chunk| world.owner(chunk)).find(|o| *o != contributor);
+            for session in [Some(contributor), owner].into_iter().flatten() {
+                if let Some(at) = world.at(session) {
+                    world.kill(at, false);
+                }
+            }
+        }
+        world.ends();
+        reached
+    });
+}
+
+/// Interleaving 3.
+#[test]
+fn live_1_an_owner_that_was_given_up_goes_on_sending() {
+    let mut taken_back = 0;
+    for seed in 0..20 {
+        let mut world = World::sharded(seed, 3);
+        world.workers[1].asleep = u32::MAX;
+        let step = world.core.committed().0;
+        world.until(|w| w.core.committed().0 > step);
+        world.workers[1].asleep = 0;
+        taken_back += world.ends().taken_back;
+    }
+    assert!(taken_back >= 10, "chunks were taken back {taken_back} times");
+}
+
+/// Interleaving 4.
+#[test]
+fn live_1_an_owner_dies_when_one_replica_has_its_sum_and_the_coordinator_does_not() {
+    many(|seed| {
+        let mut world = World::sharded(seed, 3);
+        let reached = world.reaches(|w| w.half_told().is_some());
+        if let Some(at) = world.half_told().filter(|_| reached).and_then(|owner| world.at(owner)) {
+            world.kill(at, false);
+        }
+        world.ends();
+        reached
+    });
+}
+
+/// Interleaving 5: the coordinator commits, and the owner dies before a replica has its sum.
+fn commit_without_sum(seed: u64, fault: Option<FaultInjection>) -> Option<Counts> {
+    let mut world = World::with(seed, sharded_spec(3));
+    (world.fault, world.core.fault) = (fault, fault);
+    world.run_to_sharded(3);
+    let step = world.core.committed().0 + 1;
+    let owed = |w: &World| {
+        let sum = |message: &Peer| matches!(message, Peer::Sum { step: of, .. } if *of == step);
+        w.wires.iter().find(|(_, wire)| wire.iter().any(sum)).map(|(ends, _)| *ends)
+    };
+    world.until(|w| w.core.committed().0 >= step);
+    let (owner, replica) = owed(&world)?;
+    let at = world.at(owner)?;
+    world.kill(at, false);
+    let replica = world.at(replica)?;
+    world.until(|w| w.workers[replica].committed.is_some_and(|c| c.0 >= step));
+    let committed = world.workers[replica].committed;
+    assert!(committed.is_some_and(|c| c.0 >= step), "LIVE-1: a replica waits for ever");
+    Some(world.ends())
+}
+
+#[test]
+fn live_1_a_replica_that_lacks_a_sum_of_a_committed_step_is_sent_it() {
+    let counts: Vec<Counts> = (0..60).filter_map(|seed| commit_without_sum(seed, None)).collect();
+    assert!(counts.len() >= 10 && counts.iter().any(|c| c.resent > 0), "{} schedules", counts.len());
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let broken = (0..60)
+        .filter(|&seed| {
+            std::panic::catch_unwind(|| commit_without_sum(seed, Some(FaultInjection::IgnoreNeed))).is_err()
+        })
+        .count();
+    std::panic::set_hook(hook);
+    assert!(broken > 0, "nothing notices that a replica waits for ever");
+}
+
+/// Interleaving 6: only the last chunks come to the coordinator, and their numbers are beyond the window.
+#[test]
+fn live_1_credits_count_what_the_coordinator_adds_up() {
+    many(|seed| {
+        let mut world = World::sharded(seed, 3);
+        let last = world.owner(CHUNKS - 1).unwrap();
+        let at = world.at(last).unwrap();
+        world.kill(at, false);
+        let reached = world.core.flight().is_some_and(|f| f.own.order().contains(&(CHUNKS - 1)));
+        world.ends();
+        reached
+    });
+}
+
+/// Interleaving 7.
+#[test]
+fn live_1_a_newcomer_that_no_owner_knows_gets_every_sum() {
+    many(|seed| {
+        let mut world = World::sharded(seed, 3);
+        let reached = world.reaches(|w| w.core.flight().is_some_and(|f| f.reduction.emitted() > 2));
+        let step = world.core.committed().0;
+        world.workers.push(Worker::default());
+        world.join(3);
+        world.until(|w| w.workers[3].committed.is_some_and(|c| c.0 > step));
+        world.ends();
+        reached
+    });
+}
+
+/// Interleaving 8: an owner with bad memory makes innocent replicas differ.
+#[test]
+fn rep_1_an_owner_that_sends_different_sums_has_to_go_and_nobody_else() {
+    many(|seed| {
+        let mut world = World::sharded(seed, 4);
+        (world.workers[2].side.lies, world.workers[2].faulty) = (true, true);
+        let counts = world.ends();
+        assert!(counts.drifted <= 1, "seed {seed}: {counts:?}");
+        counts.drifted == 1
+    });
+}
+
+/// Interleaving 9: a worker says that the link to an honest one broke, again and again. That costs links, and nobody his
+/// place.
+#[test]
+fn live_1_an_accusation_moves_chunks_and_sends_nobody_away() {
+    many(|seed| {
+        let mut world = World::sharded(seed, 3);
+        let [session, peer] = [0, 1].map(|at: usize| world.workers[at].session.unwrap());
+        let reason = "it sent NaN".to_string();
+        world.feed(Event::LinkDown { session, peer, reason });
+        let moved = world.core.flight().is_some_and(|f| !f.own.order().is_empty());
+        let counts = world.ends();
+        assert_eq!(counts.drifted, 0);
+        moved
+    });
+}
+
+/// Interleaving 10: links end with their sessions, so nothing of an old incarnation arrives.
+#[test]
+fn resume_1_a_coordinator_that_dies_in_a_sharded_attempt() {
+    many(|seed| {
+        let mut world = World::sharded(seed, 3);
+        let reached = world.reaches(|w| w.core.flight().is_some_and(|f| f.reduction.emitted() > 4));
+        world.crash(false);
+        world.ends();
+        reached
+    });
+}
+
+#[test]
+fn live_1_a_sum_that_is_not_sound_is_added_up_again_and_its_owner_has_to_go() {
+    many(|seed| {
+        let mut world = World::sharded(seed, 3);
+        (world.workers[1].side.nan, world.workers[1].faulty) = (true, true);
+        let session = world.workers[1].session.unwrap();
+        let step = world.core.committed().0 + 1;
+        world.until(|w| w.core.committed().0 >= step);
+        let gone = !world.core.members().0.contains_key(&session);
+        world.ends();
+        gone
+    });
+}
+
+#[test]
+fn live_1_without_any_link_the_run_ends_in_the_same_bits() {
+    let mut world = World::with(1, sharded_spec(4));
+    world.unreachable.extend(0..4);
+    let counts = world.ends();
+    assert_eq!(counts.sharded, 0);
+}
+
+#[test]
+fn live_1_links_that_break_in_every_attempt_cost_no_step() {
+    for seed in 0..20 {
+        let mut world = World::sharded(seed, 4);
+        while world.outcome.is_none() {
+            for _ in 0..40 {
+                if world.outcome.is_none() {
+                    world.turn();
+                }
+            }
+            let at = world.rng.below(4) as usize;
+            if let Some(session) = world.workers[at].session {
+                world.cut_links(session, None);
+            }
+        }
+        world.check_whole(undisturbed());
+    }
+}
+
+/// Devices that compute different bits, and chunks that would have two versions.
+fn mixed(seed: u64, fault: Option<FaultInjection>) -> u32 {
+    let mut world = World::of_kinds(seed, sharded_spec(3), vec!["CPU", OTHER_BITS, "CPU"]);
+    (world.fault, world.core.fault) = (fault, fault);
+    world.run_to_sharded(3);
+    // What the owner contributed is computed again by others, of which one may be of another kind.
+    if world.reaches(|w| w.half_told().is_some())
+        && let Some(at) = world.half_told().and_then(|owner| world.at(owner))
+    {
+        world.kill(at, false);
+    }
+    let world = world.finish();
+    assert_eq!(world.outcome, Some(RunOutcome::Done));
+    world.counts.void
+}
+
+#[test]
+fn rep_1_where_devices_differ_an_attempt_is_void_before_a_sum_has_two_versions() {
+    let void = (0..60).map(|seed| mixed(seed, None)).sum::<u32>();
+    assert!(void >= 10, "{void} attempts were void");
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let noticed = (0..60).find_map(|seed| {
+        let rule = Some(FaultInjection::MixVersions);
+        let panic = std::panic::catch_unwind(|| mixed(seed, rule)).err()?;
+        panic.downcast_ref::<String>().cloned()
+    });
+    std::panic::set_hook(hook);
+    let noticed = noticed.unwrap_or_default();
+    assert!(noticed.contains("SUM-1: all versions") || noticed.contains("REP-1"), "{noticed:.200}");
+}
