@@ -11,6 +11,7 @@ const KINDS = {
   lost: { label: "Lost", icon: "×", tone: "bad" },
   takeover: { label: "Taken over", icon: "⇄", tone: "warn" },
   late: { label: "Late", icon: "◔", tone: "warn" },
+  reduction: { label: "Reduction", icon: "Σ" },
   abort: { label: "Step again", icon: "↺", tone: "bad" },
   audit: { label: "Audit", icon: "◎" },
   checkpoint: { label: "Checkpoint", icon: "▣" },

@@ -219,7 +219,15 @@ impl ConsoleObserver {
                     node.0
                 ));
             }
-            ClusterEvent::Lost { .. } | ClusterEvent::TakenOver { .. } => {}
+            ClusterEvent::Reduction { step, owners: 0, reason } => {
+                self.console
+                    .note(&format!("from step {step} on the coordinator adds gradients up: {reason}"));
+            }
+            ClusterEvent::Reduction { step, owners, reason } => {
+                self.console
+                    .note(&format!("from step {step} on {owners} workers add gradients up: {reason}"));
+            }
+            ClusterEvent::Lost { .. } | ClusterEvent::TakenOver { .. } | ClusterEvent::TakenBack { .. } => {}
         }
     }
 

@@ -6,6 +6,7 @@ use serde_json::json;
 use tally_coordinator::observer::{Context, Idle, Observer, RunEvent};
 use tally_core::events::Committed;
 use tally_core::recovery::Recorded;
+use tally_core::reduce_mode::ReduceMode;
 use tally_core::{Core, RunSpec};
 use tally_numerics::CHUNK;
 use tally_numerics::digest::Digest;
@@ -43,6 +44,7 @@ pub(crate) fn step_line(step: u64, total: f64) -> StepLine {
         transfer_seconds: 0.125,
         waiting_seconds: 0.0,
         attempt: 1,
+        owners: 0,
         learning_rate: 0.25,
         gradient_norm: 7.0,
         digest: Digest(step),
@@ -89,6 +91,8 @@ pub(crate) fn core() -> Core {
         checkpoint_every: None,
         workers: config.workers,
         audit_rate: 0.0,
+        reduce: ReduceMode::Star,
+        credit_window: tally_numerics::CREDIT_WINDOW,
     };
     Core::new(spec, 0, Digest(0), Recorded::default())
 }
@@ -99,6 +103,7 @@ pub(crate) fn committed(line: &StepLine) -> Committed {
         step: line.step,
         epoch: line.epoch,
         attempt: line.attempt,
+        owners: 0,
         loss: Sums(line.loss.values().skip(1).copied().collect()),
         samples: line.samples,
         workers: line.workers,

@@ -210,6 +210,12 @@ impl Trace {
             ClusterEvent::TakenOver { leaves, by, .. } => {
                 (None, "takeover", format!("{leaves} microbatches, by {} workers", by.len()))
             }
+            ClusterEvent::TakenBack { chunks, reason, .. } => {
+                (None, "taken back", format!("{chunks} chunks: {reason}"))
+            }
+            ClusterEvent::Reduction { owners, reason, .. } => {
+                (None, "reduction", format!("{owners} owners: {reason}"))
+            }
             ClusterEvent::Ready { .. } | ClusterEvent::Adopted { .. } | ClusterEvent::Audited { .. } => {
                 return;
             }

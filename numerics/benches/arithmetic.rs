@@ -8,7 +8,7 @@ use divan::{Bencher, black_box};
 use tally_numerics::update::Update;
 use tally_numerics::update::examples::rules;
 use tally_numerics::update::rule::Rule;
-use tally_numerics::{CHUNK, digest, norm, sum};
+use tally_numerics::{digest, norm, sum};
 
 const ELEMENTS: usize = 6_402_764;
 

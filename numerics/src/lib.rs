@@ -2,11 +2,12 @@
 //!
 //! Nothing here does I/O, knows a clock, or depends on a thread's schedule: the same
 //! arguments give the same bits on every machine that rounds as IEEE 754 says. The crate
-//! holds the reduction tree ([`tree`]) and the sums along it ([`sum`], [`node_sum`]), rounded
+//! holds the reduction tree ([`tree`]), which additions of it are due ([`reduction`]), and the sums along it ([`sum`],
+//! [`node_sum`]), rounded
 //! for the wire or not ([`wire`]), the optimizer's state ([`state`]) and its update ([`update`]) with its digest
 //! ([`digest`]), the gradient's norm ([`norm`]), the streams of random words ([`random`]), the
 //! order of samples ([`order`]) and the initial parameters ([`init`]) drawn from them, the list
-//! of a network's tensors ([`manifest`]), and a program's losses and metrics ([`schema`]).
+//! of a network's tensors ([`manifest`]), who adds up which chunk ([`layout`]), and a program's losses and metrics ([`schema`]).
 //!
 //! Promises kept here (see ARCHITECTURE.md): **SUM-1** by [`tree`], [`sum`], [`node_sum`] and
 //! [`wire`], **REP-1** by [`update`] and [`digest`], **DATA-2** by [`random`] and [`order`].
@@ -15,11 +16,13 @@
 
 pub mod digest;
 pub mod init;
+pub mod layout;
 pub mod manifest;
 pub mod node_sum;
 pub mod norm;
 pub mod order;
 pub mod random;
+pub mod reduction;
 pub mod schema;
 mod simd;
 pub mod state;

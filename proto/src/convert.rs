@@ -61,7 +61,7 @@ pub fn offer(manifest: &Manifest, device: String, numerics_class: String) -> v1:
         buffer: t.buffer,
         group: t.group,
     });
-    v1::ModelManifest { tensors: tensors.collect(), device, numerics_class }
+    v1::ModelManifest { tensors: tensors.collect(), device, numerics_class, peer: None }
 }
 
 /// The manifest of an offer.

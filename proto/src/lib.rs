@@ -7,6 +7,8 @@
 
 pub mod convert;
 pub mod floats;
+pub mod partial_sums;
+pub mod peer_frame;
 pub mod pool;
 pub mod segment;
 pub mod span;
@@ -29,6 +31,9 @@ pub const BF16: &str = "bf16";
 
 /// The capability of a worker that reports spans of its time, and answers with its clock.
 pub const TIMELINE: &str = "timeline";
+
+/// The capability of a worker that can have links to other workers.
+pub const LINKS: &str = "links";
 
 /// The largest message the coordinator takes from a worker, in bytes: a chunk of 1 MiB, or 2¹⁴ tensors with names of
 /// 64 bytes, and what is around them. A message of empty elements takes up to 28 times its length in memory, so the

@@ -21,11 +21,12 @@ use tally_coordinator::server::input::Input;
 use tally_coordinator::server::service::{Local, Service, Sizes};
 use tally_core::events::{Event, RunOutcome};
 use tally_core::recovery::Recorded;
+use tally_core::reduce_mode::ReduceMode;
 use tally_core::{Core, RunSpec};
 use tally_monitor::{Monitor, MonitorOptions, Run, human_seconds};
-use tally_numerics::chunks;
 use tally_numerics::order::Schedule;
 use tally_numerics::tree::Tree;
+use tally_numerics::{CREDIT_WINDOW, chunks};
 use tally_proto::pool::Pool;
 use tally_run::config::RunConfig;
 use tally_run::stored_path::shell_quoted;
@@ -103,7 +104,7 @@ async fn train<P: CoordinatorProgram>(
     };
     let Prepared { config, directory, journal, history, data, step, master, checkpoint } = prepared;
     let incarnation = directory.next_incarnation(history.incarnation)?;
-    let spec = run_spec(&config, data.test.len())?;
+    let spec = run_spec(&config, data.test.len(), options.reduce.into())?;
     let recorded = Recorded {
         digests: history.digests.clone(),
         tests: history.tests.keys().copied().collect(),
@@ -238,7 +239,7 @@ async fn train<P: CoordinatorProgram>(
 }
 
 /// What the core needs to know of a run.
-fn run_spec(config: &RunConfig, test_samples: usize) -> anyhow::Result<RunSpec> {
+fn run_spec(config: &RunConfig, test_samples: usize, reduce: ReduceMode) -> anyhow::Result<RunSpec> {
     Ok(RunSpec {
         tree: Tree::new(config.microbatches)?,
         chunks: chunks(config.tensors.trained_len()) as u32,
@@ -249,6 +250,8 @@ fn run_spec(config: &RunConfig, test_samples: usize) -> anyhow::Result<RunSpec> 
         checkpoint_every: config.checkpoint_every,
         workers: config.workers,
         audit_rate: config.audit_rate,
+        reduce,
+        credit_window: CREDIT_WINDOW,
     })
 }
 

@@ -1,5 +1,6 @@
 //! A worker's process: its options, and the work itself.
 
+use std::net::{IpAddr, SocketAddr};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,10 +8,12 @@ use std::time::Duration;
 use clap::Args;
 use tally_cli::logging::LogOptions;
 use tally_transport::client::ClientAccess;
+use tally_transport::connect;
 
 use crate::device::DeviceOptions;
 use crate::devices::{self, Devices};
 use crate::program::WorkerProgram;
+use crate::session::peers::PeerOptions;
 use crate::session::{self, SessionOptions, WorkOutcome};
 use crate::signals::{self, STOPPED_EARLY, Signals};
 
@@ -41,6 +44,15 @@ pub struct WorkOptions {
     #[arg(long, help_heading = "Cluster")]
     pub no_shared_memory: bool,
 
+    /// Where other workers can open links to this one; a port of 0 is any port, and none only dials others [default: any
+    /// port of all addresses]
+    #[arg(long, value_name = "ADDRESS:PORT|none", value_parser = parse_listen, help_heading = "Cluster")]
+    pub peer_listen: Option<PeerListen>,
+
+    /// Where other workers reach this one [default: the address from which it connects, and the port it listens on]
+    #[arg(long, value_name = "HOST:PORT", value_parser = parse_advertise, help_heading = "Cluster")]
+    pub advertise: Option<String>,
+
     /// Token and TLS.
     #[command(flatten)]
     pub access: ClientAccess,
@@ -58,6 +70,30 @@ pub struct WorkOptions {
     pub log: LogOptions,
 }
 
+/// Where a worker listens for links.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PeerListen {
+    /// Nowhere.
+    None,
+    /// Here.
+    At(SocketAddr),
+}
+
+fn parse_listen(text: &str) -> Result<PeerListen, String> {
+    let wrong = || "give an IP address and a port, such as 0.0.0.0:50052 or [::]:50052, or none".to_string();
+    if text == "none" { Ok(PeerListen::None) } else { text.parse().map(PeerListen::At).map_err(|_| wrong()) }
+}
+
+fn parse_advertise(text: &str) -> Result<String, String> {
+    let host = connect::host(text).map_err(|_| "give HOST:PORT, such as 10.0.0.8:50052".to_string())?;
+    let unspecified = host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified());
+    if unspecified {
+        Err(format!("nobody can reach {host}; give the address at which others reach this worker"))
+    } else {
+        Ok(text.into())
+    }
+}
+
 impl WorkOptions {
     /// The options of the worker's session.
     #[must_use]
@@ -71,6 +107,14 @@ impl WorkOptions {
             print_events: true,
             stay: self.stay,
             share_memory: !self.no_shared_memory,
+            peers: PeerOptions {
+                dial_only: self.peer_listen == Some(PeerListen::None),
+                listen: self.peer_listen.and_then(|listen| match listen {
+                    PeerListen::None => None,
+                    PeerListen::At(address) => Some(address),
+                }),
+                advertise: self.advertise.clone(),
+            },
             ..defaults
         }
     }

@@ -5,7 +5,7 @@ use tally_numerics::schema::Sums;
 use tally_numerics::tree::Node;
 
 use super::cluster::{DeviceInfo, LinkAbility, Session};
-use super::reduction::ReductionStep;
+use tally_numerics::reduction::ReductionStep;
 
 /// What was computed for one leaf.
 #[derive(Clone, Debug, PartialEq)]

@@ -4,24 +4,24 @@
 //! here, so nothing in here can fail or wait, and any sequence of events can be repeated exactly. The server around
 //! it (tally-coordinator) holds the floats and the sockets and performs the actions in their order.
 //!
-//! Promises kept here: **DATA-1** ([`ledger`]), **SUM-1** ([`reduction`], [`assign`]), **REP-1** (`replica_state`:
+//! Promises kept here: **DATA-1** ([`ledger`]), **SUM-1** ([`assign`], `step_protocol`), **REP-1** (`replica_state`:
 //! every digest of a worker is compared with the master's), **LIVE-1** (`step_protocol` leads a step from its plan to
 //! its commit, `deadlines` assigns the leaves of a lost or late worker again within the step, `sharding` takes back the
 //! chunks that workers cannot add up), **RESUME-1** ([`recovery`]).
 
 pub mod assign;
 pub mod audit;
-pub mod auto_reduce;
+
 pub mod cluster;
 mod deadlines;
 pub mod events;
 mod fault_injection;
-pub mod layout;
 pub mod ledger;
 pub mod links;
 pub mod optimizer;
 pub mod recovery;
-pub mod reduction;
+pub mod reduce_mode;
+
 mod replica_state;
 pub mod sampler;
 mod sharding;
@@ -40,17 +40,17 @@ use tally_numerics::digest::Digest;
 use tally_numerics::order::Schedule;
 use tally_numerics::tree::{Node, Tree};
 
-use auto_reduce::AutoReduce;
 use cluster::{Member, Members, Session};
 use events::{Action, Event, RunOutcome};
 use fault_injection::FaultInjection;
-use layout::{Layout, ReduceMode};
 use ledger::Ledger;
 use links::Links;
 use optimizer::OptimizerConfig;
 use recovery::{Recorded, Recovery};
+use reduce_mode::{AutoReduce, ReduceMode};
 use sampler::EpochSampler;
 use step::StepInFlight;
+use tally_numerics::layout::Layout;
 use test_pass::TestPass;
 
 /// Sharded steps whose layouts are remembered; replicas lag by no more than a few.

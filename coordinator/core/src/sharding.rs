@@ -18,7 +18,8 @@ use super::cluster::{LinkAbility, Session, State};
 use super::deadlines::{FLOOR, SLACK};
 use super::events::{Action, AttemptId, ClusterEvent};
 use super::fault_injection::FaultInjection;
-use super::layout::{Layout, ReduceMode};
+use super::reduce_mode::ReduceMode;
+use tally_numerics::layout::Layout;
 
 /// A worker whose sums were late owns nothing for so many steps; twice as many each further time.
 const REST: u64 = 8;

@@ -10,8 +10,8 @@ use super::assign::{self, Load};
 use super::audit::Audit;
 use super::cluster::Session;
 use super::events::Receipt;
-use super::layout::{Layout, OwnChunks};
-use super::reduction::{Contribution, Reduction, ReductionStep};
+use tally_numerics::layout::{Layout, OwnChunks};
+use tally_numerics::reduction::{Contribution, Reduction, ReductionStep};
 
 /// A step in flight.
 #[derive(Debug)]

@@ -7,13 +7,13 @@ use tally_numerics::tree::Node;
 
 use super::Core;
 use super::assign::{self, Load};
-use super::auto_reduce;
 use super::cluster::{LinkAbility, Member, Session};
 use super::events::{Action, AttemptId, Committed, Receipt, RunOutcome};
 use super::fault_injection::FaultInjection;
-use super::reduction::Contribution;
+use super::reduce_mode;
 use super::step::StepInFlight;
 use super::{LAYOUTS, RECENT};
+use tally_numerics::reduction::Contribution;
 
 impl Core {
     /// Gives a worker nodes, and before them the samples it has not got yet.
@@ -310,7 +310,7 @@ impl Core {
             owners: flight.layout.owners.len(),
             digest,
         })));
-        self.auto.committed(&auto_reduce::Step {
+        self.auto.committed(&reduce_mode::Step {
             sharded: flight.layout.is_sharded(),
             workers: workers.len(),
             able: self.members.0.values().filter(|member| member.links != LinkAbility::None).count(),

@@ -120,6 +120,24 @@ pub enum Line {
         /// The worker whose bits differed, if a third worker decided.
         alone: Option<String>,
     },
+    /// From this step on gradients are added up in another way.
+    Reduction {
+        /// The step.
+        step: u64,
+        /// How many workers add up; 0 if the coordinator does.
+        owners: usize,
+        /// Why.
+        reason: String,
+    },
+    /// The coordinator added up chunks that workers were to add up.
+    TakenBack {
+        /// The step.
+        step: u64,
+        /// How many chunks.
+        chunks: usize,
+        /// Why.
+        reason: String,
+    },
     /// An attempt was void.
     Abort {
         /// The step.
@@ -180,12 +198,20 @@ pub struct StepLine {
     pub waiting_seconds: f64,
     /// The attempt that counted.
     pub attempt: u32,
+    /// Workers that added gradients up; 0, and not written, if the coordinator did.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub owners: usize,
     /// The learning rate.
     pub learning_rate: f32,
     /// The gradient's norm before clipping.
     pub gradient_norm: f64,
     /// Digest of parameters and momentum after the step.
     pub digest: Digest,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_zero(count: &usize) -> bool {
+    *count == 0
 }
 
 /// Why a journal cannot be used.
@@ -422,6 +448,7 @@ mod tests {
             transfer_seconds: 0.125,
             waiting_seconds: 0.0,
             attempt: 1,
+            owners: 0,
             learning_rate: 0.1,
             gradient_norm: 7.0,
             digest: Digest(step),

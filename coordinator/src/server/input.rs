@@ -1,5 +1,6 @@
 //! The inputs of the driver.
 
+use std::net::IpAddr;
 use std::time::Instant;
 
 use tally_core::cluster::{DeviceInfo, Session};
@@ -25,6 +26,17 @@ pub struct Hello {
     pub capabilities: Vec<String>,
     /// Steps of this run whose state it holds, newest first, with their digests.
     pub held: Vec<(u64, Digest)>,
+    /// Both ends of its connection, if it has one.
+    pub ends: Option<ConnectionEnds>,
+}
+
+/// The addresses of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConnectionEnds {
+    /// The worker's.
+    pub worker: IpAddr,
+    /// The coordinator's, as the worker reaches it.
+    pub coordinator: IpAddr,
 }
 
 /// The inputs of the driver.
@@ -49,6 +61,15 @@ pub enum Input {
         manifest: Result<Manifest, String>,
         /// What it computes with.
         device: DeviceInfo,
+        /// Where other workers can reach it.
+        peer: Option<v1::PeerEndpoint>,
+    },
+    /// A worker has committed a step with a digest that is not the commit's, and these sums from owners.
+    Differs {
+        /// What it said of the step.
+        committed: Event,
+        /// The checksums of what owners sent it.
+        sums: Vec<v1::SumChecksum>,
     },
     /// It cannot go on.
     Failed {

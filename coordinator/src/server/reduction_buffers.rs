@@ -1,15 +1,15 @@
 //! The floats of the step in flight, where the core's additions are done (**SUM-1**).
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
+use tally_numerics::CHUNK;
 use tally_numerics::manifest::Manifest;
+use tally_numerics::norm::{self, SquareSum};
 use tally_numerics::tree::Node;
 use tally_numerics::wire::WireDtype;
-use tally_numerics::norm::{self, SquareSum};
-use tally_numerics::CHUNK;
 
-use tally_core::reduction::ReductionStep;
+use tally_numerics::reduction::ReductionStep;
+use tally_proto::partial_sums::PartialSums;
 use tally_proto::pool::Chunk;
 
 /// Chunks of a block of the norm.
@@ -28,10 +28,9 @@ impl AsRef<[f32]> for Shared {
 /// Chunks that wait for their siblings, and the root's as they become whole.
 #[derive(Debug)]
 pub struct ReductionBuffers {
-    dtype: WireDtype,
     /// Elements of a gradient that count in its norm; buffers follow them.
     parameters: usize,
-    waiting: HashMap<(Node, u32), Chunk>,
+    partial: PartialSums,
     root: Vec<Option<Shared>>,
     /// The sums of the squares of the root's blocks that are whole.
     squares: Vec<f64>,
@@ -42,12 +41,12 @@ impl ReductionBuffers {
     #[must_use]
     pub fn new(dtype: WireDtype, tensors: &Manifest) -> Self {
         let parameters = tensors.parameters_len();
-        Self { dtype, parameters, waiting: HashMap::new(), root: Vec::new(), squares: Vec::new() }
+        Self { parameters, partial: PartialSums::new(dtype), root: Vec::new(), squares: Vec::new() }
     }
 
     /// Drops everything and makes room for a root of `chunks` chunks.
     pub fn reset(&mut self, chunks: usize) {
-        self.waiting.clear();
+        self.partial.clear();
         self.root.clear();
         self.root.resize(chunks, None);
         self.squares.clear();
@@ -56,36 +55,21 @@ impl ReductionBuffers {
 
     /// Keeps a node's chunk, and drops those of the nodes below it, which it covers.
     pub fn insert(&mut self, node: Node, index: u32, values: Chunk) {
-        self.waiting.retain(|&(other, chunk), _| chunk != index || !node.covers(other));
-        self.waiting.insert((node, index), values);
+        self.partial.insert(node, index, values);
     }
 
     /// Performs a step of the reduction, and returns the chunk of the root that becomes whole, if one does.
     pub fn apply(&mut self, step: ReductionStep) -> Option<(u32, Shared)> {
-        match step {
-            ReductionStep::Add { parent, chunk } => {
-                let [left, right] = parent.children().map(|child| self.waiting.remove(&(child, chunk)));
-                let (Some(mut left), Some(right)) = (left, right) else {
-                    debug_assert!(false, "the core asks for additions of chunks that are there");
-                    return None;
-                };
-                self.dtype.add(&mut left, &right);
-                self.waiting.insert((parent, chunk), left);
-                None
-            }
-            ReductionStep::Promote { child, chunk } => {
-                let value = self.waiting.remove(&(child, chunk))?;
-                self.waiting.insert((child.parent()?, chunk), value);
-                None
-            }
-            ReductionStep::RootReady { chunk } => {
-                let value = self.waiting.remove(&(Node::ROOT, chunk))?;
-                let shared = Shared(Arc::new(value));
-                *self.root.get_mut(chunk as usize)? = Some(shared.clone());
-                self.add_squares(chunk as usize / CHUNKS_OF_BLOCK);
-                Some((chunk, shared))
-            }
-        }
+        let (chunk, value) = self.partial.apply(step)?;
+        let shared = Shared(Arc::new(value));
+        *self.root.get_mut(chunk as usize)? = Some(shared.clone());
+        self.add_squares(chunk as usize / CHUNKS_OF_BLOCK);
+        Some((chunk, shared))
+    }
+
+    /// Takes the root's chunks out.
+    pub fn take_root(&mut self) -> Vec<Option<Shared>> {
+        std::mem::take(&mut self.root)
     }
 
     /// Adds the squares of a block of the root up, once all of its chunks are whole.

@@ -32,7 +32,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::input::{Hello, Input};
+use super::input::{ConnectionEnds, Hello, Input};
 use super::outbox::{OutboxStream, outbox};
 use super::status_cache::StatusCache;
 use super::versions::Versions;
@@ -155,20 +155,34 @@ impl Service {
         Ok(match message.body.ok_or("an empty message")? {
             Body::Hello(_) => return Err("a second hello".into()),
             Body::ModelManifest(mut offer) => {
+                let peer = offer.peer.take();
                 let [name, numerics_class] = [&mut offer.device, &mut offer.numerics_class]
                     .map(|text| printable(&std::mem::take(text), 256));
                 let device = DeviceInfo { name, numerics_class };
                 let manifest = convert::manifest(offer).map_err(|e| e.to_string());
-                Input::Offer { session, manifest, device }
+                Input::Offer { session, manifest, device, peer }
             }
             Body::Loaded(m) => Input::Event(Event::Loaded { session, step, digest: Digest(m.digest) }),
-            Body::Committed(m) => Input::Event(Event::Committed {
-                session,
-                step,
-                digest: Digest(m.digest),
-                apply: seconds(m.apply_seconds)?,
-                round: seconds(m.round_seconds)?,
-            }),
+            Body::Committed(m) => {
+                let committed = Event::Committed {
+                    session,
+                    step,
+                    digest: Digest(m.digest),
+                    apply: seconds(m.apply_seconds)?,
+                    round: seconds(m.round_seconds)?,
+                    differing: None,
+                };
+                match m.sums.is_empty() {
+                    true => Input::Event(committed),
+                    false => Input::Differs { committed, sums: m.sums },
+                }
+            }
+            Body::LinkUp(m) => Input::Event(Event::LinkUp { session, peer: m.peer }),
+            Body::LinkDown(m) => {
+                let reason = printable(&m.reason, 256);
+                Input::Event(Event::LinkDown { session, peer: m.peer, reason })
+            }
+            Body::Need(m) => Input::Event(Event::Need { from, chunks: m.chunks }),
             Body::NonFinite(m) => {
                 Input::Event(Event::NonFinite { from, node: Node(m.node), tensor: printable(&m.tensor, 256) })
             }
@@ -407,13 +421,18 @@ impl Cluster for Service {
             }
             connection.expect(MAX_FROM_WORKER);
         }
-        let near = connection.is_some_and(|connection| connection.is_same_host());
+        let near = connection.as_ref().is_some_and(|connection| connection.is_same_host());
+        let ends = connection.map(|connection| ConnectionEnds {
+            worker: connection.peer.ip().to_canonical(),
+            coordinator: connection.here.ip().to_canonical(),
+        });
         let ours = hello.retained.iter().filter(|held| held.run == self.run).take(MOST_HELD);
         let hello = Hello {
             name: printable(&hello.name, 128),
             threads: hello.threads,
             capabilities: hello.capabilities,
             held: ours.map(|held| (held.step, Digest(held.digest))).collect(),
+            ends,
         };
         let session = self.new_session();
         let (control, receiver) = outbox();

@@ -160,6 +160,21 @@ const ALL: &[Metric] = &[
         None,
     ),
     Metric(
+        "tally_reduction_owners",
+        Gauge(0.0),
+        None,
+        "Workers that add gradients up; 0 if the coordinator does.",
+        None,
+    ),
+    Metric("tally_links", Gauge(0.0), None, "Links between workers that are up.", None),
+    Metric(
+        "tally_chunks_taken_back_total",
+        Counter,
+        None,
+        "Chunks that the coordinator added up because a worker could not.",
+        None,
+    ),
+    Metric(
         "tally_step_deadline_seconds",
         UNKNOWN,
         SECONDS,

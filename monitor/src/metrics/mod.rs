@@ -152,6 +152,12 @@ pub fn workers(core: &Core) {
     gauge!("tally_workers", "state" => "ready").set(count(State::Ready));
 }
 
+/// How many workers added up a step, and how many links there are.
+pub fn reduction(owners: usize, links: usize) {
+    gauge!("tally_reduction_owners").set(owners as f64);
+    gauge!("tally_links").set(links as f64);
+}
+
 /// Gradient bytes were taken from a worker.
 pub fn received(bytes: usize) {
     counter!("tally_gradient_received_bytes_total").increment(bytes as u64);
@@ -195,6 +201,11 @@ pub fn taken_over(microbatches: u32) {
 /// A worker was past its deadline, and others compute its microbatches too.
 pub fn late(microbatches: u32) {
     counter!("tally_microbatches_speculative_total").increment(u64::from(microbatches));
+}
+
+/// The coordinator adds up chunks that workers were to add up.
+pub fn taken_back(chunks: usize) {
+    counter!("tally_chunks_taken_back_total").increment(chunks as u64);
 }
 
 /// When the last assignment of a step was due.
@@ -260,7 +271,8 @@ impl MetricsObserver {
                 taken_over(*leaves);
             }
             ClusterEvent::Audited { result, .. } => audited(*result == AuditResult::Equal),
-            ClusterEvent::Adopted { .. } => {}
+            ClusterEvent::TakenBack { chunks, .. } => taken_back(*chunks),
+            ClusterEvent::Adopted { .. } | ClusterEvent::Reduction { .. } => {}
         }
         workers(core);
     }
@@ -283,6 +295,7 @@ impl Observer for MetricsObserver {
             RunEvent::Cluster(event) => self.cluster(event, core),
             RunEvent::AttemptVoid { .. } => aborted(),
             RunEvent::Committed { step: committed, line, recomputed: again } => {
+                reduction(committed.owners, core.links().count());
                 if again {
                     recomputed();
                 }

@@ -93,6 +93,9 @@ fn fault(line: &Line) -> Option<(u64, &'static str, String)> {
         Line::Straggler { step, worker, leaves, .. } => {
             (*step, "late", format!("{worker}: its {leaves} microbatches were computed by others too"))
         }
+        Line::TakenBack { step, chunks, reason } => {
+            (*step, "taken back", format!("{chunks} chunks were added up by the coordinator: {reason}"))
+        }
         Line::Adopt { step, worker, .. } => {
             (*step, "state adopted", format!("from worker {worker}, which held it"))
         }

@@ -222,7 +222,11 @@ impl RunData {
                         _ => State::Stopped,
                     };
                 }
-                Line::Step(_) | Line::Adopt { .. } | Line::Unknown => {}
+                Line::Step(_)
+                | Line::Adopt { .. }
+                | Line::Reduction { .. }
+                | Line::TakenBack { .. }
+                | Line::Unknown => {}
             }
         }
         tests.sort_by_key(|test| test.step);

@@ -21,6 +21,8 @@ pub enum Kind {
     Takeover,
     /// A worker was past its deadline.
     Late,
+    /// Gradients are added up in another way, or elsewhere.
+    Reduction,
     /// An attempt was void.
     Abort,
     /// Two workers got different bits for one node.

@@ -95,7 +95,11 @@ impl ViewObserver {
                 view.time().disturbed();
                 by.iter().for_each(|&(session, count)| view.workers().takes_over(session, count.into()));
             }
-            ClusterEvent::Lost { .. } | ClusterEvent::Adopted { .. } | ClusterEvent::Audited { .. } => {}
+            ClusterEvent::TakenBack { .. } => view.time().disturbed(),
+            ClusterEvent::Lost { .. }
+            | ClusterEvent::Reduction { .. }
+            | ClusterEvent::Adopted { .. }
+            | ClusterEvent::Audited { .. } => {}
         });
     }
 

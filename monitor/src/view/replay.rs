@@ -35,6 +35,21 @@ pub fn describe_line<'a>(line: &'a Line, schema: &Schema) -> Option<(Kind, Optio
             Some(worker),
             format!("{worker} is late at step {step}: others compute its {leaves} microbatches too"),
         ),
+        Line::Reduction { step, owners: 0, reason } => (
+            Kind::Reduction,
+            None,
+            format!("from step {step} on the coordinator adds gradients up: {reason}"),
+        ),
+        Line::Reduction { step, owners, reason } => (
+            Kind::Reduction,
+            None,
+            format!("from step {step} on {owners} workers add gradients up: {reason}"),
+        ),
+        Line::TakenBack { step, chunks, reason } => (
+            Kind::Reduction,
+            None,
+            format!("the coordinator adds up {chunks} chunks of step {step} that workers were to: {reason}"),
+        ),
         Line::Adopt { step, worker, .. } => {
             (Kind::Adopt, Some(worker), format!("going on from step {step}, which {worker} held"))
         }
@@ -80,6 +95,8 @@ impl View {
                 | Line::Straggler { step, .. }
                 | Line::Adopt { step, .. }
                 | Line::Audit { step, .. }
+                | Line::Reduction { step, .. }
+                | Line::TakenBack { step, .. }
                 | Line::Abort { step, .. }
                 | Line::End { step, .. } => *step,
             };

@@ -22,7 +22,10 @@ pub struct MessageContext {
 pub struct WorkerMessage {
     #[prost(message, optional, tag = "1")]
     pub context: ::core::option::Option<MessageContext>,
-    #[prost(oneof = "worker_message::Body", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
+    #[prost(
+        oneof = "worker_message::Body",
+        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14"
+    )]
     pub body: ::core::option::Option<worker_message::Body>,
 }
 /// Nested message and enum types in `WorkerMessage`.
@@ -49,6 +52,12 @@ pub mod worker_message {
         AuditDigest(super::AuditDigest),
         #[prost(message, tag = "11")]
         Clock(super::ClockAnswer),
+        #[prost(message, tag = "12")]
+        LinkUp(super::LinkUp),
+        #[prost(message, tag = "13")]
+        LinkDown(super::LinkDown),
+        #[prost(message, tag = "14")]
+        Need(super::Need),
     }
 }
 /// The first message of a worker.
@@ -94,6 +103,22 @@ pub struct ModelManifest {
     /// can check each other.
     #[prost(string, tag = "3")]
     pub numerics_class: ::prost::alloc::string::String,
+    /// Where other workers can reach it, if Welcome asked for links.
+    #[prost(message, optional, tag = "4")]
+    pub peer: ::core::option::Option<PeerEndpoint>,
+}
+/// Where a worker takes links of other workers.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PeerEndpoint {
+    /// HOST:PORT, if the worker was told one; else it is reached at the address of its connection.
+    #[prost(string, tag = "1")]
+    pub address: ::prost::alloc::string::String,
+    /// The port it listens on; 0 if it only dials.
+    #[prost(uint32, tag = "2")]
+    pub port: u32,
+    /// SHA-256 of its certificate for links, where the cluster uses TLS.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub certificate: ::prost::bytes::Bytes,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Tensor {
@@ -133,6 +158,37 @@ pub struct Committed {
     /// What it did since it last told, if Welcome asked for it.
     #[prost(message, repeated, tag = "4")]
     pub spans: ::prost::alloc::vec::Vec<Span>,
+    /// If the digest is not the commit's: what it got from owners.
+    #[prost(message, repeated, tag = "5")]
+    pub sums: ::prost::alloc::vec::Vec<SumChecksum>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SumChecksum {
+    #[prost(uint32, tag = "1")]
+    pub index: u32,
+    /// CRC-32C of the bytes.
+    #[prost(fixed32, tag = "2")]
+    pub crc: u32,
+}
+/// The link that Dial asked for is open.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LinkUp {
+    #[prost(fixed64, tag = "1")]
+    pub peer: u64,
+}
+/// A link is broken, or could not be opened.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LinkDown {
+    #[prost(fixed64, tag = "1")]
+    pub peer: u64,
+    #[prost(string, tag = "2")]
+    pub reason: ::prost::alloc::string::String,
+}
+/// The step of the stamp counts, and these chunks of its sum have not come from their owners.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Need {
+    #[prost(uint32, repeated, tag = "1")]
+    pub chunks: ::prost::alloc::vec::Vec<u32>,
 }
 /// A stretch of a worker's time, in seconds since 1970 by the worker's clock. A worker computes and
 /// sends at the same time; else its spans do not overlap.
@@ -204,7 +260,7 @@ pub struct CoordinatorMessage {
     pub context: ::core::option::Option<MessageContext>,
     #[prost(
         oneof = "coordinator_message::Body",
-        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12"
+        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13"
     )]
     pub body: ::core::option::Option<coordinator_message::Body>,
 }
@@ -234,6 +290,8 @@ pub mod coordinator_message {
         ResumeRetained(super::ResumeRetained),
         #[prost(message, tag = "12")]
         Clock(super::ClockQuestion),
+        #[prost(message, tag = "13")]
+        Dial(super::Dial),
     }
 }
 /// The answer to Hello.
@@ -266,6 +324,25 @@ pub struct Welcome {
     /// Commits and answers are to tell what the worker did when.
     #[prost(bool, tag = "10")]
     pub spans: bool,
+    /// Workers may be asked for links to each other. Whoever knows this secret of 32 bytes, which only the coordinator and
+    /// this worker do, makes the tokens of those that may dial it.
+    #[prost(bytes = "bytes", tag = "11")]
+    pub link_secret: ::prost::bytes::Bytes,
+}
+/// Open a link to another worker. Answered by LinkUp or LinkDown.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Dial {
+    #[prost(fixed64, tag = "1")]
+    pub peer: u64,
+    /// HOST:PORT, in the order in which to try them.
+    #[prost(string, repeated, tag = "2")]
+    pub addresses: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Shows the peer that the coordinator has sent this worker.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub token: ::prost::bytes::Bytes,
+    /// SHA-256 of the peer's certificate, where the cluster uses TLS.
+    #[prost(bytes = "bytes", tag = "4")]
+    pub certificate: ::prost::bytes::Bytes,
 }
 /// A file in memory, cut into places of one chunk.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -320,6 +397,9 @@ pub struct Plan {
     /// These nodes were another worker's first.
     #[prost(bool, tag = "5")]
     pub takeover: bool,
+    /// Their chunks go to the owners that AttemptBegin names.
+    #[prost(bool, tag = "6")]
+    pub to_owners: bool,
 }
 /// What does the worker's clock show? Only for those with the capability `timeline`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -444,7 +524,7 @@ pub struct Receipt {
 pub struct GradientDown {
     #[prost(message, optional, tag = "1")]
     pub context: ::core::option::Option<MessageContext>,
-    #[prost(oneof = "gradient_down::Body", tags = "2, 3, 4, 5, 6")]
+    #[prost(oneof = "gradient_down::Body", tags = "2, 3, 4, 5, 6, 7")]
     pub body: ::core::option::Option<gradient_down::Body>,
 }
 /// Nested message and enum types in `GradientDown`.
@@ -461,6 +541,8 @@ pub mod gradient_down {
         SumChunk(super::SumChunk),
         #[prost(message, tag = "6")]
         AttemptClose(super::AttemptClose),
+        #[prost(message, tag = "7")]
+        TakeBack(super::TakeBack),
     }
 }
 /// A step's attempt begins; whatever was applied for an earlier attempt is void.
@@ -475,6 +557,25 @@ pub struct AttemptBegin {
     /// Each element of the scaled gradient is clipped to ± this; infinite if none is.
     #[prost(float, tag = "3")]
     pub limit: f32,
+    /// The sessions of the workers that add chunks up: chunk c is that of owners\[c mod the number of owners\]. None if the
+    /// coordinator adds up all of them.
+    #[prost(fixed64, repeated, tag = "4")]
+    pub owners: ::prost::alloc::vec::Vec<u64>,
+    /// The workers that have links to all owners, and get sums from them.
+    #[prost(fixed64, repeated, tag = "5")]
+    pub linked: ::prost::alloc::vec::Vec<u64>,
+    /// For owners: the samples of the step, and the digest of the replicas that compute it.
+    #[prost(uint32, tag = "6")]
+    pub samples: u32,
+    #[prost(fixed64, tag = "7")]
+    pub digest: u64,
+}
+/// The coordinator adds these chunks up from here on: send it what you have of them. They are appended to those that it
+/// adds up already, in the order in which credits count.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TakeBack {
+    #[prost(uint32, repeated, tag = "1")]
+    pub chunks: ::prost::alloc::vec::Vec<u32>,
 }
 /// An optimizer's formula, with the step's numbers in it. The formulas are in numerics/src/update/rule.rs.
 #[derive(Clone, Copy, PartialEq, ::prost::Message)]
@@ -591,8 +692,8 @@ pub struct StateChunk {
     #[prost(bytes = "bytes", tag = "3")]
     pub data: ::prost::bytes::Bytes,
 }
-/// A chunk of the root: the gradient of the batch's mean loss. It also grants the credit
-/// to send the chunk a window further on.
+/// A chunk of the root: the gradient of the batch's mean loss. From the coordinator it also grants the credit to send it
+/// the chunk a window further on. A chunk may come twice, with the same bits, if an owner and the coordinator send it.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SumChunk {
     #[prost(uint32, tag = "1")]
@@ -602,6 +703,9 @@ pub struct SumChunk {
     /// Where it lies in shared memory, instead of data.
     #[prost(uint32, optional, tag = "3")]
     pub slot: ::core::option::Option<u32>,
+    /// CRC-32C of the data, if it comes from an owner.
+    #[prost(fixed32, tag = "4")]
+    pub crc: u32,
 }
 /// The root is whole.
 #[derive(Clone, Copy, PartialEq, ::prost::Message)]

@@ -3,13 +3,35 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use tally_cli::logging::LogOptions;
 use tally_coordinator::access::options::AccessOptions;
+use tally_core::reduce_mode::ReduceMode;
 use tally_worker::device::{BackendChoice, DeviceOptions, Precision};
 
 use super::training::Training;
 use crate::local_workers::share_of_cores;
+
+/// Where gradients are added up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Reduce {
+    /// At the coordinator.
+    Star,
+    /// At the workers.
+    Sharded,
+    /// Where it is faster.
+    Auto,
+}
+
+impl From<Reduce> for ReduceMode {
+    fn from(reduce: Reduce) -> Self {
+        match reduce {
+            Reduce::Star => Self::Star,
+            Reduce::Sharded => Self::Sharded,
+            Reduce::Auto => Self::Auto,
+        }
+    }
+}
 
 /// Options of a training run.
 #[derive(Debug, Args)]
@@ -64,7 +86,7 @@ pub struct TrainOptions<O: Args> {
     #[arg(long, value_name = "DIR", conflicts_with = "resume", help_heading = "Run directory")]
     pub run_dir: Option<PathBuf>,
 
-    /// Go on with a stopped run. --workers, --local, --backend, --threads, the addresses,
+    /// Go on with a stopped run. --workers, --local, --backend, --threads, --reduce, the addresses,
     /// --checkpoint-every, --keep-checkpoints, --audit-rate and --tensorboard may change, and --epochs under
     /// --lr-schedule constant; what else is given must be as it was
     #[arg(long, value_name = "RUN_DIR", help_heading = "Run directory")]
@@ -75,6 +97,11 @@ pub struct TrainOptions<O: Args> {
     /// run's end, exit with code 75 instead of 0
     #[arg(long, requires = "run_dir", help_heading = "Run directory")]
     pub supervised: bool,
+
+    /// Where gradients are added up: at the coordinator (star), at the workers, which need connections to each other
+    /// (sharded), or where it is faster (auto). The result has the same bits
+    #[arg(long, value_enum, default_value_t = Reduce::Auto, help_heading = "Cluster")]
+    pub reduce: Reduce,
 
     /// In this share of the steps, 0 to 1, a second worker computes what another contributes,
     /// and the bits are compared [default: 0]

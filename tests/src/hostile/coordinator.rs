@@ -27,6 +27,7 @@ use tally_coordinator::server::outbox::OutboxStream;
 use tally_coordinator::server::service::{Service, Sizes};
 use tally_core::events::RunOutcome;
 use tally_core::recovery::Recorded;
+use tally_core::reduce_mode::ReduceMode;
 use tally_core::{Core, RunSpec};
 use tally_monitor::Run;
 use tally_monitor::console::{Console, ConsoleObserver};
@@ -37,19 +38,20 @@ use tally_monitor::view::observer::ViewObserver;
 use tally_monitor::view::publisher::ViewPublisher;
 use tally_monitor::view::state::RunInfo;
 use tally_numerics::manifest::Manifest;
+use tally_numerics::norm::BLOCK;
 use tally_numerics::order::Schedule;
 use tally_numerics::schema::{LossSpec, MetricKind, MetricSpec, Schema};
 use tally_numerics::tree::{Node, Tree};
 use tally_numerics::wire::WireDtype;
-use tally_numerics::norm::BLOCK;
 use tally_numerics::{digest, init};
 use tally_proto::pool::Pool;
 use tally_proto::span::Clock;
 use tally_proto::v1::cluster_server::Cluster as _;
 use tally_proto::v1::{
     AuditDigest, Chunk, ClockAnswer, Committed, ContributionBegin, ContributionEnd, CoordinatorMessage,
-    Evaluated, Failed, GradientDown, GradientUp, Hello, Leave, Loaded, MessageContext, NonFinite, Receipt,
-    StateChunk, StreamOpen, WorkerMessage, coordinator_message, gradient_down, gradient_up, worker_message,
+    Evaluated, Failed, GradientDown, GradientUp, Hello, Leave, LinkDown, LinkUp, Loaded, MessageContext,
+    Need, NonFinite, Receipt, StateChunk, StreamOpen, WorkerMessage, coordinator_message, gradient_down,
+    gradient_up, worker_message,
 };
 use tally_proto::{MAX_FROM_WORKER, PROTOCOL, TIMELINE, convert};
 use tally_run::config::{RUN_VERSION, RunConfig};
@@ -175,6 +177,8 @@ fn driver(root: &Path) -> (Driver, Manifest) {
         checkpoint_every: None,
         workers: 1,
         audit_rate: 0.25,
+        reduce: ReduceMode::Sharded,
+        credit_window: tally_numerics::CREDIT_WINDOW,
     };
     let clock = Clock::start();
     let info = RunInfo::of(&config, directory.path(), 1, spec.steps(), clock.origin()).unwrap();
@@ -258,6 +262,7 @@ struct Peer {
     audits: VecDeque<(MessageContext, u32)>,
     uploads: VecDeque<MessageContext>,
     clocks: VecDeque<u64>,
+    dials: VecDeque<u64>,
     commits: VecDeque<(u64, u64)>,
     finished: bool,
 }
@@ -287,6 +292,7 @@ impl Peer {
                 Body::Abort(_) => self.plans.retain(|(plan, ..)| plan.attempt > context.attempt),
                 Body::Commit(commit) => self.commits.push_back((context.step, commit.digest)),
                 Body::Finished(_) | Body::Refused(_) | Body::Evicted(_) => self.finished = true,
+                Body::Dial(dial) => self.dials.push_back(dial.peer),
             }
         }
         let Some(down) = &mut self.gradients_down else { return };
@@ -335,6 +341,9 @@ impl Peer {
             let (received, sent) = (script.float(3.0), script.float(3.0));
             let answer = ClockAnswer { number: script.number(number), received, sent };
             self.tell(script.context(self.context), worker_message::Body::Clock(answer));
+        } else if let Some(peer) = self.dials.pop_front() {
+            // No worker here has links, whatever they say.
+            self.tell(script.context(self.context), worker_message::Body::LinkUp(LinkUp { peer }));
         } else if let Some((step, digest)) = self.states.pop_front() {
             let context = script.context(self.at(step));
             self.tell(context, worker_message::Body::Loaded(Loaded { digest: script.number(digest) }));
@@ -342,7 +351,8 @@ impl Peer {
             let context = script.context(self.at(step));
             let (apply_seconds, round_seconds) = (script.float(0.1), script.float(0.2));
             let spans = script.spans();
-            let body = Committed { digest: script.number(digest), apply_seconds, round_seconds, spans };
+            let digest = script.number(digest);
+            let body = Committed { digest, apply_seconds, round_seconds, spans, sums: script.checksums() };
             self.tell(context, worker_message::Body::Committed(body));
         } else if let Some((context, node)) = self.audits.pop_front() {
             let body = AuditDigest { node: script.small(node), digest: script.number(0) };
@@ -444,6 +454,7 @@ impl Cluster {
             audits: VecDeque::new(),
             uploads: VecDeque::new(),
             clocks: VecDeque::new(),
+            dials: VecDeque::new(),
             commits: VecDeque::new(),
             finished: false,
         };
@@ -502,6 +513,7 @@ impl Cluster {
                     apply_seconds: script.float(0.1),
                     round_seconds: script.float(0.1),
                     spans: script.spans(),
+                    sums: script.checksums(),
                 };
                 peer.tell(context, Body::Committed(body));
             }
@@ -541,6 +553,11 @@ impl Cluster {
                 _ => peer.tell(context, Body::Failed(Failed { what: script.text() })),
             },
             9 => drop(self.peers.swap_remove(at)),
+            10 => {
+                let links = Body::LinkDown(LinkDown { peer: script.number(1), reason: script.text() });
+                let need = Need { chunks: (0..script.byte() % 8).map(|_| script.small(0)).collect() };
+                peer.tell(context, if script.rarely(2) { Body::Need(need) } else { links });
+            }
             _ => {
                 peer.work_on(script);
             }

@@ -8,7 +8,7 @@
 pub mod coordinator;
 pub mod worker;
 
-use tally_proto::v1::{MessageContext, RetainedState, Span};
+use tally_proto::v1::{MessageContext, RetainedState, Span, SumChecksum};
 
 /// A script as it is read. At its end, all numbers are 0.
 #[derive(Clone, Copy, Debug)]
@@ -119,6 +119,12 @@ impl<'a> Script<'a> {
         };
         let count = if self.rarely(64) { 257 } else { u16::from(self.byte() % 4) };
         (0..count).map(|at| span(self, f64::from(at))).collect()
+    }
+
+    /// Checksums of what owners are said to have sent, most often none.
+    pub fn checksums(&mut self) -> Vec<SumChecksum> {
+        let count = if self.rarely(8) { self.byte() % 4 } else { 0 };
+        (0..count).map(|_| SumChecksum { index: self.small(1), crc: self.small(0) }).collect()
     }
 
     /// A vector's bytes: most often `elements` small floats, else others, or of another length.

@@ -102,7 +102,7 @@ fn send(queue: mpsc::UnboundedReceiver<SendCommand>, sends: SendTrack) {
     let (up, mut sent) = mpsc::channel(2);
     runtime.block_on(async {
         let sender =
-            tokio::spawn(sender::run(OURS, tally_numerics::chunks(ELEMENTS), queue, up, None, sends));
+            tokio::spawn(sender::run(OURS, tally_numerics::chunks(ELEMENTS), queue, up, None, None, sends));
         while let Some(message) = sent.recv().await {
             assert!(message.encoded_len() <= tally_proto::MAX_FROM_WORKER);
         }
@@ -181,8 +181,14 @@ impl Hostile {
                 let context = script.context(step);
                 let nodes = (0..script.byte() % 5).map(|_| script.small(2)).collect();
                 let (audit, takeover) = (script.rarely(4), script.rarely(8));
-                let plan =
-                    Plan { samples: script.small(4), nodes, digest: script.number(0), audit, takeover };
+                let plan = Plan {
+                    samples: script.small(4),
+                    nodes,
+                    digest: script.number(0),
+                    audit,
+                    takeover,
+                    to_owners: script.rarely(4),
+                };
                 self.control(context, Some(Control::Plan(plan)));
             }
             8 => {
@@ -200,7 +206,10 @@ impl Hostile {
             11 => {
                 let (context, index) = (script.context(step), script.small(0));
                 let data = script.floats(ELEMENTS).into();
-                self.gradient(context, Some(Down::SumChunk(SumChunk { index, data, slot: None })));
+                self.gradient(
+                    context,
+                    Some(Down::SumChunk(SumChunk { index, data, slot: None, crc: script.small(0) })),
+                );
             }
             12 => {
                 let context = script.context(step);
@@ -292,7 +301,7 @@ impl Hostile {
         message.extend([
             Say::Control(Control::Plan(Plan { samples: MICROBATCHES, nodes: vec![2, 3], ..Plan::default() })),
             Say::Gradient(Down::AttemptBegin(begin)),
-            Say::Gradient(Down::SumChunk(SumChunk { index: 0, data, slot: None })),
+            Say::Gradient(Down::SumChunk(SumChunk { data, ..SumChunk::default() })),
             Say::Gradient(Down::AttemptClose(AttemptClose { scale })),
             Say::Control(Control::Commit(Commit { digest: script.number(digest) })),
         ]);
@@ -336,7 +345,16 @@ fn begin(script: &mut Script<'_>) -> AttemptBegin {
         _ => Some(v1::rule::Rule::Sgd(sgd)),
     };
     let rules = vec![v1::Rule { rule }; if script.rarely(64) { script.small(1) as usize % 4 } else { 1 }];
-    AttemptBegin { unscaled: script.rarely(2), rules, limit: f32::INFINITY }
+    let owners = if script.rarely(4) { vec![script.number(1), script.number(2)] } else { Vec::new() };
+    AttemptBegin {
+        unscaled: script.rarely(2),
+        rules,
+        limit: f32::INFINITY,
+        linked: owners.clone(),
+        owners,
+        samples: script.small(4),
+        digest: script.number(0),
+    }
 }
 
 /// Samples of a leaf, most often one, most often right.

@@ -8,7 +8,7 @@ use tally_proto::v1::{
     self, CoordinatorMessage, MessageContext, WorkerMessage, coordinator_message, worker_message,
 };
 use tally_proto::version::{self, Speaker};
-use tally_proto::{BF16, MAX_FROM_COORDINATOR, PROTOCOL, TIMELINE};
+use tally_proto::{BF16, LINKS, MAX_FROM_COORDINATOR, PROTOCOL, TIMELINE};
 use tally_transport::connect::{Client, Connection};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
@@ -80,7 +80,7 @@ pub async fn admit(
         name: options.name.clone(),
         backend: options.device.backend.to_string(),
         threads: options.device.threads() as u32,
-        capabilities: vec![BF16.into(), TIMELINE.into()],
+        capabilities: capabilities(options),
         retained: retained_states(retained),
     };
     let _ = control.send(WorkerMessage { context: None, body: Some(worker_message::Body::Hello(hello)) });
@@ -122,6 +122,12 @@ pub async fn admit(
     let elements = retained.engine.as_ref().filter(|_| share).map(|engine| engine.manifest().trained_len());
     let memory = elements.and_then(|elements| open_memory(&welcome, elements));
     Ok(Admitted { client, control, incoming, context, welcome, dtype, memory })
+}
+
+/// What this worker can do. One in the coordinator's process needs no links.
+fn capabilities(options: &SessionOptions) -> Vec<String> {
+    let links = options.local.is_none().then_some(LINKS);
+    [BF16, TIMELINE].into_iter().chain(links).map(Into::into).collect()
 }
 
 /// Whether the coordinator trains this worker's program. No later try would go better, so the worker gives up.

@@ -7,6 +7,7 @@ use tally_cli::output::{self, Level};
 use tally_transport::client::ClientAccess;
 use tally_transport::local::LocalTransport;
 
+use super::peers::PeerOptions;
 use crate::device::DeviceOptions;
 
 /// The options of a worker's sessions.
@@ -28,6 +29,8 @@ pub struct SessionOptions {
     pub print_events: bool,
     /// Share memory with a coordinator on the same machine.
     pub share_memory: bool,
+    /// Links with other workers.
+    pub peers: PeerOptions,
     /// The way to a coordinator in the same process, where it is in the same process.
     pub local: Option<Arc<dyn LocalTransport>>,
 }
@@ -46,6 +49,7 @@ impl SessionOptions {
             device: DeviceOptions { threads: Some(1), ..DeviceOptions::default() },
             print_events: false,
             share_memory: true,
+            peers: PeerOptions::default(),
             local: None,
         }
     }

@@ -6,12 +6,16 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::Instant;
 
+use tally_numerics::layout::Layout;
+use tally_numerics::tree::Tree;
 use tally_proto::convert;
 use tally_proto::span::Clock;
+use tally_proto::v1::gradient_down::Body;
 use tally_proto::v1::{
     self, CoordinatorMessage, MessageContext, WorkerMessage, coordinator_message, gradient_up, worker_message,
 };
 use tally_transport::connect::Connection;
+use tally_transport::link::{LinkIdentity, LinkSecret};
 use tally_transport::local::{self, Down};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_stream::StreamExt as _;
@@ -21,6 +25,7 @@ use super::compute::{Compute, ComputeExit, GradientTransport, Input};
 use super::end::{RetainedWorker, SessionEnd};
 use super::handshake::{self, Admitted, next};
 use super::options::SessionOptions;
+use super::peers::{PeerWiring, Peers};
 use super::sender::{self, SendCommand};
 use super::slots::SlotPool;
 use super::timeline::Timeline;
@@ -89,21 +94,33 @@ async fn take_part(
             return Err(SessionEnd::of_status(&status));
         }
     };
+    let (commands, queue) = mpsc::unbounded_channel();
+    let (inputs, inbox) = std::sync::mpsc::channel();
+    let elements = engine.manifest().trained_len();
+    let chunks = tally_numerics::chunks(elements);
+    let peers = match (LinkSecret::from_bytes(&welcome.link_secret), Tree::new(welcome.microbatches)) {
+        (Some(secret), Ok(tree)) if options.local.is_none() => {
+            let (inputs, commands, control) = (inputs.clone(), commands.clone(), control.clone());
+            let identity = link_identity(options)?;
+            let wiring =
+                PeerWiring { context, tree, elements, dtype, inputs, commands, control, secret, identity };
+            Some(Peers::start(wiring, &options.peers).await)
+        }
+        _ => None,
+    };
+    let (peers, endpoint) = peers.unzip();
     let offer = convert::offer(engine.manifest(), engine.device_name(), engine.numerics_class());
+    let offer = v1::ModelManifest { peer: endpoint, ..offer };
     let _ = control.send(WorkerMessage {
         context: Some(context),
         body: Some(worker_message::Body::ModelManifest(offer)),
     });
-
-    let (commands, queue) = mpsc::unbounded_channel();
-    let elements = engine.manifest().trained_len();
-    let chunks = tally_numerics::chunks(elements);
     tracing::debug!(elements, chunks, "session {}", context.session);
     let (sums, slots) = memory.map(|memory| (memory.down, Arc::new(SlotPool::new(memory.up)))).unzip();
     let clock = Clock::start();
     let timeline = if welcome.spans { Timeline::new(clock) } else { Timeline::default() };
-    tokio::spawn(sender::run(context, chunks, queue, up, slots.clone(), timeline.sends()));
-    let (inputs, inbox) = std::sync::mpsc::channel();
+    let to_owners = peers.as_ref().map(Peers::sender);
+    tokio::spawn(sender::run(context, chunks, queue, up, to_owners, slots.clone(), timeline.sends()));
     let (done, mut computed) = oneshot::channel();
     let compute =
         Compute::new(engine, states, welcome.microbatches, context, control.clone(), commands.clone())
@@ -123,8 +140,8 @@ async fn take_part(
             early = Some(result);
             SessionEnd::Failed(String::new())
         }
-        end = forward_control(&mut incoming, context, inputs.clone(), &control, clock) => end,
-        end = forward_gradients(&mut down, context, inputs.clone(), &commands) => end,
+        end = forward_control(&mut incoming, context, inputs.clone(), &control, peers.as_ref(), clock) => end,
+        end = forward_gradients(&mut down, context, inputs.clone(), &commands, peers.as_ref()) => end,
         () = leave.as_mut() => {
             let bye = worker_message::Body::Leave(v1::Leave {});
             let _ = control.send(WorkerMessage { context: Some(context), body: Some(bye) });
@@ -140,6 +157,7 @@ async fn take_part(
         SessionEnd::Lost(reason) => reason_of_loss(&mut incoming, reason).await,
         other => other,
     };
+    drop(peers);
     let _ = inputs.send(Input::End);
     drop(inputs);
     let result = match early {
@@ -154,6 +172,13 @@ async fn take_part(
         Err(_) => return Ok(SessionEnd::Failed("the compute thread panicked; please report this".into())),
     }
     Ok(end)
+}
+
+/// This session's certificate for links, where the cluster uses TLS.
+fn link_identity(options: &SessionOptions) -> Result<Option<LinkIdentity>, SessionEnd> {
+    let tls = options.access.tls_ca.is_some();
+    let identity = tls.then(LinkIdentity::generate).transpose();
+    identity.map_err(|error| SessionEnd::Failed(format!("no certificate for links: {error:#}")))
 }
 
 /// When one stream breaks, the other one often brings the message that says why.
@@ -186,6 +211,7 @@ async fn forward_control(
     ours: MessageContext,
     inputs: Sender<Input>,
     control: &mpsc::UnboundedSender<WorkerMessage>,
+    peers: Option<&Peers>,
     clock: Clock,
 ) -> SessionEnd {
     let room = Arc::new(Semaphore::new(MAX_QUEUED));
@@ -210,6 +236,12 @@ async fn forward_control(
             let _ = control.send(WorkerMessage { context: Some(context), body: Some(answer) });
             continue;
         }
+        if let coordinator_message::Body::Dial(dial) = body {
+            if let Some(peers) = peers {
+                peers.dial(dial);
+            }
+            continue;
+        }
         let Ok(permit) = room.clone().acquire_owned().await else {
             return SessionEnd::Lost("closing".into());
         };
@@ -224,6 +256,7 @@ async fn forward_gradients(
     ours: MessageContext,
     inputs: Sender<Input>,
     commands: &mpsc::UnboundedSender<SendCommand>,
+    peers: Option<&Peers>,
 ) -> SessionEnd {
     let room = Arc::new(Semaphore::new(MAX_QUEUED));
     loop {
@@ -237,14 +270,32 @@ async fn forward_gradients(
             Err(end) => return end,
         };
         let Some(body) = message.body else { return SessionEnd::Lost("it sent an empty message".into()) };
-        if let v1::gradient_down::Body::SumChunk(reduced) = &body {
-            let _ = commands.send(SendCommand::Reduced { attempt: context.attempt, index: reduced.index });
-        }
+        let attempt = context.attempt;
+        let begin = match &body {
+            Body::SumChunk(reduced) => {
+                let _ = commands.send(SendCommand::Reduced { attempt, index: reduced.index });
+                None
+            }
+            Body::AttemptBegin(begin) => Some(begin.clone()),
+            Body::TakeBack(taken) => {
+                let _ = commands.send(SendCommand::TakeBack { attempt, chunks: taken.chunks.clone() });
+                continue;
+            }
+            _ => None,
+        };
         let Ok(permit) = room.clone().acquire_owned().await else {
             return SessionEnd::Lost("closing".into());
         };
         if inputs.send(Input::Gradient(context, body, permit)).is_err() {
             return SessionEnd::Lost("the engine failed".into());
+        }
+        // The compute thread hears of the attempt before it gets an owner's sum.
+        if let Some(begin) = begin {
+            if let Some(peers) = peers {
+                peers.begin(context, &begin);
+            }
+            let layout = Layout { owners: begin.owners, linked: begin.linked };
+            let _ = commands.send(SendCommand::Attempt { attempt, layout });
         }
     }
 }

@@ -13,7 +13,7 @@ use tally_numerics::wire::WireDtype;
 
 use super::cluster::Cluster;
 use super::event_simulation::{EventSimulation, LaneId, PoolId};
-use tally_core::reduction::{Contribution, Reduction, ReductionStep};
+use tally_numerics::reduction::{Contribution, Reduction, ReductionStep};
 use worker::Worker;
 
 /// Steps that are played. The last is looked at: it begins as the one before it did.

@@ -21,13 +21,13 @@ use tally_numerics::tree::{Node, Tree};
 use super::cluster::{DeviceInfo, LinkAbility, Session, State};
 use super::events::{Action, AttemptId, AuditResult, ClusterEvent, Event, RunOutcome};
 use super::fault_injection::FaultInjection;
-use super::layout::ReduceMode;
 use super::optimizer::{Algorithm, OptimizerConfig};
 use super::recovery::Recorded;
-use super::reduction::ReductionStep;
+use super::reduce_mode::ReduceMode;
 use super::sampler::EpochSampler;
 use super::{Core, Phase, RunSpec};
 use peers::Peer;
+use tally_numerics::reduction::ReductionStep;
 use worker::{Bulk, Control, Out, Worker, digest_of, next_digest, sum_of};
 
 const CHUNKS: u32 = 12;

@@ -7,9 +7,9 @@ use tally_numerics::tree::{Node, Tree};
 
 use super::super::cluster::Session;
 use super::super::events::{AttemptId, Event};
-use super::super::layout::Layout;
-use super::super::reduction::{Contribution, Reduction, ReductionStep};
 use super::CHUNKS;
+use tally_numerics::layout::Layout;
+use tally_numerics::reduction::{Contribution, Reduction, ReductionStep};
 
 /// A message from one worker to another.
 #[derive(Clone, Debug)]

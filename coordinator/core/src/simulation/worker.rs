@@ -10,10 +10,10 @@ use tally_numerics::tree::{Node, Tree};
 
 use super::super::cluster::Session;
 use super::super::events::{AttemptId, Event, Receipt};
-use super::super::layout::Layout;
 use super::super::sampler::EpochSampler;
 use super::peers::{Peer, PeerSide};
 use super::{CHUNKS, WINDOW};
+use tally_numerics::layout::Layout;
 
 /// From the control stream.
 #[derive(Clone, Debug)]

@@ -54,19 +54,35 @@ impl Driver {
                 let begin = gradient_down::Body::AttemptBegin(self.begin(step, learning_rate));
                 self.broadcast(step, attempt, &begin);
             }
-            Action::Plan { session, step, attempt, samples, nodes, takeover } => {
+            Action::Dial { session, peer } => self.dial(session, peer),
+            Action::TakeBack { step, attempt, chunks } => {
+                let taken = v1::TakeBack { chunks };
+                self.broadcast(step, attempt, &gradient_down::Body::TakeBack(taken));
+            }
+            Action::Resend { session, step, attempt, chunks } => {
+                self.resend(session, step, attempt, &chunks);
+            }
+            Action::Plan { session, step, attempt, samples, nodes, takeover, to_owners } => {
                 let digest = self.core.committed().1.0;
                 let nodes = nodes.iter().map(|n| n.0).collect();
                 self.tell(
                     session,
                     step,
                     attempt,
-                    Tell::Plan(v1::Plan { samples: samples as u32, nodes, digest, audit: false, takeover }),
+                    Tell::Plan(v1::Plan {
+                        samples: samples as u32,
+                        nodes,
+                        digest,
+                        audit: false,
+                        takeover,
+                        to_owners,
+                    }),
                 );
             }
             Action::Audit { session, step, attempt, samples, node } => {
                 let (digest, nodes) = (self.core.committed().1.0, vec![node.0]);
-                let plan = v1::Plan { samples: samples as u32, nodes, digest, audit: true, takeover: false };
+                let samples = samples as u32;
+                let plan = v1::Plan { samples, nodes, digest, audit: true, ..v1::Plan::default() };
                 self.tell(session, step, attempt, Tell::Plan(plan));
             }
             Action::Take { node, index } => {
@@ -134,6 +150,7 @@ impl Driver {
         let started = Instant::now();
         let digest = self.master.apply(&update, self.buffers.root());
         let seconds = started.elapsed().as_secs_f64();
+        self.last_sum = LastSum { step, attempt, root: self.buffers.take_root() };
         self.buffers.reset(0);
         self.observe(RunEvent::Updated { seconds });
         self.push(Event::Applied { digest });
@@ -179,6 +196,7 @@ impl Driver {
             transfer_seconds: c.transfer_seconds,
             waiting_seconds: c.waiting_seconds,
             attempt: c.attempt,
+            owners: c.owners,
             learning_rate: c.learning_rate,
             gradient_norm: self.gradient_norm,
             digest: c.digest,
@@ -299,6 +317,19 @@ impl Driver {
                 if result != AuditResult::Equal {
                     self.record(&Line::Audit { step, node: node.0, owner, checker, alone })?;
                 }
+            }
+            ClusterEvent::Reduction { step, owners, reason } => {
+                let how = if owners > 0 {
+                    "workers add gradients up"
+                } else {
+                    "gradients go through the coordinator"
+                };
+                tracing::info!(step, owners, "from step {step} on {how}: {reason}");
+                self.record(&Line::Reduction { step, owners, reason })?;
+            }
+            ClusterEvent::TakenBack { step, chunks, reason } => {
+                tracing::info!(step, chunks, "the coordinator adds up what workers were to: {reason}");
+                self.record(&Line::TakenBack { step, chunks, reason })?;
             }
             ClusterEvent::TakenOver { step, leaves, by } => {
                 let workers = by.len();

@@ -42,6 +42,7 @@ impl Driver {
             }
             Input::Evaluated { session, step, evaluated } => self.evaluated(session, step, evaluated),
             Input::Hello { session, hello, control, memory } => {
+                let secret = self.link_secret(&hello);
                 let config = &self.config;
                 let welcome = v1::Welcome {
                     protocol: PROTOCOL,
@@ -54,11 +55,18 @@ impl Driver {
                     up: memory,
                     wire_dtype: config.wire_dtype.to_string(),
                     spans: self.spans,
+                    link_secret: secret
+                        .as_ref()
+                        .map(LinkSecret::as_bytes)
+                        .unwrap_or_default()
+                        .to_vec()
+                        .into(),
                 };
                 self.control(&control, session, 0, 0, coordinator_message::Body::Welcome(welcome));
                 let able =
                     config.wire_dtype == WireDtype::F32 || hello.capabilities.iter().any(|c| c == BF16);
-                self.pending.insert(session, PendingWorker { hello, control, bulk: None, device: None });
+                let pending = PendingWorker { hello, control, bulk: None, device: None, peer: None, secret };
+                self.pending.insert(session, pending);
                 if !able {
                     let reason = "this run's gradients travel as bfloat16, which this worker cannot send; run the \
                                   same build of Tally on both sides";
@@ -68,7 +76,14 @@ impl Driver {
                     self.refuse(session, "too many workers are joining; try again later".into());
                 }
             }
-            Input::Offer { session, manifest, device } => self.offer(session, manifest, device),
+            Input::Offer { session, manifest, device, peer } => {
+                let pending = self.pending.get_mut(&session);
+                if let (Some(pending), Some(endpoint)) = (pending, peer) {
+                    pending.peer = pending.hello.ends.map(|ends| PeerAddress { endpoint, ends });
+                }
+                self.offer(session, manifest, device);
+            }
+            Input::Differs { committed, sums } => self.differs(committed, &sums),
             Input::Failed { session, what } => {
                 if let Some(worker) = self.core.members().0.get(&session) {
                     let (step, _) = self.core.committed();
@@ -151,17 +166,27 @@ impl Driver {
             control,
             bulk: Some((bulk, reads_shared_sums)),
             device: Some(device),
+            peer,
+            secret,
         }) = self.pending.remove(&session)
         else {
             return;
         };
-        let Hello { name, threads, capabilities, held } = hello;
+        let Hello { name, threads, capabilities, held, .. } = hello;
+        let peer = peer.zip(secret);
+        let links = match &peer {
+            None => LinkAbility::None,
+            Some((address, _)) if address.endpoint.port == 0 => LinkAbility::Dials,
+            Some(_) => LinkAbility::Listens,
+        };
         let time = capabilities.iter().any(|c| c == TIMELINE).then(|| WorkerTime::new(self.clock.unix()));
-        self.workers
-            .insert(session, ConnectedWorker { control, bulk, reads_shared_sums, replica: false, time });
+        self.workers.insert(
+            session,
+            ConnectedWorker { control, bulk, reads_shared_sums, replica: false, time, peer },
+        );
         self.observe(RunEvent::Connected { session, name: &name, device: &device.name });
         self.ask_clocks();
-        self.push(Event::Joined { session, name, device, threads, held });
+        self.push(Event::Joined { session, name, device, threads, held, links });
     }
 
     /// A worker has evaluated a microbatch of the test pass.

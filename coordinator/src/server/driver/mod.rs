@@ -5,6 +5,7 @@
 
 mod actions;
 mod inputs;
+mod links;
 mod reports;
 mod sending;
 
@@ -18,8 +19,9 @@ use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use tally_checkpoint::Meta;
 use tally_cli::logging::in_one_line;
-use tally_core::cluster::{DeviceInfo, Session};
+use tally_core::cluster::{DeviceInfo, LinkAbility, Session};
 use tally_core::events::{Action, AuditResult, ClusterEvent, Committed, Event, RunOutcome};
+use tally_core::reduce_mode::ReduceMode;
 use tally_core::{Core, Phase};
 use tally_numerics::digest::{self, Digest};
 use tally_numerics::manifest::Manifest;
@@ -30,18 +32,19 @@ use tally_numerics::{CHUNK, TEST_MICROBATCH, chunk_range, norm};
 use tally_proto::pool::{Chunk, Pool};
 use tally_proto::span::{Clock, Span};
 use tally_proto::v1::{self, CoordinatorMessage, GradientDown, coordinator_message, gradient_down};
-use tally_proto::{BF16, PROTOCOL, TIMELINE, convert, floats, update};
+use tally_proto::{BF16, LINKS, PROTOCOL, TIMELINE, convert, floats, update};
 use tally_run::config::RunConfig;
 use tally_run::directory::RunDirectory;
 use tally_run::journal::{History, JOURNAL_VERSION, Journal, JournalError, Line, StepLine};
 use tally_run::stored_path::shell_quoted;
 use tally_run::summary::{Summary, Times};
+use tally_transport::link::LinkSecret;
 use tally_transport::slow_link;
 use tokio::sync::mpsc;
 
 use super::checkpointer::Checkpointer;
 use super::driver_heartbeat::Heartbeat;
-use super::input::{Hello, Input};
+use super::input::{ConnectionEnds, Hello, Input};
 use super::master_state::MasterState;
 use super::outbox::{Bulk, Control};
 use super::reduction_buffers::{ReductionBuffers, Shared};
@@ -51,6 +54,7 @@ use super::shared_sums::SharedSums;
 use crate::dataset::{Dataset, microbatch};
 use crate::observer::{Context, Idle, Observer, RunEvent};
 use crate::timeline::WorkerTime;
+use links::{LastSum, PeerAddress};
 
 /// Workers that may be between their hello and their first work.
 const MAX_PENDING_WORKERS: usize = 4096;
@@ -72,6 +76,8 @@ struct PendingWorker {
     control: Control,
     bulk: Option<(Bulk, bool)>,
     device: Option<DeviceInfo>,
+    peer: Option<PeerAddress>,
+    secret: Option<LinkSecret>,
 }
 
 /// A worker that takes part.
@@ -85,6 +91,8 @@ struct ConnectedWorker {
     replica: bool,
     /// Its clock, if it tells of it.
     time: Option<WorkerTime>,
+    /// Where other workers reach it, and how their tokens are made.
+    peer: Option<(PeerAddress, LinkSecret)>,
 }
 
 /// A state on its way in from a worker, after a crash of the coordinator.
@@ -160,6 +168,8 @@ pub struct Driver {
     /// What the core has not handled yet, with the chunk that has come with it.
     events: VecDeque<(Event, Option<Chunk>)>,
     buffers: ReductionBuffers,
+    /// The sum of the step that was closed last, for replicas that it did not reach.
+    last_sum: LastSum,
     sums: SharedSums,
     /// For sums on their way out.
     pool: Pool,
@@ -221,6 +231,7 @@ impl Driver {
             failures: RepeatedFailures::default(),
             events: VecDeque::new(),
             buffers: ReductionBuffers::new(config.wire_dtype, &config.tensors),
+            last_sum: LastSum::default(),
             pool: Pool::default(),
             sums: SharedSums::new(core.spec().chunks),
             upload: None,

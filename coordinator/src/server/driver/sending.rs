@@ -40,47 +40,61 @@ impl Driver {
 
     /// Queues a message for every replica.
     pub(super) fn broadcast(&mut self, step: u64, attempt: u32, body: &gradient_down::Body) {
-        self.send_replicas(step, attempt, |_| body.clone());
+        self.send_replicas(step, attempt, |_, _| Some(body.clone()));
     }
 
     /// Queues a chunk of the sum for every replica; workers of this machine get its slot in shared memory.
     pub(super) fn broadcast_sum(&mut self, step: u64, attempt: u32, index: u32, chunk: &Shared) {
-        let near = |worker: &ConnectedWorker| worker.replica && worker.reads_shared_sums;
-        let any = self.workers.values().any(near);
+        // A linked worker gets it from its owner.
+        let flight = self.core.flight();
+        let is_mine = |session: Session| flight.is_none_or(|flight| !flight.owner_sends(index, session));
+        let mine: BTreeSet<Session> =
+            self.workers.iter().filter(|(s, w)| w.replica && is_mine(**s)).map(|(s, _)| *s).collect();
+        if mine.is_empty() {
+            return;
+        }
+        let near = |session: &Session| self.workers.get(session).is_some_and(|w| w.reads_shared_sums);
+        let any = mine.iter().any(near);
         let dtype = self.config.wire_dtype;
         let data = floats::encode(dtype, chunk.clone(), &self.pool);
         let slot = if any { self.sums.write(index, &data) } else { None };
         if slot.is_some() {
-            let near = self.workers.iter().filter(|(_, worker)| near(worker));
-            near.for_each(|(&session, _)| self.sums.published_to(session, step));
+            let near = mine.iter().filter(|session| near(session));
+            near.for_each(|&session| self.sums.published_to(session, step));
         }
-        let sent = self.send_replicas(step, attempt, |worker| {
+        let sent = self.send_replicas(step, attempt, |session, worker| {
             let slot = slot.filter(|_| worker.reads_shared_sums);
             let data = if slot.is_some() { Bytes::new() } else { data.clone() };
-            gradient_down::Body::SumChunk(v1::SumChunk { index, data, slot })
+            let sum = v1::SumChunk { index, data, slot, crc: 0 };
+            mine.contains(&session).then_some(gradient_down::Body::SumChunk(sum))
         });
         self.observe(RunEvent::Sent { bytes: data.len() * sent });
     }
 
-    /// Queues a message for each replica and returns how many there are.
+    /// Queues a message for each replica for which there is one, and returns how many there are.
     fn send_replicas(
         &mut self,
         step: u64,
         attempt: u32,
-        body: impl Fn(&ConnectedWorker) -> gradient_down::Body,
+        body: impl Fn(Session, &ConnectedWorker) -> Option<gradient_down::Body>,
     ) -> usize {
-        // A state, and two sums that follow it.
-        let models = 3 + self.config.optimizer.moments().len();
-        let limit = 4 * models * self.config.tensors.len() + (64 << 20);
+        let limit = self.bulk_limit();
         let mut sent = 0;
         for (&session, worker) in self.workers.iter().filter(|(_, worker)| worker.replica) {
             let context = self.message_context(session, step, attempt);
-            if worker.bulk.send(GradientDown { context, body: Some(body(worker)) }) > limit {
+            let Some(body) = body(session, worker) else { continue };
+            if worker.bulk.send(GradientDown { context, body: Some(body) }) > limit {
                 self.lagging.insert(session);
             }
             sent += 1;
         }
         sent
+    }
+
+    /// Bytes that may wait for a worker: a state, two sums that follow it, and some more.
+    pub(super) fn bulk_limit(&self) -> usize {
+        let models = 3 + self.config.optimizer.moments().len();
+        4 * models * self.config.tensors.len() + (64 << 20)
     }
 
     pub(super) fn tell_replicas(&mut self, step: u64, attempt: u32, body: &coordinator_message::Body) {
@@ -126,9 +140,13 @@ impl Driver {
         let send = |body| worker.bulk.send(GradientDown { context, body: Some(body) });
         let rate = self.core.spec().optimizer.rate(step, self.core.spec().steps());
         send(gradient_down::Body::AttemptBegin(self.begin(step, rate)));
+        if let Some(flight) = self.core.flight().filter(|flight| flight.layout.is_sharded()) {
+            let chunks = flight.own.order().to_vec();
+            send(gradient_down::Body::TakeBack(v1::TakeBack { chunks }));
+        }
         for (index, chunk) in self.buffers.emitted() {
             let data = floats::encode(self.config.wire_dtype, chunk, &self.pool);
-            send(gradient_down::Body::SumChunk(v1::SumChunk { index, data, slot: None }));
+            send(gradient_down::Body::SumChunk(v1::SumChunk { index, data, slot: None, crc: 0 }));
         }
     }
 
@@ -137,7 +155,17 @@ impl Driver {
         let unscaled = optimizer.is_unscaled() && !self.config.schema.is_weighted();
         let rules = optimizer.rules(step, learning_rate);
         let rules = rules.iter().map(update::to_message).collect();
-        v1::AttemptBegin { unscaled, rules, limit: optimizer.limit() }
+        let flight = self.core.flight();
+        let layout = flight.map(|flight| flight.layout.clone()).unwrap_or_default();
+        v1::AttemptBegin {
+            unscaled,
+            rules,
+            limit: optimizer.limit(),
+            owners: layout.owners,
+            linked: layout.linked,
+            samples: flight.map_or(0, |flight| flight.samples as u32),
+            digest: self.core.committed().1.0,
+        }
     }
 
     /// A chunk of a state that a worker was asked for (**RESUME-1**).

@@ -30,6 +30,8 @@ struct NodeTask {
     scale: f32,
     /// The node's microbatches that have samples.
     full: Vec<u32>,
+    /// Its chunks go to owners.
+    to_owners: bool,
 }
 
 /// The result for a node, but for its sum, which has left already.
@@ -50,7 +52,7 @@ impl Compute {
         attempt: u32,
         samples: usize,
         node: Node,
-        kind: SpanKind,
+        (kind, to_owners): (SpanKind, bool),
     ) -> Result<(), ComputeError> {
         let audit = kind == SpanKind::Audit;
         let (Some(tree), Some((_, digest))) = (self.tree, self.committed) else { return Ok(()) };
@@ -73,7 +75,7 @@ impl Compute {
         let from = Instant::now();
         self.contribution_began.get_or_insert(from);
         let microbatches = full.len() as u32;
-        let task = NodeTask { step, attempt, node, scale: 1.0 / samples as f32, full };
+        let task = NodeTask { step, attempt, node, scale: 1.0 / samples as f32, full, to_owners };
         let result = if self.engine.fuses_nodes(self.transport.dtype) {
             Some(self.node_at_once(tree, &task, audit)?)
         } else {
@@ -217,6 +219,7 @@ struct NodeStream<'a> {
     transport: &'a GradientTransport,
     attempt: u32,
     node: Node,
+    to_owners: bool,
     next: usize,
     /// The first element that is NaN or infinite; nothing is sent from there on.
     bad: Option<usize>,
@@ -233,7 +236,8 @@ impl<'a> NodeStream<'a> {
         audit: bool,
     ) -> Self {
         let audit = audit.then(Digest::default);
-        Self { commands, pool, transport, attempt: task.attempt, node: task.node, next: 0, bad: None, audit }
+        let &NodeTask { attempt, node, to_owners, .. } = task;
+        Self { commands, pool, transport, attempt, node, to_owners, next: 0, bad: None, audit }
     }
 
     /// Sends the chunks that `prefix` completes, after adding the pending left siblings to them.
@@ -271,7 +275,8 @@ impl<'a> NodeStream<'a> {
     /// The payload of a chunk: `sum`, or `last` as it is if there is no sum.
     fn payload(&self, index: u32, last: &[f32], sum: Option<Chunk>) -> Payload {
         let GradientTransport { dtype, slots, .. } = self.transport;
-        let slots = slots.as_deref();
+        // The slots are memory of the coordinator's.
+        let slots = slots.as_deref().filter(|_| !self.to_owners);
         let write = |bytes: &[u8]| Some(Payload::Slot(slots?.write(self.attempt, index, bytes)?));
         if let Some(sum) = sum {
             let bytes = floats::encode(*dtype, sum, self.pool);

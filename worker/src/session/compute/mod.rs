@@ -11,7 +11,7 @@ mod update;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, TryRecvError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::Instant;
 
 use tally_numerics::digest::Digest;
@@ -58,6 +58,8 @@ struct Plan {
     nodes: VecDeque<Node>,
     /// The kind of the work: an audit if other workers contribute the nodes and only the digest is wanted.
     kind: SpanKind,
+    /// Their chunks go to owners.
+    to_owners: bool,
 }
 
 /// The result of the thread when it has ended.
@@ -208,9 +210,16 @@ impl Compute {
     fn main_loop(&mut self, inbox: &Receiver<Input>) -> Result<(), ComputeError> {
         while !self.ended {
             let from = Instant::now();
-            let Ok(input) = inbox.recv() else { return Ok(()) };
+            let input = match self.need_at() {
+                None => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some(at) => inbox.recv_timeout(at.saturating_duration_since(from)),
+            };
             self.timeline.record(SpanKind::Wait, 0, from);
-            self.take(input)?;
+            match input {
+                Ok(input) => self.take(input)?,
+                Err(RecvTimeoutError::Timeout) => self.need(),
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            }
             self.drain(inbox)?;
             while !self.ended && self.advance(inbox)? {
                 self.drain(inbox)?;
@@ -297,7 +306,8 @@ impl Compute {
                 let samples = plan.samples as usize;
                 check_room(self.plans.len())?;
                 let (step, attempt) = (context.step, context.attempt);
-                self.plans.push_back(Plan { step, attempt, samples, nodes, kind });
+                let to_owners = plan.to_owners;
+                self.plans.push_back(Plan { step, attempt, samples, nodes, kind, to_owners });
             }
             Body::Commit(commit) => {
                 check_room(self.commits.len())?;
@@ -336,15 +346,20 @@ impl Compute {
     }
 
     fn advance_gradients(&mut self) -> Result<bool, ComputeError> {
-        let Some((context, body, _)) = self.gradients.front() else { return Ok(false) };
-        let is_state = matches!(body, gradient_down::Body::State(_) | gradient_down::Body::StateChunk(_));
-        // The sum of the step after next waits until the next one is committed.
-        if !is_state && self.step().is_some_and(|step| context.step > step.saturating_add(1)) {
-            return Ok(false);
-        }
-        let context = *context;
-        let Some((_, body, _permit)) = self.gradients.pop_front() else { return Ok(false) };
+        let at = self.step();
+        let is_state = |body: &gradient_down::Body| {
+            matches!(body, gradient_down::Body::State(_) | gradient_down::Body::StateChunk(_))
+        };
+        // The sum of the step after next waits until the next one is committed. An owner's sum may come after the
+        // coordinator's messages of a later step, so the first message whose turn has come is taken.
+        let has_turn = |(context, body, _): &(MessageContext, gradient_down::Body, _)| {
+            is_state(body) || at.is_none_or(|step| context.step <= step.saturating_add(1))
+        };
+        let Some(next) = self.gradients.iter().position(has_turn) else { return Ok(false) };
+        let Some((context, body, _permit)) = self.gradients.remove(next) else { return Ok(false) };
         match body {
+            // This replica lagged and was sent a state, and got there by itself meanwhile.
+            _ if is_state(&body) && at.is_some_and(|at| context.step <= at) => {}
             gradient_down::Body::State(state) => self.state_begins(context.step, &state)?,
             gradient_down::Body::StateChunk(chunk) => self.state_chunk(&chunk)?,
             _ if Some(context.step) != self.step().map(|s| s.saturating_add(1))
@@ -352,6 +367,8 @@ impl Compute {
             gradient_down::Body::AttemptBegin(begin) => self.attempt_begins(context, &begin)?,
             gradient_down::Body::SumChunk(reduced) => self.reduced(context, reduced)?,
             gradient_down::Body::AttemptClose(close) => self.attempt_closes(context, &close)?,
+            // It is the sender's.
+            gradient_down::Body::TakeBack(_) => {}
         }
         Ok(true)
     }
@@ -373,6 +390,7 @@ impl Compute {
         let at = self.step();
         let (Some(plan), Some(at)) = (self.plans.front_mut(), at) else { return Ok(false) };
         let (step, attempt, samples, kind) = (plan.step, plan.attempt, plan.samples, plan.kind);
+        let to_owners = plan.to_owners;
         if step <= at || (step == self.voided.0 && attempt <= self.voided.1) {
             self.plans.pop_front();
             return Ok(true);
@@ -388,7 +406,7 @@ impl Compute {
                 if kind != SpanKind::Audit && !self.contributed.1.insert(node) {
                     return Err(ComputeError(format!("the coordinator planned {node} twice")));
                 }
-                self.contribute(inbox, step, attempt, samples, node, kind)?;
+                self.contribute(inbox, step, attempt, samples, node, (kind, to_owners))?;
             }
             None => {
                 self.plans.pop_front();

@@ -33,7 +33,12 @@ const RULE: Rule = Rule::Adam(Adam {
 });
 
 fn begin(unscaled: bool) -> v1::AttemptBegin {
-    v1::AttemptBegin { unscaled, rules: vec![update::to_message(&RULE)], limit: f32::INFINITY }
+    v1::AttemptBegin {
+        unscaled,
+        rules: vec![update::to_message(&RULE)],
+        limit: f32::INFINITY,
+        ..v1::AttemptBegin::default()
+    }
 }
 
 /// The synthetic engine, which cannot read samples without bytes.
@@ -161,7 +166,7 @@ impl Bench {
     fn sum(&mut self, step: u64, attempt: u32) -> u64 {
         let gradient: Vec<f32> = (0..1000).map(|i| (step as f32) * 0.001 * i as f32).collect();
         self.gradient(step, attempt, gradient_down::Body::AttemptBegin(begin(false)));
-        let reduced = v1::SumChunk { index: 0, data: floats::copy(&gradient), slot: None };
+        let reduced = v1::SumChunk { data: floats::copy(&gradient), ..v1::SumChunk::default() };
         self.gradient(step, attempt, gradient_down::Body::SumChunk(reduced));
         self.gradient(step, attempt, gradient_down::Body::AttemptClose(v1::AttemptClose { scale: 0.5 }));
         let digest = self.twin.apply(&Update::of(RULE, 0.5), 0, &gradient);
@@ -215,7 +220,7 @@ fn a_new_attempt_voids_what_was_applied_for_the_old_one() {
     let mut bench = Bench::new();
     bench.load();
     bench.gradient(1, 1, gradient_down::Body::AttemptBegin(begin(true)));
-    let wrong = v1::SumChunk { index: 0, data: floats::copy(&[9.0; 1000]), slot: None };
+    let wrong = v1::SumChunk { data: floats::copy(&[9.0; 1000]), ..v1::SumChunk::default() };
     bench.gradient(1, 1, gradient_down::Body::SumChunk(wrong));
     bench.control(1, 1, coordinator_message::Body::Abort(v1::Abort { reason: "test".into() }));
     let digest = bench.sum(1, 2);
@@ -243,7 +248,7 @@ fn live_1_the_abort_of_a_step_leaves_the_step_before_alone() {
         bench.commit(1, first);
         assert_eq!(bench.committed(), first);
         bench.gradient(2, 2, gradient_down::Body::AttemptBegin(begin(true)));
-        let wrong = v1::SumChunk { index: 0, data: floats::copy(&[9.0; 1000]), slot: None };
+        let wrong = v1::SumChunk { data: floats::copy(&[9.0; 1000]), ..v1::SumChunk::default() };
         bench.gradient(2, 2, gradient_down::Body::SumChunk(wrong));
         let second = bench.sum(2, 3);
         bench.commit(2, second);
@@ -400,8 +405,7 @@ fn trust_1_a_worker_leaves_a_coordinator_that_breaks_the_rules_and_says_why() {
                     1,
                     gradient_down::Body::SumChunk(v1::SumChunk {
                         index: u32::MAX,
-                        data: bytes::Bytes::new(),
-                        slot: None,
+                        ..v1::SumChunk::default()
                     }),
                 );
             },

@@ -2,7 +2,7 @@
 //! the gradient, and at the end the commit (**REP-1**).
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tally_numerics::digest::Digest;
 use tally_numerics::update::Update;
@@ -10,10 +10,15 @@ use tally_numerics::update::rule::Rule;
 use tally_numerics::{chunk_range, chunks};
 use tally_proto::pool::Chunk;
 use tally_proto::span::SpanKind;
-use tally_proto::v1::{self, MessageContext, worker_message};
+use tally_proto::v1::{self, MessageContext, WorkerMessage, worker_message};
 use tally_proto::{floats, update};
 
 use super::{Compute, ComputeError};
+
+/// How long a replica waits at least for sums of a closed step before it asks the coordinator for them …
+const NEED_AFTER: Duration = Duration::from_millis(100);
+/// … and how long before it asks again.
+const NEED_AGAIN: Duration = Duration::from_secs(1);
 
 /// The update of the next step, which is being applied to the engine's second buffer.
 #[derive(Debug)]
@@ -26,6 +31,11 @@ pub(super) struct PendingUpdate {
     deferred: Vec<v1::SumChunk>,
     seen: Vec<bool>,
     missing: usize,
+    /// The checksums of the chunks that owners have sent.
+    checksums: Vec<v1::SumChecksum>,
+    began: Instant,
+    /// When the coordinator is asked for what is missing, once the step is closed.
+    need_at: Option<Instant>,
     /// The update, once the gradient's factor is known.
     update: Option<Update>,
     applied: usize,
@@ -52,6 +62,9 @@ impl Compute {
             deferred: Vec::new(),
             seen: vec![false; missing],
             missing,
+            checksums: Vec::new(),
+            began: Instant::now(),
+            need_at: None,
             update,
             applied: 0,
             digest: Digest::default(),
@@ -72,8 +85,28 @@ impl Compute {
         let update = self.update(pending.rules.clone(), close.scale, pending.limit);
         let Some(pending) = &mut self.pending_update else { return Ok(()) };
         pending.update = Some(update);
+        if pending.missing > 0 {
+            // What owners have sent is on its way. The coordinator has all of it already.
+            let now = Instant::now();
+            pending.need_at = Some(now + NEED_AFTER.max(now - pending.began));
+        }
         let deferred = std::mem::take(&mut pending.deferred);
         deferred.iter().try_for_each(|reduced| self.apply(reduced))
+    }
+
+    /// When the coordinator is to be asked for sums that have not come.
+    pub(super) fn need_at(&self) -> Option<Instant> {
+        self.pending_update.as_ref().filter(|pending| pending.missing > 0)?.need_at
+    }
+
+    /// Asks for the sums that have not come: an owner was lost after the coordinator had them.
+    pub(super) fn need(&mut self) {
+        let Some(pending) = &mut self.pending_update else { return };
+        pending.need_at = Some(Instant::now() + NEED_AGAIN);
+        let missing = pending.seen.iter().enumerate().filter(|(_, seen)| !**seen);
+        let need = v1::Need { chunks: missing.map(|(index, _)| index as u32).collect() };
+        let context = Some(MessageContext { step: pending.step, attempt: pending.attempt, ..self.context });
+        let _ = self.control.send(WorkerMessage { context, body: Some(worker_message::Body::Need(need)) });
     }
 
     fn update(&self, rules: Arc<[Rule]>, scale: f32, limit: f32) -> Update {
@@ -113,7 +146,12 @@ impl Compute {
         let index = reduced.index as usize;
         match update.seen.get_mut(index) {
             Some(seen) if !*seen => *seen = true,
-            _ => return Err(ComputeError(format!("chunk {index} of the sum came twice, or is none"))),
+            // An owner and the coordinator may both send it, with the same bits.
+            Some(_) => return Ok(()),
+            None => return Err(ComputeError(format!("chunk {index} of the sum is none of this model's"))),
+        }
+        if reduced.crc != 0 {
+            update.checksums.push(v1::SumChecksum { index: reduced.index, crc: reduced.crc });
         }
         update.missing -= 1;
         if update.missing == 0 {
@@ -188,9 +226,11 @@ impl Compute {
             self.microbatches.retain(|&(of, _), _| of > step);
             self.prefetched.retain(|&(of, _)| of > step);
         }
+        // With another digest this replica stays at its step. The coordinator compares what it got, and sends it away, or
+        // whoever sent it other sums than it sent the coordinator.
+        let sums = if update.digest == digest { Vec::new() } else { update.checksums };
         let contribution_began = self.contribution_began.take();
         let spans = self.timeline.drain_spans();
-        // With another digest this replica stays at its step, and the coordinator sends it away.
         self.send(
             step,
             worker_message::Body::Committed(v1::Committed {
@@ -198,6 +238,7 @@ impl Compute {
                 apply_seconds: between(update.complete_at, Some(Instant::now())),
                 round_seconds: between(contribution_began, update.complete_at),
                 spans,
+                sums,
             }),
         );
         true

@@ -1,4 +1,4 @@
-//! `--reduce auto`: the star, until its transfers are a large part of the step and sharded steps are measured to be
+//! How a cluster adds gradients up, and with `--reduce auto` the choice: the star, until its transfers are a large part of the step and sharded steps are measured to be
 //! faster.
 //!
 //! Whether sharding pays depends on links that nobody knows beforehand: the coordinator's, the workers', and what is
@@ -6,6 +6,18 @@
 //! only its time. After a trial that did not pay, the next one waits for longer.
 
 use std::collections::VecDeque;
+
+/// How a cluster adds gradients up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ReduceMode {
+    /// All gradients go through the coordinator.
+    Star,
+    /// Workers add them up, whenever they have links to each other.
+    Sharded,
+    /// Whichever is measured to be faster; it begins with the star.
+    #[default]
+    Auto,
+}
 
 /// Steps of each kind whose median counts.
 const STEPS: usize = 9;

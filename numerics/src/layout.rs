@@ -1,19 +1,8 @@
 //! Where the chunks of an attempt are added up: at the coordinator (the star), or at workers, each of which *owns* a
 //! share of the chunks (sharded). Sums are elementwise, so the place does not change a bit of them (**SUM-1**).
 
-use super::cluster::Session;
-
-/// How a cluster adds gradients up.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum ReduceMode {
-    /// All gradients go through the coordinator.
-    Star,
-    /// Workers add them up, whenever they have links to each other.
-    Sharded,
-    /// Whichever is measured to be faster; it begins with the star.
-    #[default]
-    Auto,
-}
+/// A worker's session.
+type Session = u64;
 
 /// Who adds up which chunk of an attempt. It is fixed for the attempt, except that the coordinator
 /// [takes chunks back](OwnChunks).

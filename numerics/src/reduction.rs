@@ -3,7 +3,7 @@
 //! It holds no floats. The holder of the floats does the requested additions, in any order, and gets the sum that the
 //! tree defines. A (node, chunk) counts once: the first one wins.
 
-use tally_numerics::tree::{Node, Tree};
+use crate::tree::{Node, Tree};
 
 /// An addition that is due, or a chunk of the root that is whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,8 +126,8 @@ impl Reduction {
 mod tests {
     use std::collections::HashMap;
 
+    use crate::sum::along_tree;
     use proptest::prelude::*;
-    use tally_numerics::sum::along_tree;
 
     use super::*;
 
