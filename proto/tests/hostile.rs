@@ -138,7 +138,7 @@ proptest! {
 
     #[test]
     fn trust_1_a_manifest_is_one_or_is_refused(tensors in vec(tensor(), 0..6), device in ".{0,8}") {
-        if let Ok(manifest) = convert::manifest(v1::ModelManifest { tensors, numerics_class: device.clone(), device }) {
+        if let Ok(manifest) = convert::manifest(v1::ModelManifest { tensors, numerics_class: device.clone(), device, peer: None }) {
             prop_assert!(manifest.len() > 0 && manifest.len() <= tally_numerics::manifest::MAX_ELEMENTS);
             let last = manifest.tensors().len() - 1;
             prop_assert_eq!(manifest.range(last).end, manifest.len());
@@ -191,6 +191,11 @@ fn the_largest_messages_of_an_honest_worker_fit() {
         tensors: vec![tensor; tally_numerics::manifest::MAX_TENSORS],
         device: "d".repeat(256),
         numerics_class: "k".repeat(256),
+        peer: Some(v1::PeerEndpoint {
+            address: "a".repeat(260),
+            port: 65_535,
+            certificate: vec![0; 32].into(),
+        }),
     };
     let offer = v1::worker_message::Body::ModelManifest(offer);
     assert!(WorkerMessage { context, body: Some(offer) }.encoded_len() <= MAX_FROM_WORKER);
