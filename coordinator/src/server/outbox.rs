@@ -143,7 +143,7 @@ mod tests {
     use super::*;
 
     fn chunk() -> GradientDown {
-        let reduced = SumChunk { index: 0, data: vec![0; 100].into(), slot: None };
+        let reduced = SumChunk { data: vec![0; 100].into(), ..SumChunk::default() };
         GradientDown { context: None, body: Some(Body::SumChunk(reduced)) }
     }
 

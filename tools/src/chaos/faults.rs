@@ -90,6 +90,11 @@ fn begin(processes: &mut Processes, action: &Action) -> anyhow::Result<()> {
                 }
             }
         }
+        Fault::LinksCut | Fault::LinksStall => {
+            if let Some(links) = processes.links(slot) {
+                if action.fault == Fault::LinksCut { links.cut() } else { links.hold() }
+            }
+        }
         Fault::KillCoordinator => processes.kill_coordinator(action.rough)?,
         Fault::StopCoordinator => processes.stop_coordinator(),
         Fault::KillAll => kill_workers(processes),
@@ -116,6 +121,11 @@ fn end(processes: &mut Processes, action: &Action) -> anyhow::Result<()> {
         Fault::Cut | Fault::Stall | Fault::Delay => {
             if let Some(relay) = processes.relay(slot) {
                 relay.mend();
+            }
+        }
+        Fault::LinksCut | Fault::LinksStall => {
+            if let Some(links) = processes.links(slot) {
+                links.mend();
             }
         }
         Fault::KillCoordinator => processes.resume(),

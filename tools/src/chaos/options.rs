@@ -71,6 +71,10 @@ pub struct Options {
     #[arg(long, value_name = "STEPS")]
     pub recomputed_at_most: Option<u64>,
 
+    /// Have workers add gradients up, and harm their links too. The undisturbed run uses the star
+    #[arg(long)]
+    pub sharded: bool,
+
     /// Make no network namespaces, and so pull no cables, even where it is possible
     #[arg(long)]
     pub no_namespaces: bool,
@@ -107,6 +111,7 @@ impl Options {
             workers: self.workers,
             guests: self.guests,
             cables,
+            links: self.sharded,
             length: Duration::from_secs_f64(self.minutes.max(0.0) * 60.0),
             every: Duration::from_millis(self.action_every),
             step: self.step(),

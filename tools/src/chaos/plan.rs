@@ -35,6 +35,10 @@ pub enum Fault {
     Delay,
     /// The cable between a worker's network namespace and the coordinator is pulled.
     Cable,
+    /// The links that others have opened to a worker break, and no new ones are let through for a while.
+    LinksCut,
+    /// The links that others have opened to a worker stay, but nothing passes for a while.
+    LinksStall,
     /// The coordinator is killed with SIGKILL and started again with `--resume`.
     KillCoordinator,
     /// The coordinator is stopped with SIGTERM and started again with `--resume`.
@@ -47,7 +51,7 @@ pub enum Fault {
 
 impl Fault {
     /// All of them, with how often each is chosen among those that are possible.
-    pub const WEIGHTS: [(Self, u32); 14] = [
+    pub const WEIGHTS: [(Self, u32); 16] = [
         (Self::Kill, 18),
         (Self::Abort, 8),
         (Self::FreezeShort, 10),
@@ -58,6 +62,8 @@ impl Fault {
         (Self::Stall, 6),
         (Self::Delay, 6),
         (Self::Cable, 6),
+        (Self::LinksCut, 10),
+        (Self::LinksStall, 8),
         (Self::KillCoordinator, 5),
         (Self::StopCoordinator, 2),
         (Self::KillAll, 2),
@@ -90,6 +96,8 @@ impl fmt::Display for Fault {
             Self::Stall => "connection stalls",
             Self::Delay => "connection slow",
             Self::Cable => "cable pulled",
+            Self::LinksCut => "links to others cut",
+            Self::LinksStall => "links to others stall",
             Self::KillCoordinator => "coordinator killed (SIGKILL)",
             Self::StopCoordinator => "coordinator stopped (SIGTERM)",
             Self::KillAll => "all workers killed",
@@ -127,6 +135,8 @@ pub struct Settings {
     pub guests: usize,
     /// Whether every second of the lasting workers has a cable instead of a relay.
     pub cables: bool,
+    /// Whether workers have links to each other.
+    pub links: bool,
     /// For how long actions begin.
     pub length: Duration,
     /// The mean time between two.
@@ -219,7 +229,7 @@ impl Planned<'_> {
         let has_cable = |slot: &usize| self.settings.has_cable(*slot);
         match fault {
             Fault::Cable => lasting.into_iter().filter(has_cable).collect(),
-            Fault::Cut | Fault::Stall | Fault::Delay => {
+            Fault::Cut | Fault::Stall | Fault::Delay | Fault::LinksCut | Fault::LinksStall => {
                 lasting.into_iter().filter(|slot| !has_cable(slot)).collect()
             }
             _ => lasting,
@@ -232,6 +242,9 @@ impl Planned<'_> {
     }
 
     fn possible(&self, fault: Fault, now: Duration) -> bool {
+        if matches!(fault, Fault::LinksCut | Fault::LinksStall) && !self.settings.links {
+            return false;
+        }
         if fault.hits_all_workers() {
             // It waits for the others' end, and that should not take long.
             self.coordinator_busy <= now && self.all_free() <= now + LONGEST_WAIT
@@ -287,6 +300,8 @@ impl Planned<'_> {
             Fault::Stall if dice.below(4) == 0 => dice.millis(16_000, 20_000),
             Fault::Stall => dice.between(step / 2, (step * 30).max(3 * second)),
             Fault::Delay => dice.millis(1000, 6000),
+            Fault::LinksCut => dice.millis(0, 3000),
+            Fault::LinksStall => dice.between(step / 2, (step * 20).max(2 * second)),
             Fault::Cable if dice.below(4) == 0 => dice.millis(16_000, 20_000),
             Fault::Cable => dice.millis(200, 5000),
             Fault::KillCoordinator | Fault::StopCoordinator => dice.millis(0, 1500),
@@ -307,6 +322,7 @@ mod tests {
             workers: 4,
             guests: 2,
             cables: true,
+            links: true,
             length: Duration::from_secs(1200),
             every: Duration::from_secs(1),
             step: Duration::from_millis(50),
@@ -348,7 +364,9 @@ mod tests {
         for action in plan(&settings(3)) {
             match action.fault {
                 Fault::Cable => assert_eq!(action.slot.unwrap() % 2, 1),
-                Fault::Cut | Fault::Stall | Fault::Delay => assert_eq!(action.slot.unwrap() % 2, 0),
+                Fault::Cut | Fault::Stall | Fault::Delay | Fault::LinksCut | Fault::LinksStall => {
+                    assert_eq!(action.slot.unwrap() % 2, 0);
+                }
                 Fault::Join => assert!((4..6).contains(&action.slot.unwrap())),
                 fault => {
                     assert_eq!(action.slot.is_none(), fault.hits_all_workers() || fault.hits_coordinator())

@@ -24,10 +24,18 @@ const END: Duration = Duration::from_secs(60);
 /// How a worker reaches the coordinator.
 #[derive(Debug)]
 pub enum Road {
-    /// Through a relay of this process.
-    Relay(Relay),
+    /// Through a relay of this process; other workers reach this one through a second relay.
+    Relay(Relay, Option<Links>),
     /// From a network namespace.
     Cable,
+}
+
+/// How other workers reach a worker.
+#[derive(Debug)]
+pub struct Links {
+    /// The port that it listens on.
+    port: u16,
+    relay: Relay,
 }
 
 /// A place for a worker.
@@ -55,15 +63,17 @@ pub struct Processes {
     /// How many of the slots have a worker all the time, but for its faults.
     lasting: usize,
     network: Option<Network>,
+    /// How gradients are added up, for every start of the coordinator.
+    reduce: &'static str,
     complaints: Vec<String>,
 }
 
 /// A free port below those that systems choose for outgoing connections: a port of those
-/// might be taken between two coordinators, by a worker that tries to reach it.
-fn free_port(host: IpAddr) -> anyhow::Result<u16> {
+/// might be taken between two coordinators, by a worker that tries to reach it. `number` others are free too.
+fn free_port(host: IpAddr, number: usize) -> anyhow::Result<u16> {
     let first = 20_000 + (std::process::id() % 10_000) as u16;
     let free = |port: &u16| TcpListener::bind((host, *port)).is_ok();
-    (first..32_000).find(free).context("there is no free port from 20000 to 32000")
+    (first..32_000).filter(free).nth(number).context("there is no free port from 20000 to 32000")
 }
 
 impl Processes {
@@ -74,23 +84,29 @@ impl Processes {
     pub fn new(directory: &Path, settings: &Settings, network: Option<Network>) -> anyhow::Result<Self> {
         fs::create_dir_all(directory.join("logs"))?;
         let host = network.as_ref().map_or(Ipv4Addr::LOCALHOST, Network::host).into();
-        let address = SocketAddr::new(host, free_port(host)?);
-        let slot = |slot| Slot {
-            name: format!("w{slot}"),
-            road: if settings.has_cable(slot) { Road::Cable } else { Road::Relay(Relay::to(address)) },
-            process: None,
-            leaving: false,
-            starts: 0,
+        let address = SocketAddr::new(host, free_port(host, 0)?);
+        let links = |slot| {
+            let port = free_port(Ipv4Addr::LOCALHOST.into(), 1 + slot)?;
+            anyhow::Ok(Links { port, relay: Relay::start(port) })
         };
+        let slot = |slot| {
+            let relay = || {
+                anyhow::Ok(Road::Relay(Relay::to(address), settings.links.then(|| links(slot)).transpose()?))
+            };
+            let road = if settings.has_cable(slot) { Road::Cable } else { relay()? };
+            anyhow::Ok(Slot { name: format!("w{slot}"), road, process: None, leaving: false, starts: 0 })
+        };
+        let slots = (0..settings.workers + settings.guests).map(slot).collect::<anyhow::Result<_>>()?;
         Ok(Self {
             directory: directory.into(),
             address,
             coordinator: None,
             starts: 0,
             farewell: false,
-            slots: (0..settings.workers + settings.guests).map(slot).collect(),
+            slots,
             lasting: settings.workers,
             network,
+            reduce: if settings.links { "sharded" } else { "star" },
             complaints: Vec::new(),
         })
     }
@@ -130,7 +146,7 @@ impl Processes {
     /// Starts a coordinator; its address is always the same.
     pub fn start_coordinator(&mut self, args: &[&str]) {
         let address = self.address.to_string();
-        let own = ["--listen", &address, "--http-listen", "127.0.0.1:0"];
+        let own = ["--listen", &address, "--http-listen", "127.0.0.1:0", "--reduce", self.reduce];
         self.starts += 1;
         self.farewell = false;
         self.coordinator = Some(Process::start(&binaries().join("coordinator"), own.iter().chain(args)));
@@ -221,11 +237,18 @@ impl Processes {
                 let within = ["netns", "exec", &namespace, &worker, "--connect", &address];
                 Process::start(Path::new("ip"), within.iter().chain(&common))
             }
-            (Road::Relay(relay), _) => {
+            (Road::Relay(relay, links), _) => {
                 let address = format!("127.0.0.1:{}", relay.port());
                 // Gradients of every second one pass the relay; the others' lie in shared memory.
                 let apart: &[&str] = if slot % 4 == 1 { &["--no-shared-memory"] } else { &[] };
-                Process::start(&worker, ["--connect", &address].iter().chain(&common).chain(apart))
+                let ports = links.as_ref().map(|links| [links.port, links.relay.port()]);
+                let reached = ports.map(|ports| ports.map(|port| format!("127.0.0.1:{port}")));
+                let peers = reached.as_ref().map(|[at, by]| ["--peer-listen", at, "--advertise", by]);
+                let peers = peers.iter().flatten();
+                Process::start(
+                    &worker,
+                    ["--connect", &address].iter().chain(&common).chain(apart).chain(peers),
+                )
             }
             (Road::Cable, None) => unreachable!("a slot has a cable only where there is a network"),
         });
@@ -272,8 +295,17 @@ impl Processes {
     #[must_use]
     pub fn relay(&self, slot: usize) -> Option<&Relay> {
         match &self.slots[slot].road {
-            Road::Relay(relay) => Some(relay),
+            Road::Relay(relay, _) => Some(relay),
             Road::Cable => None,
+        }
+    }
+
+    /// The relay through which other workers reach the slot's, where it has one.
+    #[must_use]
+    pub fn links(&self, slot: usize) -> Option<&Relay> {
+        match &self.slots[slot].road {
+            Road::Relay(_, Some(links)) => Some(&links.relay),
+            _ => None,
         }
     }
 
