@@ -36,7 +36,7 @@ impl Layout {
 
 /// The chunks that the coordinator adds up itself, in the order of their credits: all of them in the star, and in a
 /// sharded attempt those that it has taken back from their owners.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct OwnChunks {
     order: Vec<u32>,
     /// Each chunk's place in the order.

@@ -64,6 +64,7 @@ impl Purpose {
 }
 
 /// A stream of random words, fixed by seed and purpose.
+#[derive(Clone)]
 pub struct Stream(ChaCha8Rng);
 
 impl Stream {

@@ -39,7 +39,7 @@ pub enum Contribution {
 }
 
 /// The state of a step's tree, chunk by chunk.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Reduction {
     tree: Tree,
     samples: usize,

@@ -3,7 +3,7 @@
 //!
 //! Pure, as the core is: a [`Cluster`] in, a [`Prediction`] out. A few steps are played chunk by chunk on a virtual
 //! clock ([`step`]), with the layout and the additions of a real run and with the costs ([`costs`]) that `scaling`
-//! measures; the parts and the limit are what changes when something takes no time. `docs/measurements/scaling.md`
+//! measures; the parts and the limit are what changes when something takes no time. A [`sharded`] step is a formula. `docs/measurements/scaling.md`
 //! compares it with real clusters.
 
 pub mod advice;
@@ -12,6 +12,7 @@ pub mod costs;
 pub mod event_simulation;
 pub mod memory;
 pub mod pieces;
+pub mod sharded;
 pub mod step;
 
 use serde::Serialize;
@@ -62,9 +63,11 @@ pub struct Prediction {
     pub workers: usize,
     /// Those that are given something to compute.
     pub computing: usize,
-    /// Seconds of a step.
+    /// Seconds of a step with the star.
     pub step_seconds: f64,
-    /// What it consists of.
+    /// Seconds of a sharded step, if several workers compute.
+    pub sharded_seconds: Option<f64>,
+    /// What a step with the star consists of.
     pub parts: Parts,
     /// The share of the workers' time that is spent computing, if all of them need the same
     /// for a sample.
@@ -103,6 +106,7 @@ pub fn predict(cluster: &Cluster) -> Prediction {
         workers: cluster.workers,
         computing: layout.iter().filter(|nodes| !nodes.is_empty()).count(),
         step_seconds: played.seconds,
+        sharded_seconds: sharded::step_seconds(cluster),
         parts: parts(cluster, played.seconds),
         efficiency: computing,
         samples_per_second,

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 use tally_numerics::tree::Tree;
 use tally_numerics::wire::WireDtype;
+use tally_numerics::{CHUNK, CREDIT_WINDOW};
 
 use super::advice::{Limit, changes, limit};
 use super::*;
@@ -19,11 +20,14 @@ fn free() -> Costs {
     }
 }
 
-/// Eight leaves of eight samples of 1 ms, and gradients of 1 MiB.
+/// Bytes of a chunk.
+const BYTES: f64 = 4.0 * CHUNK as f64;
+
+/// Eight leaves of eight samples of 1 ms, and gradients of one chunk.
 fn cluster(workers: usize) -> Cluster {
     Cluster {
         workers,
-        parameters: 1 << 18,
+        parameters: CHUNK,
         wire_dtype: WireDtype::F32,
         batch_size: 64,
         tree: Tree::new(8).unwrap(),
@@ -61,11 +65,11 @@ fn without_any_other_cost_a_step_is_its_greatest_share() {
     is(nine.efficiency, 8.0 / 9.0);
 }
 
-/// 2 MiB/s: each of four workers' gradients takes half a second up, and each sum half a second down.
+/// Two chunks a second: each of four workers' gradients takes half a second up, and each sum half a second down.
 #[test]
 fn one_link_carries_everybodys_gradients_and_sums() {
     let mut slow = cluster(4);
-    (slow.network.coordinator_in, slow.network.coordinator_out) = (2097152.0, 2097152.0);
+    (slow.network.coordinator_in, slow.network.coordinator_out) = (2.0 * BYTES, 2.0 * BYTES);
     let prediction = predict(&slow);
     is(prediction.step_seconds, 16e-3 + 4.0 * 0.5 + 4.0 * 0.5);
     is(prediction.parts.compute, 16e-3);
@@ -81,16 +85,16 @@ fn one_link_carries_everybodys_gradients_and_sums() {
 /// A gradient of many chunks comes down while the rest of it still goes up.
 #[test]
 fn a_sum_goes_down_while_later_chunks_go_up() {
-    let mut long = Cluster { parameters: 100 << 18, ..cluster(1) };
-    (long.network.coordinator_in, long.network.coordinator_out) = (1048576.0 * 100.0, 1048576.0 * 100.0);
+    let mut long = Cluster { parameters: 100 * CHUNK, ..cluster(1) };
+    (long.network.coordinator_in, long.network.coordinator_out) = (100.0 * BYTES, 100.0 * BYTES);
     // All chunks up in a second, and the last of them down.
     is(step_seconds(&long), 64e-3 + 1.0 + 0.01);
 }
 
 #[test]
 fn chunks_leave_while_the_last_leaf_is_computed() {
-    let mut early = Cluster { parameters: 8 << 18, ..cluster(8) };
-    (early.network.coordinator_in, early.network.coordinator_out) = (8192.0 * 1048576.0, f64::INFINITY);
+    let mut early = Cluster { parameters: 8 * CHUNK, ..cluster(8) };
+    (early.network.coordinator_in, early.network.coordinator_out) = (8192.0 * BYTES, f64::INFINITY);
     let late = step_seconds(&early);
     early.computing.first_chunk = 0.0;
     // 64 chunks at 8 192 a second; only the last round of eight is left at the end.
@@ -98,10 +102,10 @@ fn chunks_leave_while_the_last_leaf_is_computed() {
     is(step_seconds(&early), 8e-3 + 8.0 / 8192.0);
 }
 
-/// Eight chunks may be on their way, so a long way has its price whatever the bandwidth.
+/// A window of chunks may be on its way, so a long way has its price whatever the bandwidth.
 #[test]
 fn credits_bound_what_is_on_its_way() {
-    let mut far = Cluster { parameters: 80 << 18, ..cluster(1) };
+    let mut far = Cluster { parameters: 10 * CREDIT_WINDOW * CHUNK, ..cluster(1) };
     far.network.round_trip = 0.1;
     // The plan's half, then ten windows there and back.
     is(step_seconds(&far), 0.05 + 64e-3 + 10.0 * 0.1 - 0.05);

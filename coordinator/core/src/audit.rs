@@ -25,7 +25,7 @@ pub struct Counts {
 }
 
 /// An audit in the step in flight.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Audit {
     node: Node,
     owner: Session,

@@ -31,7 +31,7 @@ pub enum State {
 }
 
 /// One worker.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Member {
     /// For people.
     pub name: String,
@@ -141,7 +141,7 @@ impl Member {
 }
 
 /// All members, in the order of their sessions.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Members(pub BTreeMap<Session, Member>);
 
 impl Members {

@@ -3,7 +3,7 @@
 //! It counts the samples of committed microbatches, by their receipts, and never planned ones.
 
 /// Which samples of the epoch in progress have been used, and the run's totals.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Ledger {
     used: Vec<bool>,
     this_epoch: usize,

@@ -111,7 +111,7 @@ pub enum Phase {
 }
 
 /// The coordinator's state, except floats and sockets.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Core {
     spec: RunSpec,
     sampler: EpochSampler,

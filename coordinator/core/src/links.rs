@@ -27,7 +27,7 @@ struct Link {
 }
 
 /// The state of each pair that was ever dialled.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Links(BTreeMap<(Session, Session), Link>);
 
 fn pair(a: Session, b: Session) -> (Session, Session) {

@@ -44,7 +44,7 @@ impl Recorded {
 }
 
 /// The search for the newest state that a worker holds.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Recovery {
     /// When the search ends with the best state found, counted from the first event.
     until: Option<Duration>,

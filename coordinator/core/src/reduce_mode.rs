@@ -56,7 +56,7 @@ enum Phase {
 }
 
 /// The decision, and what it rests on.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct AutoReduce {
     phase: Phase,
     workers: usize,

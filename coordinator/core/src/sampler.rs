@@ -5,7 +5,7 @@ use tally_numerics::order::Schedule;
 use tally_numerics::tree::{Node, Tree};
 
 /// The schedule with the orders of the epochs in use, drawn once each.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct EpochSampler {
     schedule: Schedule,
     /// This epoch's order and the next one's; a step's samples travel ahead.

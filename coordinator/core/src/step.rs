@@ -14,7 +14,7 @@ use tally_numerics::layout::{Layout, OwnChunks};
 use tally_numerics::reduction::{Contribution, Reduction, ReductionStep};
 
 /// A step in flight.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct StepInFlight {
     /// From 1.
     pub step: u64,

@@ -13,7 +13,7 @@ use super::events::Action;
 const OUTSTANDING: usize = 2;
 
 /// A test pass in progress.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct TestPass {
     waiting: BTreeSet<u32>,
     unanswered: BTreeSet<u32>,

@@ -26,6 +26,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
+use tokio_stream::StreamExt as _;
 use tonic::Status;
 use tower::ServiceExt as _;
 
@@ -43,6 +44,8 @@ const HEADERS: u32 = 16 << 10;
 const BODY: usize = 8 << 20;
 /// How long they may take to come.
 const BODY_TIME: Duration = Duration::from_secs(30);
+/// How long the body of a refused request may take.
+const DRAIN_TIME: Duration = Duration::from_secs(5);
 /// Requests with a body that are read at one time.
 const BODIES: usize = 16;
 /// How long strangers may stay when a port closes.
@@ -176,6 +179,9 @@ impl Port {
         if let Err(denied) = self.check(&request, &connection, &loaded) {
             counter!("tally_requests_denied_total", "port" => self.protocol.name()).increment(1);
             tracing::debug!("a request from {} was denied: {denied:?}", connection.peer);
+            if self.protocol == Protocol::Web {
+                drain(request.into_body()).await;
+            }
             return self.deny(denied);
         }
         let deed = self.deed(&request);
@@ -260,6 +266,22 @@ impl Port {
             body.map_err(|_| StatusCode::REQUEST_TIMEOUT)?.map_err(|_| StatusCode::PAYLOAD_TOO_LARGE)?;
         Ok(Request::from_parts(parts, Body::from(body)))
     }
+}
+
+/// Reads what a refused request still sends, and drops it. A proxy that is cut off while it sends a body answers that
+/// the gateway is bad, and not why the request was refused.
+async fn drain(body: Incoming) {
+    let mut data = Body::new(body).into_data_stream();
+    let all = async {
+        let mut left = BODY;
+        while let Some(Ok(part)) = data.next().await
+            && part.len() <= left
+        {
+            left -= part.len();
+        }
+    };
+    // Whoever takes longer gets the answer, and a connection that ends.
+    let _ = tokio::time::timeout(DRAIN_TIME, all).await;
 }
 
 /// Whether an error of `accept` is one of the connection that was to be taken, and not of the port: a

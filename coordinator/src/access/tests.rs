@@ -159,3 +159,18 @@ async fn trust_1_a_small_header_that_stands_for_a_large_one_does_not_grow() {
     tokio::time::timeout(DEADLINE, end).await.expect("an answer");
     assert_eq!(count.load(Ordering::Relaxed), 0);
 }
+
+/// A proxy that is cut off while it passes a body on tells its client of a bad gateway, and not why the request was refused.
+#[tokio::test]
+async fn a_request_that_is_refused_may_send_its_body_to_the_end() {
+    let (address, count) = port(Protocol::Web).await;
+    let head =
+        b"POST /draw HTTP/1.1\r\nHost: localhost\r\nContent-Length: 30000\r\nConnection: close\r\n\r\n";
+    let mut stream = connect(address, head).await;
+    for _ in 0..30 {
+        stream.write_all(&[b'x'; 1000]).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    wait_for(&mut stream, "401 Unauthorized").await;
+    assert_eq!(count.load(Ordering::Relaxed), 0);
+}

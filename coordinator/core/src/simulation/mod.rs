@@ -5,6 +5,7 @@
 //! The promises are checked after every event, and carry their names where they fail.
 
 mod cases;
+mod exhaustive;
 mod peers;
 mod schedules;
 mod sharded;
@@ -59,8 +60,22 @@ fn spec(workers: usize) -> RunSpec {
     }
 }
 
+/// What a worker has to know of its run.
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    tree: Tree,
+    chunks: u32,
+    window: usize,
+}
+
+impl Default for Shape {
+    fn default() -> Self {
+        Self { tree: tree(), chunks: CHUNKS, window: WINDOW }
+    }
+}
+
 /// The state on disk, which survives the coordinator.
-#[derive(Default)]
+#[derive(Clone, Debug, Default)]
 struct Disk {
     journal: BTreeMap<u64, Digest>,
     tests: BTreeSet<u64>,
@@ -68,7 +83,7 @@ struct Disk {
 }
 
 /// What went wrong, and what was done about it.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Counts {
     events: u64,
     crashes: u32,
@@ -83,6 +98,7 @@ struct Counts {
     resent: u32,
 }
 
+#[derive(Clone)]
 struct World {
     core: Core,
     sampler: EpochSampler,
@@ -110,6 +126,8 @@ struct World {
     crash_in_commit: bool,
     crashed: bool,
     fault: Option<FaultInjection>,
+    /// No time passes but where it is said to.
+    still: bool,
     /// Print what happens.
     talks: bool,
     counts: Counts,
@@ -149,6 +167,7 @@ impl World {
             crash_in_commit: false,
             crashed: false,
             fault: None,
+            still: false,
             talks: false,
             counts: Counts::default(),
             outcome: None,
@@ -158,6 +177,11 @@ impl World {
             world.join(world.workers.len() - 1);
         }
         world
+    }
+
+    fn shape(&self) -> Shape {
+        let RunSpec { tree, chunks, credit_window: window, .. } = *self.core.spec();
+        Shape { tree, chunks, window }
     }
 
     fn chance(&mut self, one_in: u32) -> bool {
@@ -179,6 +203,7 @@ impl World {
             }
         }
         let name = format!("w{at}");
+        self.workers[at].shape = self.shape();
         self.workers[at].accent = if self.kinds.get(at) == Some(&OTHER_BITS) { "%" } else { "" };
         let numerics_class = self.kinds.get(at).unwrap_or(&self.kinds[0]).to_string();
         let device = DeviceInfo { name: String::new(), numerics_class };
@@ -272,7 +297,9 @@ impl World {
     // ---- The coordinator's server ----
 
     fn feed(&mut self, event: Event) {
-        self.now += Duration::from_micros(u64::from(self.rng.below(400)));
+        if !self.still {
+            self.now += Duration::from_micros(u64::from(self.rng.below(400)));
+        }
         let mut events = VecDeque::from([event]);
         while let Some(event) = events.pop_front() {
             self.counts.events += 1;
@@ -419,8 +446,8 @@ impl World {
             Action::Close { step, attempt, .. } => {
                 // Whatever happened before, this is the tree's sum.
                 let samples = self.sampler.batch_len(step);
-                for chunk in 0..CHUNKS {
-                    let expect = sum_of(tree(), step, samples, Node::ROOT, chunk);
+                for chunk in 0..self.shape().chunks {
+                    let expect = sum_of(self.shape().tree, step, samples, Node::ROOT, chunk);
                     let sum = self.root.get(&chunk).map(|text| text.replace('%', ":"));
                     assert_eq!(sum, expect, "SUM-1 at step {step}");
                 }
@@ -518,8 +545,10 @@ impl World {
         if let Some(flight) = self.core.flight().filter(|f| !f.closing) {
             let sharded = flight.layout.is_sharded();
             let members = &self.core.members().0;
-            let leaves = (0..8).filter(|leaf| !tree().samples(*leaf, flight.samples).is_empty());
-            for leaf in leaves.map(|leaf| tree().leaf(leaf)) {
+            let tree = self.shape().tree;
+            let leaves =
+                (0..tree.microbatches()).filter(|leaf| !tree.samples(*leaf, flight.samples).is_empty());
+            for leaf in leaves.map(|leaf| tree.leaf(leaf)) {
                 // Who has sent to owners keeps what it sent; who has sent to the coordinator need not.
                 let has = |node: Node| move |own: &Node| own.covers(node);
                 let given = members
@@ -555,11 +584,11 @@ impl World {
                 None => {}
             },
             1 => {
-                worker.receive(tree());
+                worker.receive();
                 self.receive_from_peer(at);
             }
             _ => {
-                worker.advance(sampler, tree());
+                worker.advance(sampler);
             }
         }
     }
@@ -611,7 +640,7 @@ impl World {
         {
             let sums = &self.workers[at].last_sums;
             let differs = |index: &u32| sums.get(index) != self.last_root.1.get(index);
-            *differing = Some((0..CHUNKS).filter(differs).collect());
+            *differing = Some((0..self.shape().chunks).filter(differs).collect());
         }
         if let Event::Chunk { from, node, index, digest, fault } = &mut event {
             // What a worker says in the place of a fault is the text of its chunk.

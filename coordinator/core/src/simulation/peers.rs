@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use tally_numerics::digest::Digest;
-use tally_numerics::tree::{Node, Tree};
+use tally_numerics::tree::Node;
 
 use super::super::cluster::Session;
 use super::super::events::{AttemptId, Event};
-use super::CHUNKS;
+use super::Shape;
 use tally_numerics::layout::Layout;
 use tally_numerics::reduction::{Contribution, Reduction, ReductionStep};
 
@@ -30,7 +30,7 @@ impl Peer {
 }
 
 /// The attempt that the coordinator announced last, and what this worker does in it for others.
-#[derive(Default)]
+#[derive(Clone, Debug, Default)]
 pub struct PeerSide {
     pub step: u64,
     pub attempt: u32,
@@ -59,7 +59,7 @@ impl PeerSide {
     /// An attempt is announced; a second time to a worker that was sent a state.
     pub fn begin(
         &mut self,
-        tree: Tree,
+        shape: Shape,
         (step, attempt): (u64, u32),
         samples: usize,
         layout: Layout,
@@ -68,9 +68,9 @@ impl PeerSide {
         if attempt <= self.attempt {
             return;
         }
-        let own = if layout.is_sharded() { Vec::new() } else { (0..CHUNKS).collect() };
+        let own = if layout.is_sharded() { Vec::new() } else { (0..shape.chunks).collect() };
         let out = std::mem::take(&mut self.out);
-        let reduction = Some(Reduction::new(tree, CHUNKS, samples));
+        let reduction = Some(Reduction::new(shape.tree, shape.chunks, samples));
         let (lies, nan) = (self.lies, self.nan);
         *self = Self { step, attempt, layout, digest, own, out, reduction, lies, nan, ..Self::default() };
     }

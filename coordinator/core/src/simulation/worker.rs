@@ -11,8 +11,8 @@ use tally_numerics::tree::{Node, Tree};
 use super::super::cluster::Session;
 use super::super::events::{AttemptId, Event, Receipt};
 use super::super::sampler::EpochSampler;
+use super::Shape;
 use super::peers::{Peer, PeerSide};
-use super::{CHUNKS, WINDOW};
 use tally_numerics::layout::Layout;
 
 /// From the control stream.
@@ -36,7 +36,7 @@ pub enum Bulk {
     Reduced { step: u64, attempt: u32, index: u32, text: String },
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Second {
     step: u64,
     attempt: u32,
@@ -50,7 +50,7 @@ pub enum Out {
 }
 
 /// One worker process, over all its sessions.
-#[derive(Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Worker {
     /// Its session, while it is connected.
     pub session: Option<Session>,
@@ -64,9 +64,11 @@ pub struct Worker {
     /// What it does for others in a sharded attempt.
     pub side: PeerSide,
     /// Turns that it has waited for sums of a step that counts.
-    patience: u32,
+    pub patience: u32,
     /// The sums of the step that it applied last.
     pub last_sums: BTreeMap<u32, String>,
+    /// Of the run it takes part in.
+    pub shape: Shape,
     /// Added to the texts of its gradients: its device computes other bits.
     pub accent: &'static str,
     /// The attempt whose contributions leave, and its chunks that are summed: each is the
@@ -131,8 +133,8 @@ impl Worker {
             self.held = std::iter::once(committed).chain(before).collect();
         }
         let held = std::mem::take(&mut self.held);
-        let (drifted, faulty, accent) = (self.drifted, self.faulty, self.accent);
-        *self = Self { held, drifted, faulty, accent, ..Self::default() };
+        let (drifted, faulty, accent, shape) = (self.drifted, self.faulty, self.accent, self.shape);
+        *self = Self { held, drifted, faulty, accent, shape, ..Self::default() };
     }
 
     /// Takes a message from the control stream.
@@ -183,7 +185,7 @@ impl Worker {
     }
 
     /// Takes the next message of the gradient stream from the network.
-    pub fn receive(&mut self, tree: Tree) {
+    pub fn receive(&mut self) {
         let Some(message) = self.bulk.pop_front() else { return };
         match &message {
             Bulk::Reduced { attempt, index, .. } if self.turn(*attempt) => {
@@ -191,7 +193,7 @@ impl Worker {
             }
             Bulk::Begin { step, attempt, samples, layout, digest } => {
                 self.turn(*attempt);
-                self.side.begin(tree, (*step, *attempt), *samples, layout.clone(), *digest);
+                self.side.begin(self.shape, (*step, *attempt), *samples, layout.clone(), *digest);
             }
             Bulk::TakeBack { attempt, chunks } => return self.side.take_back(*attempt, chunks),
             _ => {}
@@ -239,7 +241,11 @@ impl Worker {
     /// Whether credits allow a chunk to go to the coordinator.
     fn has_credit(&self, index: u32) -> bool {
         let whole = self.side.own.iter().filter(|own| self.leaving.1.contains(own)).count();
-        self.side.own.iter().position(|own| *own == index).is_some_and(|place| place < whole + WINDOW)
+        self.side
+            .own
+            .iter()
+            .position(|own| *own == index)
+            .is_some_and(|place| place < whole + self.shape.window)
     }
 
     fn send_returned(&mut self) -> Option<Event> {
@@ -328,8 +334,18 @@ impl Worker {
         }
     }
 
+    /// The question for sums of a step that counts and that have not come.
+    pub fn need(&self) -> Option<Event> {
+        let (&(step, _), (at, _)) = (self.commits.front()?, self.committed?);
+        let second = self.second.as_ref().filter(|s| s.step == step && step == at + 1)?;
+        let missing: Vec<u32> =
+            (0..self.shape.chunks).filter(|index| !second.chunks.contains_key(index)).collect();
+        let from = AttemptId { session: self.session?, step, attempt: second.attempt };
+        (!missing.is_empty()).then_some(Event::Need { from, chunks: missing })
+    }
+
     /// Does one thing whose turn has come; false if there is none.
-    pub fn advance(&mut self, sampler: &mut EpochSampler, tree: Tree) -> bool {
+    pub fn advance(&mut self, sampler: &mut EpochSampler) -> bool {
         if let Some(at) = self.eligible() {
             self.take(at);
             return true;
@@ -340,8 +356,9 @@ impl Worker {
                 self.commits.pop_front();
                 return true;
             }
-            let whole =
-                |s: &mut Second| s.step == step && step == at + 1 && s.chunks.len() == CHUNKS as usize;
+            let whole = |s: &mut Second| {
+                s.step == step && step == at + 1 && s.chunks.len() == self.shape.chunks as usize
+            };
             if let Some(second) = self.second.take_if(whole) {
                 self.commits.pop_front();
                 self.patience = 0;
@@ -369,14 +386,10 @@ impl Worker {
                 });
                 return true;
             }
-            let late = |s: &&Second| s.step == step && step == at + 1;
-            if let Some(second) = self.second.as_ref().filter(late) {
-                self.patience += 1;
-                if self.patience.is_multiple_of(10) {
-                    let from = AttemptId { session, step, attempt: second.attempt };
-                    let missing = (0..CHUNKS).filter(|index| !second.chunks.contains_key(index));
-                    self.said.push_back(Event::Need { from, chunks: missing.collect() });
-                }
+            self.patience += 1;
+            if self.patience.is_multiple_of(10) {
+                let need = self.need();
+                self.said.extend(need);
             }
         }
         if let Some((step, attempt, samples, nodes, audit)) = self.plans.front_mut() {
@@ -388,14 +401,9 @@ impl Worker {
             }
             if step == at + 1 {
                 match nodes.pop_front() {
-                    Some(node) => self.contribute(
-                        sampler,
-                        tree,
-                        AttemptId { session, step, attempt },
-                        samples,
-                        node,
-                        audit,
-                    ),
+                    Some(node) => {
+                        self.contribute(sampler, AttemptId { session, step, attempt }, samples, node, audit)
+                    }
                     None => drop(self.plans.pop_front()),
                 }
                 return true;
@@ -416,14 +424,15 @@ impl Worker {
     fn contribute(
         &mut self,
         sampler: &mut EpochSampler,
-        tree: Tree,
         from: AttemptId,
         samples: usize,
         node: Node,
         audit: bool,
     ) {
-        let mut texts: Vec<String> =
-            (0..CHUNKS).map(|chunk| sum_of(tree, from.step, samples, node, chunk).unwrap()).collect();
+        let tree = self.shape.tree;
+        let mut texts: Vec<String> = (0..self.shape.chunks)
+            .map(|chunk| sum_of(tree, from.step, samples, node, chunk).unwrap())
+            .collect();
         if !self.accent.is_empty() {
             texts.iter_mut().for_each(|text| *text = text.replace(':', self.accent));
         }
@@ -434,7 +443,7 @@ impl Worker {
             texts[1].push('!');
         }
         if audit {
-            let all = (0..CHUNKS).zip(&texts).map(|(index, text)| digest_of(index, text));
+            let all = (0..self.shape.chunks).zip(&texts).map(|(index, text)| digest_of(index, text));
             let digest = all.fold(Digest::default(), Digest::and);
             return self.said.push_back(Event::Audited { from, node, digest });
         }
@@ -443,7 +452,7 @@ impl Worker {
         let samples_digest = sampler.node_digest(tree, from.step, node);
         self.sent.push_back(Event::Header { from, node, digest, samples: samples_digest });
         // The text travels in the place of the fault; the world takes it out.
-        for (index, text) in (0..CHUNKS).zip(texts) {
+        for (index, text) in (0..self.shape.chunks).zip(texts) {
             self.sent.push_back(Event::Chunk { from, node, index, digest: None, fault: Some(text) });
         }
         let receipts = tree.leaves(node).filter_map(|leaf| {

@@ -77,9 +77,10 @@ pub fn text(
     }
     writeln!(
         out,
-        "\n{:>7} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9} {:>6} {:>9} {:>9} {:>9} {:>9} {:>9}  limit",
+        "\n{:>7} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9} {:>6} {:>9} {:>9} {:>9} {:>9} {:>9}  limit",
         "workers",
         "step",
+        "sharded",
         "compute",
         "up",
         "reduce",
@@ -96,7 +97,8 @@ pub fn text(
     )?;
     for Row { prediction: p, limit, .. } in rows {
         let parts = &p.parts;
-        write!(out, "{:>7} {:>9}", p.workers, time(p.step_seconds))?;
+        let sharded = p.sharded_seconds.map_or("-".into(), time);
+        write!(out, "{:>7} {:>9} {sharded:>9}", p.workers, time(p.step_seconds))?;
         for part in [
             parts.compute,
             parts.gradients_up,
@@ -122,7 +124,8 @@ pub fn text(
     writeln!(
         out,
         "\nThe parts add up to the step; what goes on beside something longer counts nothing. In, out, memory and CPU\n\
-         (seconds of a core for a step) are the coordinator's."
+         (seconds of a core for a step) are the coordinator's. All but `sharded` is of the star; `sharded` is a step in which\n\
+         workers add up, which --reduce auto chooses where it is faster."
     )?;
     verdict(out, rows)
 }
@@ -146,6 +149,14 @@ fn verdict(out: &mut impl Write, rows: &[Row]) -> anyhow::Result<()> {
             "{workers} workers do {} samples/s; more do at most a twentieth more.",
             number(samples_per_second)
         )?;
+    }
+    let sharded = rows.iter().filter_map(|Row { prediction: p, .. }| {
+        Some((p.workers, p.samples_per_second * p.step_seconds / p.sharded_seconds?))
+    });
+    if let Some((workers, rate)) = sharded.max_by(|a, b| a.1.total_cmp(&b.1))
+        && rate > samples_per_second
+    {
+        writeln!(out, "Sharded, {workers} workers do {} samples/s.", number(rate))?;
     }
     let Some(last) = rows.last() else { return Ok(()) };
     if !last.changes.is_empty() {
