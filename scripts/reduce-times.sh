@@ -70,7 +70,9 @@ tally() { # How, and how many workers.
     until [ "$(grep -cs '"event":"step"' "$run/journal.jsonl")" -ge $((steps - 2)) ]; do sleep 0.05; done
     to=$(sent)
     to="$to $(($(grep -cs '"event":"step"' "$run/journal.jsonl") - at))"
-    local memory=$(awk '/VmHWM/ { print int($2 / 1024) }' "/proc/$coordinator/status" 2>/dev/null || echo 0)
+    local child memory
+    child=$(pgrep -P "$coordinator" || echo "$coordinator")
+    memory=$(awk '/VmHWM/ { print int($2 / 1024) }' "/proc/$child/status" 2>/dev/null || echo 0)
     wait "$coordinator"
     wait "${pids[@]}"
     python3 - "$run/journal.jsonl" "$mode" "$count" "$from $to" "$memory" <<'P'
@@ -88,7 +90,7 @@ P
 gloo() {
     local count=$1 rank pids=()
     for rank in $(seq 0 $((count - 1))); do
-        GLOO_SOCKET_IFNAME=wire on $((rank + 1)) "$PYTHON" tests/pytorch/allreduce.py "$rank" "$count" 10.62.0.2 "$parameters" 16 &
+        GLOO_SOCKET_IFNAME=wire on $((rank + 1)) "$PYTHON" tests/pytorch/allreduce.py "$rank" "$count" 10.62.0.2 "$parameters" 16 2>>"$work/gloo.log" &
         pids+=($!)
     done
     wait "${pids[@]}"
