@@ -33,8 +33,8 @@ require() { # PROGRAM:PACKAGE…
 }
 
 # Runs the script again in namespaces of its own, with what OPTIONS adds to those of processes and mounts. APART is then a
-# directory for it alone, whose name is also that of its control groups. However the script is ended, by a signal too,
-# nothing outlives it: no process, no mount, no network, no control group and no file in that directory.
+# directory for it alone, whose name is also that of its control groups. Whatever ends the script, no process, mount or
+# network outlives it; the directory and the control groups, which are empty then, outlive SIGKILL alone.
 apart() { # OPTIONS…
     cargo build --quiet --workspace --bin coordinator --bin worker
     local spaces=(unshare --mount --pid --fork --kill-child --mount-proc "$@")
@@ -46,6 +46,8 @@ apart() { # OPTIONS…
     setpriv --pdeathsig KILL "${spaces[@]}" bash "deploy/${0##*/}" "${arguments[@]}" &
     inside=$!
     wait "$inside"
+    trap - EXIT
+    leave_apart
 }
 leave_apart() {
     kill -KILL "$inside" 2>/dev/null || true
