@@ -202,6 +202,9 @@ has_rules || fail "Prometheus has not read the rules"
 for container in tally-coordinator-1 tally-worker-1; do
     [ "$(of $container .Config.User) $(of $container .HostConfig.ReadonlyRootfs) $(of $container .HostConfig.CapDrop)" = "65532:65532 true [ALL]" ] \
         || fail "$container is not as hardened as compose.yaml says"
+    # 2: system calls pass a filter, which is the engine's own.
+    grep -qx $'Seccomp:\t2' "/proc/$(of $container .State.Pid)/status" || fail "$container has no seccomp profile"
+    grep -qx $'NoNewPrivs:\t1' "/proc/$(of $container .State.Pid)/status" || fail "$container may gain privileges"
 done
 [ "$(stat -c %u "$journal")" = 65532 ] || fail "the run is not written by user 65532"
 pass "compose $(docker-compose version --short): two workers, a healthy coordinator, Prometheus has its metrics; read-only roots, no capabilities, user 65532, the default seccomp profile"
