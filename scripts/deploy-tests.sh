@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What is in deploy/ and .github/: rendered, checked against the published schemas and by each tool's own
-# linter, and as far as it can be without a container engine or a cluster, run. What is only checked and
-# never run is named in docs/deploy.md. About two minutes once the tools are installed.
+# linter, and run where that takes under three minutes and needs nothing unusual. What the other scripts under
+# deploy/ run, and what is never run, is named in docs/deploy.md. About four minutes once the tools are installed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/checks/setup.sh
@@ -66,4 +66,6 @@ fi
 scripts/checks/slurm.sh "$binaries"
 pass "the Slurm script: preempted, put back, done"
 deploy/try-image.sh
+deploy/try-proxy.sh
+deploy/try-slurm.sh
 echo "deploy: $passed passed, 0 failed"

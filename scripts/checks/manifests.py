@@ -125,6 +125,47 @@ def where_names_and_metrics_come_from(where, manifests):
             check(f"{where}: Prometheus shows a certificate", not {"cert", "keySecret"} <= shown.keys() and "it shows none")
 
 
+def how_pods_end_and_are_probed(where, manifests):
+    """A coordinator that hangs is started again, pods say what they use, and one that was told to leave is no failure."""
+    for manifest in manifests:
+        for pod in pods(manifest):
+            name = f"{where}: {manifest['kind']} {manifest['metadata']['name']}"
+            check(f"{name} has no variables of other services", pod.get("enableServiceLinks") is not False and "enableServiceLinks is not false")
+            for container in pod["containers"]:
+                coordinator = "coordinator" in container["image"]
+                resources = container.get("resources", {})
+                said = {"cpu", "memory"} <= resources.get("requests", {}).keys() and "memory" in resources.get("limits", {})
+                check(f"{name} says what it uses", not said and "requests of cpu and memory, or the limit of memory, are missing")
+                if not coordinator:
+                    # --threads is one for each core that the limit leaves.
+                    check(f"{name} may use what it asks for", resources["requests"]["cpu"] != resources["limits"].get("cpu") and "the limit of cpu is another")
+                ports = {port["name"] for port in container.get("ports", [])}
+                for kind in ("startupProbe", "livenessProbe") if coordinator else ():
+                    check(f"{name} has a {kind}", container.get(kind, {}).get("httpGet", {}).get("port") not in ports and "on no port of its own")
+                # The grace that the programs take (docs/deploy.md), and some more.
+                check(f"{name} has time to end", pod["terminationGracePeriodSeconds"] < (120 if coordinator else 15) and "it is killed before")
+        for job in jobs(manifest):
+            container = job["template"]["spec"]["containers"][0]["name"]
+            rules = job.get("podFailurePolicy", {}).get("rules", [])
+            codes = [rule["onExitCodes"] for rule in rules if rule["action"] == "Ignore" and "onExitCodes" in rule]
+            right = any(code["containerName"] == container and code["operator"] == "In" and 75 in code["values"] for code in codes)
+            check(f"{where}: {container} may be stopped before the run's end", not right and "code 75 counts as failure")
+            evicted = any(condition["type"] == "DisruptionTarget" for rule in rules for condition in rule.get("onPodConditions", []))
+            check(f"{where}: {container} may be evicted", not evicted and "an eviction counts as failure")
+
+
+def jobs(value):
+    """The specifications of jobs anywhere in a JobSet or what makes one."""
+    if isinstance(value, dict):
+        if "backoffLimit" in value:
+            yield value
+        for inner in value.values():
+            yield from jobs(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from jobs(inner)
+
+
 def options_of(binaries):
     """The long options that the binaries have."""
     found = {}
@@ -168,6 +209,7 @@ def main():
             against_its_schema(where, manifest)
         what_no_schema_tells(where, manifests, options)
         where_names_and_metrics_come_from(where, manifests)
+        how_pods_end_and_are_probed(where, manifests)
     check("the operator's rules are the plain ones", OPERATOR_RULE.read_text() != operator_rule() and "run manifests.py --write")
     runbook()
     output.write_text(json.dumps(foreign))

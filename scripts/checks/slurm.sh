@@ -39,8 +39,12 @@ for _ in $(seq 1200); do
     [ "$(grep -c '"event":"step"' "$journal" 2>/dev/null || true)" -ge 5 ] 2>/dev/null && break
     sleep 0.1
 done
+# As preemption does, to every process of the script; between the two the step in flight goes on.
+kill -TERM "$(pgrep --parent $first --full coordinator)"
+sleep 0.01
 kill -TERM $first
 wait $first || { cat "$work/first.log" >&2 && exit 1; }
+compgen -G "$work/runs/slurm-7/checkpoints/step-*/model.safetensors" >/dev/null || { echo "slurm: FAILED: no checkpoint" >&2 && exit 1; }
 grep -q '^7$' "$work/requeued" || { echo "slurm: FAILED: the job did not put itself back" >&2 && cat "$work/first.log" >&2 && exit 1; }
 (job) >"$work/second.log" 2>&1 || { cat "$work/second.log" >&2 && exit 1; }
 grep -q '"outcome": *"done"' "$work/runs/slurm-7/summary.json" || { echo "slurm: FAILED: the run is not done" >&2 && exit 1; }

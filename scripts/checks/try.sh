@@ -5,6 +5,7 @@ name=$(basename "$0" .sh)
 name=${name#try-}
 # shellcheck disable=SC2034 # Used by the scripts.
 binaries=$(realpath --canonicalize-missing "${CARGO_TARGET_DIR:-target}")/debug
+arguments=("$@")
 passed=0
 say() { echo "$name: $*"; }
 pass() { passed=$((passed + 1)) && say "ok: $*"; }
@@ -31,8 +32,31 @@ require() { # PROGRAM:PACKAGE…
     done
 }
 
-# Builds the binaries for a script that runs itself again by COMMAND, and skips the script where COMMAND cannot run any.
-build_apart() { # COMMAND…
+# Runs the script again in namespaces of its own, with what OPTIONS adds to those of processes and mounts. APART is then a
+# directory for it alone, whose name is also that of its control groups. Whatever ends the script, no process, mount or
+# network outlives it; the directory and the control groups, which are empty then, outlive SIGKILL alone.
+apart() { # OPTIONS…
     cargo build --quiet --workspace --bin coordinator --bin worker
-    "$@" true 2>/dev/null || skip "this machine allows no namespaces"
+    local spaces=(unshare --mount --pid --fork --kill-child --mount-proc "$@")
+    "${spaces[@]}" true 2>/dev/null || skip "this machine allows no namespaces"
+    APART=$(mktemp -d -t "tally-$name-XXXXXX")
+    export APART
+    trap leave_apart EXIT
+    trap 'exit 143' HUP INT TERM
+    setpriv --pdeathsig KILL "${spaces[@]}" bash "deploy/${0##*/}" "${arguments[@]}" &
+    inside=$!
+    wait "$inside"
+    trap - EXIT
+    leave_apart
+}
+leave_apart() {
+    kill -KILL "$inside" 2>/dev/null || true
+    wait "$inside" 2>/dev/null || true
+    # The last processes in there take a moment to be gone.
+    for _ in $(seq 50); do
+        find /sys/fs/cgroup -depth -type d -path "*/${APART##*/}*" -exec rmdir {} + 2>/dev/null || true
+        rm -rf "$APART" 2>/dev/null || true
+        [ -n "$(find "$APART" /sys/fs/cgroup -name "${APART##*/}" 2>/dev/null)" ] || break
+        sleep 0.1
+    done
 }
