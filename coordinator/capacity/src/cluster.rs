@@ -81,6 +81,8 @@ pub struct Cluster {
     pub batch_size: usize,
     /// The tree over the step's microbatches.
     pub tree: Tree,
+    /// Vectors that the optimizer keeps beside the parameters.
+    pub moments: usize,
     /// The gradient is clipped, so that the update waits for the whole sum.
     pub clipped: bool,
     /// How long workers compute.

@@ -21,7 +21,7 @@ pub struct Memory {
     pub base: usize,
     /// The same for a moment while it starts, when there is nothing else yet.
     pub starting: usize,
-    /// The parameters and one moment of the master state, as SGD keeps it.
+    /// The parameters and the moments of the master state.
     pub referee: usize,
     /// The sum, as floats and, if that is another type, as it travels.
     pub sum: usize,
@@ -51,11 +51,11 @@ impl Memory {
         Self {
             base: PROGRAM + cluster.data_bytes,
             starting: READING.0 * cluster.data_bytes + READING.1,
-            referee: 2 * model,
+            referee: (1 + cluster.moments) * model,
             sum: model + if travels < 4 { travels * cluster.parameters } else { 0 },
             window: nodes * CREDIT_WINDOW.min(cluster.chunks()) * chunk,
             connections: cluster.workers * IN_HAND * chunk,
-            checkpoint: 2 * model,
+            checkpoint: (1 + cluster.moments) * model,
         }
     }
 }

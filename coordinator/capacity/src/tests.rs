@@ -45,6 +45,7 @@ fn cluster(workers: usize) -> Cluster {
         cores: 8,
         one_machine: false,
         sample_bytes: 0.0,
+        moments: 1,
         data_bytes: 0,
         costs: free(),
     }

@@ -18,9 +18,13 @@ struct Options {
     #[arg(long, default_value_t = 7)]
     times: usize,
 
-    /// Steps of each run with audits
+    /// Steps of each run with audits; 0 for none
     #[arg(long, default_value_t = 600)]
     steps: usize,
+
+    /// Where gradients are added up: star or sharded
+    #[arg(long, default_value = "star")]
+    reduce: String,
 }
 
 /// Eight leaves of eight samples of 4 ms: four workers compute 64 ms a step.
@@ -59,10 +63,10 @@ fn excess(over: &[f64]) -> f64 {
 /// Hits one of four workers (or has a fourth join three) again and again, and returns by how
 /// many median steps the worst of the steps around each hit was longer, and all of them
 /// together, less what as many steps before it were.
-fn hit(how: Hit, times: usize) -> (f64, Vec<f64>, Vec<f64>) {
+fn hit(how: Hit, Options { times, reduce, .. }: &Options) -> (f64, Vec<f64>, Vec<f64>) {
     let run = RunDir::new();
-    let coordinator = start(&run, 4, &["--model", MODEL, "--epochs", "10"]);
-    let port = coordinator.grpc_port();
+    let coordinator = start(&run, 4, &["--model", MODEL, "--epochs", "10", "--reduce", reduce]);
+    let (port, times) = (coordinator.grpc_port(), *times);
     let others = Worker::start_many(port, 3);
     let mut fourth = Worker::start(port, ["--name", "fourth"]);
     run.wait_for_step(10);
@@ -130,7 +134,7 @@ fn main() {
         ("one of four leaves", Hit::Leaves),
         ("a fourth joins three", Hit::Joins),
     ] {
-        let (step, worst, sum) = hit(how, options.times);
+        let (step, worst, sum) = hit(how, &options);
         println!(
             "{what:32} {:>9.1} ms {:>14.2}, {:>6.2} {:>14.2}, {:>6.2}",
             step * 1e3,
@@ -139,6 +143,9 @@ fn main() {
             median(sum.clone()),
             greatest(&sum)
         );
+    }
+    if options.steps == 0 {
+        return;
     }
     let rates = ["0", "0.01", "0.1", "1"];
     let mut means = vec![Vec::new(); rates.len()];

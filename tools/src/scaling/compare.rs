@@ -95,6 +95,7 @@ pub fn cluster(case: &Case, calibration: &Calibration) -> Cluster {
         cores: std::thread::available_parallelism().map_or(1, usize::from),
         one_machine: true,
         sample_bytes: SAMPLE_BYTES,
+        moments: 1,
         data_bytes: DATA,
         costs: calibration.costs,
     }

@@ -168,6 +168,7 @@ fn rack() -> Panel {
                 cores: 16,
                 one_machine: false,
                 sample_bytes: SAMPLE_BYTES,
+                moments: 1,
                 data_bytes: 0,
                 costs: Costs::default(),
             };

@@ -150,7 +150,12 @@ impl Driver {
         let started = Instant::now();
         let digest = self.master.apply(&update, self.buffers.root());
         let seconds = started.elapsed().as_secs_f64();
-        self.last_sum = LastSum { step, attempt, root: self.buffers.take_root() };
+        // Owners may not have reached every replica yet. The coordinator's own messages do.
+        let sharded = self.core.flight().is_some_and(|flight| flight.layout.is_sharded());
+        self.last_sum = match sharded {
+            true => LastSum { step, attempt, root: self.buffers.take_root() },
+            false => LastSum::default(),
+        };
         self.buffers.reset(0);
         self.observe(RunEvent::Updated { seconds });
         self.push(Event::Applied { digest });

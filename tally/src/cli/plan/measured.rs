@@ -22,6 +22,8 @@ pub struct Measured {
     pub microbatches: u32,
     /// What its gradients travel as.
     pub wire_dtype: WireDtype,
+    /// Vectors that its optimizer keeps.
+    pub moments: usize,
     /// Its gradient is clipped.
     pub clipped: bool,
     /// Samples that its coordinator holds.
@@ -65,6 +67,7 @@ impl Measured {
             batch_size: config.batch_size,
             microbatches: config.microbatches,
             wire_dtype: config.wire_dtype,
+            moments: config.optimizer.moments().len(),
             clipped: !config.optimizer.is_unscaled(),
             samples: config.data.train_samples + config.data.test_samples,
             workers,

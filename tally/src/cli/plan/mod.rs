@@ -11,6 +11,7 @@ use anyhow::{Context as _, ensure};
 use clap::{ArgGroup, Args};
 use tally_capacity::advice::{self, Change, Limit};
 use tally_capacity::{Cluster, Computing, Costs, Network, Prediction, predict};
+use tally_core::optimizer::{Algorithm, OptimizerConfig};
 use tally_numerics::tree::Tree;
 use tally_numerics::wire::WireDtype;
 
@@ -58,6 +59,10 @@ pub struct PlanOptions {
     /// What gradients travel as: f32 or bf16 [default: f32]
     #[arg(long, value_name = "DTYPE", help_heading = "Computing")]
     pub wire_dtype: Option<WireDtype>,
+
+    /// The optimizer, for the memory of what it keeps: sgd, adam, adamw, rmsprop or lion [default: the run's, or sgd]
+    #[arg(long, value_name = "NAME", help_heading = "Computing")]
+    pub optimizer: Option<Algorithm>,
 
     /// The gradient is not clipped (--clip-norm none), so that the update need not wait for all of it
     #[arg(long, help_heading = "Computing")]
@@ -148,6 +153,10 @@ impl PlanOptions {
             wire_dtype,
             batch_size,
             tree,
+            moments: match self.optimizer {
+                Some(algorithm) => OptimizerConfig::new(algorithm).moments().len(),
+                None => run.map_or(1, |run| run.moments),
+            },
             clipped: !self.unclipped && run.is_none_or(|run| run.clipped),
             computing: Computing {
                 sample,
