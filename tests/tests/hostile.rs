@@ -3,7 +3,7 @@
 //! `fuzz/` plays the same for longer.
 
 use proptest::prelude::*;
-use tally_tests::hostile::{coordinator, worker};
+use tally_tests::hostile::{coordinator, peer, worker};
 
 fn scripts() -> impl Strategy<Value = Vec<u8>> {
     proptest::collection::vec(any::<u8>(), 0..2000)
@@ -20,6 +20,11 @@ proptest! {
     #[test]
     fn trust_1_the_coordinator_stands_whatever_workers_send(script in scripts()) {
         coordinator::play(&script);
+    }
+
+    #[test]
+    fn trust_1_a_worker_stands_whatever_another_worker_sends(script in scripts()) {
+        peer::play(&script);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! breaks something replays exactly.
 
 pub mod coordinator;
+pub mod peer;
 pub mod worker;
 
 use tally_proto::v1::{MessageContext, RetainedState, Span, SumChecksum};
