@@ -14,6 +14,7 @@ use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signat
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, ServerConfig, SignatureScheme};
 use sha2::{Digest as _, Sha256};
+use socket2::{SockRef, TcpKeepalive};
 use subtle::ConstantTimeEq as _;
 use tally_proto::peer_frame::{GREETING, Greeting, TOKEN};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
@@ -25,6 +26,8 @@ use crate::tls;
 
 /// How long each stage of opening a link may take.
 const STAGE: Duration = Duration::from_secs(5);
+/// After so long without a byte a link is looked after.
+const QUIET: Duration = Duration::from_secs(15);
 /// What a worker that takes a link answers.
 const WELCOME: u8 = 1;
 
@@ -207,6 +210,14 @@ impl LinkStream {
     }
 }
 
+/// Sets what all links have: nothing waits to be sent, and a peer that is gone without a word, or a translation that has
+/// forgotten the link, is noticed although nothing is sent for hours.
+fn prepare(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let keepalive = TcpKeepalive::new().with_time(QUIET).with_interval(QUIET / 3).with_retries(3);
+    SockRef::from(stream).set_tcp_keepalive(&keepalive)
+}
+
 /// Opens a link to the first address that answers, with TLS if the peer has a `certificate` (its digest).
 ///
 /// # Errors
@@ -230,7 +241,7 @@ async fn dial_one(address: &str, certificate: &[u8], greeting: &Greeting) -> Res
     let late = |_| format!("no answer for {} s", STAGE.as_secs());
     let stream = timeout(STAGE, TcpStream::connect(address)).await.map_err(late)?;
     let stream = stream.map_err(|e| e.to_string())?;
-    stream.set_nodelay(true).map_err(|e| e.to_string())?;
+    prepare(&stream).map_err(|e| e.to_string())?;
     let mut stream = if certificate.is_empty() {
         LinkStream::Plain(stream)
     } else {
@@ -268,7 +279,7 @@ pub async fn accept(
     stream: TcpStream,
     identity: Option<&LinkIdentity>,
 ) -> io::Result<(LinkStream, Greeting)> {
-    stream.set_nodelay(true)?;
+    prepare(&stream)?;
     let opened = timeout(STAGE, async {
         let mut stream = match identity {
             None => LinkStream::Plain(stream),

@@ -197,6 +197,9 @@ impl Options {
         if let Some(most) = self.recomputed_at_most {
             let _ = write!(text, " --recomputed-at-most {most}");
         }
+        if self.sharded {
+            text += " --sharded";
+        }
         if self.no_namespaces {
             text += " --no-namespaces";
         }

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
-use tally_capacity::{Cluster, Computing, Costs, Network, step_seconds};
+use tally_capacity::{Cluster, Computing, Costs, Network, sharded, step_seconds};
 use tally_mnist::program::{FIRST_CHUNK, SAMPLE_BYTES};
 use tally_numerics::tree::Tree;
 use tally_numerics::wire::WireDtype;
@@ -146,12 +146,12 @@ impl Tables {
 /// The reference network on machines that do 4.8 ms a sample, behind links of several rates.
 fn rack() -> Panel {
     let sample = 4.8e-3;
-    let curve = |name: &str, bits: f64, wire_dtype: WireDtype| {
+    let curve = |name: &str, bits: f64, sharded: bool| {
         let rate = |workers: usize| {
             let cluster = Cluster {
                 workers,
                 parameters: LARGE,
-                wire_dtype,
+                wire_dtype: WireDtype::F32,
                 batch_size: 4096,
                 tree: Tree::new(1024).expect("it is a power of two"),
                 clipped: true,
@@ -172,21 +172,22 @@ fn rack() -> Panel {
                 data_bytes: 0,
                 costs: Costs::default(),
             };
-            (workers as f64, 4096.0 / step_seconds(&cluster))
+            let star = step_seconds(&cluster);
+            let seconds = if sharded { sharded::step_seconds(&cluster).unwrap_or(star) } else { star };
+            (workers as f64, 4096.0 / seconds)
         };
         Curve { name: name.into(), predicted: powers().map(rate).collect(), measured: Vec::new() }
     };
-    let f32 = WireDtype::F32;
     Panel {
         title: [
             "Predicted: the reference network, 4.8 ms a sample".into(),
             "samples/s of batch 4 096, 1 024 microbatches; 16 cores".into(),
         ],
         curves: vec![
-            curve("1 Gbit/s", 1e9, f32),
-            curve("10 Gbit/s", 1e10, f32),
-            curve("10 Gbit/s, bf16", 1e10, WireDtype::Bf16),
-            curve("100 Gbit/s", 1e11, f32),
+            curve("1 Gbit/s, star", 1e9, false),
+            curve("10 Gbit/s, star", 1e10, false),
+            curve("1 Gbit/s, sharded", 1e9, true),
+            curve("10 Gbit/s, sharded", 1e10, true),
         ],
         ideal: 1.0 / sample,
     }

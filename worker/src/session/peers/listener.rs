@@ -1,5 +1,6 @@
 //! How links come about: this worker is dialled, or dials because the coordinator asks it to.
 
+use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,7 +35,14 @@ pub async fn listen(shared: &Arc<Shared>, options: &PeerOptions) -> u16 {
     }
     let any = [SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)), SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0))];
     let addresses = options.listen.map_or(any.to_vec(), |address| vec![address]);
-    let bound = TcpListener::bind(&addresses[..]).await;
+    let mut bound = TcpListener::bind(&addresses[..]).await;
+    if let (Err(error), Some(address)) = (&bound, options.listen)
+        && error.kind() == io::ErrorKind::AddrInUse
+    {
+        // Another worker of this machine has it, of `--devices` for one.
+        tracing::warn!("other workers can reach this one at another port than {address}, which is in use");
+        bound = TcpListener::bind(SocketAddr::new(address.ip(), 0)).await;
+    }
     match bound.and_then(|listener| Ok((listener.local_addr()?.port(), listener))) {
         Ok((port, listener)) => {
             let task = shared.clone();
