@@ -212,11 +212,33 @@ fn other_files_and_damaged_ones_are_told_apart() {
     for bytes in [&b""[..], b"GIF89a", b"hello, this is text", &[0; 100]] {
         assert!(matches!(read(bytes, Invert::Auto), Err(PictureError::Kind)), "{bytes:?}");
     }
-    let whole = [png(grey(&digits(1)[0])), file(grey(&digits(1)[0]), ImageFormat::Jpeg)];
-    for bytes in whole {
-        for end in 8..bytes.len() / 2 {
-            assert!(read(&bytes[..end], Invert::Auto).is_err(), "cut at {end}");
+}
+
+/// A download that broke off, a card that was pulled out: the decoder would make up the rest.
+#[test]
+fn a_file_that_is_cut_short_anywhere_is_damaged() {
+    let drawn = negative(on_a_sheet(&digits(1)[0], 3, (100, 90), (8, 3)));
+    for whole in [png(drawn.clone()), file(drawn, ImageFormat::Jpeg)] {
+        assert!(read(&whole, Invert::Auto).is_ok());
+        for end in 8..whole.len() {
+            let cut = read(&whole[..end], Invert::Auto);
+            assert!(matches!(cut, Err(PictureError::Damaged(_))), "cut at {end} of {}: {cut:?}", whole.len());
         }
+        // Telephones append videos and other pictures.
+        let longer = [&whole[..], &whole[..whole.len() / 2]].concat();
+        assert!(read(&longer, Invert::Auto).is_ok());
+    }
+}
+
+/// Some programs put an end marker where a download broke off.
+#[test]
+fn a_jpeg_whose_scan_ends_early_is_damaged_for_all_its_end_marker() {
+    let whole = file(negative(on_a_sheet(&digits(1)[0], 3, (100, 90), (8, 3))), ImageFormat::Jpeg);
+    let scan = whole.windows(2).rposition(|pair| pair == [0xFF, 0xDA]).unwrap() + 14;
+    for end in (scan..whole.len() - 10).step_by(7).filter(|&end| whole[end - 1] != 0xFF) {
+        let mended = [&whole[..end], &[0xFF, 0xD9]].concat();
+        let cut = read(&mended, Invert::Auto);
+        assert!(matches!(cut, Err(PictureError::Damaged(_))), "cut at {end} of {}: {cut:?}", whole.len());
     }
 }
 
