@@ -5,7 +5,7 @@ use std::io::{BufReader, Cursor, Read};
 use std::path::Path;
 
 use image::error::{ImageError, LimitErrorKind};
-use image::{DynamicImage, GrayAlphaImage, ImageDecoder as _, ImageFormat, ImageReader, Limits};
+use image::{DynamicImage, ImageDecoder as _, ImageFormat, ImageReader, Limits, RgbaImage};
 
 use super::PictureError;
 
@@ -33,9 +33,9 @@ impl Bounds {
     }
 }
 
-/// A picture that was decoded, in grey with its transparency, of moderate size.
+/// A picture that was decoded, in colour with its transparency, of moderate size.
 #[derive(Clone, Debug)]
-pub struct Decoded(pub(super) GrayAlphaImage);
+pub struct Decoded(pub(super) RgbaImage);
 
 /// Reads a file.
 ///
@@ -76,11 +76,7 @@ pub fn decode(from: impl Read, bounds: Bounds) -> Result<Decoded, PictureError> 
 }
 
 /// The pixels of a file whose header says nothing too large, if it has its end.
-fn pixels(
-    bytes: &[u8],
-    bounds: Bounds,
-    has_its_end: impl Fn() -> bool,
-) -> Result<GrayAlphaImage, PictureError> {
+fn pixels(bytes: &[u8], bounds: Bounds, has_its_end: impl Fn() -> bool) -> Result<RgbaImage, PictureError> {
     let mut limits = Limits::default();
     limits.max_image_width = Some(bounds.side);
     limits.max_image_height = Some(bounds.side);
@@ -100,7 +96,7 @@ fn pixels(
         picture = picture.thumbnail(WORKING_SIDE, WORKING_SIDE);
     }
     picture.apply_orientation(orientation);
-    Ok(picture.into_luma_alpha8())
+    Ok(picture.into_rgba8())
 }
 
 /// Whether a PNG has its last chunk.

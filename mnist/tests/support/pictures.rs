@@ -2,8 +2,8 @@
 //! on ruled lines, in a shadow, in colours, turned, two at once, and none.
 //!
 //! Each is fixed by its class and its number: the same bytes on every machine. Sizes, places,
-//! colours, light, noise and JPEG's quality differ from one to the next. Included by the
-//! example `picture_set`, which prints the table in `docs/measurements/pictures.md`.
+//! colours, light, noise and JPEG's quality differ from one to the next. Included by the reader's
+//! tests, and by the example `picture_set`, which prints the table in `docs/measurements/pictures.md`.
 
 use std::f32::consts::PI;
 use std::io::Cursor;
