@@ -14,8 +14,6 @@ const LEAST_CONTRAST: f32 = 0.16;
 const COVERED: f32 = 0.4;
 /// If more of the pixels, in percent, stand out, the rest is not a background.
 const MOST_COVERED: usize = 60;
-/// The share of the ink's contrast up to which a pixel counts as background.
-const FAINT: f32 = 0.1;
 /// An edge is a pixel wide, and one more for each time that the picture's shorter side has so many pixels.
 const SOFT: usize = 150;
 /// The longer side of the smallest digit, in pixels.
@@ -137,9 +135,9 @@ impl Seen {
     fn ink(&self) -> Ink {
         let Contrast { width, share, surroundings, .. } = &self.contrast;
         let places = || std::iter::once(&self.largest).chain(&self.others).flat_map(|shape| &shape.places);
-        let full = quantile(places().map(|&at| share[at]).collect(), 0.9);
+        let full = quantile(places().map(|&at| share[at]).collect(), 0.99);
         let mut cover = vec![0.0; share.len()];
-        let covered = |at: usize| ((share[at] / full - FAINT) / (1.0 - FAINT)).clamp(0.0, 1.0);
+        let covered = |at: usize| (share[at] / full).min(1.0);
         let mut edge: Vec<usize> = places().copied().collect();
         for &at in &edge {
             cover[at] = covered(at);
