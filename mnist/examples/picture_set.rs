@@ -1,7 +1,7 @@
-//! Prints the table of `docs/measurements/pictures.md`: how a trained network's predictions do on pictures of digits as people
-//! take them.
+//! Prints the table of `docs/measurements/pictures.md`: how a trained network's predictions do on pictures of digits
+//! as people take them.
 //!
-//! `cargo run --release -p tally-mnist --example picture_set -- CHECKPOINT [PICTURES OF EACH CLASS]`
+//! `cargo run -p tally-mnist --example picture_set -- CHECKPOINT [PICTURES OF EACH CLASS]`
 
 #![allow(missing_docs, clippy::print_stdout)]
 
@@ -23,7 +23,7 @@ const SURE: f64 = 0.8;
 fn main() -> anyhow::Result<()> {
     let mut arguments = std::env::args().skip(1);
     let checkpoint = arguments.next().context("usage: picture_set CHECKPOINT [PICTURES OF EACH CLASS]")?;
-    let each = arguments.next().map_or(Ok(100), |count| count.parse())?;
+    let each = arguments.next().map_or(Ok(300), |count| count.parse())?;
     let device =
         DeviceOptions { backend: BackendChoice::Cpu, device: 0, precision: Precision::F32, threads: None };
     let mut predictor = Predictor::open(checkpoint.as_ref(), &device)?;

@@ -18,8 +18,8 @@ pub struct Contrast {
     pub width: usize,
     /// The share of the light by which each pixel is darker (or lighter) than its surroundings, row-major.
     pub share: Vec<f32>,
-    /// The share of the light by which the pixels near each one differ, row-major: small where there is no edge.
-    pub edges: Vec<f32>,
+    /// How light each pixel is, row-major.
+    pub lightness: Vec<u8>,
     /// How light the surroundings are, row-major.
     pub surroundings: Vec<u8>,
 }
@@ -43,8 +43,6 @@ impl Contrast {
         } else {
             wide.over_squares(radius, u8::min).over_squares(radius, u8::max)
         };
-        let near = 2 + shorter as usize / 128;
-        let (most, least) = (wide.over_squares(near, u8::max), wide.over_squares(near, u8::min));
         let light = if dark_on_light { &surroundings } else { &lightest };
         let dimmest = (smooth.iter().copied().max().unwrap_or_default() / 3).max(LEAST_LIGHT);
         let inside: Vec<usize> = wide.inside(2 * radius).collect();
@@ -54,13 +52,10 @@ impl Contrast {
                 if dark_on_light { around.saturating_sub(pixel) } else { pixel.saturating_sub(around) };
             f32::from(difference) / f32::from(light.values[at].max(dimmest))
         });
-        let edges = inside.iter().map(|&at| {
-            f32::from(most.values[at] - least.values[at]) / f32::from(light.values[at].max(dimmest))
-        });
         Self {
             width: width as usize,
             share: share.collect(),
-            edges: edges.collect(),
+            lightness: smooth.into_raw(),
             surroundings: inside.iter().map(|&at| surroundings.values[at]).collect(),
         }
     }

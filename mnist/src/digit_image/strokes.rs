@@ -1,12 +1,12 @@
 //! Whether a connected shape may be one of a digit's strokes: the rules that leave out the rest of a picture.
 
-use super::contrast::Contrast;
-use super::shapes::Shape;
+use std::collections::HashSet;
 
-/// The share of a shape's outline, in percent, that has to be at an edge.
-const LEAST_EDGES: usize = 96;
-/// A difference that is an edge, as a share of the shape's own contrast.
-const EDGE: f32 = 0.3;
+use super::contrast::Contrast;
+use super::shapes::{Shape, neighbours};
+
+/// The share of the pixels around a shape, in percent, that may go on as the shape's edge is.
+const MOST_OPEN: usize = 8;
 /// Shapes that have more of the rectangle around them are frames, sheets and cells of squared paper.
 const MOST_RECTANGULAR: f32 = 0.88;
 /// A digit's strokes together are at most this many times as long as the digit; a web of noise or lines is longer.
@@ -35,14 +35,24 @@ pub fn could_be(shape: &Shape, contrast: &Contrast) -> bool {
     !excluded && ends_at_edges(shape, contrast)
 }
 
-/// Whether a shape ends where the picture has edges. What lies between a stroke and another one, or a frame, stands out
-/// too, but passes into the paper beside it.
+/// Whether the paper is around a shape. What lies between a stroke and another one, or a frame, or along a sheet's edge,
+/// stands out too, but on one of its sides the picture goes on as it is.
 fn ends_at_edges(shape: &Shape, contrast: &Contrast) -> bool {
-    let edge = EDGE * shape.mean();
-    let (mut all, mut edges) = (0, 0);
-    for at in shape.outline(contrast.width, contrast.height()) {
-        all += 1;
-        edges += usize::from(contrast.edges[at] >= edge);
+    let (columns, rows) = (contrast.width, contrast.height());
+    let mut seen: HashSet<usize> = shape.places.iter().copied().collect();
+    // Each pixel of the ring, and the one of the outline that it was reached from.
+    let mut ring: Vec<(usize, usize)> = shape.outline(columns, rows).map(|at| (at, at)).collect();
+    for _ in 0..2 + columns.min(rows) / 128 {
+        let mut next = Vec::new();
+        for (at, from) in ring {
+            let beside = neighbours(at, columns, rows).filter(|&near| seen.insert(near));
+            next.extend(beside.map(|near| (near, from)));
+        }
+        ring = next;
     }
-    100 * edges >= LEAST_EDGES * all
+    let open = |&&(at, from): &&(usize, usize)| {
+        let step = |to: u8| u32::from(contrast.lightness[from].abs_diff(to));
+        2 * step(contrast.lightness[at]) < step(contrast.surroundings[from])
+    };
+    100 * ring.iter().filter(open).count() <= MOST_OPEN * ring.len()
 }
