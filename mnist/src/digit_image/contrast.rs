@@ -35,8 +35,10 @@ impl Contrast {
         let (width, height) = grey.dimensions();
         let (shorter, longer) = (width.min(height), width.max(height));
         let radius = (shorter / 6).max(longer / 8).max(2) as usize;
-        let smooth = if shorter < SMOOTHED { grey.clone() } else { medians(grey) };
-        let wide = Plane::extended(&smooth, 2 * radius);
+        // The extremes of noise are not what the paper is like, so the surroundings are those of the medians.
+        let smooth = medians(grey);
+        let pixels = if shorter < SMOOTHED { grey.as_raw() } else { smooth.as_raw() };
+        let wide = Plane::extended(&smooth, 2 * radius, if dark_on_light { 4 } else { 1 });
         let lightest = wide.over_squares(radius, u8::max);
         let surroundings = if dark_on_light {
             lightest.over_squares(radius, u8::min)
@@ -46,8 +48,8 @@ impl Contrast {
         let light = if dark_on_light { &surroundings } else { &lightest };
         let dimmest = (smooth.iter().copied().max().unwrap_or_default() / 3).max(LEAST_LIGHT);
         let inside: Vec<usize> = wide.inside(2 * radius).collect();
-        let share = inside.iter().map(|&at| {
-            let (pixel, around) = (wide.values[at], surroundings.values[at]);
+        let share = inside.iter().zip(pixels).map(|(&at, &pixel)| {
+            let around = surroundings.values[at];
             let difference =
                 if dark_on_light { around.saturating_sub(pixel) } else { pixel.saturating_sub(around) };
             f32::from(difference) / f32::from(light.values[at].max(dimmest))
@@ -55,7 +57,7 @@ impl Contrast {
         Self {
             width: width as usize,
             share: share.collect(),
-            lightness: smooth.into_raw(),
+            lightness: pixels.clone(),
             surroundings: inside.iter().map(|&at| surroundings.values[at]).collect(),
         }
     }
@@ -83,16 +85,17 @@ struct Plane {
 }
 
 impl Plane {
-    /// A picture with a margin that goes on as the picture's edge is: a stroke that is cut by the edge ends there.
-    fn extended(grey: &GrayImage, margin: usize) -> Self {
+    /// A picture with a margin that goes on as the paper at the picture's edge is: so many fifths of the pixels there are darker.
+    /// A stroke that is cut by the edge ends there.
+    fn extended(grey: &GrayImage, margin: usize, fifths: usize) -> Self {
         let (width, height) = (grey.width() as usize, grey.height() as usize);
         let edge = |side: usize, pixel: &dyn Fn(usize) -> u8| -> Vec<u8> {
             let pixels: Vec<u8> = (0..side).map(pixel).collect();
             (0..side)
                 .map(|at| {
                     let mut near = pixels[at.saturating_sub(margin)..(at + margin + 1).min(side)].to_vec();
-                    let middle = near.len() / 2;
-                    *near.select_nth_unstable(middle).1
+                    let paper = near.len() * fifths / 5;
+                    *near.select_nth_unstable(paper).1
                 })
                 .collect()
         };

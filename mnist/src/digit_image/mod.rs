@@ -6,13 +6,17 @@
 //!
 //! * A picture may have any size, be grey or in colour, with or without transparency, dark on light or light on dark.
 //! * An image of MNIST (or its negative) stays the same, to the bit.
+//! * The digit is looked for among everything that stands out from its surroundings: a table, a frame, lines or a shadow
+//!   are not ink. A picture in which no digit is found, or more than one, is refused.
 //! * No file causes a panic or an allocation without bound (**TRUST-1**): sizes are limited before anything is decoded.
 
 mod centre;
 mod colour;
 mod contrast;
 mod decode;
+mod digit;
 mod ink;
+mod likeness;
 mod shapes;
 mod strokes;
 
@@ -130,8 +134,8 @@ pub enum PictureError {
     Several,
     /// Nothing in it has the form of a digit.
     #[error(
-        "no digit stands out from its background; cut the picture to the digit and some plain background around it, \
-         or say by --invert which of the two is the lighter"
+        "nothing that looks like one handwritten digit stands out from its background; cut the picture to the digit and \
+         some plain background around it, or say by --invert which of the two is the lighter"
     )]
     NoDigit,
 }
@@ -139,7 +143,7 @@ pub enum PictureError {
 /// Converts a decoded picture to an image like MNIST's.
 ///
 /// # Errors
-/// [`PictureError::Flat`] and [`PictureError::NoDigit`].
+/// [`PictureError::Flat`], [`PictureError::Several`] and [`PictureError::NoDigit`].
 pub fn prepare(picture: &Decoded, invert: Invert) -> Result<Prepared, PictureError> {
     let (picture, transparent) = colour::flatten(&picture.0);
     let grey = colour::grey(&picture);
@@ -158,5 +162,8 @@ pub fn prepare(picture: &Decoded, invert: Invert) -> Result<Prepared, PictureErr
     }
     let ink = ink::find(&grey, invert)?;
     let pixels = centre::centred(&ink).ok_or(PictureError::NoDigit)?;
+    if !likeness::is_digit(&pixels) {
+        return Err(PictureError::NoDigit);
+    }
     Ok(Prepared { pixels, preparation: preparation(ink.dark_on_light, ink.background, false) })
 }

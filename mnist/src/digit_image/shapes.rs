@@ -1,5 +1,8 @@
 //! The connected shapes of a picture's ink, and their measures.
 
+/// Pixels of the largest hole that is only a speck.
+const SPECK: usize = 4;
+
 /// A box: left and top, and right and bottom, which belong to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
@@ -187,6 +190,14 @@ impl Shape {
             extent(&|(x, y)| x * cos + y * sin) * extent(&|(x, y)| y * cos - x * sin)
         });
         enclosed as f32 / smallest.fold(f32::MAX, f32::min)
+    }
+
+    /// How many areas it encloses that are larger than a speck.
+    pub fn holes(&self, columns: usize) -> usize {
+        let (mask, width) = self.mask(columns);
+        let ground: Vec<f32> = mask.iter().map(|&own| if own { 0.0 } else { 1.0 }).collect();
+        // One part of the ground is around the shape.
+        shapes(&ground, width, 1.0).iter().filter(|part| part.places.len() > SPECK).count().saturating_sub(1)
     }
 
     /// Its own pixels, within its box and a margin of one, and that one's columns.
