@@ -51,11 +51,11 @@ pub fn could_be(shape: &Shape, contrast: &Contrast) -> bool {
     holes <= MOST_HOLES && ends_at_edges(shape, contrast)
 }
 
-/// Whether a shape lies at the picture's edge as what is beside a sheet does: in a corner, or along the edge. A picture that
-/// is cut to its digit is filled by the digit.
+/// Whether a shape lies at the picture's edge as what is beside a sheet does: in a corner, or along the edge, where a
+/// narrow shape tapers off. A picture that is cut to its digit is filled by the digit.
 fn lies_beside_the_paper(shape: &Shape, contrast: &Contrast) -> bool {
     let (columns, rows) = (contrast.width, contrast.height());
-    let strip = 1 + columns.min(rows) / 32;
+    let strip = 2 + columns.min(rows) / 24;
     let Bounds { left, top, right, bottom } = shape.bounds;
     let (width, height) = (shape.bounds.width(), shape.bounds.height());
     if 2 * width >= columns && 2 * height >= rows {
@@ -72,7 +72,9 @@ fn lies_beside_the_paper(shape: &Shape, contrast: &Contrast) -> bool {
         along_ends += usize::from(end);
         in_corner |= side && end;
     }
-    in_corner || 10 * along_sides.max(along_ends) >= 6 * width.max(height)
+    let (longer, shorter) = (width.max(height), width.min(height));
+    let least_along = if longer > 4 * shorter { 3 * longer / 10 } else { 6 * longer / 10 };
+    in_corner || along_sides.max(along_ends) > least_along
 }
 
 /// Whether the paper is all around a shape. What lies between a stroke and another one, or along a sheet's edge, stands out
