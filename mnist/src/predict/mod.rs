@@ -215,6 +215,7 @@ impl Predictor {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use tally_numerics::state::State;
     use tally_worker::device::{BackendChoice, Precision};
 
     use super::*;
@@ -242,6 +243,8 @@ mod tests {
     #[test]
     fn a_checkpoint_of_the_synthetic_model_makes_no_predictions() {
         let model: ModelSpec = "synthetic:parameters=10".parse().unwrap();
+        let tensors = backend::manifest(&model);
+        let state = State::new(vec![0.0; 10], &tensors, 1);
         let meta = Meta {
             version: tally_checkpoint::VERSION,
             run: "0".repeat(16),
@@ -252,12 +255,13 @@ mod tests {
             },
             step: 1,
             epoch: 1,
-            digest: tally_numerics::digest::Digest(0),
-            parameters_sha256: String::new(),
-            tensors: backend::manifest(&model),
+            digest: state.digest(),
+            parameters_sha256: tensors.sha256(&state.parameters),
+            tensors,
+            moments: vec!["momentum_buffer".into()],
             config: serde_json::Value::Null,
         };
-        let checkpoint = Checkpoint { meta, parameters: vec![0.0; 10], momentum: vec![0.0; 10] };
+        let checkpoint = Checkpoint { meta, state };
         let device = DeviceOptions {
             backend: BackendChoice::Cpu,
             device: 0,
