@@ -159,22 +159,12 @@ impl Shape {
     /// paper have nearly all of it.
     pub fn rectangularity(&self, columns: usize) -> f32 {
         let (mask, width) = self.mask(columns);
-        let mut outside = vec![false; mask.len()];
-        let mut stack = vec![0usize];
-        outside[0] = true;
-        while let Some(at) = stack.pop() {
-            let sides = [at.checked_sub(1), at.checked_sub(width), Some(at + 1), Some(at + width)];
-            for next in sides.into_iter().flatten().filter(|&next| next < mask.len()) {
-                if !outside[next] && !mask[next] {
-                    outside[next] = true;
-                    stack.push(next);
-                }
-            }
-        }
-        let enclosed = outside.iter().filter(|&&outside| !outside).count();
+        let mut ground: Vec<bool> = mask.iter().map(|&own| !own).collect();
+        let enclosed = mask.len() - fill(&mut ground, width, 0);
+        let is_outside = |at: usize| !mask[at] && !ground[at];
         let edge: Vec<(f32, f32)> = (0usize..mask.len())
             .filter(|&at| {
-                mask[at] && [at - 1, at + 1, at - width, at + width].iter().any(|&near| outside[near])
+                mask[at] && [at - 1, at + 1, at - width, at + width].iter().any(|&near| is_outside(near))
             })
             .map(|at| ((at % width) as f32, (at / width) as f32))
             .collect();
@@ -195,9 +185,13 @@ impl Shape {
     /// How many areas it encloses that are larger than a speck.
     pub fn holes(&self, columns: usize) -> usize {
         let (mask, width) = self.mask(columns);
-        let ground: Vec<f32> = mask.iter().map(|&own| if own { 0.0 } else { 1.0 }).collect();
-        // One part of the ground is around the shape.
-        shapes(&ground, width, 1.0).iter().filter(|part| part.places.len() > SPECK).count().saturating_sub(1)
+        let mut ground: Vec<bool> = mask.iter().map(|&own| !own).collect();
+        fill(&mut ground, width, 0);
+        let mut holes = 0;
+        for at in 0..ground.len() {
+            holes += usize::from(ground[at] && fill(&mut ground, width, at) > SPECK);
+        }
+        holes
     }
 
     /// Its own pixels, within its box and a margin of one, and that one's columns.
@@ -210,4 +204,22 @@ impl Shape {
         }
         (mask, width)
     }
+}
+
+/// Takes away the ground that is connected with a place, not across corners, and counts its pixels.
+fn fill(ground: &mut [bool], width: usize, start: usize) -> usize {
+    ground[start] = false;
+    let mut stack = vec![start];
+    let mut count = 0;
+    while let Some(at) = stack.pop() {
+        count += 1;
+        let sides = [at.checked_sub(1), at.checked_sub(width), Some(at + 1), Some(at + width)];
+        for next in sides.into_iter().flatten() {
+            if ground.get(next) == Some(&true) {
+                ground[next] = false;
+                stack.push(next);
+            }
+        }
+    }
+    count
 }
