@@ -69,7 +69,7 @@ fn come_out_alike(
 ) -> Vec<Preparation> {
     let mut all = Vec::new();
     let mut hows = Vec::new();
-    for (index, digit) in digits(60).iter().enumerate() {
+    for (index, digit) in digits(40).iter().enumerate() {
         let prepared = read(&as_handed_in(index, digit), Invert::Auto).unwrap();
         all.push(likeness(&prepared.pixels, digit));
         hows.push(prepared.preparation);
