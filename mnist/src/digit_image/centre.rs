@@ -2,9 +2,9 @@
 //! centre of mass.
 
 use image::imageops::{self, FilterType};
-use image::{ImageBuffer, Luma};
+use image::{GrayImage, ImageBuffer, Luma};
 
-use super::ink::{Background, Ink};
+use super::ink::Ink;
 use crate::data::{PIXELS, SIDE};
 
 /// The longer side of a digit.
@@ -18,14 +18,13 @@ const OUTLINE: f32 = 0.25;
 /// The pixels of a picture that is an image of MNIST, or its negative: 28×28, on plain
 /// black, a longer side of 19 or 20 pixels (three of the ten thousand test digits have 19),
 /// and the centre of mass where MNIST has it.
-pub fn unchanged(background: &Background) -> Option<[u8; PIXELS]> {
-    let grey = &background.grey;
+pub fn unchanged(grey: &GrayImage, dark_on_light: bool) -> Option<[u8; PIXELS]> {
     if grey.dimensions() != (SIDE as u32, SIDE as u32) {
         return None;
     }
     let mut pixels = [0; PIXELS];
     for (pixel, &v) in pixels.iter_mut().zip(grey.iter()) {
-        *pixel = if background.dark_on_light { 255 - v } else { v };
+        *pixel = if dark_on_light { 255 - v } else { v };
     }
     let cover: Vec<f64> = pixels.iter().map(|&v| f64::from(v)).collect();
     let (left, top, width, height) = bounding_box(&cover, SIDE, 1.0)?;

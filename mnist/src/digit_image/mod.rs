@@ -6,11 +6,19 @@
 //!
 //! * A picture may have any size, be grey or in colour, with or without transparency, dark on light or light on dark.
 //! * An image of MNIST (or its negative) stays the same, to the bit.
+//! * The digit is looked for among everything that stands out from its surroundings: a table, a frame, lines or a shadow
+//!   are not ink. A picture in which no digit is found, or more than one, is refused.
 //! * No file causes a panic or an allocation without bound (**TRUST-1**): sizes are limited before anything is decoded.
 
 mod centre;
+mod colour;
+mod contrast;
 mod decode;
+mod digit;
 mod ink;
+mod likeness;
+mod shapes;
+mod strokes;
 
 #[cfg(test)]
 mod tests;
@@ -27,7 +35,7 @@ pub use decode::{Bounds, Decoded, decode, open};
 /// Whether a picture is inverted before the network gets it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Invert {
-    /// If its border is lighter than the middle between its lightest and darkest
+    /// If its digit is darker than what is around it
     #[default]
     Auto,
     /// It is dark on light
@@ -36,13 +44,24 @@ pub enum Invert {
     No,
 }
 
+impl Invert {
+    /// Whether ink is looked for that is darker than its background, lighter, or both.
+    fn directions(self) -> &'static [bool] {
+        match self {
+            Self::Auto => &[true, false],
+            Self::Yes => &[true],
+            Self::No => &[false],
+        }
+    }
+}
+
 /// How a picture was prepared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Preparation {
     /// The picture is dark on light, so it was inverted.
     pub inverted: bool,
-    /// The border decided that, not an option.
-    pub by_border: bool,
+    /// The picture decided that, not an option.
+    pub automatic: bool,
     /// How light the background is, from 0 (black) to 255 (white).
     pub background: u8,
     /// The border is transparent; the picture was laid on white or black, whichever contrasts with the ink.
@@ -53,13 +72,13 @@ pub struct Preparation {
 
 impl Preparation {
     /// What decided whether ink or background is lighter: "option", "ink" (of a drawing on a transparent background) or
-    /// "border".
+    /// "background".
     #[must_use]
     pub fn decided_by(&self) -> &'static str {
-        match (self.by_border, self.transparent) {
+        match (self.automatic, self.transparent) {
             (false, _) => "option",
             (true, true) => "ink",
-            (true, false) => "border",
+            (true, false) => "background",
         }
     }
 }
@@ -70,7 +89,7 @@ impl fmt::Display for Preparation {
         match self.decided_by() {
             "option" => f.write_str(" (as told)")?,
             "ink" => f.write_str(" (by its ink: the border is transparent)")?,
-            _ => write!(f, " (by its border: {:.0}% light)", f32::from(self.background) / 2.55)?,
+            _ => write!(f, " (its background is {:.0}% light)", f32::from(self.background) / 2.55)?,
         }
         f.write_str(if self.unchanged { ", as it is" } else { ", cut out and centred" })
     }
@@ -110,10 +129,13 @@ pub enum PictureError {
         "it has next to no contrast, so there is no digit to see; use a picture of one digit on a plain background"
     )]
     Flat,
-    /// Its border is as uneven as the digit should be.
+    /// It shows several digits.
+    #[error("it seems to show more than one digit; cut it to one digit and some plain background around it")]
+    Several,
+    /// Nothing in it has the form of a digit.
     #[error(
-        "no digit stands out from its background; cut the picture to the digit and some plain background around it, \
-         or say by --invert which of the two is the lighter"
+        "nothing that looks like one handwritten digit stands out from its background; cut the picture to the digit and \
+         some plain background around it, or say by --invert which of the two is the lighter"
     )]
     NoDigit,
 }
@@ -121,20 +143,27 @@ pub enum PictureError {
 /// Converts a decoded picture to an image like MNIST's.
 ///
 /// # Errors
-/// [`PictureError::Flat`] and [`PictureError::NoDigit`].
+/// [`PictureError::Flat`], [`PictureError::Several`] and [`PictureError::NoDigit`].
 pub fn prepare(picture: &Decoded, invert: Invert) -> Result<Prepared, PictureError> {
-    let background = ink::background(picture, invert)?;
-    let preparation = |unchanged| Preparation {
-        inverted: background.dark_on_light,
-        by_border: invert == Invert::Auto,
-        background: background.lightness,
-        transparent: background.transparent,
+    let (picture, transparent) = colour::flatten(&picture.0);
+    let grey = colour::grey(&picture);
+    let preparation = |inverted, background, unchanged| Preparation {
+        inverted,
+        automatic: invert == Invert::Auto,
+        background,
+        transparent,
         unchanged,
     };
-    if let Some(pixels) = centre::unchanged(&background) {
-        return Ok(Prepared { pixels, preparation: preparation(true) });
+    for &inverted in invert.directions() {
+        if let Some(pixels) = centre::unchanged(&grey, inverted) {
+            let background = if inverted { 255 } else { 0 };
+            return Ok(Prepared { pixels, preparation: preparation(inverted, background, true) });
+        }
     }
-    let ink = ink::ink(&background).ok_or(PictureError::NoDigit)?;
+    let ink = ink::find(&grey, invert)?;
     let pixels = centre::centred(&ink).ok_or(PictureError::NoDigit)?;
-    Ok(Prepared { pixels, preparation: preparation(false) })
+    if !likeness::is_digit(&pixels) {
+        return Err(PictureError::NoDigit);
+    }
+    Ok(Prepared { pixels, preparation: preparation(ink.dark_on_light, ink.background, false) })
 }

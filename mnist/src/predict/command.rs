@@ -34,8 +34,8 @@ pub struct PredictOptions {
     #[arg(long, value_name = "0-9", value_parser = clap::value_parser!(u8).range(0..=9))]
     pub number: u8,
 
-    /// Whether the digits are dark on light: yes, no, or auto, which goes by the border: where it is
-    /// lighter than the middle between the lightest and the darkest pixel, the digit is dark
+    /// Whether the digits are dark on light: yes, no, or auto, which takes what has the form of a digit,
+    /// darker or lighter than its surroundings
     #[arg(long, value_enum, value_name = "CHOICE", default_value_t = Invert::Auto, hide_possible_values = true)]
     pub invert: Invert,
 

@@ -28,7 +28,7 @@ pub enum PredictError {
     /// It cannot be read.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
-    /// The device cannot be used, or failed; or the checkpoint's model has no network.
+    /// The device cannot be used, or failed.
     #[error(transparent)]
     Engine(#[from] EngineError),
     /// It names something that this version does not have.
@@ -38,6 +38,15 @@ pub enum PredictError {
         path: PathBuf,
         /// What it names.
         why: String,
+    },
+    /// It is of the synthetic model.
+    #[error(
+        "{} is of the synthetic model, which has no network and makes no predictions; \
+         use a checkpoint of a run with another --model", path.display()
+    )]
+    Synthetic {
+        /// The checkpoint.
+        path: PathBuf,
     },
     /// Its tensors are not the model's.
     #[error("{} holds another {model} network than this version has; use the Tally that wrote it", path.display())]
@@ -168,6 +177,9 @@ impl Predictor {
     /// [`PredictError`] if this version does not have the network, or the device cannot be used.
     pub fn load(path: &Path, checkpoint: Checkpoint, device: &DeviceOptions) -> Result<Self, PredictError> {
         let Arguments { model, label_loss } = arguments(path, &checkpoint.meta)?;
+        if matches!(model, ModelSpec::Synthetic(_)) {
+            return Err(PredictError::Synthetic { path: path.into() });
+        }
         let mut engine = backend::network(&model, label_loss, device)?;
         let meta = load(path, checkpoint, model, &mut *engine)?;
         Ok(Self { engine, meta })
@@ -203,7 +215,11 @@ impl Predictor {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use tally_numerics::state::State;
+    use tally_worker::device::{BackendChoice, Precision};
+
     use super::*;
+    use crate::network::LabelLoss;
 
     fn prediction(sum: f32, difference: f32) -> Prediction {
         let mut logits = [0.0; 10];
@@ -222,6 +238,38 @@ mod tests {
         assert!((prediction.probabilities.iter().sum::<f64>() - 1.0).abs() < 1e-12);
         assert_eq!(prediction.right(7, 5), [true; 3]);
         assert_eq!(prediction.right(3, 9), [false, true, false]);
+    }
+
+    #[test]
+    fn a_checkpoint_of_the_synthetic_model_makes_no_predictions() {
+        let model: ModelSpec = "synthetic:parameters=10".parse().unwrap();
+        let tensors = backend::manifest(&model);
+        let state = State::new(vec![0.0; 10], &tensors, 1);
+        let meta = Meta {
+            version: tally_checkpoint::VERSION,
+            run: "0".repeat(16),
+            program: tally_checkpoint::ProgramConfig {
+                name: NAME.into(),
+                variant: model.to_string(),
+                arguments: Arguments { model: model.clone(), label_loss: LabelLoss::CrossEntropy }.to_json(),
+            },
+            step: 1,
+            epoch: 1,
+            digest: state.digest(),
+            parameters_sha256: tensors.sha256(&state.parameters),
+            tensors,
+            moments: vec!["momentum_buffer".into()],
+            config: serde_json::Value::Null,
+        };
+        let checkpoint = Checkpoint { meta, state };
+        let device = DeviceOptions {
+            backend: BackendChoice::Cpu,
+            device: 0,
+            precision: Precision::F32,
+            threads: Some(1),
+        };
+        let refused = Predictor::load(Path::new("runs/x"), checkpoint, &device).unwrap_err().to_string();
+        assert!(refused.contains("runs/x") && refused.contains("synthetic"), "{refused}");
     }
 
     #[test]

@@ -15,7 +15,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::Serialize;
 use tally_worker::device::{BackendChoice, DeviceOptions, Precision};
-use tally_worker::engine::EngineError;
 use thiserror::Error;
 use tokio::sync::oneshot;
 
@@ -222,7 +221,7 @@ impl ServerThread {
         let test = self.test.clone();
         let newest = match self.newest() {
             // The synthetic model has checkpoints, but makes no predictions.
-            Err(PredictionError::Predict(PredictError::Engine(EngineError::Arguments(_)))) => None,
+            Err(PredictionError::Predict(PredictError::Synthetic { .. })) => None,
             newest => newest?,
         };
         let step = newest.as_ref().map(|(predictor, _)| predictor.meta().step);

@@ -81,7 +81,10 @@ async fn samples(State(server): State<PredictionServer>, headers: HeaderMap) -> 
 impl IntoResponse for PredictionError {
     fn into_response(self) -> Response {
         let status = match &self {
-            Self::NoCheckpoint | Self::Busy | Self::Ending => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NoCheckpoint
+            | Self::Busy
+            | Self::Ending
+            | Self::Predict(PredictError::Synthetic { .. }) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Picture(PictureError::Kind) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Picture(PictureError::TooLarge { .. }) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Picture(_) => StatusCode::UNPROCESSABLE_ENTITY,
