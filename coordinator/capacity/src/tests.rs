@@ -52,7 +52,7 @@ fn cluster(workers: usize) -> Cluster {
 }
 
 fn is(seconds: f64, wanted: f64) {
-    assert!((seconds - wanted).abs() < 1e-3 * wanted, "{seconds} and not {wanted}");
+    assert!((seconds - wanted).abs() < 2e-3 * wanted, "{seconds} and not {wanted}");
 }
 
 #[test]
