@@ -1,7 +1,7 @@
 //! Sharded attempts: this worker's links to others, and its part as an owner of chunks (**SUM-1**, **LIVE-1**).
 //!
-//! A [`queue`] and two tasks ([`frames`]) serve each link. [`owner`] adds up what arrives. Nothing here decides: the
-//! coordinator says who dials whom ([`listener`]), and in which attempt who owns which chunk. A link on which anything
+//! A `queue` and two tasks (`frames`) serve each link. `owner` adds up what arrives. Nothing here decides: the
+//! coordinator says who dials whom (`listener`), and in which attempt who owns which chunk. A link on which anything
 //! is wrong is closed and reported; the coordinator then takes back what the link was needed for.
 
 mod frames;
