@@ -47,7 +47,8 @@ pub struct Member {
     pub per_sample: Option<f64>,
     /// Nodes of the step in flight it was given and has not closed with a trailer.
     pub open: BTreeSet<Node>,
-    /// Nodes of the step in flight whose trailers have come. It keeps their sums until the step is committed.
+    /// Nodes of the step in flight whose trailers have come: a second is a violation. In a sharded attempt the worker keeps
+    /// their sums until the step is committed.
     pub closed: BTreeSet<Node>,
     /// Leaves of the step in flight it was given.
     pub leaves: u32,

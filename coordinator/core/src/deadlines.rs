@@ -18,9 +18,15 @@ use super::events::{Action, ClusterEvent};
 use super::fault_injection::FaultInjection;
 
 /// An assignment may take so many times its expected time …
-pub(super) const SLACK: f64 = 2.0;
+const SLACK: f64 = 2.0;
 /// … and this much more, for delays that no measurement predicts.
-pub(super) const FLOOR: Duration = Duration::from_millis(50);
+const FLOOR: Duration = Duration::from_millis(50);
+
+/// How long something may take that should take so many seconds.
+fn slack(seconds: f64) -> Duration {
+    // A day is longer than any assignment takes, and does not overflow.
+    Duration::from_secs_f64((SLACK * seconds).min(86_400.0))
+}
 
 /// Keeps the workers for which `good` holds, if there are any.
 fn prefer(workers: &mut Vec<Session>, good: impl Fn(&Session) -> bool) {
@@ -38,14 +44,17 @@ impl Core {
         due.map(|due| due.saturating_sub(flight.started))
     }
 
+    /// When what is on its way now is due: after twice the measured transfer.
+    pub(super) fn transfer_due(&self, now: Duration) -> Duration {
+        now + FLOOR + slack(self.transfer)
+    }
+
     /// A worker has been given `leaves` more leaves.
     pub(super) fn extend_deadline(&mut self, now: Duration, session: Session, leaves: u32, samples: usize) {
         let mean_leaf = samples as f64 / f64::from(self.spec.tree.microbatches());
         let seconds = self.members.per_sample(session) * mean_leaf * f64::from(leaves) + self.transfer;
         if let Some(member) = self.members.0.get_mut(&session) {
-            // A day is longer than any assignment takes, and does not overflow.
-            member.due =
-                member.due.max(now + FLOOR) + Duration::from_secs_f64((SLACK * seconds).min(86_400.0));
+            member.due = member.due.max(now + FLOOR) + slack(seconds);
         }
     }
 
@@ -82,7 +91,8 @@ impl Core {
             let Some(flight) = &self.flight else { return };
             let others_have =
                 |node: Node| self.members.0.iter().any(|(&other, m)| other != session && m.has(node));
-            let withheld = |node: &Node| flight.closed.contains(&(session, *node)) && !others_have(*node);
+            let closed = |node: &Node| self.members.0.get(&session).is_some_and(|m| m.closed.contains(node));
+            let withheld = |node: &Node| closed(node) && !others_have(*node);
             if leaves == 0 && flight.layout.is_sharded() && nodes.iter().any(withheld) {
                 // It says that it has sent what did not arrive, and nobody else can compute it.
                 self.star_until = step + 1;
@@ -132,7 +142,10 @@ impl Core {
         };
         let mut dealt: BTreeMap<Session, Vec<Node>> = BTreeMap::new();
         let mut leaves = 0;
-        for &node in nodes.iter().filter(|node| !flight.is_done(**node) && !is_kept(**node)) {
+        // A worker that took over more than once may have a node and a part of it.
+        let is_part = |node: Node| nodes.iter().any(|whole| *whole != node && whole.covers(node));
+        let to_deal = |node: &&Node| !is_part(**node) && !flight.is_done(**node) && !is_kept(**node);
+        for &node in nodes.iter().filter(to_deal) {
             let mut takers: Vec<Session> =
                 ready.iter().copied().filter(|s| !self.members.0[s].has(node)).collect();
             // A late worker gets more only if there is no other worker, and so does one that cannot send to owners.

@@ -18,6 +18,8 @@ pub(crate) enum FaultInjection {
     ForgetTestMicrobatch,
     /// The chunks that an owner cannot finish are not taken back.
     ForgetTakeBack,
+    /// A sharded attempt goes on although a header was wrong whose chunks owners may have.
+    ForgiveHeader,
     /// An attempt that a violation has touched goes on.
     ForgiveViolation,
     /// A replica with another digest stays.

@@ -28,7 +28,11 @@ struct Link {
 
 /// The state of each pair that was ever dialled.
 #[derive(Clone, Debug, Default)]
-pub struct Links(BTreeMap<(Session, Session), Link>);
+pub struct Links {
+    pairs: BTreeMap<(Session, Session), Link>,
+    /// Nothing is due before this moment, unless another worker comes.
+    next: Duration,
+}
 
 fn pair(a: Session, b: Session) -> (Session, Session) {
     (a.min(b), a.max(b))
@@ -38,23 +42,39 @@ impl Links {
     /// Whether two workers have a link.
     #[must_use]
     pub fn is_up(&self, a: Session, b: Session) -> bool {
-        self.0.get(&pair(a, b)).is_some_and(|link| link.up)
+        self.pairs.get(&pair(a, b)).is_some_and(|link| link.up)
     }
 
     /// How many links are up.
     #[must_use]
     pub fn count(&self) -> usize {
-        self.0.values().filter(|link| link.up).count()
+        self.pairs.values().filter(|link| link.up).count()
+    }
+
+    /// A worker may have links from now on.
+    pub fn worker_came(&mut self) {
+        self.next = Duration::ZERO;
+    }
+
+    /// Whether a dial may be due. There are many pairs and many ticks, so that pairs are looked at only then.
+    #[must_use]
+    pub fn any_due(&self, now: Duration) -> bool {
+        now >= self.next
     }
 
     /// The dials that are due between these workers, each with whether it listens: who dials whom.
     pub fn due(&mut self, now: Duration, workers: &[(Session, bool)]) -> Vec<(Session, Session)> {
         let mut dials = Vec::new();
+        self.next = Duration::MAX;
         for (i, &(early, early_listens)) in workers.iter().enumerate() {
             for &(late, late_listens) in &workers[i + 1..] {
                 let link =
-                    self.0.entry(pair(early, late)).or_insert(Link { up: false, at: now, failures: 0 });
-                if link.up || now < link.at {
+                    self.pairs.entry(pair(early, late)).or_insert(Link { up: false, at: now, failures: 0 });
+                if link.up {
+                    continue;
+                }
+                if now < link.at {
+                    self.next = self.next.min(link.at);
                     continue;
                 }
                 let dial = match (early_listens, late_listens) {
@@ -64,6 +84,7 @@ impl Links {
                     (false, false) => continue,
                 };
                 link.at = now + DIALLING;
+                self.next = self.next.min(link.at);
                 dials.push(dial);
             }
         }
@@ -72,25 +93,26 @@ impl Links {
 
     /// A link is up.
     pub fn opened(&mut self, now: Duration, a: Session, b: Session) {
-        let failures = self.0.get(&pair(a, b)).map_or(0, |link| link.failures);
-        self.0.insert(pair(a, b), Link { up: true, at: now, failures });
+        let failures = self.pairs.get(&pair(a, b)).map_or(0, |link| link.failures);
+        self.pairs.insert(pair(a, b), Link { up: true, at: now, failures });
     }
 
     /// A link broke, or could not be opened. Returns whether it was up.
     pub fn broke(&mut self, now: Duration, a: Session, b: Session) -> bool {
-        let Some(link) = self.0.get_mut(&pair(a, b)) else { return false };
+        let Some(link) = self.pairs.get_mut(&pair(a, b)) else { return false };
         let was_up = std::mem::replace(&mut link.up, false);
         if was_up && now.saturating_sub(link.at) >= PROVED {
             link.failures = 0;
         }
         link.at = now + LONGEST_PAUSE.min(PAUSE * 2u32.pow(link.failures.min(6)));
         link.failures += 1;
+        self.next = self.next.min(link.at);
         was_up
     }
 
     /// A worker is gone.
     pub fn remove(&mut self, session: Session) {
-        self.0.retain(|&(a, b), _| a != session && b != session);
+        self.pairs.retain(|&(a, b), _| a != session && b != session);
     }
 }
 
@@ -104,13 +126,20 @@ mod tests {
     fn the_later_worker_dials_and_if_that_fails_the_earlier_one() {
         let mut links = Links::default();
         let workers = [(1, true), (2, true)];
+        assert!(links.any_due(S));
         assert_eq!(links.due(S, &workers), [(2, 1)]);
+        assert!(!links.any_due(2 * S) && links.any_due(S + DIALLING));
         assert_eq!(links.due(S, &workers), [], "it is being dialled");
         assert!(!links.broke(2 * S, 2, 1));
+        assert!(!links.any_due(2 * S) && links.any_due(3 * S));
         assert_eq!(links.due(2 * S, &workers), []);
         assert_eq!(links.due(3 * S, &workers), [(1, 2)]);
         links.opened(4 * S, 1, 2);
         assert!(links.is_up(2, 1));
+        assert_eq!(links.due(100 * S, &workers), []);
+        assert!(!links.any_due(1000 * S));
+        links.worker_came();
+        assert!(links.any_due(5 * S));
         // A link that breaks soon again and again is tried less and less often.
         assert!(links.broke(5 * S, 2, 1));
         assert_eq!((links.due(6 * S, &workers), links.due(7 * S, &workers)), (vec![], vec![(2, 1)]));

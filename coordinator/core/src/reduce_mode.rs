@@ -87,13 +87,7 @@ fn median(window: &VecDeque<f64>) -> Option<f64> {
 }
 
 impl AutoReduce {
-    /// Whether workers should have links.
-    #[must_use]
-    pub fn wants_links(&self) -> bool {
-        self.phase != Phase::Star
-    }
-
-    /// Whether the next step should be sharded.
+    /// Whether workers should have links, and the next step should be sharded.
     #[must_use]
     pub fn wants_sharded(&self) -> bool {
         self.phase != Phase::Star
@@ -222,7 +216,7 @@ mod tests {
         for _ in 0..STEPS as u64 + PATIENCE {
             auto.committed(&Step { sharded: false, workers: 3, able: 3, seconds: 1.0, transfer: 0.5 });
         }
-        assert!(!auto.wants_links());
+        assert!(!auto.wants_sharded());
         assert!(auto.reason().contains("no links"));
     }
 }

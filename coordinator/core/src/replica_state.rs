@@ -82,6 +82,7 @@ impl Core {
         if member.state == State::Loading && step + 1 >= self.committed {
             member.state = State::Ready;
             if !std::mem::replace(&mut member.was_ready, true) {
+                self.links.worker_came();
                 self.actions.push(Action::Report(ClusterEvent::Ready { session }));
             }
             if self.flight.is_none() {

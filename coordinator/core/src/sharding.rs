@@ -15,7 +15,6 @@ use std::time::Duration;
 
 use super::Core;
 use super::cluster::{LinkAbility, Session, State};
-use super::deadlines::{FLOOR, SLACK};
 use super::events::{Action, AttemptId, ClusterEvent};
 use super::fault_injection::FaultInjection;
 use super::reduce_mode::ReduceMode;
@@ -29,15 +28,19 @@ const STAR_STEPS: u64 = 8;
 const LEFT_OUT: usize = 8;
 
 impl Core {
-    /// The layout of the next attempt, between these ready workers.
-    pub(super) fn choose_layout(&mut self, step: u64, ready: &[Session]) -> Layout {
-        let sharded = match self.spec.reduce {
+    /// Whether steps are to be sharded where links allow it.
+    fn wants_sharded(&self) -> bool {
+        match self.spec.reduce {
             ReduceMode::Star => false,
             ReduceMode::Sharded => true,
             ReduceMode::Auto => self.auto.wants_sharded(),
-        };
+        }
+    }
+
+    /// The layout of the next attempt, between these ready workers.
+    pub(super) fn choose_layout(&self, step: u64, ready: &[Session]) -> Layout {
         // Audits compare what comes to the coordinator.
-        let star = !sharded || step < self.star_until || self.audit_is_due(step);
+        let star = !self.wants_sharded() || step < self.star_until || self.audit_is_due(step);
         let layout = if star { None } else { self.sharded_layout(step, ready) };
         layout.unwrap_or_default()
     }
@@ -77,7 +80,7 @@ impl Core {
             format!("{owners} of {ready} workers have links to all")
         } else if step < self.star_until {
             "the last attempt was void".into()
-        } else if self.spec.reduce == ReduceMode::Auto && !self.auto.wants_sharded() {
+        } else if !self.wants_sharded() {
             self.auto.reason()
         } else {
             format!("too few of {ready} workers have links to all")
@@ -96,12 +99,11 @@ impl Core {
             self.void_mixed(now, reason);
             return false;
         }
+        let (due, count) = (self.transfer_due(now), chunks.len());
         let Some(flight) = &mut self.flight else { return false };
         chunks.iter().for_each(|&chunk| flight.own.push(chunk));
-        let count = chunks.len();
-        let seconds = SLACK * self.transfer;
         for member in self.members.0.values_mut().filter(|m| !m.open.is_empty() || !m.closed.is_empty()) {
-            member.due = member.due.max(now + FLOOR + Duration::from_secs_f64(seconds.min(86_400.0)));
+            member.due = member.due.max(due);
         }
         self.actions.push(Action::TakeBack { step, attempt, chunks });
         self.actions.push(Action::Report(ClusterEvent::TakenBack {
@@ -122,12 +124,12 @@ impl Core {
 
     /// All receipts are there: from now on owners are waited for.
     pub(super) fn await_sums(&mut self, now: Duration) {
-        let seconds = (SLACK * self.transfer).min(86_400.0);
+        let due = self.transfer_due(now);
         if let Some(flight) = &mut self.flight
             && flight.layout.is_sharded()
             && flight.has_all_receipts()
         {
-            flight.sums_due.get_or_insert(now + FLOOR + Duration::from_secs_f64(seconds));
+            flight.sums_due.get_or_insert(due);
         }
     }
 
@@ -160,12 +162,7 @@ impl Core {
 
     /// Has workers open the links that are due.
     pub(super) fn dial(&mut self, now: Duration) {
-        let wanted = match self.spec.reduce {
-            ReduceMode::Star => false,
-            ReduceMode::Sharded => true,
-            ReduceMode::Auto => self.auto.wants_links(),
-        };
-        if !wanted {
+        if !self.wants_sharded() || !self.links.any_due(now) {
             return;
         }
         let able = self.members.0.iter().filter(|(_, m)| m.was_ready && m.links != LinkAbility::None);

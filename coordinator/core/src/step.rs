@@ -38,8 +38,6 @@ pub struct StepInFlight {
     pub receipts: BTreeMap<u32, Receipt>,
     /// Contributions whose header was checked, so that their chunks are accepted.
     pub opened: BTreeSet<(Session, Node)>,
-    /// Trailers that have come: a second is a violation.
-    pub closed: BTreeSet<(Session, Node)>,
     /// Nodes that were assigned again because this worker was late with them.
     pub speculative: BTreeSet<(Session, Node)>,
     /// The audit that the commit waits for.
@@ -78,7 +76,6 @@ impl StepInFlight {
             reduction: Reduction::new(tree, chunks, samples),
             receipts: BTreeMap::new(),
             opened: BTreeSet::new(),
-            closed: BTreeSet::new(),
             speculative: BTreeSet::new(),
             audit: None,
             audits: BTreeSet::new(),
@@ -128,10 +125,10 @@ impl StepInFlight {
         (0..self.reduction.chunks()).filter(missing).collect()
     }
 
-    /// Whether a worker gets this chunk's sum from its owner, and not from the coordinator.
+    /// The workers that get this chunk's sum from its owner, and not from the coordinator.
     #[must_use]
-    pub fn owner_sends(&self, chunk: u32, to: Session) -> bool {
-        self.layout.is_sharded() && !self.own.contains(chunk) && self.layout.is_linked(to)
+    pub fn reached_by_owner(&self, chunk: u32) -> &[Session] {
+        if self.own.contains(chunk) { &[] } else { &self.layout.linked }
     }
 
     /// The losses' means over the batch, summed along the tree.

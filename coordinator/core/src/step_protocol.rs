@@ -160,14 +160,26 @@ impl Core {
         let Some((member, flight)) = self.current(from) else { return };
         let (step, session) = (flight.step, from.session);
         if !tree.contains(node) || !member.open.contains(&node) || !flight.opened.insert((session, node)) {
-            return self.evict(now, session, format!("it opened {node}, which it was not given"), false);
+            return self.bad_header(now, session, format!("it opened {node}, which it was not given"));
         }
+        // Owners compare the digest themselves.
         if digest != wanted && !self.injects(FaultInjection::AcceptAnyReplica) {
             let reason = format!("it computed with digest {digest}, not {wanted}");
             return self.evict(now, session, reason, true);
         }
         if samples != self.sampler.node_digest(tree, step, node) {
-            self.evict(now, session, format!("it computed {node} on other samples than it was given"), false);
+            let fault = format!("it computed {node} on other samples than it was given");
+            self.bad_header(now, session, fault);
+        }
+    }
+
+    /// Nothing of the node has come, except in a sharded attempt, where its chunks may be in owners' sums.
+    fn bad_header(&mut self, now: Duration, session: Session, fault: String) {
+        let sharded = self.flight.as_ref().is_some_and(|flight| flight.layout.is_sharded());
+        if sharded && !self.injects(FaultInjection::ForgiveHeader) {
+            self.violated(now, session, fault);
+        } else {
+            self.evict(now, session, fault, false);
         }
     }
 
@@ -182,14 +194,13 @@ impl Core {
     ) {
         let (chunks, window) = (self.spec.chunks, self.spec.credit_window);
         let by_index = self.injects(FaultInjection::CreditByIndex);
-        let Some((_, flight)) = self.current(from) else { return };
-        let key = (from.session, node);
+        let Some((member, flight)) = self.current(from) else { return };
         if index < chunks && node == Node::ROOT && flight.layout.owner(index) == Some(from.session) {
             return self.owners_sum(now, from, index, fault);
         }
         // What is taken back may come after the trailer.
-        let open =
-            flight.opened.contains(&key) && (flight.layout.is_sharded() || !flight.closed.contains(&key));
+        let open = flight.opened.contains(&(from.session, node))
+            && (flight.layout.is_sharded() || !member.closed.contains(&node));
         let has_credit = |index| match by_index {
             true => (index as usize) < flight.reduction.emitted() as usize + window,
             false => flight.own.has_credit(index, window),
@@ -241,8 +252,7 @@ impl Core {
     ) {
         let half = self.injects(FaultInjection::CloseHalfContribution);
         let Some((member, flight)) = self.current(from) else { return };
-        let key = (from.session, node);
-        let fault = if !flight.opened.contains(&key) || !flight.closed.insert(key) {
+        let fault = if !flight.opened.contains(&(from.session, node)) || !member.closed.insert(node) {
             Some(format!("it closed {node}, which is not open"))
         } else if !half
             && !flight.layout.is_sharded()
@@ -257,7 +267,6 @@ impl Core {
         }
         let samples: u32 = receipts.iter().map(|r| r.samples).sum();
         member.open.remove(&node);
-        member.closed.insert(node);
         member.computed += computed.max(0.0);
         member.measure(computed, samples as usize);
         for receipt in receipts {
@@ -322,12 +331,11 @@ impl Core {
             let ids = self.sampler.leaf_ids(self.spec.tree, step, leaf);
             self.ledger.commit(&ids);
         }
-        for (session, node) in &flight.closed {
-            let samples: usize =
-                self.spec.tree.leaves(*node).map(|l| self.spec.tree.samples(l, flight.samples).len()).sum();
-            if let Some(member) = self.members.0.get_mut(session) {
-                member.samples += samples as u64;
-            }
+        let tree = self.spec.tree;
+        let samples_of =
+            |node: &Node| tree.leaves(*node).map(|l| tree.samples(l, flight.samples).len() as u64);
+        for member in self.members.0.values_mut() {
+            member.samples += member.closed.iter().flat_map(samples_of).sum::<u64>();
         }
         self.measure_the_late(now, flight.started, flight.samples);
         // The step is sound, so a sum that was not was its owner's doing.

@@ -195,6 +195,23 @@ fn live_1_a_spare_takes_over() {
     world.ends_well();
 }
 
+/// Found by random schedules: a worker that took over from two others had a node and a part of it. A newcomer was given
+/// the part twice, and sent away when it opened the part a second time.
+#[test]
+fn live_1_a_node_and_a_part_of_it_are_taken_over_once() {
+    for seed in 0..20 {
+        let mut world = World::with(seed, quiet(3));
+        world.run_to(3);
+        let owner = |(session, m): (&Session, &Member)| Some((*session, m.open.first()?.parent()?));
+        let (session, whole) = world.core.members.0.iter().find_map(owner).unwrap();
+        let open = &mut world.core.members.0.get_mut(&session).unwrap().open;
+        open.extend([whole].into_iter().chain(whole.children()));
+        let at = world.workers.iter().position(|w| w.session == Some(session)).unwrap();
+        world.kill(at, false);
+        world.ends_well();
+    }
+}
+
 // ---- Audits ----
 
 fn flipped(seed: u64, workers: usize, flips: u32) -> Counts {

@@ -49,11 +49,10 @@ enum Move {
     Crash,
 }
 
-/// A world, and what its workers have on its way to the coordinator.
+/// A world of which the search decides what happens next.
 #[derive(Clone)]
 struct Small {
     world: World,
-    up: Vec<VecDeque<Event>>,
 }
 
 impl Small {
@@ -77,7 +76,7 @@ impl Small {
             flight.is_some_and(|f| f.layout.linked.len() == workers && f.opened.is_empty())
         });
         world.still = true;
-        let mut small = Self { world, up: vec![VecDeque::new(); workers] };
+        let mut small = Self { world };
         (0..workers).for_each(|at| small.settle(at));
         small
     }
@@ -87,7 +86,6 @@ impl Small {
         let (sampler, worker) = (&mut self.world.sampler, &mut self.world.workers[at]);
         let from = worker.session.unwrap_or(0);
         if worker.session.is_none() {
-            self.up[at].clear();
             return;
         }
         loop {
@@ -96,7 +94,7 @@ impl Small {
             }
             worker.patience = 0;
             match worker.send(0) {
-                Some(Out::Coordinator(event)) => self.up[at].push_back(event),
+                Some(Out::Coordinator(event)) => worker.up.push_back(event),
                 Some(Out::Peer(to, frame)) => {
                     if let Some(wire) = self.world.wires.get_mut(&(from, to)) {
                         wire.push_back(frame);
@@ -108,7 +106,7 @@ impl Small {
     }
 
     fn settle_all(&mut self) {
-        (0..self.up.len()).for_each(|at| self.settle(at));
+        (0..self.world.workers.len()).for_each(|at| self.settle(at));
     }
 
     /// What can happen without a fault.
@@ -119,7 +117,7 @@ impl Small {
             moves.extend((!worker.control.is_empty()).then_some(Move::Control(at)));
             moves.extend((!worker.bulk.is_empty()).then_some(Move::Gradients(at)));
             moves.extend((!worker.said.is_empty()).then_some(Move::Said(at)));
-            moves.extend((!self.up[at].is_empty()).then_some(Move::Sent(at)));
+            moves.extend((!worker.up.is_empty()).then_some(Move::Sent(at)));
             let asked = worker.said.iter().any(|event| matches!(event, Event::Need { .. }));
             moves.extend(
                 (!asked && worker.bulk.is_empty() && worker.need().is_some()).then_some(Move::Need(at)),
@@ -173,7 +171,7 @@ impl Small {
                 }
             }
             Move::Sent(at) => {
-                if let Some(event) = self.up[at].pop_front() {
+                if let Some(event) = world.workers[at].up.pop_front() {
                     world.tell_coordinator(at, event);
                 }
             }
@@ -199,11 +197,10 @@ impl Small {
     fn hash(&self) -> u128 {
         let world = &self.world;
         let text = format!(
-            "{:?} {:?} {:?} {:?} {:?} {:?} {:?} {:?}",
+            "{:?} {:?} {:?} {:?} {:?} {:?} {:?}",
             world.core,
             world.workers,
             world.wires,
-            self.up,
             world.disk,
             world.root,
             world.waiting.len(),

@@ -8,10 +8,13 @@ mod cases;
 mod exhaustive;
 mod peers;
 mod schedules;
+mod server;
 mod sharded;
+mod text_sums;
 mod worker;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use tally_numerics::digest::Digest;
@@ -19,7 +22,7 @@ use tally_numerics::order::Schedule;
 use tally_numerics::random::{Purpose, Stream};
 use tally_numerics::tree::{Node, Tree};
 
-use super::cluster::{DeviceInfo, LinkAbility, Session, State};
+use super::cluster::{DeviceInfo, LinkAbility, Member, Session, State};
 use super::events::{Action, AttemptId, AuditResult, ClusterEvent, Event, RunOutcome};
 use super::fault_injection::FaultInjection;
 use super::optimizer::{Algorithm, OptimizerConfig};
@@ -28,7 +31,7 @@ use super::reduce_mode::ReduceMode;
 use super::sampler::EpochSampler;
 use super::{Core, Phase, RunSpec};
 use peers::Peer;
-use tally_numerics::reduction::ReductionStep;
+use text_sums::TextSums;
 use worker::{Bulk, Control, Out, Worker, digest_of, next_digest, sum_of};
 
 const CHUNKS: u32 = 12;
@@ -111,7 +114,7 @@ struct World {
     disk: Disk,
     /// The master state.
     master: (u64, Digest),
-    waiting: HashMap<(Node, u32), String>,
+    waiting: TextSums,
     root: BTreeMap<u32, String>,
     /// The sums of the step that was committed last, with its step and attempt.
     last_root: ((u64, u32), BTreeMap<u32, String>),
@@ -157,7 +160,7 @@ impl World {
             kinds,
             disk: Disk::default(),
             master: (0, START),
-            waiting: HashMap::new(),
+            waiting: TextSums::default(),
             root: BTreeMap::new(),
             last_root: ((0, 0), BTreeMap::new()),
             wires: BTreeMap::new(),
@@ -332,201 +335,6 @@ impl World {
         if step == 0 { Some(START) } else { self.disk.journal.get(&step).copied() }
     }
 
-    fn tell(&mut self, to: Session, message: Control) {
-        if let Some(worker) = self.worker_of(to) {
-            worker.control.push_back(message);
-        }
-    }
-
-    fn tell_replicas(&mut self, message: &Control) {
-        for worker in self.workers.iter_mut().filter(|w| w.session.is_some() && w.replica) {
-            worker.control.push_back(message.clone());
-        }
-    }
-
-    fn broadcast(&mut self, message: &Bulk) {
-        for worker in self.workers.iter_mut().filter(|w| w.session.is_some() && w.replica) {
-            worker.bulk.push_back(message.clone());
-        }
-    }
-
-    fn perform(&mut self, action: Action, events: &mut VecDeque<Event>) {
-        match action {
-            Action::SendState { session, during } => {
-                let (step, digest) = self.core.committed();
-                if let Some(worker) = self.worker_of(session) {
-                    worker.replica = true;
-                    worker.bulk.push_back(Bulk::State { step, digest });
-                }
-                self.catch_up(session, during);
-            }
-            Action::Keep { session, during } => {
-                let (step, digest) = self.core.committed();
-                if let Some(worker) = self.worker_of(session) {
-                    worker.replica = true;
-                    worker.control.push_back(Control::Keep { step, digest });
-                }
-                self.catch_up(session, during);
-            }
-            Action::Upload { session, step } => self.tell(session, Control::Upload { step }),
-            Action::Adopt { .. } => self.master = self.core.committed(),
-            Action::Begin { step, attempt, .. } => {
-                if let Some(best) = self.offered.values().max() {
-                    assert!(
-                        step > *best,
-                        "RESUME-1: step {best} is held by a worker, yet {step} is computed again"
-                    );
-                }
-                self.offered.clear();
-                self.waiting.clear();
-                self.root.clear();
-                let flight = self.core.flight().unwrap();
-                self.counts.sharded += u32::from(flight.layout.is_sharded());
-                let (samples, layout, digest) =
-                    (flight.samples, flight.layout.clone(), self.core.committed().1);
-                self.broadcast(&Bulk::Begin { step, attempt, samples, layout, digest });
-            }
-            Action::Dial { session, peer } => self.tell(session, Control::Dial { peer }),
-            Action::TakeBack { attempt, chunks, .. } => {
-                self.counts.taken_back += 1;
-                self.broadcast(&Bulk::TakeBack { attempt, chunks });
-            }
-            Action::Resend { session, step, attempt, chunks } => {
-                self.counts.resent += 1;
-                let flight = self.core.flight().map(|f| (f.step, f.attempt));
-                let (of, root) = match flight == Some((step, attempt)) {
-                    true => ((step, attempt), &self.root),
-                    false => (self.last_root.0, &self.last_root.1),
-                };
-                let sums = chunks.iter().filter_map(|index| Some((*index, root.get(index)?.clone())));
-                let sums: Vec<(u32, String)> = sums.filter(|_| of == (step, attempt)).collect();
-                if let Some(worker) = self.worker_of(session) {
-                    let sums = sums.into_iter();
-                    worker.bulk.extend(sums.map(|(index, text)| Bulk::Reduced {
-                        step,
-                        attempt,
-                        index,
-                        text,
-                    }));
-                }
-            }
-            Action::Plan { session, step, attempt, samples, nodes, .. } => {
-                self.tell(session, Control::Plan { step, attempt, samples, nodes, audit: false });
-            }
-            Action::Audit { session, step, attempt, samples, node } => {
-                self.tell(session, Control::Plan { step, attempt, samples, nodes: vec![node], audit: true });
-            }
-            Action::Take { node, index } => {
-                let text = self.held.take().expect("a chunk is taken once");
-                self.waiting.retain(|(other, chunk), _| *chunk != index || !node.covers(*other));
-                self.waiting.insert((node, index), text);
-            }
-            Action::Reduce(ReductionStep::Add { parent, chunk }) => {
-                let [l, r] = parent
-                    .children()
-                    .map(|c| self.waiting.remove(&(c, chunk)).expect("SUM-1: both children are there"));
-                self.waiting.insert((parent, chunk), format!("({l}+{r})"));
-            }
-            Action::Reduce(ReductionStep::Promote { child, chunk }) => {
-                let text = self.waiting.remove(&(child, chunk)).expect("SUM-1: the child is there");
-                self.waiting.insert((child.parent().unwrap(), chunk), text);
-            }
-            Action::Reduce(ReductionStep::RootReady { chunk }) => {
-                let text = self.waiting.remove(&(Node::ROOT, chunk)).expect("SUM-1: the root is there");
-                let (step, attempt) = self.core.flight().map(|f| (f.step, f.attempt)).unwrap();
-                let flight = self.core.flight().unwrap();
-                let is_mine = |worker: &&mut Worker| {
-                    worker.replica && worker.session.is_some_and(|s| !flight.owner_sends(chunk, s))
-                };
-                for worker in self.workers.iter_mut().filter(is_mine) {
-                    worker.bulk.push_back(Bulk::Reduced { step, attempt, index: chunk, text: text.clone() });
-                }
-                self.root.insert(chunk, text);
-            }
-            Action::Close { step, attempt, .. } => {
-                // Whatever happened before, this is the tree's sum.
-                let samples = self.sampler.batch_len(step);
-                for chunk in 0..self.shape().chunks {
-                    let expect = sum_of(self.shape().tree, step, samples, Node::ROOT, chunk);
-                    let sum = self.root.get(&chunk).map(|text| text.replace('%', ":"));
-                    assert_eq!(sum, expect, "SUM-1 at step {step}");
-                }
-                self.last_root = ((step, attempt), self.root.clone());
-                self.master = (step, next_digest(self.master.1, &self.root));
-                events.push_back(Event::Applied { digest: self.master.1 });
-            }
-            Action::Commit(c) => {
-                assert_eq!((c.step, c.digest), self.master, "REP-1: the commit is the master state");
-                assert_eq!(c.samples, self.sampler.batch_len(c.step), "LIVE-1: no batch shrinks");
-                match self.disk.journal.get(&c.step) {
-                    Some(recorded) => {
-                        self.counts.recomputed += 1;
-                        assert_eq!(*recorded, c.digest, "RESUME-1: a step computed again has its bits");
-                    }
-                    None => {
-                        let last = self.disk.journal.last_key_value().map_or(0, |(step, _)| *step);
-                        assert_eq!(c.step, last + 1, "LIVE-1: no step is skipped or repeated");
-                        self.disk.journal.insert(c.step, c.digest);
-                    }
-                }
-                if self.crash_in_commit {
-                    self.crashed = true;
-                    return;
-                }
-                self.tell_replicas(&Control::Commit { step: c.step, digest: c.digest });
-            }
-            Action::Abort { step, attempt, ref reason } if reason.contains("different bits") => {
-                self.counts.void += 1;
-                self.tell_replicas(&Control::Abort { step, attempt });
-            }
-            Action::Abort { step, attempt, .. } => self.tell_replicas(&Control::Abort { step, attempt }),
-            Action::Evict { session, drifted, reason } => {
-                self.counts.drifted += u32::from(drifted);
-                self.offered.remove(&session);
-                if let Some(worker) = self.worker_of(session) {
-                    assert!(
-                        worker.faulty,
-                        "LIVE-1: a worker that did what it was told is sent away: {reason}"
-                    );
-                    worker.disconnect();
-                }
-                self.cut_links(session, None);
-            }
-            Action::SendTestLeaf { session, step, leaf } => {
-                self.tell(session, Control::TestLeaf { step, leaf });
-            }
-            Action::TestDone { step, .. } => {
-                self.disk.tests.insert(step);
-            }
-            Action::Checkpoint { step } => {
-                assert_eq!(step, self.master.0, "CKPT-1: a checkpoint is of a committed step");
-                self.disk.checkpoints.insert(step, self.master.1);
-            }
-            Action::Report(ClusterEvent::Adopted { .. }) => self.counts.adopted += 1,
-            Action::Report(ClusterEvent::Late { .. }) => self.counts.late += 1,
-            Action::Report(ClusterEvent::Audited { result, .. }) => self.counts.audits.push(result),
-            Action::Finish(outcome) => self.outcome = Some(outcome),
-            Action::SendLeaf { .. } | Action::TestBegin { .. } | Action::Report(_) => {}
-        }
-    }
-
-    /// Sends a newcomer what was broadcast of the step in flight.
-    fn catch_up(&mut self, session: Session, during: Option<(u64, u32)>) {
-        let Some((step, attempt)) = during else { return };
-        let reduced: Vec<(u32, String)> =
-            self.root.iter().map(|(index, text)| (*index, text.clone())).collect();
-        let flight = self.core.flight().unwrap();
-        let (samples, layout) = (flight.samples, flight.layout.clone());
-        let own = if layout.is_sharded() { flight.own.order().to_vec() } else { Vec::new() };
-        let digest = self.core.committed().1;
-        let Some(worker) = self.worker_of(session) else { return };
-        worker.bulk.push_back(Bulk::Begin { step, attempt, samples, layout, digest });
-        worker.bulk.push_back(Bulk::TakeBack { attempt, chunks: own });
-        for (index, text) in reduced {
-            worker.bulk.push_back(Bulk::Reduced { step, attempt, index, text });
-        }
-    }
-
     /// The promises that hold at every moment.
     fn check(&self) {
         let ledger = self.core.ledger();
@@ -616,21 +424,29 @@ impl World {
 
     /// The coordinator hears the next thing a worker has to say, on either stream.
     fn hear(&mut self, at: usize) {
-        let (first, kind) = (self.chance(2), self.rng.below(4));
+        let (first, arrives, kind) = (self.chance(2), self.chance(2), self.rng.below(4));
         let worker = &mut self.workers[at];
-        let said = if first { worker.said.pop_front() } else { None };
-        let next = said.map(Out::Coordinator).or_else(|| worker.send(kind));
-        let next = next.or_else(|| worker.said.pop_front().map(Out::Coordinator));
-        match next {
-            Some(Out::Coordinator(event)) => self.tell_coordinator(at, event),
+        if first && let Some(event) = worker.said.pop_front() {
+            return self.tell_coordinator(at, event);
+        }
+        let sent = worker.send(kind);
+        let idle = sent.is_none();
+        match sent {
+            Some(Out::Coordinator(event)) => worker.up.push_back(event),
             Some(Out::Peer(to, message)) => {
                 // What is sent over a link that is broken is lost.
-                let from = self.workers[at].session.unwrap_or(0);
+                let from = worker.session.unwrap_or(0);
                 if let Some(wire) = self.wires.get_mut(&(from, to)) {
                     wire.push_back(message);
                 }
             }
             None => {}
+        }
+        let worker = &mut self.workers[at];
+        let heard = if arrives || idle { worker.up.pop_front() } else { None };
+        let heard = heard.or_else(|| if idle { worker.said.pop_front() } else { None });
+        if let Some(event) = heard {
+            self.tell_coordinator(at, event);
         }
     }
 
@@ -711,4 +527,17 @@ impl World {
 /// The digest that a run has in the end.
 fn undisturbed() -> Digest {
     World::new(0, 1).finish().master.1
+}
+
+/// The words of the first of these that panics, without a word on the terminal; `nothing` if none does.
+fn panics(cases: impl Iterator<Item = impl FnOnce()>) -> String {
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let found = cases.filter_map(|case| catch_unwind(AssertUnwindSafe(case)).err()).next();
+    std::panic::set_hook(hook);
+    let text = found.and_then(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_string()))
+    });
+    text.unwrap_or_else(|| "nothing".into())
 }

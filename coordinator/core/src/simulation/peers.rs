@@ -1,6 +1,6 @@
 //! What a simulated worker has to do with others in a sharded attempt: partial sums to owners, sums from them.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 use tally_numerics::digest::Digest;
 use tally_numerics::tree::Node;
@@ -8,8 +8,9 @@ use tally_numerics::tree::Node;
 use super::super::cluster::Session;
 use super::super::events::{AttemptId, Event};
 use super::Shape;
+use super::text_sums::TextSums;
 use tally_numerics::layout::Layout;
-use tally_numerics::reduction::{Contribution, Reduction, ReductionStep};
+use tally_numerics::reduction::{Contribution, Reduction};
 
 /// A message from one worker to another.
 #[derive(Clone, Debug)]
@@ -48,7 +49,7 @@ pub struct PeerSide {
     /// Sums for others.
     pub out: VecDeque<(Session, Peer)>,
     reduction: Option<Reduction>,
-    texts: HashMap<(Node, u32), String>,
+    texts: TextSums,
     /// The next sum that goes to a single worker is wrong.
     pub lies: bool,
     /// The next sum that goes to the coordinator is NaN.
@@ -94,26 +95,10 @@ impl PeerSide {
             return None;
         }
         let Contribution::Take(due) = self.reduction.as_mut()?.contribute(node, index) else { return None };
-        self.texts.retain(|(other, chunk), _| *chunk != index || !node.covers(*other));
-        self.texts.insert((node, index), text);
-        for step in due {
-            match step {
-                ReductionStep::Add { parent, chunk } => {
-                    let [l, r] = parent.children().map(|c| self.texts.remove(&(c, chunk)).unwrap());
-                    self.texts.insert((parent, chunk), format!("({l}+{r})"));
-                }
-                ReductionStep::Promote { child, chunk } => {
-                    let text = self.texts.remove(&(child, chunk)).unwrap();
-                    self.texts.insert((child.parent().unwrap(), chunk), text);
-                }
-                ReductionStep::RootReady { chunk } => {
-                    let text = self.texts.remove(&(Node::ROOT, chunk)).unwrap();
-                    self.publish(me, chunk, &text);
-                    return Some((chunk, text));
-                }
-            }
-        }
-        None
+        self.texts.insert(node, index, text);
+        let (index, text) = due.into_iter().find_map(|step| self.texts.apply(step))?;
+        self.publish(me, index, &text);
+        Some((index, text))
     }
 
     /// Sends a whole sum to everybody but this worker.

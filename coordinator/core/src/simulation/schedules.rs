@@ -1,7 +1,7 @@
 //! Random schedules of faults. A failing one prints its seed; `TALLY_TEST_SEED=N cargo test -p tally-core schedules
 //! -- --nocapture` repeats that schedule and prints its events.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::catch_unwind;
 use std::sync::OnceLock;
 
 use super::*;
@@ -29,23 +29,28 @@ impl World {
 
     /// The next message of a contribution to the coordinator, in the star.
     fn next_to_coordinator(&mut self, at: usize) -> Option<Event> {
-        let star = self.core.flight().is_some_and(|flight| !flight.layout.is_sharded());
-        match if star { self.workers[at].send(3) } else { None } {
-            Some(Out::Coordinator(event)) => Some(event),
-            _ => None,
+        if self.core.flight().is_none_or(|flight| flight.layout.is_sharded()) {
+            return None;
         }
+        let worker = &mut self.workers[at];
+        if worker.up.is_empty()
+            && let Some(Out::Coordinator(event)) = worker.send(3)
+        {
+            worker.up.push_back(event);
+        }
+        worker.up.pop_front()
     }
 
     /// Something goes wrong with a worker.
     fn fault(&mut self, at: usize) {
-        let kinds = if self.core.spec().reduce == ReduceMode::Star { 14 } else { 19 };
+        let kinds = if self.core.spec().reduce == ReduceMode::Star { 14 } else { 20 };
         let kind = match self.rng.below(kinds) {
             // After a crash all links have to come back first.
-            10..=12 if kinds > 14 && !self.chance(4) => 14 + self.rng.below(5),
+            10..=12 if kinds > 14 && !self.chance(4) => 14 + self.rng.below(6),
             kind => kind,
         };
         let chunk = |e: &Event| matches!(e, Event::Chunk { .. });
-        self.workers[at].faulty |= matches!(kind, 4 | 7..=9 | 13 | 16 | 17);
+        self.workers[at].faulty |= matches!(kind, 4 | 7..=9 | 13 | 16 | 17 | 19);
         match kind {
             0 => self.kill(at, false),
             1 => self.kill(at, true),
@@ -104,6 +109,7 @@ impl World {
             }
             16 => self.workers[at].side.lies = true,
             17 => self.workers[at].side.nan = true,
+            19 => self.workers[at].other_samples = true,
             18 => self.now += Duration::from_millis(u64::from(self.rng.below(5000))),
             _ => {
                 if let Some(session) = self.workers[at].session {
@@ -201,15 +207,7 @@ fn all_promises_hold_under_random_schedules() {
 
 /// Breaks a rule, and returns the promise that the schedules found broken.
 fn caught(rule: FaultInjection) -> String {
-    let hook = std::panic::take_hook();
-    std::panic::set_hook(Box::new(|_| {}));
-    let found = (0..SCHEDULES).find_map(|seed| {
-        let panic = catch_unwind(AssertUnwindSafe(|| schedule(seed, Some(rule), false))).err()?;
-        let text = panic.downcast_ref::<String>().cloned();
-        text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_string()))
-    });
-    std::panic::set_hook(hook);
-    found.unwrap_or_else(|| "nothing".into())
+    panics((0..SCHEDULES).map(|seed| move || drop(schedule(seed, Some(rule), false))))
 }
 
 /// Each rule that is broken on purpose is noticed as a violation of the promise that it keeps.

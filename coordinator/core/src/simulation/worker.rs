@@ -59,6 +59,8 @@ pub struct Worker {
     pub bulk: VecDeque<Bulk>,
     pub said: VecDeque<Event>,
     pub sent: VecDeque<Event>,
+    /// What has left on the gradient stream. Links are other connections: what goes to owners may overtake it.
+    pub up: VecDeque<Event>,
     /// From the gradient stream and from owners, waiting for its turn.
     inbox: VecDeque<Bulk>,
     /// What it does for others in a sharded attempt.
@@ -85,6 +87,8 @@ pub struct Worker {
     pub faulty: bool,
     /// The next contribution comes out wrong.
     pub flip: bool,
+    /// The next contribution is computed on other samples.
+    pub other_samples: bool,
     pub committed: Option<(u64, Digest)>,
     before: Option<(u64, Digest)>,
     held: Vec<(u64, Digest)>,
@@ -449,7 +453,11 @@ impl Worker {
         }
         self.turn(from.attempt);
         let digest = self.committed.expect("work is given to replicas").1;
-        let samples_digest = sampler.node_digest(tree, from.step, node);
+        let mut samples_digest = sampler.node_digest(tree, from.step, node);
+        if std::mem::take(&mut self.other_samples) {
+            samples_digest ^= 1;
+            texts.iter_mut().for_each(|text| text.push('!'));
+        }
         self.sent.push_back(Event::Header { from, node, digest, samples: samples_digest });
         // The text travels in the place of the fault; the world takes it out.
         for (index, text) in (0..self.shape.chunks).zip(texts) {

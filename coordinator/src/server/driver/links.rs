@@ -1,5 +1,6 @@
 //! Sharded attempts: who dials whom where, and sums that did not reach a replica.
 
+use super::sending::sum_chunk;
 use super::*;
 
 /// Where other workers reach a worker.
@@ -73,10 +74,7 @@ impl Driver {
         let Some(worker) = self.workers.get(&session) else { return };
         for (index, sum) in sums {
             let data = floats::encode(self.config.wire_dtype, sum, &self.pool);
-            let sum = v1::SumChunk { index, data, slot: None, crc: 0 };
-            if worker.bulk.send(GradientDown { context, body: Some(gradient_down::Body::SumChunk(sum)) })
-                > limit
-            {
+            if worker.bulk.send(GradientDown { context, body: Some(sum_chunk(index, data, None)) }) > limit {
                 self.lagging.insert(session);
             }
         }

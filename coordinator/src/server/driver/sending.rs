@@ -2,6 +2,11 @@
 
 use super::*;
 
+/// A chunk of the sum, as data or as the slot of it in shared memory.
+pub(super) fn sum_chunk(index: u32, data: Bytes, slot: Option<u32>) -> gradient_down::Body {
+    gradient_down::Body::SumChunk(v1::SumChunk { index, data, slot, crc: 0 })
+}
+
 impl Driver {
     pub(super) fn message_context(
         &self,
@@ -45,9 +50,8 @@ impl Driver {
 
     /// Queues a chunk of the sum for every replica; workers of this machine get its slot in shared memory.
     pub(super) fn broadcast_sum(&mut self, step: u64, attempt: u32, index: u32, chunk: &Shared) {
-        // A linked worker gets it from its owner.
-        let flight = self.core.flight();
-        let is_mine = |session: Session| flight.is_none_or(|flight| !flight.owner_sends(index, session));
+        let linked = self.core.flight().map_or(&[][..], |flight| flight.reached_by_owner(index));
+        let is_mine = |session: Session| !linked.contains(&session);
         let mine: BTreeSet<Session> =
             self.workers.iter().filter(|(s, w)| w.replica && is_mine(**s)).map(|(s, _)| *s).collect();
         if mine.is_empty() {
@@ -65,8 +69,7 @@ impl Driver {
         let sent = self.send_replicas(step, attempt, |session, worker| {
             let slot = slot.filter(|_| worker.reads_shared_sums);
             let data = if slot.is_some() { Bytes::new() } else { data.clone() };
-            let sum = v1::SumChunk { index, data, slot, crc: 0 };
-            mine.contains(&session).then_some(gradient_down::Body::SumChunk(sum))
+            mine.contains(&session).then_some(sum_chunk(index, data, slot))
         });
         self.observe(RunEvent::Sent { bytes: data.len() * sent });
     }
@@ -146,7 +149,7 @@ impl Driver {
         }
         for (index, chunk) in self.buffers.emitted() {
             let data = floats::encode(self.config.wire_dtype, chunk, &self.pool);
-            send(gradient_down::Body::SumChunk(v1::SumChunk { index, data, slot: None, crc: 0 }));
+            send(sum_chunk(index, data, None));
         }
     }
 
