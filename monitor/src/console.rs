@@ -11,6 +11,8 @@ use tally_core::cluster::Session;
 use tally_core::events::{AuditResult, ClusterEvent, Committed};
 use tally_numerics::schema::{Evaluation, Schema, Sums};
 
+use crate::view::replay::describe_reduction;
+
 /// The time between two plain lines while training.
 const PLAIN_EVERY: Duration = Duration::from_secs(10);
 /// The time between two states of the bar; the terminal gets no more of them.
@@ -219,13 +221,8 @@ impl ConsoleObserver {
                     node.0
                 ));
             }
-            ClusterEvent::Reduction { step, owners: 0, reason } => {
-                self.console
-                    .note(&format!("from step {step} on the coordinator adds gradients up: {reason}"));
-            }
             ClusterEvent::Reduction { step, owners, reason } => {
-                self.console
-                    .note(&format!("from step {step} on {owners} workers add gradients up: {reason}"));
+                self.console.note(&describe_reduction(*step, *owners, reason));
             }
             ClusterEvent::Lost { .. } | ClusterEvent::TakenOver { .. } | ClusterEvent::TakenBack { .. } => {}
         }

@@ -4,11 +4,13 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpStream};
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use serde_json::Value;
+use tally_tests::baseline_run::stop;
+use tally_tests::free_port;
 use tally_tools::cluster::{
     Coordinator, DEADLINE, Relay, RunDir, Signal, Worker, digests, events, train_local,
 };
@@ -67,16 +69,6 @@ fn sharded_step(run: &RunDir, owners: u64, after: u64) -> u64 {
     let wanted = |line: &Value| line["owners"] == owners && line["step"].as_u64() > Some(after);
     let journal = run.wait_for("sharded step", wanted);
     journal.iter().find(|line| wanted(line)).unwrap()["step"].as_u64().unwrap()
-}
-
-fn stop(coordinator: &Coordinator) {
-    coordinator.signal(Signal::INT);
-    coordinator.succeed();
-}
-
-/// A port that nobody listens on.
-fn free_port() -> u16 {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
 }
 
 #[test]

@@ -4,8 +4,9 @@
 #![allow(clippy::unwrap_used)]
 
 use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpStream};
 
+use tally_tests::free_port;
 use tally_tools::cluster::{Coordinator, DEADLINE, RunDir, Signal, Worker, train_local};
 
 /// 32 steps of some tens of milliseconds.
@@ -20,12 +21,7 @@ const OPTIONS: [&str; 8] = [
     "4",
 ];
 
-/// A port that nobody listens on. The coordinator is told it, so that its successor can have it too.
-fn free_port() -> u16 {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
-}
-
-/// The same command for every start.
+/// The same command for every start. The coordinator is told the port, so that its successor can have it too.
 fn start(run: &RunDir, port: u16) -> Coordinator {
     let address = format!("127.0.0.1:{port}");
     let cluster = ["--supervised", "--linger", "--run-dir", run.arg(), "--listen", &address];

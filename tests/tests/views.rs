@@ -10,6 +10,7 @@ use std::net::{Ipv4Addr, TcpStream};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 use tally_mnist::{Mnist, MnistWithNumbers};
+use tally_tests::baseline_run::stop;
 use tally_tools::cluster::{Coordinator, DEADLINE, RunDir, Signal, Worker, events, run as run_binary};
 
 /// DATA-1, DATA-2: an epoch has every sample once, each with the number that is drawn for it.
@@ -59,11 +60,6 @@ fn training(run: &RunDir) -> (Coordinator, Vec<Worker>) {
     let workers = Worker::start_many(coordinator.grpc_port(), 2);
     run.wait_for("test pass", |line| line["event"] == "test");
     (coordinator, workers)
-}
-
-fn stop(coordinator: &Coordinator) {
-    coordinator.signal(Signal::INT);
-    coordinator.succeed();
 }
 
 #[test]

@@ -2,17 +2,15 @@
 //!
 //! The coordinator gives each worker a secret, and each worker that may dial it a token made of that secret and of both
 //! sessions. So a worker knows those that the coordinator has sent, and a token is good for one pair of sessions.
-//! Where the cluster uses TLS, each session has a certificate of its own; its digest reaches the other side through the
+//! Where the cluster uses TLS, each session has a certificate of its own; it reaches the other side through the
 //! coordinator (**TRUST-1**).
 
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, ServerConfig, SignatureScheme};
+use rustls::ServerConfig;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use sha2::{Digest as _, Sha256};
 use socket2::{SockRef, TcpKeepalive};
 use subtle::ConstantTimeEq as _;
@@ -30,6 +28,9 @@ const STAGE: Duration = Duration::from_secs(5);
 const QUIET: Duration = Duration::from_secs(15);
 /// What a worker that takes a link answers.
 const WELCOME: u8 = 1;
+
+/// The name in every certificate for links. It tells nothing: the certificate itself is compared.
+const NAME: &str = "tally-worker";
 
 /// What a coordinator shares with one worker, to make tokens of.
 #[derive(Clone)]
@@ -85,7 +86,7 @@ impl LinkSecret {
 #[derive(Clone, Debug)]
 pub struct LinkIdentity {
     config: Arc<ServerConfig>,
-    digest: Vec<u8>,
+    certificate: CertificateDer<'static>,
 }
 
 impl LinkIdentity {
@@ -94,71 +95,20 @@ impl LinkIdentity {
     /// # Errors
     /// If none can be made.
     pub fn generate() -> anyhow::Result<Self> {
-        let made = rcgen::generate_simple_self_signed(["tally-worker".into()])?;
+        let made = rcgen::generate_simple_self_signed([NAME.into()])?;
         let certificate = made.cert.der().clone();
         let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).map_err(anyhow::Error::msg)?;
-        let digest = digest(&certificate);
         let config = ServerConfig::builder_with_provider(tls::provider())
             .with_safe_default_protocol_versions()?
             .with_no_client_auth()
-            .with_single_cert(vec![certificate], key)?;
-        Ok(Self { config: Arc::new(config), digest })
+            .with_single_cert(vec![certificate.clone()], key)?;
+        Ok(Self { config: Arc::new(config), certificate })
     }
 
-    /// SHA-256 of the certificate.
+    /// The certificate, in DER.
     #[must_use]
-    pub fn digest(&self) -> &[u8] {
-        &self.digest
-    }
-}
-
-fn digest(certificate: &CertificateDer<'_>) -> Vec<u8> {
-    Sha256::digest(certificate.as_ref()).to_vec()
-}
-
-/// Trusts the certificate with this digest, whatever stands in it.
-#[derive(Debug)]
-struct Pinned {
-    digest: Vec<u8>,
-    provider: Arc<CryptoProvider>,
-}
-
-impl ServerCertVerifier for Pinned {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        if digest(end_entity) == self.digest {
-            Ok(ServerCertVerified::assertion())
-        } else {
-            Err(CertificateError::ApplicationVerificationFailure.into())
-        }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+    pub fn certificate(&self) -> &[u8] {
+        &self.certificate
     }
 }
 
@@ -218,7 +168,7 @@ fn prepare(stream: &TcpStream) -> io::Result<()> {
     SockRef::from(stream).set_tcp_keepalive(&keepalive)
 }
 
-/// Opens a link to the first address that answers, with TLS if the peer has a `certificate` (its digest).
+/// Opens a link to the first address that answers, with TLS if the peer has a `certificate` (in DER).
 ///
 /// # Errors
 /// Why there is none, in words.
@@ -245,14 +195,8 @@ async fn dial_one(address: &str, certificate: &[u8], greeting: &Greeting) -> Res
     let mut stream = if certificate.is_empty() {
         LinkStream::Plain(stream)
     } else {
-        let pinned = Pinned { digest: certificate.to_vec(), provider: tls::provider() };
-        let config = ClientConfig::builder_with_provider(tls::provider())
-            .with_safe_default_protocol_versions()
-            .map_err(|e| e.to_string())?
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(pinned))
-            .with_no_client_auth();
-        let name = ServerName::try_from("tally-worker").map_err(|e| e.to_string())?;
+        let config = tls::client_of(certificate.to_vec().into()).map_err(|e| e.to_string())?;
+        let name = ServerName::try_from(NAME).map_err(|e| e.to_string())?;
         let connected = timeout(STAGE, TlsConnector::from(Arc::new(config)).connect(name, stream));
         let connected = connected.await.map_err(late)?.map_err(|e| e.to_string())?;
         LinkStream::Tls(Box::new(connected.into()))
@@ -353,9 +297,12 @@ mod tests {
     async fn links_open_plain_and_with_the_certificate_that_the_coordinator_named() {
         open(None, &[]).await.unwrap();
         let identity = LinkIdentity::generate().unwrap();
-        let digest = identity.digest().to_vec();
-        open(Some(identity.clone()), &digest).await.unwrap();
-        let error = open(Some(identity), &[7; 32]).await.unwrap_err();
-        assert!(error.contains("certificate"), "{error}");
+        let certificate = identity.certificate().to_vec();
+        open(Some(identity.clone()), &certificate).await.unwrap();
+        let another = LinkIdentity::generate().unwrap();
+        for wrong in [another.certificate(), &[7; 32]] {
+            let error = open(Some(identity.clone()), wrong).await.unwrap_err();
+            assert!(error.contains("certificate"), "{error}");
+        }
     }
 }

@@ -156,6 +156,11 @@ impl Service {
             Body::Hello(_) => return Err("a second hello".into()),
             Body::ModelManifest(mut offer) => {
                 let peer = offer.peer.take();
+                // Other workers are sent it.
+                if peer.as_ref().is_some_and(|peer| peer.address.len() > 256 || peer.certificate.len() > 4096)
+                {
+                    return Err("an address or a certificate that is too long".into());
+                }
                 let [name, numerics_class] = [&mut offer.device, &mut offer.numerics_class]
                     .map(|text| printable(&std::mem::take(text), 256));
                 let device = DeviceInfo { name, numerics_class };

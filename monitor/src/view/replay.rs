@@ -7,6 +7,13 @@ use super::View;
 use super::log::Kind;
 use super::state::{CheckpointAt, Test};
 
+/// From which step on the gradients are added up by other processes than before, and why.
+#[must_use]
+pub fn describe_reduction(step: u64, owners: usize, reason: &str) -> String {
+    let who = if owners == 0 { "the coordinator adds".into() } else { format!("{owners} workers add") };
+    format!("from step {step} on {who} gradients up: {reason}")
+}
+
 /// A line's kind, the worker that it concerns, and the event in words; `None` for steps.
 #[must_use]
 pub fn describe_line<'a>(line: &'a Line, schema: &Schema) -> Option<(Kind, Option<&'a str>, String)> {
@@ -35,16 +42,9 @@ pub fn describe_line<'a>(line: &'a Line, schema: &Schema) -> Option<(Kind, Optio
             Some(worker),
             format!("{worker} is late at step {step}: others compute its {leaves} microbatches too"),
         ),
-        Line::Reduction { step, owners: 0, reason } => (
-            Kind::Reduction,
-            None,
-            format!("from step {step} on the coordinator adds gradients up: {reason}"),
-        ),
-        Line::Reduction { step, owners, reason } => (
-            Kind::Reduction,
-            None,
-            format!("from step {step} on {owners} workers add gradients up: {reason}"),
-        ),
+        Line::Reduction { step, owners, reason } => {
+            (Kind::Reduction, None, describe_reduction(*step, *owners, reason))
+        }
         Line::TakenBack { step, chunks, reason } => (
             Kind::Reduction,
             None,

@@ -116,7 +116,7 @@ pub struct PeerEndpoint {
     /// The port it listens on; 0 if it only dials.
     #[prost(uint32, tag = "2")]
     pub port: u32,
-    /// SHA-256 of its certificate for links, where the cluster uses TLS.
+    /// Its certificate for links (DER), where the cluster uses TLS.
     #[prost(bytes = "bytes", tag = "3")]
     pub certificate: ::prost::bytes::Bytes,
 }
@@ -340,7 +340,7 @@ pub struct Dial {
     /// Shows the peer that the coordinator has sent this worker.
     #[prost(bytes = "bytes", tag = "3")]
     pub token: ::prost::bytes::Bytes,
-    /// SHA-256 of the peer's certificate, where the cluster uses TLS.
+    /// The peer's certificate (DER), where the cluster uses TLS.
     #[prost(bytes = "bytes", tag = "4")]
     pub certificate: ::prost::bytes::Bytes,
 }

@@ -14,17 +14,21 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, anyhow};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{WebPkiServerVerifier, verify_server_name};
+use rustls::client::{WantsClientCert, WebPkiServerVerifier, verify_server_name};
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore, SignatureScheme,
+    CertificateError, ClientConfig, ConfigBuilder, DigitallySignedStruct, DistinguishedName, RootCertStore,
+    SignatureScheme,
 };
 
 pub use self::failure::{Side, cause, instead_of_http2};
 use crate::{option_file, pem};
+
+/// Certificates as WebPKI wants them, and as they are.
+type Trusted = (Arc<RootCertStore>, Vec<CertificateDer<'static>>);
 
 /// The cryptography of all TLS in Tally.
 #[must_use]
@@ -57,7 +61,7 @@ pub fn unusable_identity(certificate: &Path, key: &Path) -> impl FnOnce(rustls::
 }
 
 /// The trusted certificates in a PEM file.
-fn roots(path: &Path) -> anyhow::Result<(Arc<RootCertStore>, Vec<CertificateDer<'static>>)> {
+fn roots(path: &Path) -> anyhow::Result<Trusted> {
     let bytes = option_file::read(path).map_err(|source| pem::cannot_read(path, source))?;
     let pinned = pem::certificates(&bytes, path)?;
     let mut roots = RootCertStore::empty();
@@ -69,15 +73,29 @@ fn roots(path: &Path) -> anyhow::Result<(Arc<RootCertStore>, Vec<CertificateDer<
     Ok((Arc::new(roots), pinned))
 }
 
+/// A client that trusts these certificates, and those that they sign.
+fn client_builder((roots, pinned): Trusted) -> anyhow::Result<ConfigBuilder<ClientConfig, WantsClientCert>> {
+    let inner = WebPkiServerVerifier::builder_with_provider(roots, provider()).build()?;
+    let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
+    Ok(builder.dangerous().with_custom_certificate_verifier(Arc::new(PinnedOr { inner, pinned })))
+}
+
+/// The TLS configuration of a client that trusts one certificate, and those that it signs.
+///
+/// # Errors
+/// If it is no certificate.
+pub fn client_of(certificate: CertificateDer<'static>) -> anyhow::Result<ClientConfig> {
+    let mut roots = RootCertStore::empty();
+    roots.add(certificate.clone()).context("the peer's certificate is damaged")?;
+    Ok(client_builder((Arc::new(roots), vec![certificate]))?.with_no_client_auth())
+}
+
 /// The TLS configuration of an HTTP/2 client that trusts the certificates in `ca`, and those that they sign.
 ///
 /// # Errors
 /// If a file cannot be read, or holds something else.
 pub fn client(ca: &Path, identity: Option<(&Path, &Path)>) -> anyhow::Result<ClientConfig> {
-    let (roots, pinned) = roots(ca)?;
-    let inner = WebPkiServerVerifier::builder_with_provider(roots, provider()).build()?;
-    let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
-    let builder = builder.dangerous().with_custom_certificate_verifier(Arc::new(PinnedOr { inner, pinned }));
+    let builder = client_builder(roots(ca)?)?;
     let mut config = match identity {
         None => builder.with_no_client_auth(),
         Some((certificate, key)) => {

@@ -324,12 +324,6 @@ impl Driver {
                 }
             }
             ClusterEvent::Reduction { step, owners, reason } => {
-                let how = if owners > 0 {
-                    "workers add gradients up"
-                } else {
-                    "gradients go through the coordinator"
-                };
-                tracing::info!(step, owners, "from step {step} on {how}: {reason}");
                 self.record(&Line::Reduction { step, owners, reason })?;
             }
             ClusterEvent::TakenBack { step, chunks, reason } => {

@@ -92,7 +92,7 @@ impl Peers {
     pub async fn start(wiring: PeerWiring, options: &PeerOptions) -> (Self, v1::PeerEndpoint) {
         let room = Arc::new(Semaphore::new(MODELS_QUEUED * chunks(wiring.elements)));
         let none = Arc::new(Attempt::default());
-        let certificate = wiring.identity.as_ref().map(|identity| identity.digest().to_vec());
+        let certificate = wiring.identity.as_ref().map(|identity| identity.certificate().to_vec());
         let shared = Arc::new(Shared {
             wiring,
             pool: Pool::default(),
