@@ -17,7 +17,7 @@ if ! command -v qemu-x86_64 >/dev/null; then
     exit 0
 fi
 
-cargo build --quiet --package tally-mnist --example gradient_bits
+cargo build --quiet --workspace --example gradient_bits
 program=${CARGO_TARGET_DIR:-target}/debug/examples/gradient_bits
 unset TALLY_SIMD
 read -r path digest < <("$program")
