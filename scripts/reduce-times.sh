@@ -12,54 +12,27 @@ rate=$1 rounds=$2
 shift 2
 parameters=${PARAMETERS:-6400000} steps=${STEPS:-24} batch=${BATCH:-64} micros=${MICROS:-10}
 
-me=tallytimes-$$
+source scripts/hosts.sh
 work=$(mktemp -d)
-clean_up() {
-    for name in $(ip netns list | awk -v me="$me-" 'index($1, me) == 1 { print $1 }'); do
-        ip netns pids "$name" | xargs -r kill -9 2>/dev/null || true
-        ip netns del "$name" 2>/dev/null || true
-    done
-    rm -rf "$work"
-}
-trap clean_up EXIT
-
-shape() { # A namespace and its device.
-    [ "$rate" = none ] || ip netns exec "$1" tc qdisc add dev "$2" root tbf rate "$rate" burst 256kb latency 50ms
-}
-ip netns add "$me-switch"
-ip -n "$me-switch" link add bridge type bridge
-ip -n "$me-switch" link set bridge up
+trap 'remove_hosts; rm -rf "$work"' EXIT
 most=0
 for count in "$@"; do [ "$count" -le "$most" ] || most=$count; done
-for host in $(seq 0 "$most"); do # Host 0 is the coordinator's.
-    ip netns add "$me-$host"
-    ip -n "$me-$host" link add wire type veth peer name "wire$host" netns "$me-switch"
-    ip -n "$me-switch" link set "wire$host" master bridge up
-    ip -n "$me-$host" addr add "10.62.0.$((host + 1))/24" dev wire
-    ip -n "$me-$host" link set lo up
-    ip -n "$me-$host" link set wire up
-    shape "$me-$host" wire
-    shape "$me-switch" "wire$host"
-done
-on() { # A host.
-    local host=$1
-    shift
-    ip netns exec "$me-$host" "$@"
-}
+# Worker n is on host `worker-n`, with the address 10.62.0.(n + 1).
+make_hosts "$rate" coordinator $(seq -f 'worker-%g' "$most")
 
 binaries=${TALLY_BIN_DIR:-${CARGO_TARGET_DIR:-target}/debug}
-sent() { on 0 cat /sys/class/net/wire/statistics/tx_bytes /sys/class/net/wire/statistics/rx_bytes | tr '\n' ' '; }
+sent() { ip netns exec "$hosts-coordinator" cat /sys/class/net/wire/statistics/tx_bytes /sys/class/net/wire/statistics/rx_bytes | tr '\n' ' '; }
 
 tally() { # How, and how many workers.
     local mode=$1 count=$2 run=$work/run
     rm -rf "$run"
-    on 0 "$binaries/coordinator" --workers "$count" --reduce "$mode" --listen 10.62.0.1:50051 --http-listen 127.0.0.1:0 --run-dir "$run" \
+    ip netns exec "$hosts-coordinator" "$binaries/coordinator" --workers "$count" --reduce "$mode" --listen 10.62.0.1:50051 --http-listen 127.0.0.1:0 --run-dir "$run" \
         --model "synthetic:parameters=$parameters,us-per-sample=$micros" --batch-size "$batch" --train-limit $((batch * steps)) \
         --test-limit 1 --epochs 1 >"$work/coordinator.log" 2>&1 &
     local coordinator=$! host pids=()
     until grep -q 'listening on' "$work/coordinator.log" 2>/dev/null; do sleep 0.1; done
     for host in $(seq "$count"); do
-        on "$host" "$binaries/worker" --connect 10.62.0.1:50051 --backend cpu --threads 1 >"$work/worker-$host.log" 2>&1 &
+        ip netns exec "$hosts-worker-$host" "$binaries/worker" --connect 10.62.0.1:50051 --backend cpu --threads 1 >"$work/worker-$host.log" 2>&1 &
         pids+=($!)
     done
     # The link is read in mid-run, so that joining is not in it.
@@ -70,9 +43,8 @@ tally() { # How, and how many workers.
     until [ "$(grep -cs '"event":"step"' "$run/journal.jsonl")" -ge $((steps - 2)) ]; do sleep 0.05; done
     to=$(sent)
     to="$to $(($(grep -cs '"event":"step"' "$run/journal.jsonl") - at))"
-    local child memory
-    child=$(pgrep -P "$coordinator" || echo "$coordinator")
-    memory=$(awk '/VmHWM/ { print int($2 / 1024) }' "/proc/$child/status" 2>/dev/null || echo 0)
+    local memory
+    memory=$(awk '/VmHWM/ { print int($2 / 1024) }' "/proc/$coordinator/status" "/proc/${pids[0]}/status" | paste -sd' ')
     wait "$coordinator"
     wait "${pids[@]}"
     python3 - "$run/journal.jsonl" "$mode" "$count" "$from $to" "$memory" <<'P'
@@ -84,13 +56,14 @@ link = [int(number) for number in link.split()]
 mega = [(link[i + 2] - link[i]) / max(1, link[4]) / 1e6 for i in (0, 1)]
 ms = lambda key: round(1e3 * statistics.median(s[key] for s in steps), 1)
 print(f"{count:>3} workers  {mode:8} step {ms('seconds'):8} ms  transfer {ms('transfer_seconds'):8} ms  "
-      f"coordinator's link out {mega[0]:6.1f} in {mega[1]:6.1f} MB a step, {memory} MiB  ({len(steps)} steps)", flush=True)
+      f"coordinator's link out {mega[0]:6.1f} in {mega[1]:6.1f} MB a step, "
+      f"coordinator and a worker at their peak {memory.replace(' ', ' and ')} MiB  ({len(steps)} steps)", flush=True)
 P
 }
 gloo() {
     local count=$1 rank pids=()
     for rank in $(seq 0 $((count - 1))); do
-        GLOO_SOCKET_IFNAME=wire on $((rank + 1)) "$PYTHON" tests/pytorch/allreduce.py "$rank" "$count" 10.62.0.2 "$parameters" 16 2>>"$work/gloo.log" &
+        GLOO_SOCKET_IFNAME=wire ip netns exec "$hosts-worker-$((rank + 1))" "$PYTHON" tests/pytorch/allreduce.py "$rank" "$count" 10.62.0.2 "$parameters" 16 2>>"$work/gloo.log" &
         pids+=($!)
     done
     wait "${pids[@]}"

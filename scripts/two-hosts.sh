@@ -13,38 +13,20 @@ skip() {
 [ "$(id -u)" = 0 ] || skip "this needs root"
 command -v ip >/dev/null || skip "there is no ip (Debian's package iproute2)"
 
-me=tallyhosts-$$
-hosts=(coordinator left right)
+source scripts/hosts.sh
 work=$(mktemp -d)
 running=()
 clean_up() {
     for process in "${running[@]}"; do
         kill -9 "$process" 2>/dev/null || true
     done
-    for name in switch "${hosts[@]}"; do
-        ip netns del "$me-$name" 2>/dev/null || true
-    done
+    remove_hosts
     rm -rf "$work"
 }
 trap clean_up EXIT
 
-# The bridge lies in a namespace of its own, so that nothing of it is in this machine's.
-network() {
-    ip netns add "$me-switch" || return
-    ip -n "$me-switch" link add bridge type bridge || return
-    ip -n "$me-switch" link set bridge up || return
-    local number=0 host
-    for host in "${hosts[@]}"; do
-        number=$((number + 1))
-        ip netns add "$me-$host" || return
-        ip -n "$me-$host" link add wire type veth peer name "$host" netns "$me-switch" || return
-        ip -n "$me-switch" link set "$host" master bridge up || return
-        ip -n "$me-$host" addr add "10.62.0.$number/24" dev wire || return
-        ip -n "$me-$host" link set lo up || return
-        ip -n "$me-$host" link set wire up || return
-    done
-}
-network 2>"$work/refused" || skip "this machine allows no network namespaces: $(head -1 "$work/refused")"
+make_hosts none coordinator left right 2>"$work/refused" \
+    || skip "this machine allows no network namespaces: $(head -1 "$work/refused")"
 
 binaries=${TALLY_BIN_DIR:-}
 if [ -z "$binaries" ]; then
@@ -81,12 +63,12 @@ options=(--model mlp --epochs 3 --test-limit 200 --workers 2)
 "$binaries/coordinator" "${options[@]}" --local --backend cpu --threads 1 --listen 127.0.0.1:0 \
     --http-listen 127.0.0.1:0 --run-dir "$work/local" >"$work/local.log" 2>&1 || fail "the run on one machine failed"
 
-ip netns exec "$me-coordinator" "$binaries/coordinator" "${options[@]}" --listen 0.0.0.0:50051 --http-listen 127.0.0.1:0 \
+ip netns exec "$hosts-coordinator" "$binaries/coordinator" "${options[@]}" --listen 0.0.0.0:50051 --http-listen 127.0.0.1:0 \
     --run-dir "$work/run" >"$work/coordinator.log" 2>&1 &
 coordinator=$!
 running+=("$coordinator")
 worker() { # On a host, with a name.
-    ip netns exec "$me-$1" "$binaries/worker" --connect 10.62.0.1:50051 --backend cpu --threads 1 \
+    ip netns exec "$hosts-$1" "$binaries/worker" --connect 10.62.0.1:50051 --backend cpu --threads 1 \
         --name "$2" >"$work/$2.log" 2>&1 &
     running+=("$!")
 }
@@ -110,10 +92,10 @@ echo "two hosts: a worker was killed at step $at, and another took its place"
 
 at=$(steps)
 lines=$(wc -l <"$journal")
-ip -n "$me-switch" link set right down
+in_bridge link set right down
 wait_until "somebody else to compute what the unplugged host was to" said "$lines" '"event":"(straggler|lost)".*"worker":"second"'
 wait_until "steps without the unplugged host" has_steps $((at + 50))
-ip -n "$me-switch" link set right up
+in_bridge link set right up
 lines=$(wc -l <"$journal")
 wait_until "a step of both hosts" said "$lines" '"event":"step".*"workers":2'
 echo "two hosts: the other's link was down from step $at, for $(($(steps) - at)) steps"
