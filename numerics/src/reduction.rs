@@ -5,7 +5,7 @@
 
 use crate::tree::{Node, Tree};
 
-/// An addition that is due, or a chunk of the root that is whole.
+/// An addition that is due, or a chunk of an output that is whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReductionStep {
     /// `parent = left + right` for this chunk.
@@ -22,8 +22,10 @@ pub enum ReductionStep {
         /// The chunk.
         chunk: u32,
     },
-    /// The root's chunk is whole.
-    RootReady {
+    /// An output's chunk is whole.
+    Ready {
+        /// The output: the root, unless other nodes were asked for.
+        node: Node,
         /// The chunk.
         chunk: u32,
     },
@@ -34,7 +36,7 @@ pub enum ReductionStep {
 pub enum Contribution {
     /// It is the first: keep it and do what is due.
     Take(Vec<ReductionStep>),
-    /// Its sum is known already: drop it.
+    /// Its sum is known already, or no output needs it: drop it.
     Duplicate,
 }
 
@@ -43,17 +45,25 @@ pub enum Contribution {
 pub struct Reduction {
     tree: Tree,
     samples: usize,
+    /// The nodes whose sums are wanted; nothing above them is added up.
+    outputs: Vec<Node>,
     /// For each chunk, a bit for each node whose value is known or has been used.
     whole: Vec<Vec<u64>>,
     emitted: u32,
 }
 
 impl Reduction {
-    /// Nothing contributed yet to a step of `samples` samples.
+    /// Nothing contributed yet to a step of `samples` samples, of which the root's sum is wanted.
     #[must_use]
     pub fn new(tree: Tree, chunks: u32, samples: usize) -> Self {
+        Self::of(tree, chunks, samples, vec![Node::ROOT])
+    }
+
+    /// The same where the sums of these nodes are wanted, of which none covers another.
+    #[must_use]
+    pub fn of(tree: Tree, chunks: u32, samples: usize, outputs: Vec<Node>) -> Self {
         let words = (2 * tree.microbatches() as usize).div_ceil(64);
-        Self { tree, samples, whole: vec![vec![0; words]; chunks as usize], emitted: 0 }
+        Self { tree, samples, outputs, whole: vec![vec![0; words]; chunks as usize], emitted: 0 }
     }
 
     fn is_whole(&self, node: Node, chunk: u32) -> bool {
@@ -84,27 +94,32 @@ impl Reduction {
         self.whole.len() as u32
     }
 
-    /// How many chunks of the root are whole.
+    /// How many chunks of the outputs are whole.
     #[must_use]
     pub fn emitted(&self) -> u32 {
         self.emitted
     }
 
-    /// Whether the whole root is.
+    /// Whether all outputs are whole.
     #[must_use]
     pub fn is_complete(&self) -> bool {
-        self.emitted == self.chunks()
+        self.emitted as usize == self.outputs.len() * self.whole.len()
     }
 
     /// A chunk of a node's sum has come. `node` and `chunk` are in range.
     pub fn contribute(&mut self, node: Node, chunk: u32) -> Contribution {
+        let Some(&output) = self.outputs.iter().find(|output| output.covers(node)) else {
+            return Contribution::Duplicate;
+        };
         if self.is_covered(node, chunk) {
             return Contribution::Duplicate;
         }
         let mut due = Vec::new();
         let mut node = node;
         self.set_whole(node, chunk);
-        while let (Some(parent), Some(sibling)) = (node.parent(), node.sibling()) {
+        while let (Some(parent), Some(sibling)) = (node.parent(), node.sibling())
+            && node != output
+        {
             if self.tree.is_empty(sibling, self.samples) {
                 due.push(ReductionStep::Promote { child: node, chunk });
             } else if self.is_whole(sibling, chunk) {
@@ -116,7 +131,7 @@ impl Reduction {
             self.set_whole(node, chunk);
         }
         self.emitted += 1;
-        due.push(ReductionStep::RootReady { chunk });
+        due.push(ReductionStep::Ready { node, chunk });
         Contribution::Take(due)
     }
 }
@@ -144,7 +159,7 @@ mod tests {
         assert_eq!(take(&mut r, 4), []);
         assert_eq!(take(&mut r, 3), []);
         let add = |parent| ReductionStep::Add { parent: Node(parent), chunk: 0 };
-        assert_eq!(take(&mut r, 5), [add(2), add(1), ReductionStep::RootReady { chunk: 0 }]);
+        assert_eq!(take(&mut r, 5), [add(2), add(1), ReductionStep::Ready { node: Node::ROOT, chunk: 0 }]);
         assert!(r.is_complete());
     }
 
@@ -155,6 +170,17 @@ mod tests {
         let rise = |child| ReductionStep::Promote { child: Node(child), chunk: 0 };
         assert_eq!(take(&mut r, 10), [rise(10), rise(5)]);
         assert_eq!(take(&mut r, 15), [rise(15)]);
+    }
+
+    #[test]
+    fn nothing_above_the_outputs_is_added_up() {
+        let mut r = Reduction::of(Tree::new(8).unwrap(), 1, 64, vec![Node(2), Node(6)]);
+        let ready = |node| ReductionStep::Ready { node: Node(node), chunk: 0 };
+        assert_eq!(take(&mut r, 6), [ready(6)]);
+        assert_eq!(take(&mut r, 4), []);
+        assert_eq!(r.contribute(Node(7), 0), Contribution::Duplicate, "it leads to no output");
+        assert_eq!(take(&mut r, 5), [ReductionStep::Add { parent: Node(2), chunk: 0 }, ready(2)]);
+        assert!(r.is_complete());
     }
 
     #[test]
@@ -200,7 +226,7 @@ mod tests {
                             let value = held.remove(&child).unwrap();
                             held.insert(child.parent().unwrap(), value);
                         }
-                        ReductionStep::RootReady { .. } => root = held.remove(&Node::ROOT),
+                        ReductionStep::Ready { .. } => root = held.remove(&Node::ROOT),
                     }
                 }
             }

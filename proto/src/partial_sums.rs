@@ -33,8 +33,9 @@ impl PartialSums {
         self.waiting.insert((node, index), values);
     }
 
-    /// Performs a step of the reduction, and returns the chunk of the root that becomes whole, if one does.
-    pub fn apply(&mut self, step: ReductionStep) -> Option<(u32, Chunk)> {
+    /// Performs a step of the reduction, and returns the output that becomes whole, if one does: its node, the chunk and
+    /// the sum.
+    pub fn apply(&mut self, step: ReductionStep) -> Option<(Node, u32, Chunk)> {
         match step {
             ReductionStep::Add { parent, chunk } => {
                 let [left, right] = parent.children().map(|child| self.waiting.remove(&(child, chunk)));
@@ -51,8 +52,8 @@ impl PartialSums {
                 self.waiting.insert((child.parent()?, chunk), value);
                 None
             }
-            ReductionStep::RootReady { chunk } => {
-                self.waiting.remove(&(Node::ROOT, chunk)).map(|value| (chunk, value))
+            ReductionStep::Ready { node, chunk } => {
+                self.waiting.remove(&(node, chunk)).map(|value| (node, chunk, value))
             }
         }
     }

@@ -201,7 +201,7 @@ impl Replay {
             let mut chunk = self.pool.take(range.len());
             chunk.copy_from_slice(&gradient[range]);
             self.buffers.insert(Node::ROOT, index as u32, chunk);
-            self.buffers.apply(ReductionStep::RootReady { chunk: index as u32 });
+            self.buffers.apply(ReductionStep::Ready { node: Node::ROOT, chunk: index as u32 });
         }
         let optimizer = &self.config.optimizer;
         let weight = self.config.schema.mean_weight(&losses);

@@ -102,8 +102,21 @@ pub fn makespan(quotas: &[u32], loads: &[Load]) -> f64 {
 /// subtrees. Large quotas come first, so that aligned runs need few subtrees.
 #[must_use]
 pub fn runs(tree: Tree, leaves: Range<u32>, quotas: &[u32]) -> Vec<Vec<Node>> {
+    runs_in_groups(tree, leaves, quotas, |i| i)
+}
+
+/// The same, where the runs of each group of workers are next to each other. A group is named by one of its workers.
+#[must_use]
+pub fn runs_in_groups(
+    tree: Tree,
+    leaves: Range<u32>,
+    quotas: &[u32],
+    group: impl Fn(usize) -> usize,
+) -> Vec<Vec<Node>> {
+    let mut totals = vec![0; quotas.len()];
+    (0..quotas.len()).for_each(|i| totals[group(i)] += quotas[i]);
     let mut order: Vec<usize> = (0..quotas.len()).collect();
-    order.sort_by_key(|&i| std::cmp::Reverse(quotas[i]));
+    order.sort_by_key(|&i| (Reverse(totals[group(i)]), group(i), Reverse(quotas[i])));
     let mut nodes = vec![Vec::new(); quotas.len()];
     let mut at = leaves.start;
     for i in order {
@@ -142,6 +155,14 @@ mod tests {
             let nodes = runs(tree, 0..8, &quotas(8, &loads));
             assert_eq!(format!("{nodes:?}"), expect, "{speeds:?}");
         }
+    }
+
+    #[test]
+    fn the_runs_of_a_group_are_next_to_each_other() {
+        let tree = Tree::new(8).unwrap();
+        // Workers 0 and 3 are a group, and so are 1 and 2.
+        let nodes = runs_in_groups(tree, 0..8, &[1, 1, 3, 3], |i| [0, 1, 1, 0][i]);
+        assert_eq!(format!("{nodes:?}"), "[[node 11], [node 15], [node 6, node 14], [node 4, node 10]]");
     }
 
     #[test]

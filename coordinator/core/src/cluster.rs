@@ -68,6 +68,8 @@ pub struct Member {
     pub was_ready: bool,
     /// How it can have links with other workers.
     pub links: LinkAbility,
+    /// The machine on which it runs, by a name that its workers have in common; empty if it is not known.
+    pub machine: String,
     /// It owns no chunks before this step, because its sums were late.
     pub owns_from: u64,
     /// How often its sums were late.
@@ -108,6 +110,7 @@ impl Member {
             held,
             was_ready: false,
             links: LinkAbility::None,
+            machine: String::new(),
             owns_from: 0,
             late_sums: 0,
         }

@@ -175,13 +175,21 @@ impl Core {
         let by = dealt.iter().map(|(&session, nodes)| (session, full(nodes))).collect();
         let class = |session: &Session| &self.members.0[session].device.numerics_class;
         let joins = dealt.keys().any(|session| !flight.classes.contains(class(session)));
-        if !flight.own.order().is_empty() && flight.layout.is_sharded() && joins {
+        let unlinked = dealt.keys().any(|session| !flight.layout.is_linked(*session));
+        // Owners, or the combiners of a machine, would wait for nodes that come from elsewhere.
+        let reason = match (unlinked, flight.layout.machines.is_empty()) {
+            _ if !flight.layout.is_sharded() => None,
+            (true, _) => Some("a worker without links computes for others"),
+            (_, false) => Some("a machine that combines lacks nodes"),
+            _ => None,
+        };
+        if flight.layout.is_sharded() && joins && (reason.is_some() || !flight.own.order().is_empty()) {
             self.void_mixed(now, "a worker of another kind computes for others");
             return 0;
         }
-        if flight.layout.is_sharded() && dealt.keys().any(|session| !flight.layout.is_linked(*session)) {
-            let missing = flight.owned_and_missing(None);
-            if !self.take_back(now, missing, "a worker without links computes for others") {
+        if let Some(reason) = reason {
+            let missing = flight.missing();
+            if !self.take_back(now, missing, reason) {
                 return 0;
             }
         }

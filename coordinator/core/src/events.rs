@@ -46,6 +46,8 @@ pub enum Event {
         held: Vec<(u64, Digest)>,
         /// How it can have links with other workers.
         links: LinkAbility,
+        /// The machine on which it runs; empty if it is not known.
+        machine: String,
     },
     /// The state that a worker was asked for has arrived completely. The server keeps it until [`Action::Adopt`].
     Uploaded {

@@ -157,6 +157,10 @@ pub struct Core {
     star_until: u64,
     /// Attempts that were void because they were sharded.
     void_attempts: u32,
+    /// No machine combines before this step.
+    combine_from: u64,
+    /// How often machines stopped to combine.
+    combining_stopped: u32,
     actions: Vec<Action>,
     /// A rule that is broken on purpose, to see which promise notices.
     #[cfg(test)]
@@ -198,6 +202,8 @@ impl Core {
             layouts: VecDeque::new(),
             star_until: 0,
             void_attempts: 0,
+            combine_from: 0,
+            combining_stopped: 0,
             actions: Vec::new(),
             #[cfg(test)]
             fault: None,
@@ -247,8 +253,8 @@ impl Core {
 
     fn dispatch(&mut self, now: Duration, event: Event) {
         match event {
-            Event::Joined { session, name, device, threads, held, links } => {
-                let member = Member { links, ..Member::new(name, device, threads, held) };
+            Event::Joined { session, name, device, threads, held, links, machine } => {
+                let member = Member { links, machine, ..Member::new(name, device, threads, held) };
                 self.joined(now, session, member);
             }
             Event::Loaded { session, step, digest } => self.confirmed(now, session, step, digest, None),

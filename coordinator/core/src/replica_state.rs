@@ -133,7 +133,7 @@ impl Core {
         let nodes: Vec<Node> = member.open.into_iter().chain(closed).collect();
         // A worker that was late before may be given a new deadline after it gets more work.
         flight.speculative.retain(|(_, late)| !nodes.iter().any(|node| late.covers(*node)));
-        let owned = flight.owned_and_missing(Some(session));
+        let owned = flight.missing_of(session);
         if self.take_back(now, owned, &format!("{} is lost", member.name)) {
             self.take_over(now, &nodes);
             self.close_if_complete();

@@ -9,8 +9,11 @@
 //! takes the chunk back: contributors send what they kept of it to the coordinator, as in the star. An owner's sum that
 //! comes all the same has the same bits, if all workers are of one numerics class. If they are not, the attempt is void
 //! instead, so that there is one version of each sum.
+//!
+//! Where workers of one machine combine, a combiner waits for what its machine was given when the attempt began, and knows
+//! of nothing else. So the coordinator takes all chunks back when nodes are dealt again.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::Core;
@@ -18,7 +21,7 @@ use super::cluster::{LinkAbility, Session, State};
 use super::events::{Action, AttemptId, ClusterEvent};
 use super::fault_injection::FaultInjection;
 use super::reduce_mode::ReduceMode;
-use tally_numerics::layout::Layout;
+use tally_numerics::layout::{Layout, Machine};
 
 /// A worker whose sums were late owns nothing for so many steps; twice as many each further time.
 const REST: u64 = 8;
@@ -57,7 +60,8 @@ impl Core {
             let owners: Vec<Session> =
                 linked.iter().filter(|s| missing(s) == 0).filter(may_own).copied().collect();
             if owners.len() >= 2 && 2 * owners.len() >= linked.len() {
-                return Some(Layout { owners, linked });
+                let machines = self.machines(step, &owners, &linked);
+                return Some(Layout { owners, linked, machines });
             }
             let worst = linked.iter().copied().max_by_key(|session| missing(session))?;
             if missing(&worst) == 0 || LEFT_OUT * (ready.len() - linked.len() + 1) > ready.len() {
@@ -67,8 +71,33 @@ impl Core {
         }
     }
 
+    /// The machines on which several of these workers combine: at least one of them has links to all, and owners are on
+    /// other machines as well.
+    fn machines(&self, step: u64, owners: &[Session], linked: &[Session]) -> Vec<Machine> {
+        let mut machines: BTreeMap<&str, Vec<Session>> = BTreeMap::new();
+        for session in linked {
+            machines.entry(&self.members.0[session].machine).or_default().push(*session);
+        }
+        // Workers that do not say where they are may not know what combining is.
+        if step < self.combine_from || machines.contains_key("") {
+            return Vec::new();
+        }
+        let machine = |workers: Vec<Session>| Machine::new(workers, owners, Vec::new());
+        let combines = |machine: &Machine| {
+            machine.workers.len() > 1 && (1..owners.len()).contains(&machine.combiners.len())
+        };
+        machines.into_values().map(machine).filter(combines).collect()
+    }
+
+    /// No machine combines for some steps: it is not known which of its workers did not do its part.
+    fn stop_combining(&mut self, step: u64) {
+        self.combine_from = step + 1 + (REST << self.combining_stopped.min(8));
+        self.combining_stopped += 1;
+    }
+
     /// Reports when gradients begin to be added up in another way.
-    pub(super) fn report_layout(&mut self, step: u64, owners: usize, ready: usize) {
+    pub(super) fn report_layout(&mut self, step: u64, layout: &Layout, ready: usize) {
+        let (owners, machines) = (layout.owners.len(), layout.machines.len());
         if self.audit_is_due(step) {
             return;
         }
@@ -77,7 +106,12 @@ impl Core {
             return;
         }
         let reason = if owners > 0 {
-            format!("{owners} of {ready} workers have links to all")
+            let combine = match machines {
+                0 => String::new(),
+                1 => "; those of one machine combine".into(),
+                _ => format!("; those of each of {machines} machines combine"),
+            };
+            format!("{owners} of {ready} workers have links to all{combine}")
         } else if step < self.star_until {
             "the last attempt was void".into()
         } else if !self.wants_sharded() {
@@ -139,8 +173,14 @@ impl Core {
         if flight.closing || flight.sums_due.is_none_or(|due| now < due) {
             return;
         }
-        let (step, chunks) = (flight.step, flight.owned_and_missing(None));
+        let (step, chunks) = (flight.step, flight.missing());
         if chunks.is_empty() {
+            return;
+        }
+        if !flight.layout.machines.is_empty() {
+            // A combiner may have them, so that no owner is to blame.
+            self.stop_combining(step);
+            self.take_back(now, chunks, "the sums of machines that combine were late");
             return;
         }
         let mut late: Vec<Session> = chunks.iter().filter_map(|&chunk| flight.layout.owner(chunk)).collect();
@@ -190,8 +230,10 @@ impl Core {
             return;
         }
         let Some(flight) = self.flight.as_ref().filter(|flight| !flight.closing) else { return };
-        let mut chunks = flight.owned_and_missing(Some(session));
-        chunks.extend(flight.owned_and_missing(Some(peer)));
+        let mut chunks = flight.missing_of(session);
+        chunks.extend(flight.missing_of(peer));
+        chunks.sort_unstable();
+        chunks.dedup();
         let name = |session: Session| self.members.0.get(&session).map_or("a worker", |m| m.name.as_str());
         let reason = format!("the link between {} and {} broke: {reason}", name(session), name(peer));
         if self.take_back(now, chunks, &reason) {
@@ -212,10 +254,18 @@ impl Core {
         if self.injects(FaultInjection::BlameReceiver) || !layout.is_linked(session) {
             return false;
         }
+        let passed_on = |chunk: &u32| layout.source(session, *chunk) != layout.owner(*chunk);
+        let unclear = differing.is_some_and(|chunks| chunks.iter().any(passed_on));
+        // A sum that has come through a combiner may have been changed by it or by its owner.
+        let differing = differing.filter(|_| !unclear);
         let owners: Option<BTreeSet<Session>> =
             differing.map(|chunks| chunks.iter().filter_map(|&chunk| layout.owner(chunk)).collect());
         if owners.as_ref().is_some_and(|owners| owners.is_empty() || owners.contains(&session)) {
             return false;
+        }
+        if unclear {
+            // Whoever does it again is known then.
+            self.stop_combining(self.committed);
         }
         if let Some(member) = self.members.0.get_mut(&session) {
             member.state = State::Joining;

@@ -90,7 +90,7 @@ impl StepInFlight {
     pub fn contribute(&mut self, now: Duration, node: Node, chunk: u32) -> Contribution {
         let verdict = self.reduction.contribute(node, chunk);
         if let Contribution::Take(due) = &verdict
-            && matches!(due.last(), Some(ReductionStep::RootReady { .. }))
+            && matches!(due.last(), Some(ReductionStep::Ready { .. }))
         {
             self.own.became_whole(chunk);
         }
@@ -112,17 +112,23 @@ impl StepInFlight {
         self.receipts.values().map(|r| r.samples as usize).sum::<usize>() == self.samples
     }
 
-    /// The chunks whose sums have not come and that workers own, of all owners or of one.
+    /// The chunks that workers own and whose sums have not come.
     #[must_use]
-    pub fn owned_and_missing(&self, by: Option<Session>) -> Vec<u32> {
+    pub fn missing(&self) -> Vec<u32> {
         let missing = |chunk: &u32| {
-            let owner = self.layout.owner(*chunk);
-            owner.is_some()
-                && (by.is_none() || owner == by)
+            self.layout.is_sharded()
                 && !self.own.contains(*chunk)
                 && !self.reduction.is_covered(Node::ROOT, *chunk)
         };
         (0..self.reduction.chunks()).filter(missing).collect()
+    }
+
+    /// Those of them that a worker owns or combines.
+    #[must_use]
+    pub fn missing_of(&self, worker: Session) -> Vec<u32> {
+        let mut chunks = self.missing();
+        chunks.retain(|chunk| self.layout.outputs(worker, *chunk).is_some());
+        chunks
     }
 
     /// The workers that get this chunk's sum from its owner, and not from the coordinator.

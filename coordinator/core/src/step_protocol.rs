@@ -13,6 +13,7 @@ use super::fault_injection::FaultInjection;
 use super::reduce_mode;
 use super::step::StepInFlight;
 use super::{LAYOUTS, RECENT};
+use tally_numerics::layout::Machine;
 use tally_numerics::reduction::Contribution;
 
 impl Core {
@@ -96,8 +97,8 @@ impl Core {
         let step = self.committed + 1;
         self.attempt += 1;
         let attempt = self.attempt;
-        let layout = self.choose_layout(step, &ready);
-        self.report_layout(step, layout.owners.len(), ready.len());
+        let mut layout = self.choose_layout(step, &ready);
+        self.report_layout(step, &layout, ready.len());
         if layout.is_sharded() {
             // Others could not send what they compute to the owners.
             ready.retain(|session| layout.is_linked(*session));
@@ -109,7 +110,17 @@ impl Core {
             |session: &Session| Load { busy: 0.0, per_leaf: self.members.per_sample(*session) * mean_leaf };
         let loads: Vec<Load> = ready.iter().map(load).collect();
         let quotas = self.quotas(&ready, &loads);
-        let nodes = assign::runs(tree, 0..tree.microbatches(), &quotas);
+        let group = |i: usize| {
+            let mates = layout.machine_of(ready[i]).map_or(&[][..], |machine| &machine.workers);
+            ready.iter().position(|session| mates.contains(session)).unwrap_or(i)
+        };
+        let nodes = assign::runs_in_groups(tree, 0..tree.microbatches(), &quotas, group);
+        for machine in &mut layout.machines {
+            let is_mate = |(session, _): &(&Session, &Vec<Node>)| machine.workers.contains(session);
+            let given = ready.iter().zip(&nodes).filter(is_mate).flat_map(|(_, nodes)| nodes);
+            let full = given.copied().filter(|node| !tree.is_empty(*node, samples));
+            machine.nodes = Machine::combined(tree, full);
+        }
         let flight = StepInFlight::new(tree, self.spec.chunks, (step, attempt), samples, now, layout);
         self.flight = Some(flight);
         let learning_rate = self.spec.optimizer.rate(step, self.spec.steps());
@@ -231,7 +242,7 @@ impl Core {
         if let Some(fault) = fault {
             // The sum may be too large for a float, or the owner may be broken. The coordinator adds up itself to see.
             let reason = format!("{} sent a sum that is not sound: {fault}", member.name);
-            let missing = flight.owned_and_missing(Some(from.session));
+            let missing = flight.missing_of(from.session);
             flight.unsound.insert(from.session);
             self.take_back(now, missing, &reason);
             return;

@@ -60,7 +60,7 @@ impl ReductionBuffers {
 
     /// Performs a step of the reduction, and returns the chunk of the root that becomes whole, if one does.
     pub fn apply(&mut self, step: ReductionStep) -> Option<(u32, Shared)> {
-        let (chunk, value) = self.partial.apply(step)?;
+        let (_, chunk, value) = self.partial.apply(step)?;
         let shared = Shared(Arc::new(value));
         *self.root.get_mut(chunk as usize)? = Some(shared.clone());
         self.add_squares(chunk as usize / CHUNKS_OF_BLOCK);

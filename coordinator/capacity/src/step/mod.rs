@@ -204,7 +204,7 @@ impl<'a> Player<'a> {
                         seconds += (costs.add_element + rounding) * elements;
                     }
                     ReductionStep::Promote { .. } => {}
-                    ReductionStep::RootReady { .. } => {
+                    ReductionStep::Ready { .. } => {
                         seconds += (costs.norm_element + rounding) * elements;
                         seconds += costs.driver_message * self.workers.len() as f64;
                         emitted = Some(chunk);

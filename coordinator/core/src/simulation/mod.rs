@@ -111,6 +111,8 @@ struct World {
     workers: Vec<Worker>,
     /// What the first workers compute with.
     kinds: Vec<&'static str>,
+    /// On how many machines the workers are; 0 if they do not say.
+    machines: usize,
     disk: Disk,
     /// The master state.
     master: (u64, Digest),
@@ -149,6 +151,11 @@ impl World {
 
     /// A world of workers of these kinds; later ones are as the first.
     fn of_kinds(seed: u64, spec: RunSpec, kinds: Vec<&'static str>) -> Self {
+        Self::on_machines(seed, spec, kinds, 0)
+    }
+
+    /// The same, where workers are on so many machines, in turn.
+    fn on_machines(seed: u64, spec: RunSpec, kinds: Vec<&'static str>, machines: usize) -> Self {
         let workers = kinds.len();
         let mut world = Self {
             sampler: EpochSampler::new(spec.schedule),
@@ -158,6 +165,7 @@ impl World {
             next_session: 1,
             workers: Vec::new(),
             kinds,
+            machines,
             disk: Disk::default(),
             master: (0, START),
             waiting: TextSums::default(),
@@ -211,7 +219,8 @@ impl World {
         let numerics_class = self.kinds.get(at).unwrap_or(&self.kinds[0]).to_string();
         let device = DeviceInfo { name: String::new(), numerics_class };
         let links = if at % 4 == 3 { LinkAbility::Dials } else { LinkAbility::Listens };
-        self.feed(Event::Joined { session, name, device, threads: 1, held, links });
+        let machine = at.checked_rem(self.machines).map_or(String::new(), |number| format!("m{number}"));
+        self.feed(Event::Joined { session, name, device, threads: 1, held, links, machine });
     }
 
     fn worker_of(&mut self, session: Session) -> Option<&mut Worker> {
@@ -368,9 +377,11 @@ impl World {
                     flight.step
                 );
             }
-            for chunk in flight.owned_and_missing(None) {
-                let owner = flight.layout.owner(chunk).unwrap();
-                assert!(members.contains_key(&owner), "LIVE-1: nobody adds up chunk {chunk}");
+            for chunk in flight.missing() {
+                let machines = flight.layout.machines.iter().map(|m| flight.layout.gateway(m, chunk));
+                for adds in machines.chain([flight.layout.owner(chunk)]) {
+                    assert!(members.contains_key(&adds.unwrap()), "LIVE-1: nobody adds up chunk {chunk}");
+                }
             }
         }
     }

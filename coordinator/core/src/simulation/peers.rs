@@ -15,9 +15,9 @@ use tally_numerics::reduction::{Contribution, Reduction};
 /// A message from one worker to another.
 #[derive(Clone, Debug)]
 pub enum Peer {
-    /// A chunk of a node, to its owner.
+    /// A chunk of a node, to its combiner or its owner.
     Partial { from: AttemptId, node: Node, index: u32, text: String, digest: Digest },
-    /// A sum, from its owner.
+    /// A sum, from its owner or a combiner.
     Sum { step: u64, attempt: u32, index: u32, text: String },
 }
 
@@ -48,10 +48,12 @@ pub struct PeerSide {
     pub roots: VecDeque<Event>,
     /// Sums for others.
     pub out: VecDeque<(Session, Peer)>,
-    reduction: Option<Reduction>,
-    texts: TextSums,
+    /// What it adds up of the chunks that it owns or combines.
+    sums: BTreeMap<u32, (Reduction, TextSums)>,
     /// The next sum that goes to a single worker is wrong.
     pub lies: bool,
+    /// The next sum of another owner that it passes on is wrong.
+    pub misquotes: bool,
     /// The next sum that goes to the coordinator is NaN.
     pub nan: bool,
 }
@@ -60,7 +62,7 @@ impl PeerSide {
     /// An attempt is announced; a second time to a worker that was sent a state.
     pub fn begin(
         &mut self,
-        shape: Shape,
+        (me, shape): (Session, Shape),
         (step, attempt): (u64, u32),
         samples: usize,
         layout: Layout,
@@ -71,9 +73,14 @@ impl PeerSide {
         }
         let own = if layout.is_sharded() { Vec::new() } else { (0..shape.chunks).collect() };
         let out = std::mem::take(&mut self.out);
-        let reduction = Some(Reduction::new(shape.tree, shape.chunks, samples));
-        let (lies, nan) = (self.lies, self.nan);
-        *self = Self { step, attempt, layout, digest, own, out, reduction, lies, nan, ..Self::default() };
+        let sum = |chunk: u32| {
+            let outputs = layout.outputs(me, chunk)?.to_vec();
+            Some((chunk, (Reduction::of(shape.tree, 1, samples, outputs), TextSums::default())))
+        };
+        let sums = (0..shape.chunks).filter_map(sum).collect();
+        let (lies, misquotes, nan) = (self.lies, self.misquotes, self.nan);
+        *self =
+            Self { step, attempt, layout, digest, own, out, sums, lies, misquotes, nan, ..Self::default() };
     }
 
     /// The coordinator adds these chunks up itself.
@@ -90,21 +97,25 @@ impl PeerSide {
     /// A partial sum has come; returns the sum if it is whole.
     pub fn partial(&mut self, me: Session, message: Peer) -> Option<(u32, String)> {
         let Peer::Partial { from, node, index, text, digest } = message else { return None };
-        let mine = self.layout.owner(index) == Some(me);
-        if from.attempt != self.attempt || !mine || digest != self.digest {
+        if from.attempt != self.attempt || digest != self.digest {
             return None;
         }
-        let Contribution::Take(due) = self.reduction.as_mut()?.contribute(node, index) else { return None };
-        self.texts.insert(node, index, text);
-        let (index, text) = due.into_iter().find_map(|step| self.texts.apply(step))?;
-        self.publish(me, index, &text);
+        assert!(self.layout.may_send(from.session, me, index), "a chunk went to the wrong worker");
+        let (reduction, texts) = self.sums.get_mut(&index)?;
+        let Contribution::Take(due) = reduction.contribute(node, 0) else { return None };
+        texts.insert(node, 0, text);
+        let (node, _, text) = due.into_iter().find_map(|step| texts.apply(step))?;
+        let from = AttemptId { session: me, ..from };
+        if let Some(owner) = self.layout.owner(index).filter(|owner| *owner != me) {
+            self.out.push_back((owner, Peer::Partial { from, node, index, text, digest }));
+            return None;
+        }
+        self.publish(from, index, &text);
         Some((index, text))
     }
 
-    /// Sends a whole sum to everybody but this worker.
-    fn publish(&mut self, me: Session, index: u32, text: &str) {
-        let (step, attempt) = (self.step, self.attempt);
-        let from = AttemptId { session: me, step, attempt };
+    /// Sends a whole sum to the coordinator and to workers.
+    fn publish(&mut self, from: AttemptId, index: u32, text: &str) {
         let fault = if std::mem::take(&mut self.nan) { "NaN".into() } else { text.to_string() };
         self.roots.push_back(Event::Chunk {
             from,
@@ -113,9 +124,24 @@ impl PeerSide {
             digest: None,
             fault: Some(fault),
         });
-        for &to in self.layout.linked.iter().filter(|to| **to != me) {
+        self.pass_on(from.session, index, text);
+    }
+
+    /// Sends a sum to the workers that get it from this one.
+    fn pass_on(&mut self, me: Session, index: u32, text: &str) {
+        let (step, attempt) = (self.step, self.attempt);
+        for to in self.layout.receivers(me, index) {
             let wrong = if std::mem::take(&mut self.lies) { "?" } else { "" };
             self.out.push_back((to, Peer::Sum { step, attempt, index, text: format!("{text}{wrong}") }));
+        }
+    }
+
+    /// Another owner's sum has come.
+    pub fn sum(&mut self, me: Session, attempt: u32, index: u32, text: &str) {
+        let passes_on = attempt == self.attempt && self.layout.receivers(me, index).next().is_some();
+        if passes_on {
+            let wrong = if std::mem::take(&mut self.misquotes) { "?" } else { "" };
+            self.pass_on(me, index, &format!("{text}{wrong}"));
         }
     }
 }

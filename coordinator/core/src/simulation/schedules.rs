@@ -140,7 +140,9 @@ impl World {
 
 fn schedule(seed: u64, fault: Option<FaultInjection>, talks: bool) -> Counts {
     let reduce = if seed.is_multiple_of(2) { ReduceMode::Sharded } else { ReduceMode::Star };
-    let mut world = World::with(seed, RunSpec { reduce, ..spec(1 + (seed / 2 % 5) as usize) });
+    let spec = RunSpec { reduce, ..spec(1 + (seed / 2 % 5) as usize) };
+    let kinds = vec![""; spec.workers];
+    let mut world = World::on_machines(seed, spec, kinds, (seed / 10 % 4) as usize);
     world.talks = talks;
     world.fault = fault;
     world.core.fault = fault;

@@ -105,7 +105,7 @@ impl World {
                 self.waiting.insert(node, index, text);
             }
             Action::Reduce(due) => {
-                if let Some((index, text)) = self.waiting.apply(due) {
+                if let Some((_, index, text)) = self.waiting.apply(due) {
                     self.broadcast_sum(index, text);
                 }
             }

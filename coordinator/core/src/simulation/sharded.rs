@@ -336,3 +336,138 @@ fn rep_1_where_devices_differ_an_attempt_is_void_before_a_sum_has_two_versions()
     let noticed = noticed(|seed| mixed(seed, Some(FaultInjection::MixVersions)));
     assert!(noticed.contains("SUM-1: all versions") || noticed.contains("REP-1"), "{noticed:.200}");
 }
+
+// ---- Machines whose workers combine ----
+
+impl World {
+    /// Workers on two machines, in a sharded attempt of which nothing has come yet.
+    fn combining(seed: u64, workers: usize) -> Self {
+        let mut world = Self::on_machines(seed, sharded_spec(workers), vec![""; workers], 2);
+        world.run_to_sharded(workers);
+        world
+    }
+
+    /// A worker that combines a chunk whose sum has not come, with the chunk.
+    fn combiner(&self) -> Option<(Session, u32)> {
+        let flight = self.core.flight()?;
+        let layout = &flight.layout;
+        let combiner = |chunk: u32| {
+            let machine = layout.machines.iter().find(|m| layout.gateway(m, chunk) != layout.owner(chunk))?;
+            Some((layout.gateway(machine, chunk)?, chunk))
+        };
+        flight.missing().into_iter().find_map(combiner)
+    }
+}
+
+#[test]
+fn sum_1_machines_that_combine_give_the_stars_bits_and_each_sends_a_chunk_once() {
+    for seed in 0..20 {
+        let mut world = World::combining(seed, 4);
+        let layout = &world.core.flight().unwrap().layout;
+        let nodes: Vec<_> = layout.machines.iter().map(|machine| machine.nodes.clone()).collect();
+        assert_eq!(nodes, [vec![Node(2)], vec![Node(3)]]);
+        let machine_of = |session: Session| session % 2;
+        let mut crossed = BTreeSet::new();
+        let attempt = world.core.attempt;
+        while world.core.attempt == attempt && world.outcome.is_none() {
+            for ((from, to), wire) in
+                world.wires.iter().filter(|((a, b), _)| machine_of(*a) != machine_of(*b))
+            {
+                crossed.extend(wire.iter().filter(|message| message.attempt() == attempt).map(|message| {
+                    let (kind, node, index) = match message {
+                        Peer::Partial { node, index, .. } => ("partial", node.0, index),
+                        Peer::Sum { index, .. } => ("sum", 1, index),
+                    };
+                    (kind, node, *index, *from, *to)
+                }));
+            }
+            world.turn();
+        }
+        // Each of two machines sends half of the chunks' partial sums, and the other half's sums, to the other.
+        let count = |wanted| crossed.iter().filter(|(kind, ..)| *kind == wanted).count();
+        // The last sum may be on its way when the next attempt begins.
+        assert!(count("partial") == CHUNKS as usize && count("sum") <= CHUNKS as usize, "{crossed:?}");
+        assert_eq!(world.ends().taken_back, 0);
+    }
+}
+
+/// Its machine's chunks wait with it.
+#[test]
+fn live_1_a_combiner_dies() {
+    many(|seed| {
+        let mut world = World::combining(seed, 4);
+        let reached = world.reaches(|w| w.core.flight().is_some_and(|f| f.reduction.emitted() > 2));
+        if let Some((combiner, _)) = world.combiner().filter(|_| reached) {
+            let at = world.at(combiner).unwrap();
+            world.kill(at, false);
+        }
+        world.ends();
+        reached
+    });
+}
+
+/// A worker of a machine dies before it has sent its chunks. Others compute its nodes, and its machine's combiners would
+/// wait for them until the sums are late.
+#[test]
+fn live_1_the_nodes_of_a_machine_that_combines_are_computed_elsewhere() {
+    for seed in 0..20 {
+        let mut world = World::combining(seed, 4);
+        let step = world.core.committed().0;
+        world.kill(3, false);
+        world.until(|w| w.core.committed().0 > step);
+        assert_eq!(world.core.combining_stopped, 0, "nothing had to become late first");
+        assert!(world.ends().taken_back > 0);
+    }
+}
+
+#[test]
+fn live_1_a_link_within_a_machine_breaks() {
+    many(|seed| {
+        let mut world = World::combining(seed, 4);
+        let [session, peer] = [0, 2].map(|at: usize| world.workers[at].session.unwrap());
+        let reached = world.reaches(|w| w.core.flight().is_some_and(|f| f.reduction.emitted() > 1));
+        world.cut_links(session, Some(peer));
+        world.ends();
+        reached
+    });
+}
+
+/// Owners are not to blame for what a combiner does not send.
+#[test]
+fn live_1_a_combiner_that_is_silent_stops_the_combining_and_costs_no_owner_its_chunks() {
+    let mut stopped = 0;
+    for seed in 0..20 {
+        let mut world = World::combining(seed, 4);
+        let (combiner, _) = world.combiner().unwrap();
+        let at = world.at(combiner).unwrap();
+        // It has computed everything, and then falls silent.
+        let closed = |w: &World| w.core.members().0.get(&combiner).is_some_and(|m| !m.closed.is_empty());
+        if world.reaches(closed) {
+            world.workers[at].asleep = u32::MAX;
+            let step = world.core.committed().0;
+            world.until(|w| w.core.committed().0 > step);
+            let others = world.core.members().0.iter().filter(|(session, _)| **session != combiner);
+            assert!(others.map(|(_, member)| member.late_sums).all(|late| late == 0));
+            stopped += u32::from(world.core.combining_stopped > 0);
+            world.workers[at].asleep = 0;
+        }
+        world.ends();
+    }
+    assert!(stopped >= 5, "combining was stopped in {stopped} of 20 schedules");
+}
+
+/// The receiver, the owner and its machine's other workers are innocent. Without combining the liar is known.
+#[test]
+fn rep_1_a_combiner_that_passes_on_other_sums_stops_the_combining_and_costs_nobody_his_place() {
+    many(|seed| {
+        let mut world = World::combining(seed, 4);
+        let (combiner, _) = world.combiner().unwrap();
+        let at = world.at(combiner).unwrap();
+        world.workers[at].side.misquotes = true;
+        let step = world.core.committed().0 + 4;
+        world.until(|w| w.core.committed().0 >= step);
+        let stopped = world.core.combining_stopped > 0;
+        assert_eq!(world.ends().drifted, 0);
+        stopped
+    });
+}

@@ -26,8 +26,8 @@ impl TextSums {
         self.0.insert((node, index), text);
     }
 
-    /// Performs a step, and returns the chunk of the root that becomes whole, if one does.
-    pub fn apply(&mut self, step: ReductionStep) -> Option<(u32, String)> {
+    /// Performs a step, and returns the output that becomes whole, if one does.
+    pub fn apply(&mut self, step: ReductionStep) -> Option<(Node, u32, String)> {
         let mut take = |node: Node, chunk: u32| {
             self.0.remove(&(node, chunk)).expect("SUM-1: what is to be added is there")
         };
@@ -37,7 +37,7 @@ impl TextSums {
                 (parent, chunk, format!("({l}+{r})"))
             }
             ReductionStep::Promote { child, chunk } => (child.parent().unwrap(), chunk, take(child, chunk)),
-            ReductionStep::RootReady { chunk } => return Some((chunk, take(Node::ROOT, chunk))),
+            ReductionStep::Ready { node, chunk } => return Some((node, chunk, take(node, chunk))),
         };
         self.0.insert((parent, chunk), text);
         None

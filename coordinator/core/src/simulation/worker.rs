@@ -197,7 +197,8 @@ impl Worker {
             }
             Bulk::Begin { step, attempt, samples, layout, digest } => {
                 self.turn(*attempt);
-                self.side.begin(self.shape, (*step, *attempt), *samples, layout.clone(), *digest);
+                let me = (self.session.unwrap_or(0), self.shape);
+                self.side.begin(me, (*step, *attempt), *samples, layout.clone(), *digest);
             }
             Bulk::TakeBack { attempt, chunks } => return self.side.take_back(*attempt, chunks),
             _ => {}
@@ -212,6 +213,7 @@ impl Worker {
         }
         match message.clone() {
             Peer::Sum { step, attempt, index, text } => {
+                self.side.sum(self.session.unwrap_or(0), attempt, index, &text);
                 self.inbox.push_back(Bulk::Reduced { step, attempt, index, text });
             }
             partial @ Peer::Partial { .. } => self.add(partial),
@@ -284,7 +286,10 @@ impl Worker {
             let Event::Chunk { from, node, index, fault: text, .. } = &event else {
                 return Some(Out::Coordinator(event));
             };
-            let Some(owner) = self.side.layout.owner(*index) else { return Some(Out::Coordinator(event)) };
+            let me = self.session.unwrap_or(0);
+            let Some(to) = self.side.layout.destination(me, *index) else {
+                return Some(Out::Coordinator(event));
+            };
             if self.side.own.contains(index) {
                 self.side.returned.push_back(event);
                 continue;
@@ -293,10 +298,10 @@ impl Worker {
             let text = text.clone().unwrap_or_default();
             let partial = Peer::Partial { from: *from, node: *node, index: *index, text, digest };
             self.side.kept.insert((*node, *index), event);
-            if Some(owner) == self.session {
+            if to == me {
                 self.add(partial);
             } else {
-                return Some(Out::Peer(owner, partial));
+                return Some(Out::Peer(to, partial));
             }
         }
     }
@@ -451,7 +456,10 @@ impl Worker {
             let digest = all.fold(Digest::default(), Digest::and);
             return self.said.push_back(Event::Audited { from, node, digest });
         }
-        self.turn(from.attempt);
+        if !self.turn(from.attempt) {
+            // Nobody wants an older attempt's any more.
+            return;
+        }
         let digest = self.committed.expect("work is given to replicas").1;
         let mut samples_digest = sampler.node_digest(tree, from.step, node);
         if std::mem::take(&mut self.other_samples) {
