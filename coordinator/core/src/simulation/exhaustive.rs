@@ -7,8 +7,8 @@
 //! promises are checked after every event, as in the random schedules, and each state must lead on until both steps
 //! are committed (**LIVE-1**).
 //!
-//! `TALLY_EXHAUSTIVE=W,S,F cargo test -p tally-core exhaustive -- --nocapture` explores W workers, S steps and F faults; more
-//! than what the test does takes from minutes to hours, and gigabytes.
+//! `TALLY_EXHAUSTIVE=W,S,F,M cargo test -p tally-core exhaustive -- --nocapture` explores W workers, S steps and F faults on M
+//! machines whose workers combine (0: nobody says where he is); more than what the test does takes from minutes to hours, and gigabytes.
 
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -57,7 +57,7 @@ struct Small {
 
 impl Small {
     /// A cluster at the beginning of a sharded step.
-    fn new(workers: usize) -> Self {
+    fn new(workers: usize, machines: usize) -> Self {
         let spec = RunSpec {
             tree: Tree::new(2).unwrap(),
             chunks: 2,
@@ -70,7 +70,7 @@ impl Small {
             credit_window: 1,
             ..spec(workers)
         };
-        let mut world = World::with(1, spec);
+        let mut world = World::on_machines(1, spec, vec![""; workers], machines);
         world.until(|w| {
             let flight = w.core.flight().filter(|flight| !flight.closing && flight.receipts.is_empty());
             flight.is_some_and(|f| f.layout.linked.len() == workers && f.opened.is_empty())
@@ -249,8 +249,8 @@ fn relative(text: &str, now: Duration) -> String {
 }
 
 /// Explores every state that so many faults can lead to, and returns how many there are.
-fn explore(workers: usize, steps: u64, faults: u32) -> usize {
-    let start = Small::new(workers);
+fn explore(workers: usize, machines: usize, steps: u64, faults: u32) -> usize {
+    let start = Small::new(workers, machines);
     let goal = start.world.core.committed().0 + steps;
     let mut seen = HashSet::from([start.hash()]);
     // Each state with the faults that are left and its place in the history.
@@ -302,12 +302,15 @@ fn made_progress(before: &Small, after: &Small, made: Move) -> bool {
 #[test]
 fn every_order_of_events_in_small_clusters_keeps_the_promises() {
     let asked = std::env::var("TALLY_EXHAUSTIVE").ok().map(|text| {
-        let numbers: Vec<u64> = text.split(',').map(|n| n.parse().expect("three numbers")).collect();
-        [numbers[0], numbers[1], numbers[2]]
+        let numbers: Vec<u64> = text.split(',').map(|n| n.parse().expect("four numbers")).collect();
+        [numbers[0], numbers[1], numbers[2], numbers[3]]
     });
-    for [workers, steps, faults] in asked.map_or(vec![[2, 2, 0], [2, 1, 1]], |asked| vec![asked]) {
-        let states = explore(workers as usize, steps, faults as u32);
-        println!("{workers} workers, two chunks, {steps} steps, up to {faults} faults: {states} states");
+    let small = vec![[2, 2, 0, 0], [2, 1, 1, 0], [3, 1, 0, 2]];
+    for [workers, steps, faults, machines] in asked.map_or(small, |asked| vec![asked]) {
+        let states = explore(workers as usize, machines as usize, steps, faults as u32);
+        println!(
+            "{workers} workers, {machines} machines, two chunks, {steps} steps, up to {faults} faults: {states} states"
+        );
         assert!(states > 1000, "only {states} states");
     }
 }
