@@ -3,8 +3,10 @@
 use std::borrow::Cow;
 
 use bytes::Bytes;
+use tally_numerics::layout::{Layout, Machine};
 use tally_numerics::manifest::{BadManifest, Manifest, TensorSpec};
 use tally_numerics::schema::{Named, Schema, Sums};
+use tally_numerics::tree::Node;
 use thiserror::Error;
 
 use crate::{MAX_MICROBATCH, v1};
@@ -210,6 +212,30 @@ fn are_sound(numbers: &[f64]) -> bool {
 #[must_use]
 pub fn named(values: &Named) -> Vec<v1::NamedValue> {
     values.iter().map(|(name, &value)| v1::NamedValue { name: name.clone(), value }).collect()
+}
+
+/// Where the chunks of an attempt are added up.
+#[must_use]
+pub fn layout(begin: &v1::AttemptBegin) -> Layout {
+    let machine = |machine: &v1::Machine| {
+        let nodes = machine.nodes.iter().map(|node| Node(*node)).collect();
+        Machine::new(machine.workers.clone(), &begin.owners, nodes)
+    };
+    Layout {
+        owners: begin.owners.clone(),
+        linked: begin.linked.clone(),
+        machines: begin.machines.iter().map(machine).collect(),
+    }
+}
+
+/// The machines of a layout, for the message that begins an attempt.
+#[must_use]
+pub fn machines(layout: &Layout) -> Vec<v1::Machine> {
+    let machine = |machine: &Machine| v1::Machine {
+        workers: machine.workers.clone(),
+        nodes: machine.nodes.iter().map(|node| node.0).collect(),
+    };
+    layout.machines.iter().map(machine).collect()
 }
 
 #[cfg(test)]

@@ -195,6 +195,7 @@ fn the_largest_messages_of_an_honest_worker_fit() {
             address: "a".repeat(260),
             port: 65_535,
             certificate: vec![0; 32].into(),
+            machine: "m".repeat(64),
         }),
     };
     let offer = v1::worker_message::Body::ModelManifest(offer);

@@ -53,6 +53,11 @@ pub struct WorkOptions {
     #[arg(long, value_name = "HOST:PORT", value_parser = parse_advertise, help_heading = "Cluster")]
     pub advertise: Option<String>,
 
+    /// A name for the machine, or for whatever shares one link to the rest of the cluster: in a sharded run, workers
+    /// of the same name add up among themselves before anything leaves it [default: the machine's boot id]
+    #[arg(long, value_name = "NAME", value_parser = parse_machine, help_heading = "Cluster")]
+    pub machine: Option<String>,
+
     /// Token and TLS.
     #[command(flatten)]
     pub access: ClientAccess,
@@ -82,6 +87,13 @@ pub enum PeerListen {
 fn parse_listen(text: &str) -> Result<PeerListen, String> {
     let wrong = || "give an IP address and a port, such as 0.0.0.0:50052 or [::]:50052, or none".to_string();
     if text == "none" { Ok(PeerListen::None) } else { text.parse().map(PeerListen::At).map_err(|_| wrong()) }
+}
+
+fn parse_machine(text: &str) -> Result<String, String> {
+    if text.is_empty() || text.len() > 64 {
+        return Err("give a name of 1 to 64 bytes, the same to all workers of a machine".into());
+    }
+    Ok(text.into())
 }
 
 fn parse_advertise(text: &str) -> Result<String, String> {
@@ -114,6 +126,7 @@ impl WorkOptions {
                     PeerListen::At(address) => Some(address),
                 }),
                 advertise: self.advertise.clone(),
+                machine: self.machine.clone(),
             },
             ..defaults
         }

@@ -157,8 +157,9 @@ impl Service {
             Body::ModelManifest(mut offer) => {
                 let peer = offer.peer.take();
                 // Other workers are sent it.
-                if peer.as_ref().is_some_and(|peer| peer.address.len() > 256 || peer.certificate.len() > 4096)
-                {
+                if peer.as_ref().is_some_and(|peer| {
+                    peer.address.len() > 256 || peer.certificate.len() > 4096 || peer.machine.len() > 64
+                }) {
                     return Err("an address or a certificate that is too long".into());
                 }
                 let [name, numerics_class] = [&mut offer.device, &mut offer.numerics_class]

@@ -119,6 +119,9 @@ pub struct PeerEndpoint {
     /// Its certificate for links (DER), where the cluster uses TLS.
     #[prost(bytes = "bytes", tag = "3")]
     pub certificate: ::prost::bytes::Bytes,
+    /// The machine on which it runs, by a name that its workers have in common and no other's have; empty if it is not known.
+    #[prost(string, tag = "4")]
+    pub machine: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Tensor {
@@ -569,6 +572,20 @@ pub struct AttemptBegin {
     pub samples: u32,
     #[prost(fixed64, tag = "7")]
     pub digest: u64,
+    /// The machines on which several of the linked workers combine what they contribute.
+    #[prost(message, repeated, tag = "8")]
+    pub machines: ::prost::alloc::vec::Vec<Machine>,
+}
+/// Workers of one machine. A chunk of what they contribute goes to its owner if that is one of them. Otherwise it goes to
+/// the one of them that combines it: of those that are owners, the one whose place is c divided by the number of owners, modulo
+/// their number. That worker adds up along the tree, sends the owner the sums of `nodes`, and passes the chunk's sum on.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Machine {
+    #[prost(fixed64, repeated, tag = "1")]
+    pub workers: ::prost::alloc::vec::Vec<u64>,
+    /// The fewest nodes that together are what they were given.
+    #[prost(uint32, repeated, tag = "2")]
+    pub nodes: ::prost::alloc::vec::Vec<u32>,
 }
 /// The coordinator adds these chunks up from here on: send it what you have of them. They are appended to those that it
 /// adds up already, in the order in which credits count.

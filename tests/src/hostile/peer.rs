@@ -6,8 +6,9 @@ use std::time::Duration;
 use tally_numerics::CHUNK;
 use tally_numerics::tree::{Node, Tree};
 use tally_numerics::wire::WireDtype;
+use tally_proto::convert;
 use tally_proto::peer_frame::{FrameKind, Greeting, Header};
-use tally_proto::v1::{AttemptBegin, MessageContext, gradient_down, worker_message};
+use tally_proto::v1::{self, AttemptBegin, MessageContext, gradient_down, worker_message};
 use tally_transport::link::LinkSecret;
 use tally_worker::session::compute::Input;
 use tally_worker::session::peers::{PeerOptions, PeerWiring, Peers};
@@ -72,14 +73,18 @@ async fn run(script: &mut Script<'_>) {
                     _ => vec![OURS, THEIRS],
                 };
                 let samples = script.small(16).min(1000);
+                // On this worker's machine is another one, which sends nothing.
+                let machine =
+                    v1::Machine { workers: vec![OURS, 77], nodes: vec![script.small(1), script.small(2)] };
                 let begin = AttemptBegin {
-                    linked: owners.clone(),
+                    linked: [&owners[..], &[77]].concat(),
                     owners,
+                    machines: if script.rarely(2) { vec![machine] } else { Vec::new() },
                     samples,
                     digest: DIGEST,
                     ..AttemptBegin::default()
                 };
-                peers.begin(context(1, attempt), &begin);
+                peers.begin(context(1, attempt), &begin, convert::layout(&begin));
             }
             3 => write(&mut link, script.bytes()).await,
             _ => {

@@ -350,6 +350,7 @@ fn begin(script: &mut Script<'_>) -> AttemptBegin {
         unscaled: script.rarely(2),
         rules,
         limit: f32::INFINITY,
+        machines: Vec::new(),
         linked: owners.clone(),
         owners,
         samples: script.small(4),

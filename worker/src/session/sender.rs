@@ -119,6 +119,8 @@ struct Node {
 /// The contributions of one attempt. Attempts only ever rise, over all steps.
 #[derive(Debug)]
 struct Outgoing {
+    /// This worker's session.
+    me: u64,
     step: u64,
     attempt: u32,
     /// Who adds up which chunk, once the attempt is announced.
@@ -137,8 +139,9 @@ struct Outgoing {
 }
 
 impl Outgoing {
-    fn new(chunks: usize, slots: Option<Arc<SlotPool>>) -> Self {
+    fn new(me: u64, chunks: usize, slots: Option<Arc<SlotPool>>) -> Self {
         Self {
+            me,
             step: 0,
             attempt: 0,
             layout: None,
@@ -262,9 +265,8 @@ impl Outgoing {
             // A chunk that is summed already need not be sent.
             while node.chunks.pop_front_if(|(index, _)| is_reduced(&self.reduced, *index)).is_some() {}
             let front = node.chunks.front().map(|(index, _)| *index);
-            let owner =
-                front.and_then(|index| self.layout.as_ref().map(|layout| (index, layout.owner(index))));
-            match owner {
+            let to = |index| Some((index, self.layout.as_ref()?.destination(self.me, index)));
+            match front.and_then(to) {
                 // Where it goes is not known yet.
                 None if front.is_some() => {}
                 None => {
@@ -281,7 +283,7 @@ impl Outgoing {
                         return to_coordinator(self.chunk(number, index, data));
                     }
                 }
-                Some((_, Some(owner))) => {
+                Some((_, Some(to))) => {
                     let (number, digest) = (node.node, node.digest);
                     // What goes to owners is never in the slots of the coordinator's memory.
                     let Some((index, Payload::Bytes(data))) = node.chunks.pop_front() else { continue };
@@ -290,8 +292,8 @@ impl Outgoing {
                         return self.next_of_step();
                     }
                     self.kept.push((number, index, data.clone()));
-                    let sum = PartialSum { owner, step, attempt, node: number, index, digest, data };
-                    return Some(Next::Owner(sum));
+                    let sum = PartialSum { to, step, attempt, node: number, index, digest, data };
+                    return Some(Next::Peer(sum));
                 }
             }
             at += 1;
@@ -318,8 +320,8 @@ impl Outgoing {
 enum Next {
     /// To the coordinator, with its step and attempt.
     Coordinator(u64, u32, Body),
-    /// To an owner.
-    Owner(PartialSum),
+    /// To another worker.
+    Peer(PartialSum),
 }
 
 /// Sends until the session ends. Chunks for the coordinator go into `slots` where there are some.
@@ -332,7 +334,7 @@ pub async fn run(
     slots: Option<Arc<SlotPool>>,
     sends: SendTrack,
 ) {
-    let mut outgoing = Outgoing::new(chunks, slots);
+    let mut outgoing = Outgoing::new(context.session, chunks, slots);
     while let Some(command) = commands.recv().await {
         outgoing.take(command);
         let mut from = None;
@@ -344,7 +346,7 @@ pub async fn run(
             from.get_or_insert_with(Instant::now);
             let (step, attempt, body) = match next {
                 Next::Coordinator(step, attempt, body) => (step, attempt, body),
-                Next::Owner(sum) => {
+                Next::Peer(sum) => {
                     if let Some(peers) = &peers {
                         peers.send(sum).await;
                     }
@@ -396,7 +398,7 @@ mod tests {
                 Next::Coordinator(_, _, Body::ContributionEnd(t)) => format!("t{}", t.node),
                 Next::Coordinator(_, _, Body::StateChunk(c)) => format!("s{}", c.index),
                 Next::Coordinator(_, _, Body::StreamOpen(_)) => "open".into(),
-                Next::Owner(sum) => format!("{}.{}>{}", sum.node, sum.index, sum.owner),
+                Next::Peer(sum) => format!("{}.{}>{}", sum.node, sum.index, sum.to),
             });
         }
         sent.join(" ")
@@ -410,7 +412,7 @@ mod tests {
 
     #[test]
     fn chunks_leave_as_credits_come() {
-        let mut out = Outgoing::new(CREDIT_WINDOW + 2, None);
+        let mut out = Outgoing::new(9, CREDIT_WINDOW + 2, None);
         contribute(&mut out, 1, 2, CREDIT_WINDOW as u32 + 2);
         assert_eq!(drain(&mut out), format!("h2 {}", window(2, 0)));
         out.take(SendCommand::Reduced { attempt: 1, index: 0 });
@@ -422,14 +424,14 @@ mod tests {
 
     #[test]
     fn live_1_what_went_to_owners_is_kept_and_goes_to_the_coordinator_if_that_takes_it_back() {
-        let mut out = Outgoing::new(4, None);
+        let mut out = Outgoing::new(9, 4, None);
         compute(&mut out, 1, 2, 4);
         assert_eq!(
             drain(&mut out),
             "h2",
             "before the attempt is announced nobody knows whose the chunks are"
         );
-        let layout = Layout { owners: vec![7, 8], linked: vec![7, 8] };
+        let layout = Layout { owners: vec![7, 8], linked: vec![7, 8], ..Layout::default() };
         out.take(SendCommand::Attempt { attempt: 1, layout: layout.clone() });
         assert_eq!(drain(&mut out), "2.0>7 2.1>8 2.2>7 2.3>8 t2");
         out.take(SendCommand::TakeBack { attempt: 1, chunks: vec![1, 3] });
@@ -450,8 +452,11 @@ mod tests {
     #[test]
     fn live_1_credits_of_what_is_taken_back_count_that_alone() {
         let chunks = 3 * CREDIT_WINDOW as u32;
-        let mut out = Outgoing::new(chunks as usize, None);
-        out.take(SendCommand::Attempt { attempt: 1, layout: Layout { owners: vec![7], linked: vec![7] } });
+        let mut out = Outgoing::new(9, chunks as usize, None);
+        out.take(SendCommand::Attempt {
+            attempt: 1,
+            layout: Layout { owners: vec![7], linked: vec![7], ..Layout::default() },
+        });
         compute(&mut out, 1, 2, chunks);
         drain(&mut out);
         let last: Vec<u32> = (chunks - 1 - CREDIT_WINDOW as u32..chunks).collect();
@@ -465,7 +470,7 @@ mod tests {
     #[test]
     fn live_1_a_node_that_waits_delays_no_other_and_a_summed_chunk_is_not_sent() {
         let chunks = CREDIT_WINDOW as u32 + 2;
-        let mut out = Outgoing::new(chunks as usize, None);
+        let mut out = Outgoing::new(9, chunks as usize, None);
         contribute(&mut out, 1, 2, chunks);
         drain(&mut out);
         out.take(SendCommand::Reduced { attempt: 1, index: 0 });
@@ -476,7 +481,7 @@ mod tests {
 
     #[test]
     fn a_void_attempt_is_not_sent() {
-        let mut out = Outgoing::new(10, None);
+        let mut out = Outgoing::new(9, 10, None);
         contribute(&mut out, 1, 2, 10);
         out.next();
         out.take(SendCommand::Void { attempt: 1 });

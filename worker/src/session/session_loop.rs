@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::Instant;
 
-use tally_numerics::layout::Layout;
 use tally_numerics::tree::Tree;
 use tally_proto::convert;
 use tally_proto::span::Clock;
@@ -291,10 +290,10 @@ async fn forward_gradients(
         }
         // The compute thread hears of the attempt before it gets an owner's sum.
         if let Some(begin) = begin {
+            let layout = convert::layout(&begin);
             if let Some(peers) = peers {
-                peers.begin(context, &begin);
+                peers.begin(context, &begin, layout.clone());
             }
-            let layout = Layout { owners: begin.owners, linked: begin.linked };
             let _ = commands.send(SendCommand::Attempt { attempt, layout });
         }
     }

@@ -179,6 +179,7 @@ impl Driver {
             Some((address, _)) if address.endpoint.port == 0 => LinkAbility::Dials,
             Some(_) => LinkAbility::Listens,
         };
+        let machine = peer.as_ref().map_or(String::new(), |(address, _)| address.endpoint.machine.clone());
         let time = capabilities.iter().any(|c| c == TIMELINE).then(|| WorkerTime::new(self.clock.unix()));
         self.workers.insert(
             session,
@@ -186,7 +187,7 @@ impl Driver {
         );
         self.observe(RunEvent::Connected { session, name: &name, device: &device.name });
         self.ask_clocks();
-        self.push(Event::Joined { session, name, device, threads, held, links });
+        self.push(Event::Joined { session, name, device, threads, held, links, machine });
     }
 
     /// A worker has evaluated a microbatch of the test pass.

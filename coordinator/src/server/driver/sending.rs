@@ -164,6 +164,7 @@ impl Driver {
             unscaled,
             rules,
             limit: optimizer.limit(),
+            machines: convert::machines(&layout),
             owners: layout.owners,
             linked: layout.linked,
             samples: flight.map_or(0, |flight| flight.samples as u32),

@@ -83,16 +83,16 @@ async fn read_frame(shared: &Shared, peer: u64, reader: &mut LinkReader) -> Resu
     reader.read_exact(bytes).await.map_err(ended)?;
     header.check(bytes).map_err(|e| format!("it sent {e}"))?;
     let Some(attempt) = shared.attempt(header.attempt) else { return Ok(()) };
-    let owner = attempt.layout.owner(header.index);
+    let (layout, me) = (&attempt.layout, wiring.context.session);
     match header.kind {
-        FrameKind::Sum if owner == Some(peer) => {
-            shared.deliver(&header, floats::share(raw).slice(..length)).await;
+        FrameKind::Sum if layout.source(me, header.index) == Some(peer) => {
+            shared.deliver(&attempt, header, floats::share(raw).slice(..length)).await;
             Ok(())
         }
-        FrameKind::Sum => Err(format!("it sent the sum of chunk {}, which it does not own", header.index)),
-        FrameKind::Partial(node)
-            if owner == Some(wiring.context.session) && attempt.layout.is_linked(peer) =>
-        {
+        FrameKind::Sum => {
+            Err(format!("it sent the sum of chunk {}, which is another's to send", header.index))
+        }
+        FrameKind::Partial(node) if layout.may_send(peer, me, header.index) => {
             if header.digest != attempt.digest {
                 return Err(format!("it computed {node} with another replica"));
             }

@@ -26,6 +26,14 @@ pub struct PeerOptions {
     pub listen: Option<SocketAddr>,
     /// The `HOST:PORT` at which others reach this worker.
     pub advertise: Option<String>,
+    /// What the workers that combine with this one have in common; its machine if it is not given.
+    pub machine: Option<String>,
+}
+
+/// A name that the workers of this machine have in common, and others have not; empty if none can be found out.
+pub fn this_machine() -> String {
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    boot.trim().chars().take(64).collect()
 }
 
 /// Listens for links, and returns the port; 0 if this worker only dials.

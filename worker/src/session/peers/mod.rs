@@ -1,12 +1,12 @@
 //! Sharded attempts: this worker's links to others, and its part as an owner of chunks (**SUM-1**, **LIVE-1**).
 //!
-//! A `queue` and two tasks (`frames`) serve each link. `owner` adds up what arrives. Nothing here decides: the
+//! A `queue` and two tasks (`frames`) serve each link. `attempt` adds up what arrives. Nothing here decides: the
 //! coordinator says who dials whom (`listener`), and in which attempt who owns which chunk. A link on which anything
 //! is wrong is closed and reported; the coordinator then takes back what the link was needed for.
 
+mod attempt;
 mod frames;
 mod listener;
-mod owner;
 mod queue;
 
 use std::collections::HashMap;
@@ -29,8 +29,8 @@ use tokio::task::JoinSet;
 
 use super::compute::Input;
 use super::sender::SendCommand;
+use attempt::Attempt;
 pub use listener::PeerOptions;
-use owner::Attempt;
 use queue::{Frame, LinkQueue};
 
 /// Models of sums that may wait for the compute thread; a replica that lags further gets none from owners.
@@ -107,6 +107,7 @@ impl Peers {
             address: options.advertise.clone().unwrap_or_default(),
             port: port.into(),
             certificate: certificate.unwrap_or_default().into(),
+            machine: options.machine.clone().unwrap_or_else(listener::this_machine),
         };
         (Self(PeerSender(shared)), endpoint)
     }
@@ -118,9 +119,8 @@ impl Peers {
     }
 
     /// The coordinator has announced an attempt.
-    pub fn begin(&self, context: MessageContext, begin: &v1::AttemptBegin) {
+    pub fn begin(&self, context: MessageContext, begin: &v1::AttemptBegin, layout: Layout) {
         let shared = &self.0.0;
-        let layout = Layout { owners: begin.owners.clone(), linked: begin.linked.clone() };
         let mut attempts = lock(&shared.attempts);
         // A worker that is sent a state is told of the attempt in flight a second time.
         if context.attempt > attempts[0].attempt {
@@ -143,11 +143,11 @@ impl Peers {
     }
 }
 
-/// A chunk of a node, on its way to its owner.
+/// A chunk of a node, on its way to its owner or to its machine's combiner.
 #[derive(Debug, PartialEq, Eq)]
 pub struct PartialSum {
-    /// The owner's session.
-    pub owner: u64,
+    /// The session of the worker to which it goes.
+    pub to: u64,
     /// The step.
     pub step: u64,
     /// The attempt.
@@ -163,11 +163,11 @@ pub struct PartialSum {
 }
 
 impl PeerSender {
-    /// Sends a chunk of a node to its owner, which may be this worker. Without a link the chunk is lost, and the
-    /// coordinator takes it back.
+    /// Sends a chunk of a node to another worker, or adds it up if that is this one. Without a link the chunk is lost, and
+    /// the coordinator takes it back.
     pub async fn send(&self, sum: PartialSum) {
         let shared = &self.0;
-        if sum.owner == shared.wiring.context.session {
+        if sum.to == shared.wiring.context.session {
             let wanted = tally_numerics::chunk_range(shared.wiring.elements, sum.index as usize).len();
             let decoded = floats::decode(shared.wiring.dtype, &sum.data, wanted, &shared.pool);
             if let (Some(attempt), Ok(values)) = (shared.attempt(sum.attempt), decoded) {
@@ -175,12 +175,9 @@ impl PeerSender {
             }
             return;
         }
-        let link = lock(&shared.links).get(&sum.owner).cloned();
-        if let Some(link) = link {
-            let kind = FrameKind::Partial(Node(sum.node));
-            let header = Header::of(kind, (sum.step, sum.attempt), sum.index, sum.digest, &sum.data);
-            link.push(Frame { header, data: sum.data }, *shared.newest.borrow());
-        }
+        let kind = FrameKind::Partial(Node(sum.node));
+        let header = Header::of(kind, (sum.step, sum.attempt), sum.index, sum.digest, &sum.data);
+        shared.push(sum.to, Frame { header, data: sum.data });
     }
 }
 
@@ -190,26 +187,36 @@ impl Shared {
         lock(&self.attempts).iter().find(|known| known.attempt == attempt).cloned()
     }
 
-    /// Adds a partial sum; one that makes its chunk whole sends the sum to everybody.
+    /// Adds a partial sum. What becomes whole goes to its owner, or to everybody if this worker owns it.
     async fn add(&self, attempt: &Attempt, node: Node, index: u32, values: Chunk) {
-        let Some(sum) = attempt.add(node, index, values) else { return };
+        let Some((node, sum)) = attempt.add(node, index, values) else { return };
         let data = floats::encode(self.wiring.dtype, sum, &self.pool);
         let (step, number) = (attempt.step, attempt.attempt);
+        let owner = attempt.layout.owner(index);
+        if let Some(owner) = owner.filter(|owner| *owner != self.wiring.context.session) {
+            let kind = FrameKind::Partial(node);
+            let header = Header::of(kind, (step, number), index, attempt.digest, &data);
+            return self.push(owner, Frame { header, data });
+        }
         let header = Header::of(FrameKind::Sum, (step, number), index, 0, &data);
         let to_coordinator = SendCommand::Sum { step, attempt: number, index, data: data.clone() };
         let _ = self.wiring.commands.send(to_coordinator);
-        let me = self.wiring.context.session;
-        for peer in attempt.layout.linked.iter().filter(|peer| **peer != me) {
-            let link = lock(&self.links).get(peer).cloned();
-            if let Some(link) = link {
-                link.push(Frame { header, data: data.clone() }, *self.newest.borrow());
-            }
-        }
-        self.deliver(&header, data).await;
+        self.deliver(attempt, header, data).await;
     }
 
-    /// Gives a sum to the compute thread.
-    async fn deliver(&self, header: &Header, data: Bytes) {
+    /// A frame for a worker; it is lost if there is no link.
+    fn push(&self, to: u64, frame: Frame) {
+        let link = lock(&self.links).get(&to).cloned();
+        if let Some(link) = link {
+            link.push(frame, *self.newest.borrow());
+        }
+    }
+
+    /// Gives a sum to the workers that get it from this one, and to the compute thread.
+    async fn deliver(&self, attempt: &Attempt, header: Header, data: Bytes) {
+        for peer in attempt.layout.receivers(self.wiring.context.session, header.index) {
+            self.push(peer, Frame { header, data: data.clone() });
+        }
         let Ok(permit) = self.room.clone().acquire_owned().await else { return };
         let context = MessageContext { step: header.step, attempt: header.attempt, ..self.wiring.context };
         let sum = v1::SumChunk { index: header.index, data, slot: None, crc: header.crc };
