@@ -124,6 +124,60 @@ fn live_1_owners_come_and_go() {
     }
 }
 
+/// Two workers on each of two machines, by what they say.
+fn on_two_machines(port: u16) -> Vec<Worker> {
+    let worker = |(name, machine)| {
+        let worker = Worker::start(port, ["--no-shared-memory", "--name", name, "--machine", machine]);
+        worker.wait_for_line("joined");
+        worker
+    };
+    [("a1", "a"), ("b1", "b"), ("a2", "a"), ("b2", "b")].map(worker).into()
+}
+
+#[test]
+fn sum_1_workers_of_one_machine_combine_to_the_stars_bits() {
+    let run = RunDir::new();
+    let coordinator = coordinator(&run, "4", 100, 20, &[]);
+    let workers = on_two_machines(coordinator.grpc_port());
+    coordinator.succeed();
+    equals_star(&run);
+    let journal = run.journal();
+    let began = &events(&journal, "reduction")[0];
+    assert_eq!(
+        (&began["owners"], began["reason"].as_str().unwrap()),
+        (&4.into(), "4 of 4 workers have links to all; those of each of 2 machines combine")
+    );
+    let sharded = events(&journal, "step").iter().filter(|step| step["owners"] == 4).count();
+    assert!(sharded > 40, "{sharded} of 80 steps were sharded");
+    assert!(events(&journal, "abort").is_empty(), "{journal:?}");
+    workers.iter().for_each(|worker| worker.succeed());
+}
+
+/// One of a machine's combiners dies, and its machine no longer combines; one of another freezes.
+#[test]
+fn live_1_combiners_come_and_go() {
+    let run = RunDir::new();
+    let coordinator = coordinator(&run, "4", 800, 60, &[]);
+    let port = coordinator.grpc_port();
+    let workers = on_two_machines(port);
+    let step = sharded_step(&run, 4, 0);
+    workers[2].kill9();
+    let step = sharded_step(&run, 3, step);
+    let late = Worker::start(port, ["--no-shared-memory", "--name", "a3", "--machine", "a"]);
+    let step = sharded_step(&run, 4, step);
+    workers[3].signal(Signal::STOP);
+    run.wait_for_step(step + 4);
+    workers[3].signal(Signal::CONT);
+    sharded_step(&run, 4, step + 4);
+    stop(&coordinator);
+    equals_star(&run);
+    assert!(events(&run.journal(), "abort").is_empty(), "each step ended in its first attempt");
+    assert!(!coordinator.stderr().contains("drifted"), "{}", coordinator.stderr());
+    for worker in [&workers[0], &workers[1], &workers[3], &late] {
+        worker.succeed();
+    }
+}
+
 /// The links of one worker break, hold everything back, and are slow; its connection to the coordinator stays.
 #[test]
 fn live_1_a_worker_that_others_cannot_reach_costs_no_step() {

@@ -149,8 +149,8 @@ pub struct Core {
     disputed: Option<(u64, Node)>,
     links: Links,
     auto: AutoReduce,
-    /// How many workers add up, as was reported last; 0 for the star.
-    owners: usize,
+    /// Whether workers add up, and whether machines combine, as was reported last.
+    way: (bool, bool),
     /// The layouts of the last committed steps that were sharded.
     layouts: VecDeque<(u64, Layout)>,
     /// The star is used before this step.
@@ -198,7 +198,7 @@ impl Core {
             disputed: None,
             links: Links::default(),
             auto: AutoReduce::default(),
-            owners: 0,
+            way: (false, false),
             layouts: VecDeque::new(),
             star_until: 0,
             void_attempts: 0,

@@ -101,8 +101,8 @@ impl Core {
         if self.audit_is_due(step) {
             return;
         }
-        let before = std::mem::replace(&mut self.owners, owners);
-        if (before == 0) == (owners == 0) {
+        let way = (owners > 0, machines > 0);
+        if std::mem::replace(&mut self.way, way) == way {
             return;
         }
         let reason = if owners > 0 {
