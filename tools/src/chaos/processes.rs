@@ -243,7 +243,11 @@ impl Processes {
                 let apart: &[&str] = if slot % 4 == 1 { &["--no-shared-memory"] } else { &[] };
                 let ports = links.as_ref().map(|links| [links.port, links.relay.port()]);
                 let reached = ports.map(|ports| ports.map(|port| format!("127.0.0.1:{port}")));
-                let peers = reached.as_ref().map(|[at, by]| ["--peer-listen", at, "--advertise", by]);
+                // Every second one is said to be on another machine, so that there is something to combine.
+                let machine = if slot.is_multiple_of(2) { "left" } else { "right" };
+                let peers = reached
+                    .as_ref()
+                    .map(|[at, by]| ["--peer-listen", at, "--advertise", by, "--machine", machine]);
                 let peers = peers.iter().flatten();
                 Process::start(
                     &worker,
