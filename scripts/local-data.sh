@@ -19,7 +19,11 @@ cargo build --quiet --workspace --bin large-items
 program=${CARGO_TARGET_DIR:-target}/debug/large-items
 
 sent() { ip netns exec "$hosts-coordinator" cat /sys/class/net/wire/statistics/tx_bytes; }
-done_steps() { grep -cs '"event":"step"' "$work/run/journal.jsonl" || true; }
+done_steps() {
+    local count
+    count=$(grep -cs '"event":"step"' "$work/run/journal.jsonl") || true
+    echo "${count:-0}"
+}
 
 train() { # How the data comes, its size, and epochs enough for the steps.
     local data=$1 size=$2 epochs=$3
