@@ -126,7 +126,7 @@ fn a_gpu_that_is_too_old_or_too_small_says_so() {
 fn train(workers: &[&[&str]], options: &[&str]) -> RunDir {
     let run = RunDir::new();
     let count = workers.len().to_string();
-    let small = ["--epochs", "1", "--batch-size", "16", "--train-limit", "32", "--test-limit", "10"];
+    let small = ["--epochs", "1", "--batch-size", "8", "--train-limit", "16", "--test-limit", "4"];
     let arguments = [&["--workers", &count, "--run-dir", run.arg()], &small[..], options].concat();
     let coordinator = Coordinator::start(arguments);
     let environment = cuda().environment();
