@@ -124,7 +124,11 @@ restarts() { scontrol show job "$1" | sed -n 's/.*Restarts=\([0-9]*\).*/\1/p'; }
 requeued() { [ "$(restarts "$1")" = 1 ] && [ "$(squeue --noheader --format "%T %r" --jobs "$1")" = "PENDING BeginTime" ]; }
 checkpoints() { find "$work/home/runs/slurm-$1/checkpoints" -name model.safetensors 2>/dev/null | wc -l; }
 # Slurm has a job that was put back wait for two minutes, for the sake of slow epilogs.
-at_once() { scontrol update JobId="$1" StartTime=now; }
+# A node refuses a job that comes back within the second in which its credential was revoked.
+at_once() {
+    sleep 3
+    scontrol update JobId="$1" StartTime=now
+}
 # What sacct says of each start of a job, once the accounts have it.
 starts() { sacct --duplicates --allocations --noheader --parsable2 --format State --jobs "$1" | sed 's/ by .*//' | paste --serial --delimiters ' '; }
 has_starts() { [[ "$(starts "$1")" =~ ^$2$ ]]; }

@@ -12,7 +12,7 @@ fi
 # The lints and the documentation take the GPU backend in, which builds without a CUDA toolkit; whether it computes, a
 # machine with a GPU tells. All other commands are for the whole workspace without it. Two sets of features are two
 # builds of Burn, one of them without code; a third would cost minutes.
-cuda=(--features tally-mnist/cuda,fashion/cuda)
+cuda=(--features "tally-mnist/cuda,fashion/cuda")
 cargo fmt --all --check
 cargo clippy --workspace --all-targets "${cuda[@]}" -- -D warnings
 RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet "${cuda[@]}"
