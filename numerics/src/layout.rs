@@ -128,9 +128,11 @@ impl Layout {
         Some(gateway.filter(|gateway| *gateway != to).unwrap_or(owner))
     }
 
-    /// The workers to which another passes a chunk's sum.
+    /// The workers to which another passes a chunk's sum: none, unless it is the chunk's owner or a combiner of it.
     pub fn receivers(&self, from: Session, chunk: u32) -> impl Iterator<Item = Session> {
-        self.linked.iter().copied().filter(move |to| self.source(*to, chunk) == Some(from))
+        let passes_on = self.outputs(from, chunk).is_some();
+        let linked = if passes_on { &self.linked[..] } else { &[] };
+        linked.iter().copied().filter(move |to| self.source(*to, chunk) == Some(from))
     }
 }
 

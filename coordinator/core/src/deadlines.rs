@@ -175,15 +175,16 @@ impl Core {
         let by = dealt.iter().map(|(&session, nodes)| (session, full(nodes))).collect();
         let class = |session: &Session| &self.members.0[session].device.numerics_class;
         let joins = dealt.keys().any(|session| !flight.classes.contains(class(session)));
-        let unlinked = dealt.keys().any(|session| !flight.layout.is_linked(*session));
+        let sharded = flight.layout.is_sharded();
         // Owners, or the combiners of a machine, would wait for nodes that come from elsewhere.
-        let reason = match (unlinked, flight.layout.machines.is_empty()) {
-            _ if !flight.layout.is_sharded() => None,
-            (true, _) => Some("a worker without links computes for others"),
-            (_, false) => Some("a machine that combines lacks nodes"),
-            _ => None,
+        let reason = if sharded && dealt.keys().any(|session| !flight.layout.is_linked(*session)) {
+            Some("a worker without links computes for others")
+        } else if !flight.layout.machines.is_empty() {
+            Some("a machine that combines lacks nodes")
+        } else {
+            None
         };
-        if flight.layout.is_sharded() && joins && (reason.is_some() || !flight.own.order().is_empty()) {
+        if sharded && joins && (reason.is_some() || !flight.own.order().is_empty()) {
             self.void_mixed(now, "a worker of another kind computes for others");
             return 0;
         }

@@ -160,7 +160,7 @@ impl Service {
                 if peer.as_ref().is_some_and(|peer| {
                     peer.address.len() > 256 || peer.certificate.len() > 4096 || peer.machine.len() > 64
                 }) {
-                    return Err("an address or a certificate that is too long".into());
+                    return Err("an address, a certificate or a machine's name that is too long".into());
                 }
                 let [name, numerics_class] = [&mut offer.device, &mut offer.numerics_class]
                     .map(|text| printable(&std::mem::take(text), 256));

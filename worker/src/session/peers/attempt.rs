@@ -70,18 +70,20 @@ mod tests {
 
     use super::*;
 
+    /// Adds a chunk whose elements have this value; returns the sum that became whole, by its node and an element of it.
+    fn add(attempt: &Attempt, node: u32, index: u32, value: f32) -> Option<(u32, f32)> {
+        let mut values = Pool::default().take(2);
+        values.fill(value);
+        attempt.add(Node(node), index, values).map(|(node, sum)| (node.0, sum[0]))
+    }
+
     #[test]
     fn sum_1_an_owner_adds_along_the_tree_whatever_comes_first_and_twice() {
         let layout = Layout { owners: vec![4, 7, 9], linked: vec![4, 7, 9], ..Layout::default() };
         let shape = (Tree::new(4).unwrap(), 8, 64);
         let attempt = Attempt::new((1, 1), layout, 0, 7, shape, WireDtype::F32);
         assert_eq!(attempt.sums.len(), 3, "chunks 1, 4 and 7");
-        let pool = Pool::default();
-        let add = |node: u32, index: u32, value: f32| {
-            let mut values = pool.take(2);
-            values.fill(value);
-            attempt.add(Node(node), index, values).map(|(_, sum)| sum[0])
-        };
+        let add = |node, index, value| add(&attempt, node, index, value).map(|(_, sum)| sum);
         for index in [7, 1] {
             assert_eq!(add(5, index, 1e8), None);
             assert_eq!(add(5, index, 1e8), None, "twice");
@@ -100,12 +102,7 @@ mod tests {
         let shape = (Tree::new(4).unwrap(), 8, 64);
         let attempt = Attempt::new((1, 1), layout, 0, 7, shape, WireDtype::F32);
         assert_eq!(attempt.sums.len(), 8, "it is its machine's only owner");
-        let pool = Pool::default();
-        let add = |node: u32, index: u32, value: f32| {
-            let mut values = pool.take(2);
-            values.fill(value);
-            attempt.add(Node(node), index, values).map(|(node, sum)| (node.0, sum[0]))
-        };
+        let add = |node, index, value| add(&attempt, node, index, value);
         assert_eq!(add(5, 0, 2.0), None);
         assert_eq!(add(7, 0, 9.0), None, "node 7 is another machine's");
         assert_eq!(add(4, 0, 1.0), Some((2, 3.0)));

@@ -175,9 +175,7 @@ impl PeerSender {
             }
             return;
         }
-        let kind = FrameKind::Partial(Node(sum.node));
-        let header = Header::of(kind, (sum.step, sum.attempt), sum.index, sum.digest, &sum.data);
-        shared.push(sum.to, Frame { header, data: sum.data });
+        shared.send(sum);
     }
 }
 
@@ -194,14 +192,20 @@ impl Shared {
         let (step, number) = (attempt.step, attempt.attempt);
         let owner = attempt.layout.owner(index);
         if let Some(owner) = owner.filter(|owner| *owner != self.wiring.context.session) {
-            let kind = FrameKind::Partial(node);
-            let header = Header::of(kind, (step, number), index, attempt.digest, &data);
-            return self.push(owner, Frame { header, data });
+            let (node, digest) = (node.0, attempt.digest);
+            return self.send(PartialSum { to: owner, step, attempt: number, node, index, digest, data });
         }
         let header = Header::of(FrameKind::Sum, (step, number), index, 0, &data);
         let to_coordinator = SendCommand::Sum { step, attempt: number, index, data: data.clone() };
         let _ = self.wiring.commands.send(to_coordinator);
         self.deliver(attempt, header, data).await;
+    }
+
+    /// Sends a partial sum to another worker.
+    fn send(&self, sum: PartialSum) {
+        let kind = FrameKind::Partial(Node(sum.node));
+        let header = Header::of(kind, (sum.step, sum.attempt), sum.index, sum.digest, &sum.data);
+        self.push(sum.to, Frame { header, data: sum.data });
     }
 
     /// A frame for a worker; it is lost if there is no link.
