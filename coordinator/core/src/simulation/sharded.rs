@@ -337,6 +337,38 @@ fn rep_1_where_devices_differ_an_attempt_is_void_before_a_sum_has_two_versions()
     assert!(noticed.contains("SUM-1: all versions") || noticed.contains("REP-1"), "{noticed:.200}");
 }
 
+/// Two linked workers of one kind are late with what is partly in their sums, and a newcomer of another kind, which has no links
+/// yet, computes for them.
+fn unlinked_of_another_kind(seed: u64) -> Option<u32> {
+    let mut world = World::of_kinds(seed, sharded_spec(2), vec!["CPU"; 2]);
+    world.run_to_sharded(2);
+    let open = |w: &World| w.core.members().0.values().all(|member| !member.open.is_empty());
+    if !world.reaches(|w| open(w) && w.core.flight().is_some_and(|f| f.reduction.emitted() > 0)) {
+        return None;
+    }
+    world.kinds.push(OTHER_BITS);
+    world.workers.push(Worker::default());
+    world.join(2);
+    // Nobody is late before the newcomer is ready.
+    world.still = true;
+    world.until(|w| w.core.members().ready().len() == 3);
+    world.still = false;
+    // Both trailers may have come meanwhile.
+    let late = world.core.flight().is_some_and(|flight| !flight.closing && !flight.has_all_receipts());
+    world.now += Duration::from_secs(10);
+    world.feed(Event::Tick);
+    let world = world.finish();
+    assert_eq!(world.outcome, Some(RunOutcome::Done));
+    late.then_some(world.counts.void)
+}
+
+#[test]
+fn sum_1_an_unlinked_worker_of_another_kind_voids_the_attempt_in_which_it_takes_over() {
+    let found: Vec<u32> = (0..400).filter_map(unlinked_of_another_kind).collect();
+    let void = found.iter().filter(|void| **void > 0).count();
+    assert!(void >= 10, "{found:?}");
+}
+
 // ---- Machines whose workers combine ----
 
 impl World {
