@@ -8,6 +8,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/checks/try.sh
+. scripts/checks/journal.sh
 
 if [ -z "${APART:-}" ]; then
     require slurmctld:slurm-wlm slurmd:slurm-wlm sbatch:slurm-wlm munged:munge slurmdbd:slurmdbd mariadbd:mariadb-server-core
@@ -113,7 +114,7 @@ submit() { # OPTIONS OF SBATCH -- ARGUMENTS: prints the job's number
 }
 state() { squeue --noheader --states all --format %T --jobs "$1"; }
 is() { [ "$(state "$1")" = "$2" ]; }
-events() { grep -cs "\"event\":\"$2\"" "$work/home/runs/slurm-$1/journal.jsonl" || true; }
+events() { count_events "$work/home/runs/slurm-$1/journal.jsonl" "$2"; }
 steps() { events "$1" step; }
 has_steps() { [ "$(steps "$1")" -ge "$2" ]; }
 joined() { [ "$(events "$1" join)" -ge "$2" ]; }

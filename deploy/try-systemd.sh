@@ -7,6 +7,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/checks/try.sh
+. scripts/checks/journal.sh
 
 root=$PWD/target/deploy/systemd/root
 log=$PWD/target/deploy/systemd/boot.log
@@ -68,7 +69,7 @@ is_up 2>/dev/null || skip "systemd does not boot here; see $log"
 is() { [ "$(inside systemctl show --property "$2" --value "$1")" = "$3" ]; }
 journal=$root/var/lib/private/tally/run/journal.jsonl
 summary=$root/var/lib/private/tally/run/summary.json
-count() { grep -cs "\"event\":\"$1\"" "$journal" || true; }
+count() { count_events "$journal" "$1"; }
 has() { [ "$(count "$1")" -ge "$2" ]; }
 more_steps() { wait_until "$1 more steps" has step $(($(count step) + $1)); }
 

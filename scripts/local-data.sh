@@ -11,6 +11,7 @@ cd "$(dirname "$0")/.."
 steps=${1:-200}
 
 source scripts/hosts.sh
+source scripts/checks/journal.sh
 work=$(mktemp -d)
 trap 'remove_hosts; rm -rf "$work"' EXIT
 make_hosts none coordinator first second
@@ -19,11 +20,7 @@ cargo build --quiet --workspace --bin large-items
 program=${CARGO_TARGET_DIR:-target}/debug/large-items
 
 sent() { ip netns exec "$hosts-coordinator" cat /sys/class/net/wire/statistics/tx_bytes; }
-done_steps() {
-    local count
-    count=$(grep -cs '"event":"step"' "$work/run/journal.jsonl") || true
-    echo "${count:-0}"
-}
+done_steps() { count_events "$work/run/journal.jsonl" step; }
 
 train() { # How the data comes, its size, and epochs enough for the steps.
     local data=$1 size=$2 epochs=$3

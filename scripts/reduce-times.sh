@@ -14,6 +14,7 @@ shift 2
 parameters=${PARAMETERS:-6400000} steps=${STEPS:-24} batch=${BATCH:-64} micros=${MICROS:-10} per_host=${PER_HOST:-1}
 
 source scripts/hosts.sh
+source scripts/checks/journal.sh
 work=$(mktemp -d)
 trap 'remove_hosts; rm -rf "$work"' EXIT
 most=0
@@ -41,17 +42,18 @@ tally() { # How, how many workers, and whether those of a host combine.
     done
     # The link is read in mid-run, so that joining is not in it.
     local from to at
-    until [ "$(grep -cs '"event":"step"' "$run/journal.jsonl")" -ge 8 ]; do sleep 0.05; done
-    at=$(grep -cs '"event":"step"' "$run/journal.jsonl")
+    local journal=$run/journal.jsonl
+    until [ "$(count_events "$journal" step)" -ge 8 ]; do sleep 0.05; done
+    at=$(count_events "$journal" step)
     from=$(sent)
-    until [ "$(grep -cs '"event":"step"' "$run/journal.jsonl")" -ge $((steps - 2)) ]; do sleep 0.05; done
+    until [ "$(count_events "$journal" step)" -ge $((steps - 2)) ]; do sleep 0.05; done
     to=$(sent)
-    to="$to $(($(grep -cs '"event":"step"' "$run/journal.jsonl") - at))"
+    to="$to $(($(count_events "$journal" step) - at))"
     local memory
     memory=$(awk '/VmHWM/ { print int($2 / 1024) }' "/proc/$coordinator/status" "/proc/${pids[0]}/status" | paste -sd' ')
     wait "$coordinator"
     wait "${pids[@]}"
-    python3 - "$run/journal.jsonl" "$mode" "$count" "$from $to" "$memory" "$combine" <<'P'
+    python3 - "$journal" "$mode" "$count" "$from $to" "$memory" "$combine" <<'P'
 import json, statistics, sys
 journal, mode, count, link, memory, combine = sys.argv[1:]
 steps = [line for line in map(json.loads, open(journal)) if line["event"] == "step"][6:]

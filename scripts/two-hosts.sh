@@ -14,6 +14,7 @@ skip() {
 command -v ip >/dev/null || skip "there is no ip (Debian's package iproute2)"
 
 source scripts/hosts.sh
+source scripts/checks/journal.sh
 work=$(mktemp -d)
 running=()
 clean_up() {
@@ -39,11 +40,7 @@ fail() {
     exit 1
 }
 journal=$work/run/journal.jsonl
-steps() {
-    local count
-    count=$(grep -cs '"event":"step"' "$journal") || true
-    echo "${count:-0}"
-}
+steps() { count_events "$journal" step; }
 # Until a condition holds; far longer than it takes, so that only a hang reaches the end.
 wait_until() {
     local what=$1 tries=0

@@ -42,17 +42,17 @@ fn coordinator(run: &RunDir, workers: &str, us_per_sample: u32, epochs: u32, mor
     Coordinator::start(cluster.into_iter().map(String::from).chain(options(us_per_sample, epochs)))
 }
 
-/// Workers that share no memory with the coordinator, the first with these options.
+/// A worker that shares no memory with the coordinator, once it has joined.
+fn worker(port: u16, name: &str, more: &[&str]) -> Worker {
+    let worker = Worker::start(port, [&["--no-shared-memory", "--name", name], more].concat());
+    worker.wait_for_line("joined");
+    worker
+}
+
+/// Such workers, the first with these options.
 fn workers(port: u16, count: usize, more: &[&str]) -> Vec<Worker> {
-    (1..=count)
-        .map(|number| {
-            let name = format!("w{number}");
-            let more = if number == 1 { more } else { &[] };
-            let worker = Worker::start(port, [&["--no-shared-memory", "--name", &name], more].concat());
-            worker.wait_for_line("joined");
-            worker
-        })
-        .collect()
+    let first = |number| if number == 1 { more } else { &[] };
+    (1..=count).map(|number| worker(port, &format!("w{number}"), first(number))).collect()
 }
 
 fn equals_star(run: &RunDir) {
@@ -99,39 +99,39 @@ fn sum_1_bfloat16_has_one_result_wherever_it_is_added_up() {
     workers.iter().for_each(|worker| worker.succeed());
 }
 
-/// An owner dies, a newcomer takes its place, another one freezes for a while.
+/// The last but one of these owners dies, a newcomer with these options takes its place, and the last one freezes for a while.
+fn owners_come_and_go(run: &RunDir, coordinator: &Coordinator, mut workers: Vec<Worker>, newcomer: &[&str]) {
+    let all = workers.len() as u64;
+    let (killed, frozen) = (workers.len() - 2, workers.len() - 1);
+    let step = sharded_step(run, all, 0);
+    workers[killed].kill9();
+    let step = sharded_step(run, all - 1, step);
+    let late = worker(coordinator.grpc_port(), "late", newcomer);
+    let step = sharded_step(run, all, step);
+    workers[frozen].signal(Signal::STOP);
+    run.wait_for_step(step + 4);
+    workers[frozen].signal(Signal::CONT);
+    sharded_step(run, all, step + 4);
+    stop(coordinator);
+    equals_star(run);
+    assert!(events(&run.journal(), "abort").is_empty(), "each step ended in its first attempt");
+    assert!(!coordinator.stderr().contains("drifted"), "{}", coordinator.stderr());
+    workers[killed] = late;
+    workers.iter().for_each(|worker| worker.succeed());
+}
+
 #[test]
 fn live_1_owners_come_and_go() {
     let run = RunDir::new();
     let coordinator = coordinator(&run, "3", 800, 60, &[]);
-    let port = coordinator.grpc_port();
-    let workers = workers(port, 3, &[]);
-    let step = sharded_step(&run, 3, 0);
-    workers[1].kill9();
-    let step = sharded_step(&run, 2, step);
-    let late = Worker::start(port, ["--no-shared-memory", "--name", "late"]);
-    let step = sharded_step(&run, 3, step);
-    workers[2].signal(Signal::STOP);
-    run.wait_for_step(step + 4);
-    workers[2].signal(Signal::CONT);
-    sharded_step(&run, 3, step + 4);
-    stop(&coordinator);
-    equals_star(&run);
-    assert!(events(&run.journal(), "abort").is_empty(), "each step ended in its first attempt");
-    assert!(!coordinator.stderr().contains("drifted"), "{}", coordinator.stderr());
-    for worker in [&workers[0], &workers[2], &late] {
-        worker.succeed();
-    }
+    let workers = workers(coordinator.grpc_port(), 3, &[]);
+    owners_come_and_go(&run, &coordinator, workers, &[]);
 }
 
 /// Two workers on each of two machines, by what they say.
 fn on_two_machines(port: u16) -> Vec<Worker> {
-    let worker = |(name, machine)| {
-        let worker = Worker::start(port, ["--no-shared-memory", "--name", name, "--machine", machine]);
-        worker.wait_for_line("joined");
-        worker
-    };
-    [("a1", "a"), ("b1", "b"), ("a2", "a"), ("b2", "b")].map(worker).into()
+    let on = |(name, machine)| worker(port, name, &["--machine", machine]);
+    [("a1", "a"), ("b1", "b"), ("a2", "a"), ("b2", "b")].map(on).into()
 }
 
 #[test]
@@ -158,24 +158,8 @@ fn sum_1_workers_of_one_machine_combine_to_the_stars_bits() {
 fn live_1_combiners_come_and_go() {
     let run = RunDir::new();
     let coordinator = coordinator(&run, "4", 800, 60, &[]);
-    let port = coordinator.grpc_port();
-    let workers = on_two_machines(port);
-    let step = sharded_step(&run, 4, 0);
-    workers[2].kill9();
-    let step = sharded_step(&run, 3, step);
-    let late = Worker::start(port, ["--no-shared-memory", "--name", "a3", "--machine", "a"]);
-    let step = sharded_step(&run, 4, step);
-    workers[3].signal(Signal::STOP);
-    run.wait_for_step(step + 4);
-    workers[3].signal(Signal::CONT);
-    sharded_step(&run, 4, step + 4);
-    stop(&coordinator);
-    equals_star(&run);
-    assert!(events(&run.journal(), "abort").is_empty(), "each step ended in its first attempt");
-    assert!(!coordinator.stderr().contains("drifted"), "{}", coordinator.stderr());
-    for worker in [&workers[0], &workers[1], &workers[3], &late] {
-        worker.succeed();
-    }
+    let workers = on_two_machines(coordinator.grpc_port());
+    owners_come_and_go(&run, &coordinator, workers, &["--machine", "a"]);
 }
 
 /// The links of one worker break, hold everything back, and are slow; its connection to the coordinator stays.
