@@ -212,13 +212,14 @@ impl ConsoleObserver {
                 if *result == AuditResult::Equal {
                     return;
                 }
-                let verdict = alone.as_ref().map_or_else(
-                    || "nobody could decide".to_string(),
-                    |name| format!("a third worker decided: {name} is sent away"),
-                );
+                let verdict = match (alone, node) {
+                    (None, _) => "nobody could decide".to_string(),
+                    (Some(name), Some(_)) => format!("a third worker decided: {name} is sent away"),
+                    (Some(name), None) => format!("the step was computed again: {name} is sent away"),
+                };
+                let what = node.map_or("sums".into(), |node| format!("node {}", node.0));
                 self.console.warn(&format!(
-                    "audit of step {step}: workers {owner} and {checker} got different bits for node {}; {verdict}",
-                    node.0
+                    "audit of step {step}: {owner} and {checker} got different bits for {what}; {verdict}"
                 ));
             }
             ClusterEvent::Reduction { step, owners, reason } => {

@@ -106,6 +106,12 @@ impl Reduction {
         self.emitted as usize == self.outputs.len() * self.whole.len()
     }
 
+    /// Forgets what has come of a chunk of the root that is whole, so that it can come again.
+    pub fn forget(&mut self, chunk: u32) {
+        self.whole[chunk as usize].fill(0);
+        self.emitted -= 1;
+    }
+
     /// A chunk of a node's sum has come. `node` and `chunk` are in range.
     pub fn contribute(&mut self, node: Node, chunk: u32) -> Contribution {
         let Some(&output) = self.outputs.iter().find(|output| output.covers(node)) else {

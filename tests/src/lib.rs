@@ -16,13 +16,4 @@ pub mod load;
 pub mod programs;
 pub mod rewriting_proxy;
 
-use std::net::{Ipv4Addr, TcpListener};
-
-/// A port that nobody listens on, for a process that is to be started with it.
-///
-/// # Panics
-/// If there is none.
-#[must_use]
-pub fn free_port() -> u16 {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
-}
+pub use tally_tools::cluster::free_port;

@@ -99,6 +99,24 @@ fn sum_1_bfloat16_has_one_result_wherever_it_is_added_up() {
     workers.iter().for_each(|worker| worker.succeed());
 }
 
+/// Every second audit is of what owners add up; those of nodes use the star.
+#[test]
+fn sum_1_audits_of_honest_owners_change_nothing() {
+    let run = RunDir::new();
+    let coordinator = coordinator(&run, "3", 100, 20, &["--audit-rate", "1"]);
+    let workers = workers(coordinator.grpc_port(), 3, &[]);
+    coordinator.succeed();
+    equals_star(&run);
+    let (journal, summary) = (run.journal(), run.summary());
+    let steps = events(&journal, "step");
+    let star = steps.iter().filter(|step| step["owners"] == 0).count() as u64;
+    let audits = summary["audits"].as_u64().unwrap();
+    assert!(audits >= star + 15, "{audits} audits in {} steps, of which {star} used the star", steps.len());
+    assert_eq!(summary["audits_differed"], 0);
+    assert!(events(&journal, "abort").is_empty() && events(&journal, "taken-back").is_empty(), "{journal:?}");
+    workers.iter().for_each(|worker| worker.succeed());
+}
+
 /// The last but one of these owners dies, a newcomer with these options takes its place, and the last one freezes for a while.
 fn owners_come_and_go(run: &RunDir, coordinator: &Coordinator, mut workers: Vec<Worker>, newcomer: &[&str]) {
     let all = workers.len() as u64;

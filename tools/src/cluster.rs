@@ -12,7 +12,7 @@ use std::process::Command;
 use std::sync::OnceLock;
 
 pub use crate::process::{DEADLINE, Output, Process, without_options};
-pub use crate::relay::Relay;
+pub use crate::relay::{Relay, free_port};
 pub use crate::run_dir::{RunDir, digests, events};
 pub use rustix::process::Signal;
 

@@ -62,6 +62,16 @@ impl Shared {
     }
 }
 
+/// A port of the loopback interface on which nobody listens, for a process that is to be started with it.
+///
+/// # Panics
+/// If there is none.
+#[must_use]
+pub fn free_port() -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("there is a free port");
+    listener.local_addr().expect("a listener has an address").port()
+}
+
 impl Relay {
     /// A relay to `target`, both on the loopback interface.
     ///

@@ -39,9 +39,9 @@ pub struct Network {
     pub coordinator_in: f64,
     /// Out of the coordinator.
     pub coordinator_out: f64,
-    /// Out of each worker.
+    /// Out of each worker: its share of its machine's link.
     pub worker_out: f64,
-    /// Into each worker.
+    /// Into each worker, in the same way.
     pub worker_in: f64,
     /// Seconds from a worker to the coordinator and back.
     pub round_trip: f64,
@@ -93,6 +93,8 @@ pub struct Cluster {
     pub cores: usize,
     /// The workers run on the coordinator's machine, and share its cores.
     pub one_machine: bool,
+    /// Workers that share a machine's link, and combine their gradients in sharded steps.
+    pub per_machine: usize,
     /// Bytes of a sample.
     pub sample_bytes: f64,
     /// Bytes of the data set in the coordinator's memory.

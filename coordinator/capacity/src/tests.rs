@@ -44,6 +44,7 @@ fn cluster(workers: usize) -> Cluster {
         network: Network::unlimited(),
         cores: 8,
         one_machine: false,
+        per_machine: 1,
         sample_bytes: 0.0,
         moments: 1,
         data_bytes: 0,
@@ -140,6 +141,21 @@ fn workers_of_one_machine_share_its_cores() {
     is(step_seconds(&one), 32e-3);
     one.one_machine = false;
     is(step_seconds(&one), 16e-3);
+}
+
+/// Four workers on each of two links of 1 MB/s, whose gradients of two chunks travel in no time but on links.
+#[test]
+fn workers_of_one_machine_send_one_gradient_in_sharded_steps() {
+    let link = 1e6;
+    let mut alone = Cluster { parameters: 2 * CHUNK, ..cluster(8) };
+    alone.computing.first_chunk = 1.0;
+    (alone.network.worker_in, alone.network.worker_out) = (link / 4.0, link / 4.0);
+    let combined = Cluster { per_machine: 4, ..alone.clone() };
+    let (gradient, compute) = (combined.gradient_bytes(), 8e-3);
+    // Half of a gradient leaves for the other machine's owners, and the sums of half of the chunks for it and the coordinator.
+    is(sharded::step_seconds(&combined).unwrap(), compute + 1.5 * gradient / link);
+    // Each of four workers sends seven eighths, and a gradient's worth of sums.
+    is(sharded::step_seconds(&alone).unwrap(), compute + 4.0 * 1.875 * gradient / link);
 }
 
 proptest! {

@@ -75,17 +75,17 @@ impl Core {
     }
 
     /// The node of a step about which two workers differed.
-    fn disputed_node(&self, step: u64) -> Option<Node> {
+    pub(super) fn disputed_node(&self, step: u64) -> Option<Node> {
         self.disputed.filter(|(of, _)| *of == step).map(|(_, node)| node)
     }
 
-    /// Random bits of a step: the upper half decides whether a node is audited, the lower half which.
-    fn audit_chance(&self, step: u64) -> u64 {
+    /// Random bits of a step: the upper half decides whether there is an audit, the lower half of what.
+    pub(super) fn audit_chance(&self, step: u64) -> u64 {
         let seed = self.spec.schedule.seed().to_le_bytes();
         fnv1a(step.to_le_bytes().into_iter().chain(seed))
     }
 
-    /// Whether a node of this step is to be audited.
+    /// Whether a node of this step, or sums of it, are to be audited.
     pub(super) fn audit_is_due(&self, step: u64) -> bool {
         let drawn = (self.audit_chance(step) >> 32) as f64 / f64::from(u32::MAX);
         self.disputed_node(step).is_some() || drawn < self.spec.audit_rate
@@ -95,7 +95,8 @@ impl Core {
     pub(super) fn begin_audit(&mut self, now: Duration, dealt: &[(Session, Vec<Node>)]) {
         let Some(flight) = &self.flight else { return };
         let step = flight.step;
-        if !self.audit_is_due(step) {
+        // Sums are audited when they are there.
+        if !self.audit_is_due(step) || flight.layout.is_sharded() || self.has_disputed_sums(step) {
             return;
         }
         let disputed = self.disputed_node(step);
@@ -181,6 +182,13 @@ impl Core {
         self.settle_audit(now);
     }
 
+    pub(super) fn count_audit(&mut self, result: AuditResult) {
+        match result {
+            AuditResult::Equal => self.audits.equal += 1,
+            AuditResult::Alone(_) | AuditResult::Undecided => self.audits.differed += 1,
+        }
+    }
+
     fn settle_audit(&mut self, now: Duration) {
         let Some(audit) = self.flight.as_ref().and_then(|f| f.audit.as_ref()) else { return };
         let mut result = audit.settled();
@@ -190,7 +198,7 @@ impl Core {
         let Some(result) = result else { return };
         let Some(flight) = &mut self.flight else { return };
         let Some(audit) = flight.audit.take() else { return };
-        let (step, node, owner) = (flight.step, audit.node, audit.owner);
+        let (step, disputed, owner) = (flight.step, audit.node, audit.owner);
         let name =
             |session: Session| self.members.0.get(&session).map_or_else(String::new, |m| m.name.clone());
         let alone = match result {
@@ -198,14 +206,11 @@ impl Core {
             _ => None,
         };
         let checker = name(audit.checkers[0].0);
-        let note = ClusterEvent::Audited { step, node, owner: name(owner), checker, alone, result };
-        if result == AuditResult::Equal {
-            self.audits.equal += 1;
-        } else {
-            self.audits.differed += 1;
-        }
+        let (node, owner_name) = (Some(disputed), name(owner));
+        let note = ClusterEvent::Audited { step, node, owner: owner_name, checker, alone, result };
+        self.count_audit(result);
         self.actions.push(Action::Report(note));
-        let fault = format!("its bits for {node} of step {step} are not those that two others got");
+        let fault = format!("its bits for {disputed} of step {step} are not those that two others got");
         match result {
             AuditResult::Equal => self.close_if_complete(),
             AuditResult::Alone(session) if session == owner => self.violated(now, session, fault),
@@ -217,7 +222,7 @@ impl Core {
                 self.close_if_complete()
             }
             AuditResult::Undecided => {
-                self.disputed = Some((step, node));
+                self.disputed = Some((step, disputed));
                 self.abort("an audit found different bits, and nobody to decide");
                 self.boundary(now);
             }

@@ -152,6 +152,13 @@ pub enum Event {
         /// The digest of the sum it got.
         digest: Digest,
     },
+    /// The digest of a chunk of the root that [`Action::DigestSums`] asks for.
+    Summed {
+        /// The chunk.
+        chunk: u32,
+        /// The digest of its sum.
+        digest: Digest,
+    },
     /// A worker has opened the link to another that it was told to open.
     LinkUp {
         /// Who.
@@ -287,7 +294,8 @@ pub enum Action {
         /// To whom.
         peer: Session,
     },
-    /// Tell every replica that the coordinator adds these chunks up from here on: workers send it what they have of them.
+    /// Tell every replica that the coordinator adds these chunks up from here on: workers send it what they have of them. A
+    /// sum that was whole counts no longer.
     TakeBack {
         /// The step.
         step: u64,
@@ -319,6 +327,12 @@ pub enum Action {
         samples: usize,
         /// The node.
         node: Node,
+    },
+    /// Tell the digests of these chunks of the root with [`Event::Summed`]: of those that are whole now, and of each that
+    /// becomes whole later in the attempt.
+    DigestSums {
+        /// The chunks.
+        chunks: Vec<u32>,
     },
     /// Keep the chunk that was just handled as this node's value.
     Take {
@@ -472,13 +486,13 @@ pub enum ClusterEvent {
         /// Why.
         reason: String,
     },
-    /// Two workers have computed the same node.
+    /// Two workers have computed the same node, or the coordinator has added up what an owner did.
     Audited {
         /// The step.
         step: u64,
-        /// The node.
-        node: Node,
-        /// Who contributed it, by name.
+        /// The node; `None` if an owner's sums were audited.
+        node: Option<Node>,
+        /// Who contributed it, or added up, by name.
         owner: String,
         /// Who checked it first, by name.
         checker: String,

@@ -4,6 +4,8 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(not(test), allow(dead_code))]
 pub(crate) enum FaultInjection {
+    /// An audit has workers send again what nobody has any more.
+    AuditLostSums,
     /// A message of an earlier attempt counts.
     AcceptOldAttempts,
     /// A contribution counts whichever replica it was computed with.

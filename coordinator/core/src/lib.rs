@@ -11,6 +11,7 @@
 
 pub mod assign;
 pub mod audit;
+mod audit_sums;
 
 pub mod cluster;
 mod deadlines;
@@ -40,6 +41,7 @@ use tally_numerics::digest::Digest;
 use tally_numerics::order::Schedule;
 use tally_numerics::tree::{Node, Tree};
 
+use audit_sums::SumsAudit;
 use cluster::{Member, Members, Session};
 use events::{Action, Event, RunOutcome};
 use fault_injection::FaultInjection;
@@ -147,6 +149,7 @@ pub struct Core {
     audits: audit::Counts,
     /// The step, and the node of it, about which two workers differ.
     disputed: Option<(u64, Node)>,
+    sums_audit: Option<SumsAudit>,
     links: Links,
     auto: AutoReduce,
     /// Whether workers add up, and whether machines combine, as was reported last.
@@ -196,6 +199,7 @@ impl Core {
             recorded,
             audits: audit::Counts::default(),
             disputed: None,
+            sums_audit: None,
             links: Links::default(),
             auto: AutoReduce::default(),
             way: (false, false),
@@ -277,6 +281,7 @@ impl Core {
             }
             Event::Answered { session, step, leaf } => self.answered(now, session, step, leaf),
             Event::Audited { from, node, digest } => self.audited(now, from, node, digest),
+            Event::Summed { chunk, digest } => self.summed(now, chunk, digest),
             Event::LinkUp { session, peer } => self.link_up(now, session, peer),
             Event::LinkDown { session, peer, reason } => self.link_down(now, session, peer, &reason),
             Event::Need { from, chunks } => self.need(from, chunks),

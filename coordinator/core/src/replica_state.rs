@@ -44,6 +44,7 @@ impl Core {
                     },
                 );
                 member.held.clear();
+                self.flight.iter_mut().for_each(|flight| flight.may_audit_sums = false);
             }
         }
     }

@@ -42,8 +42,9 @@ impl Core {
 
     /// The layout of the next attempt, between these ready workers.
     pub(super) fn choose_layout(&self, step: u64, ready: &[Session]) -> Layout {
-        // Audits compare what comes to the coordinator.
-        let star = !self.wants_sharded() || step < self.star_until || self.audit_is_due(step);
+        // Audits of nodes compare what comes to the coordinator.
+        let audit = self.has_disputed_sums(step) || (self.audit_is_due(step) && !self.audits_sums(step));
+        let star = !self.wants_sharded() || step < self.star_until || audit;
         let layout = if star { None } else { self.sharded_layout(step, ready) };
         layout.unwrap_or_default()
     }

@@ -44,6 +44,9 @@ pub struct StepInFlight {
     pub audit: Option<Audit>,
     /// Audits that were requested and not answered yet.
     pub audits: BTreeSet<(Session, Node)>,
+    /// An audit of owners' sums may begin: there has been none, and no worker was sent owners' sums by the coordinator, because it
+    /// would not send it what those are made of.
+    pub may_audit_sums: bool,
     /// The numerics classes of all that were given nodes, of those that are gone as well.
     pub classes: BTreeSet<String>,
     /// Owners that sent a sum with NaN or infinity in it.
@@ -79,6 +82,7 @@ impl StepInFlight {
             speculative: BTreeSet::new(),
             audit: None,
             audits: BTreeSet::new(),
+            may_audit_sums: true,
             classes: BTreeSet::new(),
             unsound: BTreeSet::new(),
             closing: false,

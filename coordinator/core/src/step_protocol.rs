@@ -125,6 +125,7 @@ impl Core {
         self.flight = Some(flight);
         let learning_rate = self.spec.optimizer.rate(step, self.spec.steps());
         self.actions.push(Action::Begin { step, attempt, learning_rate });
+        self.restart_sums_audit();
         for member in self.members.0.values_mut() {
             member.open.clear();
             member.closed.clear();
@@ -289,10 +290,11 @@ impl Core {
     }
 
     pub(super) fn close_if_complete(&mut self) {
-        let Some(flight) = &mut self.flight else { return };
-        if flight.closing || !flight.is_complete() || flight.audit.is_some() {
+        let Some(flight) = &self.flight else { return };
+        if flight.closing || !flight.is_complete() || flight.audit.is_some() || self.audit_sums() {
             return;
         }
+        let Some(flight) = &mut self.flight else { return };
         flight.closing = true;
         let (step, attempt) = (flight.step, flight.attempt);
         let learning_rate = self.spec.optimizer.rate(step, self.spec.steps());
@@ -357,6 +359,7 @@ impl Core {
         }
         self.committed = step;
         self.digest = digest;
+        self.sums_audit = None;
         if self.recent.len() == RECENT {
             self.recent.pop_front();
         }

@@ -107,15 +107,16 @@ pub enum Line {
         /// Its name.
         worker: String,
     },
-    /// Two workers got different bits for the same node.
+    /// Two workers got different bits for the same node, or a worker and the coordinator for the same sums.
     Audit {
         /// The step.
         step: u64,
-        /// The node of the tree.
-        node: u32,
-        /// The worker that contributed it.
+        /// The node of the tree; none if the sums that a worker had added up were compared.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        node: Option<u32>,
+        /// The worker that contributed it, or added up.
         owner: String,
-        /// The worker that checked it.
+        /// The worker that checked it, or `the coordinator`.
         checker: String,
         /// The worker whose bits differed, if a third worker decided.
         alone: Option<String>,

@@ -67,6 +67,11 @@ impl ReductionBuffers {
         Some((chunk, shared))
     }
 
+    /// Drops a chunk of the root, which will become whole again.
+    pub fn forget(&mut self, chunk: u32) {
+        self.root.get_mut(chunk as usize).and_then(Option::take);
+    }
+
     /// Takes the root's chunks out.
     pub fn take_root(&mut self) -> Vec<Option<Shared>> {
         std::mem::take(&mut self.root)

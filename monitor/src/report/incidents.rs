@@ -103,7 +103,8 @@ fn fault(line: &Line) -> Option<(u64, &'static str, String)> {
             let verdict = alone
                 .as_ref()
                 .map_or("nobody could decide".into(), |name| format!("{name} was alone with its bits"));
-            (*step, "audit differed", format!("node {node}, {owner} and {checker}: {verdict}"))
+            let what = node.map_or("sums".into(), |node| format!("node {node}"));
+            (*step, "audit differed", format!("{what}, {owner} and {checker}: {verdict}"))
         }
         Line::Abort { step, attempt, reason } => {
             (*step, "attempt void", format!("attempt {attempt}: {reason}"))

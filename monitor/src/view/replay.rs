@@ -53,11 +53,11 @@ pub fn describe_line<'a>(line: &'a Line, schema: &Schema) -> Option<(Kind, Optio
         Line::Adopt { step, worker, .. } => {
             (Kind::Adopt, Some(worker), format!("going on from step {step}, which {worker} held"))
         }
-        Line::Audit { step, node, owner, checker, .. } => (
-            Kind::Audit,
-            Some(owner),
-            format!("{owner} and {checker} got different bits for node {node} of step {step}"),
-        ),
+        Line::Audit { step, node, owner, checker, .. } => {
+            let what = node.map_or("sums".into(), |node| format!("node {node}"));
+            let text = format!("{owner} and {checker} got different bits for {what} of step {step}");
+            (Kind::Audit, Some(owner), text)
+        }
         Line::Abort { step, reason, .. } => {
             (Kind::Abort, None, format!("step {step} begins again: {reason}"))
         }

@@ -8,7 +8,7 @@
 #![allow(clippy::print_stdout, clippy::expect_used)]
 
 use clap::Parser;
-use tally_tools::cluster::{Coordinator, RunDir, Signal, Worker, events};
+use tally_tools::cluster::{Coordinator, Relay, RunDir, Signal, Worker, events, free_port};
 use tally_tools::statistics::median;
 
 /// Measure what faults, joins and audits cost.
@@ -52,6 +52,16 @@ enum Hit {
     Frozen,
     Leaves,
     Joins,
+    /// Its links to other workers break, and may come back.
+    CutOff,
+    /// Its links to other workers stay up, and carry nothing.
+    Stalled,
+}
+
+impl Hit {
+    fn is_of_links(self) -> bool {
+        matches!(self, Self::CutOff | Self::Stalled)
+    }
 }
 
 /// By how much steps took longer than the median step, all together, in median steps. Noise alone
@@ -67,8 +77,20 @@ fn hit(how: Hit, Options { times, reduce, .. }: &Options) -> (f64, Vec<f64>, Vec
     let run = RunDir::new();
     let coordinator = start(&run, 4, &["--model", MODEL, "--epochs", "10", "--reduce", reduce]);
     let (port, times) = (coordinator.grpc_port(), *times);
+    let listen = free_port();
+    let relay = Relay::start(listen);
+    let start_fourth = || {
+        let (here, there) = (format!("127.0.0.1:{listen}"), format!("127.0.0.1:{}", relay.port()));
+        Worker::start(port, ["--name", "fourth", "--peer-listen", &here, "--advertise", &there])
+    };
+    // Later workers dial earlier ones, so its links lead through the relay if it is there before the others.
+    let early = how.is_of_links().then(|| {
+        let fourth = start_fourth();
+        fourth.wait_for_line("joined");
+        fourth
+    });
     let others = Worker::start_many(port, 3);
-    let mut fourth = Worker::start(port, ["--name", "fourth"]);
+    let mut fourth = early.unwrap_or_else(start_fourth);
     run.wait_for_step(10);
     let (mut worst, mut sum, mut usual) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..times {
@@ -84,7 +106,9 @@ fn hit(how: Hit, Options { times, reduce, .. }: &Options) -> (f64, Vec<f64>, Vec
             Hit::Killed => fourth.kill9(),
             Hit::Frozen => fourth.signal(Signal::STOP),
             Hit::Leaves => fourth.signal(Signal::INT),
-            Hit::Joins => fourth = Worker::start(port, ["--name", "fourth"]),
+            Hit::Joins => fourth = start_fourth(),
+            Hit::CutOff => relay.cut(),
+            Hit::Stalled => relay.hold(),
         }
         // The step that was hit, and for a join those in which its state is sent.
         let window = if how == Hit::Joins { 6 } else { 1 };
@@ -97,9 +121,17 @@ fn hit(how: Hit, Options { times, reduce, .. }: &Options) -> (f64, Vec<f64>, Vec
         match how {
             Hit::Joins => {}
             Hit::Frozen => fourth.signal(Signal::CONT),
-            Hit::Killed | Hit::Leaves => fourth = Worker::start(port, ["--name", "fourth"]),
+            Hit::Killed | Hit::Leaves => fourth = start_fourth(),
+            Hit::CutOff | Hit::Stalled => relay.mend(),
         }
         settle(&run, 12);
+        if how.is_of_links() {
+            let after = seconds(&run).len() as u64;
+            run.wait_for("a step of four owners", |line| {
+                line["owners"] == 4 && line["step"].as_u64() > Some(after)
+            });
+            settle(&run, 6);
+        }
     }
     coordinator.signal(Signal::INT);
     coordinator.succeed();
@@ -133,7 +165,12 @@ fn main() {
         ("one of four is frozen", Hit::Frozen),
         ("one of four leaves", Hit::Leaves),
         ("a fourth joins three", Hit::Joins),
+        ("the links of one of four break", Hit::CutOff),
+        ("the links of one of four stall", Hit::Stalled),
     ] {
+        if how.is_of_links() && options.reduce == "star" {
+            continue;
+        }
         let (step, worst, sum) = hit(how, &options);
         println!(
             "{what:32} {:>9.1} ms {:>14.2}, {:>6.2} {:>14.2}, {:>6.2}",

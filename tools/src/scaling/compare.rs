@@ -94,6 +94,7 @@ pub fn cluster(case: &Case, calibration: &Calibration) -> Cluster {
         network,
         cores: std::thread::available_parallelism().map_or(1, usize::from),
         one_machine: true,
+        per_machine: 1,
         sample_bytes: SAMPLE_BYTES,
         moments: 1,
         data_bytes: DATA,

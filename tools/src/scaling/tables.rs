@@ -167,6 +167,7 @@ fn rack() -> Panel {
                 network: Network::of_bits(bits, bits.min(1e10), 0.2e-3),
                 cores: 16,
                 one_machine: false,
+                per_machine: 1,
                 sample_bytes: SAMPLE_BYTES,
                 moments: 1,
                 data_bytes: 0,

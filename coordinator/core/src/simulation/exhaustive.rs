@@ -1,5 +1,6 @@
 //! Every order of events in small clusters: all that two or three workers with two chunks can do in one or two sharded
-//! steps, with few faults at any moment, is explored breadth-first to the end.
+//! steps, with few faults at any moment, is explored to the end: breadth-first, and depth-first while more states wait than
+//! memory should hold.
 //!
 //! A state is the whole world: the real core, the workers, and what is on its way between them. A move is one message
 //! that arrives, or a fault. What a worker does by itself follows at once, because nobody else sees the moment. Time
@@ -248,6 +249,9 @@ fn relative(text: &str, now: Duration) -> String {
     out + rest
 }
 
+/// So many states may wait before the search goes on depth-first: some 2 GB.
+const WIDE: usize = 30_000;
+
 /// Explores every state that so many faults can lead to, and returns how many there are.
 fn explore(workers: usize, machines: usize, steps: u64, faults: u32) -> usize {
     let start = Small::new(workers, machines);
@@ -265,7 +269,11 @@ fn explore(workers: usize, machines: usize, steps: u64, faults: u32) -> usize {
         moves.reverse();
         moves
     };
-    while let Some((state, left, place)) = frontier.pop_front() {
+    let next_of = |frontier: &mut VecDeque<_>| match frontier.len() {
+        0..=WIDE => frontier.pop_front(),
+        _ => frontier.pop_back(),
+    };
+    while let Some((state, left, place)) = next_of(&mut frontier) {
         let moves = state.moves();
         let next = moves.iter().map(|m| (*m, left));
         let harm = if left > 0 { state.faults() } else { Vec::new() };
@@ -285,6 +293,9 @@ fn explore(workers: usize, machines: usize, steps: u64, faults: u32) -> usize {
             hash = hash.wrapping_add(u128::from(left));
             leads_on |= made_progress(&state, &after, made);
             if seen.insert(hash) {
+                if seen.len().is_multiple_of(100_000) {
+                    println!("{} states, {} of them wait", seen.len(), frontier.len());
+                }
                 history.push((place, Some(made)));
                 frontier.push_back((after, left, history.len() - 1));
             }

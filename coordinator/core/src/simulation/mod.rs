@@ -118,6 +118,8 @@ struct World {
     master: (u64, Digest),
     waiting: TextSums,
     root: BTreeMap<u32, String>,
+    /// The chunks of the root whose digests are told.
+    digested: Vec<u32>,
     /// The sums of the step that was committed last, with its step and attempt.
     last_root: ((u64, u32), BTreeMap<u32, String>),
     /// What is on its way from one worker to another, for each link that is up.
@@ -170,6 +172,7 @@ impl World {
             master: (0, START),
             waiting: TextSums::default(),
             root: BTreeMap::new(),
+            digested: Vec::new(),
             last_root: ((0, 0), BTreeMap::new()),
             wires: BTreeMap::new(),
             unreachable: BTreeSet::new(),

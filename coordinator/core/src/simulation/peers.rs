@@ -56,6 +56,8 @@ pub struct PeerSide {
     pub misquotes: bool,
     /// The next sum that goes to the coordinator is NaN.
     pub nan: bool,
+    /// It adds up wrongly, as with bad memory, and sends everybody the same.
+    pub miscounts: bool,
 }
 
 impl PeerSide {
@@ -78,9 +80,9 @@ impl PeerSide {
             Some((chunk, (Reduction::of(shape.tree, 1, samples, outputs), TextSums::default())))
         };
         let sums = (0..shape.chunks).filter_map(sum).collect();
-        let (lies, misquotes, nan) = (self.lies, self.misquotes, self.nan);
-        *self =
-            Self { step, attempt, layout, digest, own, out, sums, lies, misquotes, nan, ..Self::default() };
+        let (lies, misquotes, nan, miscounts) = (self.lies, self.misquotes, self.nan, self.miscounts);
+        let base = Self { lies, misquotes, nan, miscounts, ..Self::default() };
+        *self = Self { step, attempt, layout, digest, own, out, sums, ..base };
     }
 
     /// The coordinator adds these chunks up itself.
@@ -110,6 +112,7 @@ impl PeerSide {
             self.out.push_back((owner, Peer::Partial { from, node, index, text, digest }));
             return None;
         }
+        let text = if self.miscounts { text + "!" } else { text };
         self.publish(from, index, &text);
         Some((index, text))
     }

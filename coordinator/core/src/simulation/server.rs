@@ -64,6 +64,7 @@ impl World {
                 self.offered.clear();
                 self.waiting.clear();
                 self.root.clear();
+                self.digested.clear();
                 let flight = self.core.flight().unwrap();
                 self.counts.sharded += u32::from(flight.layout.is_sharded());
                 let (samples, layout, digest) =
@@ -73,6 +74,7 @@ impl World {
             Action::Dial { session, peer } => self.tell(session, Control::Dial { peer }),
             Action::TakeBack { attempt, chunks, .. } => {
                 self.counts.taken_back += 1;
+                chunks.iter().for_each(|chunk| drop(self.root.remove(chunk)));
                 self.broadcast(&Bulk::TakeBack { attempt, chunks });
             }
             Action::Resend { session, step, attempt, chunks } => {
@@ -104,8 +106,19 @@ impl World {
                 let text = self.held.take().expect("a chunk is taken once");
                 self.waiting.insert(node, index, text);
             }
+            Action::DigestSums { chunks } => {
+                for &chunk in &chunks {
+                    if let Some(sum) = self.root.get(&chunk) {
+                        events.push_back(Event::Summed { chunk, digest: digest_of(chunk, sum) });
+                    }
+                }
+                self.digested = chunks;
+            }
             Action::Reduce(due) => {
                 if let Some((_, index, text)) = self.waiting.apply(due) {
+                    if self.digested.contains(&index) {
+                        events.push_back(Event::Summed { chunk: index, digest: digest_of(index, &text) });
+                    }
                     self.broadcast_sum(index, text);
                 }
             }

@@ -369,6 +369,104 @@ fn sum_1_an_unlinked_worker_of_another_kind_voids_the_attempt_in_which_it_takes_
     assert!(void >= 10, "{found:?}");
 }
 
+// ---- Audits of sums ----
+
+impl World {
+    /// Workers of which one adds up wrongly, from the beginning of a step in which its sums are audited.
+    fn miscounting(seed: u64, workers: usize) -> Self {
+        let mut world = Self::with(seed, RunSpec { audit_rate: 1.0, ..sharded_spec(workers) });
+        let audited = |w: &Self| {
+            let flight = w.core.flight().filter(|f| !f.closing && f.layout.is_sharded())?;
+            (flight.reduction.emitted() == 0).then(|| w.core.audited_owner()).flatten()
+        };
+        world.until(|w| audited(w).is_some());
+        let at = audited(&world).and_then(|session| world.at(session));
+        if let Some(at) = at {
+            (world.workers[at].side.miscounts, world.workers[at].faulty) = (true, true);
+        }
+        world
+    }
+}
+
+#[test]
+fn sum_1_an_audit_finds_the_owner_that_adds_up_wrongly() {
+    for workers in 2..5 {
+        many(|seed| {
+            let mut world = World::miscounting(seed, workers);
+            world.until(|w| w.counts.audits.iter().any(|result| *result != AuditResult::Equal));
+            world.workers.iter_mut().for_each(|worker| worker.side.miscounts = false);
+            let counts = world.ends();
+            let differed: Vec<&AuditResult> =
+                counts.audits.iter().filter(|result| **result != AuditResult::Equal).collect();
+            assert!(matches!(differed[..], [] | [AuditResult::Alone(_)]), "seed {seed}: {differed:?}");
+            !differed.is_empty()
+        });
+    }
+}
+
+#[test]
+fn sum_1_audits_of_honest_owners_find_nothing() {
+    for (seed, workers) in (0..40).zip((2..6).cycle()) {
+        let spec = RunSpec { audit_rate: 1.0, ..sharded_spec(workers) };
+        let counts = World::on_machines(seed, spec, vec![""; workers], seed as usize % 3).ends();
+        assert!(counts.sharded > 0 && counts.audits.iter().all(|result| *result == AuditResult::Equal));
+    }
+}
+
+/// Contributors die, freeze and lose links while sums are audited.
+fn audit_amid_faults(seed: u64, fault: Option<FaultInjection>) -> bool {
+    let mut world = World::with(seed, RunSpec { audit_rate: 1.0, ..sharded_spec(4) });
+    (world.fault, world.core.fault) = (fault, fault);
+    let mut reached = false;
+    for _ in 0..3 {
+        world.until(|w| w.core.sums_audit.is_some());
+        reached |= world.core.sums_audit.is_some();
+        if world.outcome.is_some() {
+            break;
+        }
+        let at = world.rng.below(4) as usize;
+        match world.rng.below(3) {
+            0 => world.kill(at, false),
+            1 => world.workers[at].asleep = 400,
+            _ => world.cut(at),
+        }
+        world.until(|w| w.core.sums_audit.is_none());
+    }
+    world.ends();
+    reached
+}
+
+#[test]
+fn live_1_an_audit_of_sums_ends_whoever_dies_or_freezes_in_it() {
+    many(|seed| audit_amid_faults(seed, None));
+}
+
+/// A contributor dies when all sums are there, and another's receipt is not: nobody computes its nodes again, or has them.
+fn contributor_gone(seed: u64, fault: Option<FaultInjection>) -> bool {
+    let mut world = World::with(seed, RunSpec { audit_rate: 1.0, ..sharded_spec(3) });
+    (world.fault, world.core.fault) = (fault, fault);
+    let gone = |w: &World| {
+        let flight = w.core.flight().filter(|f| f.layout.is_sharded() && f.reduction.is_complete())?;
+        w.core.audited_owner().filter(|_| !flight.closing && !flight.has_all_receipts())?;
+        w.core.members().0.iter().find(|(_, m)| !m.closed.is_empty() && m.open.is_empty()).map(|(s, _)| *s)
+    };
+    // The first step whose sums are audited is the third.
+    world.until(|w| gone(w).is_some() || w.core.committed().0 >= 3);
+    let Some(at) = gone(&world).and_then(|session| world.at(session)) else { return false };
+    world.kill(at, false);
+    world.ends();
+    true
+}
+
+#[test]
+fn live_1_sums_whose_parts_nobody_has_any_more_are_not_audited() {
+    let reached = (0..3000).filter(|&seed| contributor_gone(seed, None)).count();
+    assert!(reached >= 5, "{reached} schedules");
+    let broken = |seed| _ = contributor_gone(seed, Some(FaultInjection::AuditLostSums));
+    let noticed = panics((0..3000).map(|seed| move || broken(seed)));
+    assert!(noticed.contains("LIVE-1"), "{noticed:.200}");
+}
+
 // ---- Machines whose workers combine ----
 
 impl World {

@@ -49,6 +49,7 @@ impl Driver {
             Action::Begin { step, attempt, learning_rate } => {
                 self.has_begun.store(true, Ordering::Relaxed);
                 self.buffers.reset(self.core.spec().chunks as usize);
+                self.digested.clear();
                 self.sums.begin();
                 self.observe(RunEvent::AttemptBegun);
                 let begin = gradient_down::Body::AttemptBegin(self.begin(step, learning_rate));
@@ -56,6 +57,7 @@ impl Driver {
             }
             Action::Dial { session, peer } => self.dial(session, peer),
             Action::TakeBack { step, attempt, chunks } => {
+                chunks.iter().for_each(|chunk| self.buffers.forget(*chunk));
                 let taken = v1::TakeBack { chunks };
                 self.broadcast(step, attempt, &gradient_down::Body::TakeBack(taken));
             }
@@ -92,8 +94,20 @@ impl Driver {
                     self.buffers.insert(node, index, values);
                 }
             }
+            Action::DigestSums { chunks } => {
+                let sums: Vec<(u32, Shared)> =
+                    self.buffers.emitted().filter(|(chunk, _)| chunks.contains(chunk)).collect();
+                sums.iter().for_each(|(chunk, sum)| self.push(summed(*chunk, sum)));
+                self.digested = chunks;
+            }
             Action::Reduce(step) => {
-                if let Some((index, chunk)) = self.buffers.apply(step)
+                let whole = self.buffers.apply(step);
+                if let Some((index, chunk)) =
+                    whole.as_ref().filter(|(index, _)| self.digested.contains(index))
+                {
+                    self.push(summed(*index, chunk));
+                }
+                if let Some((index, chunk)) = whole
                     && let Some(flight) = self.core.flight()
                 {
                     let (step, attempt) = (flight.step, flight.attempt);
@@ -320,7 +334,8 @@ impl Driver {
             }
             ClusterEvent::Audited { step, node, owner, checker, alone, result } => {
                 if result != AuditResult::Equal {
-                    self.record(&Line::Audit { step, node: node.0, owner, checker, alone })?;
+                    let node = node.map(|node| node.0);
+                    self.record(&Line::Audit { step, node, owner, checker, alone })?;
                 }
             }
             ClusterEvent::Reduction { step, owners, reason } => {
@@ -356,4 +371,9 @@ impl Driver {
         self.workers.remove(&session);
         self.sums.remove_reader(session);
     }
+}
+
+/// What an audit of sums is told of one.
+fn summed(chunk: u32, Shared(sum): &Shared) -> Event {
+    Event::Summed { chunk, digest: digest::of(chunk as usize * CHUNK, sum, &[sum]) }
 }

@@ -168,6 +168,8 @@ pub struct Driver {
     /// What the core has not handled yet, with the chunk that has come with it.
     events: VecDeque<(Event, Option<Chunk>)>,
     buffers: ReductionBuffers,
+    /// The chunks of the root whose digests the core asks for in this attempt.
+    digested: Vec<u32>,
     /// The sum of the step that was closed last, for replicas that it did not reach.
     last_sum: LastSum,
     sums: SharedSums,
@@ -231,6 +233,7 @@ impl Driver {
             failures: RepeatedFailures::default(),
             events: VecDeque::new(),
             buffers: ReductionBuffers::new(config.wire_dtype, &config.tensors),
+            digested: Vec::new(),
             last_sum: LastSum::default(),
             pool: Pool::default(),
             sums: SharedSums::new(core.spec().chunks),

@@ -72,7 +72,7 @@ pub struct PlanOptions {
     #[arg(long, value_name = "RATE", default_value = "10G", help_heading = "Network")]
     pub bandwidth: Bits,
 
-    /// Bits a second of each worker's link [default: as --bandwidth]
+    /// Bits a second of each worker's link, or, with --per-machine, of each machine's [default: as --bandwidth]
     #[arg(long, value_name = "RATE", help_heading = "Network")]
     pub worker_bandwidth: Option<Bits>,
 
@@ -83,6 +83,13 @@ pub struct PlanOptions {
     /// Cores of the coordinator's machine [default: those of this one]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096), help_heading = "Machines")]
     pub cores: Option<u32>,
+
+    /// Workers on each machine, which share its link, and combine their gradients in sharded steps
+    #[arg(
+        long, value_name = "N", default_value_t = 1, conflicts_with = "one_machine", help_heading = "Machines",
+        value_parser = clap::value_parser!(u32).range(1..=4096)
+    )]
+    pub per_machine: u32,
 
     /// The workers run on the coordinator's machine too, with a thread each and --no-shared-memory
     #[arg(long, help_heading = "Machines")]
@@ -145,7 +152,10 @@ impl PlanOptions {
         let worker = self.worker_bandwidth.map_or(bandwidth, |bits| bits.0);
         let network = match self.one_machine {
             true => Network::unlimited(),
-            false => Network::of_bits(bandwidth, worker, self.round_trip.0),
+            false => {
+                let mates = (self.per_machine as usize).min(workers) as f64;
+                Network::of_bits(bandwidth, worker / mates, self.round_trip.0)
+            }
         };
         Ok(Cluster {
             workers,
@@ -173,6 +183,7 @@ impl PlanOptions {
                 |cores| cores as usize,
             ),
             one_machine: self.one_machine,
+            per_machine: self.per_machine as usize,
             sample_bytes: model.sample_bytes,
             data_bytes: (run.map_or(model.samples, |run| run.samples) as f64 * model.sample_bytes) as usize,
             costs,

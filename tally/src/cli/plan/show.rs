@@ -26,6 +26,7 @@ pub fn json(
         "sample_seconds": cluster.computing.sample,
         "cores": cluster.cores,
         "one_machine": cluster.one_machine,
+        "per_machine": cluster.per_machine,
         "costs": cluster.costs,
         "run": run,
         "predictions": rows,
@@ -58,9 +59,13 @@ pub fn text(
         let worker = options.worker_bandwidth.unwrap_or(options.bandwidth);
         writeln!(
             out,
-            "coordinator: {} cores, {} each way; workers: {}; round trip {}",
+            "coordinator: {} cores, {} each way; {}: {}; round trip {}",
             cluster.cores,
             rate(options.bandwidth.0),
+            match cluster.per_machine {
+                1 => "workers".into(),
+                mates => format!("machines of {mates} workers"),
+            },
             rate(worker.0),
             time(options.round_trip.0)
         )?;
