@@ -71,19 +71,24 @@ pub fn limit(cluster: &Cluster, seconds: f64) -> Limit {
     let even = cluster.batch_size as f64 / cluster.workers as f64;
     let uneven = (most as f64 - even) * cluster.computing.sample;
     let computing = even * cluster.computing.sample;
+    // Bytes pass both ends of a way. If the two are equally slow, only both together make it faster.
+    let coordinator_link = |c: &mut Cluster| {
+        (c.network.coordinator_in, c.network.coordinator_out) = (f64::INFINITY, f64::INFINITY);
+    };
+    let worker_links =
+        |c: &mut Cluster| (c.network.worker_in, c.network.worker_out) = (f64::INFINITY, f64::INFINITY);
+    let link = match without(&worker_links) > without(&coordinator_link) {
+        true => Limit::WorkerLinks,
+        false => Limit::CoordinatorLink,
+    };
+    let links = without(&|c| {
+        coordinator_link(c);
+        worker_links(c);
+    });
     let found = [
         (Limit::Computing, computing),
         (Limit::Microbatches, uneven),
-        (
-            Limit::CoordinatorLink,
-            without(&|c| {
-                (c.network.coordinator_in, c.network.coordinator_out) = (f64::INFINITY, f64::INFINITY);
-            }),
-        ),
-        (
-            Limit::WorkerLinks,
-            without(&|c| (c.network.worker_in, c.network.worker_out) = (f64::INFINITY, f64::INFINITY)),
-        ),
+        (link, links),
         (
             Limit::RoundTrips,
             without(&|c| {

@@ -154,6 +154,10 @@ fn workers_of_one_machine_send_one_gradient_in_sharded_steps() {
     let (gradient, compute) = (combined.gradient_bytes(), 8e-3);
     // Half of a gradient leaves for the other machine's owners, and the sums of half of the chunks for it and the coordinator.
     is(sharded::step_seconds(&combined).unwrap(), compute + 1.5 * gradient / link);
+    // In the star all eight gradients pass both links at once.
+    let mut star = combined.clone();
+    (star.network.coordinator_in, star.network.coordinator_out) = (2.0 * link, 2.0 * link);
+    assert_eq!(limit(&star, step_seconds(&star)), Limit::CoordinatorLink);
     // Each of four workers sends seven eighths, and a gradient's worth of sums.
     is(sharded::step_seconds(&alone).unwrap(), compute + 4.0 * 1.875 * gradient / link);
 }

@@ -162,8 +162,9 @@ pub struct Core {
     void_attempts: u32,
     /// No machine combines before this step.
     combine_from: u64,
-    /// How often machines stopped to combine.
+    /// How often machines stopped combining, and why they did so last.
     combining_stopped: u32,
+    combining_stopped_by: &'static str,
     actions: Vec<Action>,
     /// A rule that is broken on purpose, to see which promise notices.
     #[cfg(test)]
@@ -208,6 +209,7 @@ impl Core {
             void_attempts: 0,
             combine_from: 0,
             combining_stopped: 0,
+            combining_stopped_by: "",
             actions: Vec::new(),
             #[cfg(test)]
             fault: None,

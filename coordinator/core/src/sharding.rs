@@ -91,7 +91,8 @@ impl Core {
     }
 
     /// No machine combines for some steps: it is not known which of its workers did not do its part.
-    fn stop_combining(&mut self, step: u64) {
+    fn stop_combining(&mut self, step: u64, reason: &'static str) {
+        self.combining_stopped_by = reason;
         self.combine_from = step + 1 + (REST << self.combining_stopped.min(8));
         self.combining_stopped += 1;
     }
@@ -108,6 +109,10 @@ impl Core {
         }
         let reason = if owners > 0 {
             let combine = match machines {
+                0 if step < self.combine_from => {
+                    let from = self.combine_from;
+                    format!("; no machine combines before step {from}: {}", self.combining_stopped_by)
+                }
                 0 => String::new(),
                 1 => "; those of one machine combine".into(),
                 _ => format!("; those of each of {machines} machines combine"),
@@ -180,8 +185,9 @@ impl Core {
         }
         if !flight.layout.machines.is_empty() {
             // A combiner may have them, so that no owner is to blame.
-            self.stop_combining(step);
-            self.take_back(now, chunks, "the sums of machines that combine were late");
+            let reason = "the sums of machines that combine were late";
+            self.stop_combining(step, reason);
+            self.take_back(now, chunks, reason);
             return;
         }
         let mut late: Vec<Session> = chunks.iter().filter_map(|&chunk| flight.layout.owner(chunk)).collect();
@@ -266,7 +272,10 @@ impl Core {
         }
         if unclear {
             // Whoever does it again is known then.
-            self.stop_combining(self.committed);
+            self.stop_combining(
+                self.committed,
+                "a machine that combines passed on other sums than the coordinator has",
+            );
         }
         if let Some(member) = self.members.0.get_mut(&session) {
             member.state = State::Joining;

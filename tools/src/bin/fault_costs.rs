@@ -83,14 +83,13 @@ fn hit(how: Hit, Options { times, reduce, .. }: &Options) -> (f64, Vec<f64>, Vec
         let (here, there) = (format!("127.0.0.1:{listen}"), format!("127.0.0.1:{}", relay.port()));
         Worker::start(port, ["--name", "fourth", "--peer-listen", &here, "--advertise", &there])
     };
-    // Later workers dial earlier ones, so its links lead through the relay if it is there before the others.
-    let early = how.is_of_links().then(|| {
+    // Later workers dial earlier ones, so links to the fourth lead through the relay if it is there first.
+    let start_all = || {
         let fourth = start_fourth();
         fourth.wait_for_line("joined");
-        fourth
-    });
-    let others = Worker::start_many(port, 3);
-    let mut fourth = early.unwrap_or_else(start_fourth);
+        (Worker::start_many(port, 3), fourth)
+    };
+    let (mut others, mut fourth) = start_all();
     run.wait_for_step(10);
     let (mut worst, mut sum, mut usual) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..times {
@@ -122,16 +121,21 @@ fn hit(how: Hit, Options { times, reduce, .. }: &Options) -> (f64, Vec<f64>, Vec
             Hit::Joins => {}
             Hit::Frozen => fourth.signal(Signal::CONT),
             Hit::Killed | Hit::Leaves => fourth = start_fourth(),
-            Hit::CutOff | Hit::Stalled => relay.mend(),
+            // Links that break again and again are opened after longer and longer pauses. Newcomers have no history.
+            Hit::CutOff | Hit::Stalled => {
+                relay.mend();
+                for worker in others.iter().chain([&fourth]) {
+                    worker.signal(Signal::INT);
+                    worker.wait();
+                }
+                let after = seconds(&run).len() as u64;
+                (others, fourth) = start_all();
+                run.wait_for("a step of four owners", |line| {
+                    line["owners"] == 4 && line["step"].as_u64() > Some(after)
+                });
+            }
         }
         settle(&run, 12);
-        if how.is_of_links() {
-            let after = seconds(&run).len() as u64;
-            run.wait_for("a step of four owners", |line| {
-                line["owners"] == 4 && line["step"].as_u64() > Some(after)
-            });
-            settle(&run, 6);
-        }
     }
     coordinator.signal(Signal::INT);
     coordinator.succeed();
@@ -144,11 +148,11 @@ fn settle(run: &RunDir, steps: usize) {
 }
 
 /// The mean seconds of a step at this audit rate, with two workers.
-fn audited(rate: &str, steps: usize) -> f64 {
+fn audited(rate: &str, Options { steps, reduce, .. }: &Options) -> f64 {
     let run = RunDir::new();
     let limit = (64 * steps).to_string();
     let options = ["--model", "synthetic:parameters=200000,us-per-sample=500", "--epochs", "1"];
-    let more = ["--train-limit", &limit, "--audit-rate", rate];
+    let more = ["--train-limit", &limit, "--audit-rate", rate, "--reduce", reduce];
     let coordinator = start(&run, 2, &[&options[..], &more].concat());
     let _workers = Worker::start_many(coordinator.grpc_port(), 2);
     coordinator.succeed();
@@ -188,7 +192,7 @@ fn main() {
     let mut means = vec![Vec::new(); rates.len()];
     for _ in 0..3 {
         for (means, rate) in means.iter_mut().zip(rates) {
-            means.push(audited(rate, options.steps));
+            means.push(audited(rate, &options));
         }
     }
     let none = median(means[0].clone());

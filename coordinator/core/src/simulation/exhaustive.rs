@@ -180,9 +180,16 @@ impl Small {
                 let need = world.workers[at].need();
                 world.workers[at].said.extend(need);
             }
-            Move::Wait | Move::Slow => {
+            Move::Wait => {
                 world.now += LONG;
                 world.feed(Event::Tick);
+            }
+            Move::Slow => {
+                world.now += LONG;
+                // A worker that does not send the state that it was asked for may be sent away.
+                world.workers.iter_mut().for_each(|worker| worker.faulty = worker.owes_a_state());
+                world.feed(Event::Tick);
+                world.workers.iter_mut().for_each(|worker| worker.faulty = false);
             }
             Move::Join(at) => world.join(at),
             Move::Kill(at) => world.kill(at, false),

@@ -172,6 +172,12 @@ impl Worker {
         }
     }
 
+    /// Whether it was asked for a state that has not arrived.
+    pub fn owes_a_state(&self) -> bool {
+        self.control.iter().any(|message| matches!(message, Control::Upload { .. }))
+            || self.said.iter().any(|event| matches!(event, Event::Uploaded { .. }))
+    }
+
     fn loaded(&mut self, step: u64, digest: Digest) {
         self.held.clear();
         self.before = None;
