@@ -11,6 +11,7 @@ use tally_core::cluster::Session;
 use tally_core::events::{AuditResult, ClusterEvent, Committed};
 use tally_numerics::schema::{Evaluation, Schema, Sums};
 
+use crate::human_seconds::human_seconds;
 use crate::view::replay::describe_reduction;
 
 /// The time between two plain lines while training.
@@ -39,17 +40,6 @@ pub fn progress_bar(done: u64, all: u64, colours: bool) -> String {
     let (on, off) = if colours { ("\x1b[36m", "\x1b[0m") } else { ("", "") };
     let empty = CELLS as usize - full - half;
     format!("{on}{}{}{off}{}", "━".repeat(full), "╸".repeat(half), " ".repeat(empty))
-}
-
-/// Seconds as people write them: `3 s`, `4 min 05 s`, `2 h 03 min`.
-#[must_use]
-pub fn human_seconds(seconds: f64) -> String {
-    let s = seconds.max(0.0).round() as u64;
-    match s {
-        0..60 => format!("{s} s"),
-        60..3600 => format!("{} min {:02} s", s / 60, s % 60),
-        _ => format!("{} h {:02} min", s / 3600, s % 3600 / 60),
-    }
 }
 
 impl Console {
@@ -213,7 +203,10 @@ impl ConsoleObserver {
                     return;
                 }
                 let verdict = match (alone, node) {
-                    (None, _) => "nobody could decide".to_string(),
+                    (None, Some(_)) => "nobody could decide".to_string(),
+                    (None, None) => {
+                        "the step was computed again, and it is not known whose fault it was".into()
+                    }
                     (Some(name), Some(_)) => format!("a third worker decided: {name} is sent away"),
                     (Some(name), None) => format!("the step was computed again: {name} is sent away"),
                 };

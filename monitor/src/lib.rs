@@ -11,6 +11,7 @@
 mod background_writer;
 pub mod console;
 pub mod http;
+mod human_seconds;
 pub mod metrics;
 pub mod report;
 pub mod tensorboard;
@@ -31,9 +32,9 @@ use tally_proto::span::Clock;
 use tally_run::config::RunConfig;
 use tally_run::journal::{self, Line};
 
-pub use console::human_seconds;
 use console::{Console, ConsoleObserver};
 use http::Panels;
+pub use human_seconds::human_seconds;
 use metrics::{Exporter, MetricsObserver};
 use tensorboard::{EventFile, EventWriter};
 use trace::Trace;

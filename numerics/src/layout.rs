@@ -1,9 +1,11 @@
 //! Where the chunks of an attempt are added up: at the coordinator (the star), or at workers, each of which *owns* a
 //! share of the chunks (sharded). Sums are elementwise, so the place does not change a bit of them (**SUM-1**).
 //!
-//! Several workers of one machine share its link. So in a sharded attempt one of them, the *combiner* of a chunk, adds up
-//! what the machine contributes to the chunk before it leaves for the owner, and passes the chunk's sum on to the others.
-//! Then a machine's link carries what that of a single worker does.
+//! Several workers of one machine share its network connection. So in a sharded attempt one of them, the *combiner* of a
+//! chunk, adds up what the machine contributes to the chunk before it leaves for the owner, and passes the chunk's sum on to
+//! the others. Then a machine sends and receives as much as a single worker does.
+//!
+//! [`OwnChunks`] is the order in which the coordinator gives credits for the chunks that it adds up itself.
 
 use crate::tree::{Node, Tree};
 

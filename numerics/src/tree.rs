@@ -37,12 +37,6 @@ impl Node {
         (self.0 > 1).then_some(Node(self.0 ^ 1))
     }
 
-    /// True for the child whose value stands on the left of the `+`.
-    #[must_use]
-    pub fn is_left(self) -> bool {
-        self.0.is_multiple_of(2)
-    }
-
     /// Whether `other` is this node or below it.
     #[must_use]
     pub fn covers(self, other: Node) -> bool {
@@ -104,12 +98,6 @@ impl Tree {
     #[must_use]
     pub fn leaf(self, leaf: u32) -> Node {
         Node(self.microbatches + leaf)
-    }
-
-    /// Whether `node` is a leaf.
-    #[must_use]
-    pub fn is_leaf(self, node: Node) -> bool {
-        node.0 >= self.microbatches
     }
 
     /// The leaves under `node`.
@@ -213,7 +201,7 @@ mod tests {
             }
             prop_assert_eq!(at, range.end);
             for pair in nodes.windows(2) {
-                prop_assert_ne!(pair[0].sibling(), Some(pair[1]).filter(|_| pair[0].is_left()));
+                prop_assert_ne!(pair[0].sibling(), Some(pair[1]).filter(|_| pair[0].0.is_multiple_of(2)));
             }
         }
     }

@@ -26,8 +26,19 @@ pub const DESCRIPTORS: &[u8] = include_bytes!("generated/descriptors.bin");
 
 pub use version::PROTOCOL;
 
+use tally_numerics::wire::WireDtype;
+
 /// The capability of a worker whose gradients can travel as bfloat16.
 pub const BF16: &str = "bf16";
+
+/// The capability that a worker needs to send gradients of this type; `None` if every worker can.
+#[must_use]
+pub fn capability_of(dtype: WireDtype) -> Option<&'static str> {
+    match dtype {
+        WireDtype::F32 => None,
+        WireDtype::Bf16 => Some(BF16),
+    }
+}
 
 /// The capability of a worker that reports spans of its time, and answers with its clock.
 pub const TIMELINE: &str = "timeline";

@@ -1,4 +1,4 @@
-//! What is said of many measurements.
+//! The median.
 
 /// The value in the middle, the greater of two; NaN of none.
 #[must_use]

@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -98,8 +98,18 @@ pub fn endpoint(address: &str, tls: bool) -> Result<Endpoint, ConnectError> {
 /// # Errors
 /// [`ConnectError`] says why there is no connection.
 pub async fn connect(address: &str, access: &ClientAccess) -> Result<Connection, ConnectError> {
-    let tls = access.tls(host(address)?).map_err(ConnectError::Access)?;
+    static WARNED: Once = Once::new();
+    let host = host(address)?;
+    let tls = access.tls(host).map_err(ConnectError::Access)?;
     let bearer = access.bearer().map_err(ConnectError::Access)?;
+    if access.exposes_token(host, &bearer) {
+        WARNED.call_once(|| {
+            tracing::warn!(
+                "the token goes to {host} unencrypted, so whoever reads this network's traffic can use it; TLS keeps it secret \
+                 (--tls-ca)"
+            );
+        });
+    }
     let endpoint = endpoint(address, tls.is_some())?;
     let (first_read, first) = FirstRead::new();
     let mut http = HttpConnector::new();

@@ -1,4 +1,4 @@
-//! Whether an NVIDIA GPU can be used, and what is missing if not.
+//! NVIDIA GPUs of this machine: whether one can be used, what is missing if not, and the one context of each.
 //!
 //! cudarc loads the driver and the run-time compiler when they are first used, and panics if one is missing. So
 //! each of them is looked for first, and each has its own error message.
@@ -11,8 +11,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::{CudaContext, DriverError};
 
-use crate::burn::panic_message;
 use crate::engine::EngineError;
+use crate::panic_message::panic_message;
 
 /// The model of GPU number `device`, if everything is there that computing on it needs.
 ///

@@ -13,6 +13,7 @@ pub mod cuda_probe;
 pub mod device;
 pub mod devices;
 pub mod engine;
+pub mod panic_message;
 pub mod program;
 pub mod session;
 pub mod signals;

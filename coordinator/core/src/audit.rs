@@ -28,7 +28,7 @@ pub struct Counts {
 #[derive(Clone, Debug)]
 pub struct Audit {
     node: Node,
-    owner: Session,
+    contributor: Session,
     /// The contribution's digest so far, its chunks so far, and whether it is closed.
     own: (Digest, u32, bool),
     checkers: Vec<(Session, Option<Digest>)>,
@@ -37,8 +37,8 @@ pub struct Audit {
 impl Audit {
     /// Who contributes what is checked.
     #[cfg(test)]
-    pub(super) fn owner(&self) -> Session {
-        self.owner
+    pub(super) fn contributor(&self) -> Session {
+        self.contributor
     }
 
     fn settled(&self) -> Option<AuditResult> {
@@ -46,7 +46,7 @@ impl Audit {
         let answers: Option<Vec<Digest>> = self.checkers.iter().map(|(_, digest)| *digest).collect();
         match answers?[..] {
             [first] if first == own => Some(AuditResult::Equal),
-            [first, third] if first == third => Some(AuditResult::Alone(self.owner)),
+            [first, third] if first == third => Some(AuditResult::Alone(self.contributor)),
             [_, third] if third == own => Some(AuditResult::Alone(self.checkers[0].0)),
             [_, _] => Some(AuditResult::Undecided),
             _ => None,
@@ -71,7 +71,7 @@ impl Core {
     pub fn is_audited(&self, from: AttemptId, node: Node) -> bool {
         let Some(flight) = &self.flight else { return false };
         (flight.step, flight.attempt) == (from.step, from.attempt)
-            && flight.audit.as_ref().is_some_and(|a| (a.owner, a.node) == (from.session, node))
+            && flight.audit.as_ref().is_some_and(|a| (a.contributor, a.node) == (from.session, node))
     }
 
     /// The node of a step about which two workers differed.
@@ -112,7 +112,12 @@ impl Core {
         let Some(&any) = shares.get((chance as u32) as usize % shares.len().max(1)) else { return };
         let (owner, node) = shares.iter().copied().find(|(_, n)| Some(*n) == disputed).unwrap_or(any);
         let Some(flight) = &mut self.flight else { return };
-        flight.audit = Some(Audit { node, owner, own: (Digest::default(), 0, false), checkers: Vec::new() });
+        flight.audit = Some(Audit {
+            node,
+            contributor: owner,
+            own: (Digest::default(), 0, false),
+            checkers: Vec::new(),
+        });
         if !self.ask_checker(now) {
             self.drop_audit();
         }
@@ -125,10 +130,10 @@ impl Core {
         let (step, attempt, samples) = (flight.step, flight.attempt, flight.samples);
         let Some(audit) = &mut flight.audit else { return false };
         let asked = |session: &Session| {
-            *session == audit.owner || audit.checkers.iter().any(|(checker, _)| checker == session)
+            *session == audit.contributor || audit.checkers.iter().any(|(checker, _)| checker == session)
         };
         let can = |session: Session| {
-            self.members.are_alike(session, audit.owner) && Some(session) != self.non_finite
+            self.members.are_alike(session, audit.contributor) && Some(session) != self.non_finite
         };
         let free = self.members.ready().into_iter().filter(|s| !asked(s) && can(*s));
         let Some(checker) = free.min_by_key(|s| self.members.0[s].due) else { return false };
@@ -198,7 +203,7 @@ impl Core {
         let Some(result) = result else { return };
         let Some(flight) = &mut self.flight else { return };
         let Some(audit) = flight.audit.take() else { return };
-        let (step, disputed, owner) = (flight.step, audit.node, audit.owner);
+        let (step, disputed, owner) = (flight.step, audit.node, audit.contributor);
         let name =
             |session: Session| self.members.0.get(&session).map_or_else(String::new, |m| m.name.clone());
         let alone = match result {
@@ -232,7 +237,7 @@ impl Core {
     /// A worker is gone; what it owned or checked cannot be compared any more.
     pub(super) fn audit_lost(&mut self, session: Session) {
         let Some(audit) = self.flight.as_ref().and_then(|f| f.audit.as_ref()) else { return };
-        if audit.owner == session || audit.checkers.iter().any(|(checker, _)| *checker == session) {
+        if audit.contributor == session || audit.checkers.iter().any(|(checker, _)| *checker == session) {
             self.drop_audit();
         }
     }
@@ -244,7 +249,7 @@ impl Core {
         let late = |session: &Session| self.members.0.get(session).is_none_or(|m| now >= m.due);
         let checkers =
             audit.checkers.iter().filter(|(_, answer)| answer.is_none()).map(|(session, _)| session);
-        let speculative = flight.speculative.contains(&(audit.owner, audit.node));
+        let speculative = flight.speculative.contains(&(audit.contributor, audit.node));
         if speculative || checkers.into_iter().any(late) {
             self.drop_audit();
             self.close_if_complete();

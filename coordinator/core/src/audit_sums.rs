@@ -2,12 +2,13 @@
 //! bits are compared.
 //!
 //! The audit begins when all sums are there, before the step is closed. The coordinator takes the chunks back as it does
-//! when an owner is lost: contributors have kept what they sent, and send it again. If the bits differ, either the owner
-//! added wrongly, or a contributor has not kept what it sent. So the attempt is void, and the step is computed again in
-//! the star. The owner is sent away if the star's sums differ from those of the owner.
+//! when an owner is lost: contributors have kept what they sent, and send it again. If the bits differ, the attempt is void,
+//! and the step is computed again in the star. The owner is sent away if the star's sums are those that the coordinator got
+//! from what was sent again, and the owner's are not.
 //!
-//! Only attempts of one numerics class are audited, because a node that is computed again on another device has other
-//! bits.
+//! Otherwise nobody is blamed: a contributor may not have kept what it sent, a combiner may have added wrongly, or a node that
+//! two workers computed may have had two versions. A contributor that lies to the owner alone cannot be told from an owner
+//! that adds wrongly.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -34,10 +35,20 @@ pub struct SumsAudit {
     classes: BTreeSet<String>,
     /// The audited chunks, with the digests of the owner's sums once they are known.
     theirs: BTreeMap<u32, Option<Digest>>,
-    /// The digests of the coordinator's sums.
+    /// The digests of the coordinator's sums of what was sent again.
     ours: BTreeMap<u32, Digest>,
+    /// The digests of the star's sums, which decide if the others differ.
+    star: BTreeMap<u32, Digest>,
     /// The sums differ, and the star decides.
     disputed: bool,
+    /// What the owner added up and what was sent again come from the same workers, so that a difference tells of the owner.
+    same_parts: bool,
+}
+
+/// Whether all of the owner's sums are these; `None` until all are known.
+fn equal(theirs: &BTreeMap<u32, Option<Digest>>, others: &BTreeMap<u32, Digest>) -> Option<bool> {
+    let is_equal = |(chunk, theirs): (&u32, &Option<Digest>)| theirs.as_ref() == others.get(chunk);
+    (others.len() == theirs.len()).then(|| theirs.iter().all(is_equal))
 }
 
 impl Core {
@@ -50,8 +61,10 @@ impl Core {
     pub(super) fn audited_owner(&self) -> Option<Session> {
         let flight = self.flight.as_ref().filter(|flight| flight.layout.is_sharded())?;
         let is_due = self.audit_is_due(flight.step) && self.audits_sums(flight.step);
+        let here = |session: &&Session| self.members.0.contains_key(session);
+        let owners: Vec<Session> = flight.layout.owners.iter().filter(here).copied().collect();
         let chance = self.audit_chance(flight.step) as usize;
-        is_due.then(|| flight.layout.owners[chance % flight.layout.owners.len()])
+        owners.get(chance % owners.len().max(1)).copied().filter(|_| is_due)
     }
 
     /// Whether sums of this step differed, so that the star decides.
@@ -59,11 +72,24 @@ impl Core {
         self.sums_audit.as_ref().is_some_and(|audit| audit.step == step && audit.disputed)
     }
 
+    /// Whether a chunk is being added up again, so that its owner has no say in it.
+    pub(super) fn is_audited_sum(&self, chunk: u32) -> bool {
+        let audit =
+            self.sums_audit.as_ref().filter(|audit| !audit.disputed && audit.theirs.contains_key(&chunk));
+        audit.is_some() && self.flight.as_ref().is_some_and(|flight| flight.own.contains(chunk))
+    }
+
+    /// Nodes are computed by other workers as well, and may have other bits there.
+    pub(super) fn parts_have_two_versions(&mut self) {
+        self.flight.iter_mut().for_each(|flight| flight.may_audit_sums = false);
+        self.sums_audit.iter_mut().filter(|audit| !audit.disputed).for_each(|audit| audit.same_parts = false);
+    }
+
     /// An attempt begins: an audit of the attempt before is over, unless the star is to decide.
     pub(super) fn restart_sums_audit(&mut self) {
         self.sums_audit.take_if(|audit| !audit.disputed);
         if let Some(audit) = &mut self.sums_audit {
-            audit.ours.clear();
+            audit.star.clear();
             self.actions.push(Action::DigestSums { chunks: audit.theirs.keys().copied().collect() });
         }
     }
@@ -92,20 +118,25 @@ impl Core {
             classes: flight.classes.clone(),
             theirs: chunks.iter().map(|chunk| (*chunk, None)).collect(),
             ours: BTreeMap::new(),
+            star: BTreeMap::new(),
             disputed: false,
+            same_parts: flight.layout.machines.is_empty(),
         });
         self.actions.push(Action::DigestSums { chunks });
         true
     }
 
-    /// Whether workers can send what the sums of this attempt are made of, with the same bits.
+    /// Whether workers can send what the sums of this attempt are made of, with the same bits. Workers without links cannot: the
+    /// coordinator has sent them the sums, so that they have nothing to send for them.
     fn can_audit_sums(&self) -> bool {
         let Some(flight) = &self.flight else { return false };
         let tree = self.spec.tree;
         let is_kept = |leaf: u32| {
             let keeps = |node: &Node| node.covers(tree.leaf(leaf));
             tree.samples(leaf, flight.samples).is_empty()
-                || self.members.0.values().any(|member| member.closed.iter().any(keeps))
+                || self.members.0.iter().any(|(session, member)| {
+                    flight.layout.is_linked(*session) && member.closed.iter().any(keeps)
+                })
         };
         let all_kept = (0..tree.microbatches()).all(is_kept) || self.injects(FaultInjection::AuditLostSums);
         flight.may_audit_sums && flight.classes.len() == 1 && all_kept
@@ -114,7 +145,10 @@ impl Core {
     /// The owner's digests are known: the coordinator adds up itself.
     fn take_audited_sums_back(&mut self, now: Duration) {
         let can = self.can_audit_sums();
-        let due = self.transfer_due(now);
+        let nodes: usize = self.members.0.values().map(|member| member.closed.len()).sum();
+        let chunks = self.sums_audit.as_ref().map_or(0, |audit| audit.theirs.len());
+        // What is sent again, in gradients.
+        let due = self.due_after(now, 1.0 + (chunks * nodes) as f64 / f64::from(self.spec.chunks));
         let (Some(flight), Some(audit)) = (&mut self.flight, &self.sums_audit) else { return };
         flight.may_audit_sums = false;
         if !can {
@@ -145,28 +179,32 @@ impl Core {
                 }
                 return;
             }
+            Some(_) if audit.disputed => drop(audit.star.insert(chunk, digest)),
             Some(_) => drop(audit.ours.insert(chunk, digest)),
         }
-        if audit.ours.len() < audit.theirs.len() {
-            return;
-        }
-        let equal = audit.theirs.iter().all(|(chunk, theirs)| theirs.as_ref() == audit.ours.get(chunk));
-        let classes = flight.classes.clone();
-        if !equal && !audit.disputed {
-            audit.disputed = true;
-            let reason = format!("the sums of {} are not those of what workers sent to it", audit.name);
-            self.abort(&reason);
-            return self.boundary(now);
-        }
-        let Some(SumsAudit { step, owner, name, classes: before, disputed, .. }) = self.sums_audit.take()
-        else {
-            return;
+        let result = if audit.disputed {
+            let Some(as_star) = equal(&audit.theirs, &audit.star) else { return };
+            match !as_star && audit.ours == audit.star && audit.same_parts && flight.classes == audit.classes
+            {
+                true => AuditResult::Alone(audit.owner),
+                false => AuditResult::Undecided,
+            }
+        } else {
+            let Some(as_ours) = equal(&audit.theirs, &audit.ours) else { return };
+            if !as_ours {
+                audit.disputed = true;
+                let step = audit.step;
+                let reason = format!("the sums of {} are not those of what workers sent to it", audit.name);
+                if !flight.layout.machines.is_empty() {
+                    // Whoever does it again is known then.
+                    self.stop_combining(step, "sums of machines that combine were wrong");
+                }
+                self.abort(&reason);
+                return self.boundary(now);
+            }
+            AuditResult::Equal
         };
-        let result = match (equal, disputed) {
-            (true, false) => AuditResult::Equal,
-            (false, _) if classes == before => AuditResult::Alone(owner),
-            _ => AuditResult::Undecided,
-        };
+        let Some(SumsAudit { step, owner, name, .. }) = self.sums_audit.take() else { return };
         let alone = matches!(result, AuditResult::Alone(_)).then(|| name.clone());
         self.count_audit(result);
         let checker = "the coordinator".into();

@@ -46,7 +46,12 @@ impl Core {
 
     /// When what is on its way now is due: after twice the measured transfer.
     pub(super) fn transfer_due(&self, now: Duration) -> Duration {
-        now + FLOOR + slack(self.transfer)
+        self.due_after(now, 1.0)
+    }
+
+    /// When so many times as much is due.
+    pub(super) fn due_after(&self, now: Duration, transfers: f64) -> Duration {
+        now + FLOOR + slack(self.transfer * transfers)
     }
 
     /// A worker has been given `leaves` more leaves.
@@ -152,6 +157,9 @@ impl Core {
             let is_linked = |s: &Session| !flight.layout.is_sharded() || flight.layout.is_linked(*s);
             prefer(&mut takers, |s| !is_late(s));
             prefer(&mut takers, is_linked);
+            // Bits of another kind could void the attempt.
+            let is_alike = |s: &Session| flight.classes.contains(&self.members.0[s].device.numerics_class);
+            prefer(&mut takers, |s| !flight.layout.is_sharded() || is_alike(s));
             if takers.is_empty() {
                 continue;
             }
@@ -194,6 +202,7 @@ impl Core {
                 return 0;
             }
         }
+        self.parts_have_two_versions();
         self.actions.push(Action::Report(ClusterEvent::TakenOver { step, leaves, by }));
         for (session, nodes) in dealt {
             self.plan(now, session, step, attempt, nodes, true);

@@ -80,7 +80,7 @@ pub struct RunSpec {
     pub checkpoint_every: Option<u64>,
     /// Workers to wait for before a new run starts.
     pub workers: usize,
-    /// The share of steps in which a second worker checks another's bits, 0 to 1.
+    /// The share of steps that are audited, 0 to 1.
     pub audit_rate: f64,
     /// How gradients are added up.
     pub reduce: ReduceMode,

@@ -1,6 +1,6 @@
 //! Sharded attempts: workers add chunks up, and the coordinator takes back what they cannot (**LIVE-1**).
 //!
-//! A contributor sends the chunks of its nodes to their owners, and keeps them until the commit. An owner sends each
+//! A contributor sends the chunks of its nodes to their owners, and keeps them until the next attempt. An owner sends each
 //! whole sum to all linked workers and to the coordinator, for which it is a contribution of the root. So the
 //! coordinator knows of an owner's chunk only whether its sum has come, and nothing else counts as delivered: a trailer
 //! says what was computed, and not that it has arrived.
@@ -43,7 +43,9 @@ impl Core {
     /// The layout of the next attempt, between these ready workers.
     pub(super) fn choose_layout(&self, step: u64, ready: &[Session]) -> Layout {
         // Audits of nodes compare what comes to the coordinator.
-        let audit = self.has_disputed_sums(step) || (self.audit_is_due(step) && !self.audits_sums(step));
+        let alike = ready.iter().all(|session| self.members.are_alike(*session, ready[0]));
+        let audits_node = self.audit_is_due(step) && !(self.audits_sums(step) && alike);
+        let audit = audits_node || self.has_disputed_sums(step);
         let star = !self.wants_sharded() || step < self.star_until || audit;
         let layout = if star { None } else { self.sharded_layout(step, ready) };
         layout.unwrap_or_default()
@@ -91,7 +93,7 @@ impl Core {
     }
 
     /// No machine combines for some steps: it is not known which of its workers did not do its part.
-    fn stop_combining(&mut self, step: u64, reason: &'static str) {
+    pub(super) fn stop_combining(&mut self, step: u64, reason: &'static str) {
         self.combining_stopped_by = reason;
         self.combine_from = step + 1 + (REST << self.combining_stopped.min(8));
         self.combining_stopped += 1;

@@ -44,8 +44,8 @@ pub struct StepInFlight {
     pub audit: Option<Audit>,
     /// Audits that were requested and not answered yet.
     pub audits: BTreeSet<(Session, Node)>,
-    /// An audit of owners' sums may begin: there has been none, and no worker was sent owners' sums by the coordinator, because it
-    /// would not send it what those are made of.
+    /// An audit of owners' sums may begin: there has been none, no node was computed by two workers, and no linked worker was sent
+    /// owners' sums by the coordinator, because it would not send what those are made of.
     pub may_audit_sums: bool,
     /// The numerics classes of all that were given nodes, of those that are gone as well.
     pub classes: BTreeSet<String>,

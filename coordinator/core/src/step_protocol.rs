@@ -206,8 +206,10 @@ impl Core {
     ) {
         let (chunks, window) = (self.spec.chunks, self.spec.credit_window);
         let by_index = self.injects(FaultInjection::CreditByIndex);
+        let is_audited = self.is_audited_sum(index);
         let Some((member, flight)) = self.current(from) else { return };
-        if index < chunks && node == Node::ROOT && flight.layout.owner(index) == Some(from.session) {
+        let is_owners = index < chunks && flight.layout.owner(index) == Some(from.session);
+        if is_owners && node == Node::ROOT && !is_audited {
             return self.owners_sum(now, from, index, fault);
         }
         // What is taken back may come after the trailer.

@@ -52,7 +52,7 @@ pub struct RunConfig {
     pub checkpoint_every: Option<u64>,
     /// How many checkpoints are kept beside the best and the last.
     pub keep_checkpoints: usize,
-    /// The share of steps in which a second worker checks another's bits.
+    /// The share of steps that are audited, 0 to 1.
     #[serde(default)]
     pub audit_rate: f64,
     /// The number format of gradients on the wire.

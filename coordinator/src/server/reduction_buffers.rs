@@ -1,4 +1,5 @@
-//! The floats of the step in flight, where the core's additions are done (**SUM-1**).
+//! The floats of the step in flight: the additions that the core asks for (done by [`PartialSums`]), the root's chunks, and
+//! their squares (**SUM-1**).
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! Commands for people.
+//! The command lines of the two binaries.
 
 pub mod coordinator;
 pub mod samples;

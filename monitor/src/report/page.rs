@@ -8,7 +8,7 @@ use super::chart::{Chart, MOST_CURVES, Scale};
 use super::run_data::{RunData, State, losses, ratios, run_label};
 use super::series::Series;
 use super::{incidents, results, tests_section};
-use crate::console::human_seconds;
+use crate::human_seconds::human_seconds;
 
 const STYLE: &str = include_str!("style.css");
 

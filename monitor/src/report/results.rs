@@ -7,7 +7,7 @@ use serde_json::Value;
 use tally_run::summary::Summary;
 
 use super::run_data::{RunData, TestPass, ratio_text, ratios, run_label};
-use crate::console::human_seconds;
+use crate::human_seconds::human_seconds;
 
 /// A row of results: its name, each run's value in words, and as a number where a difference
 /// says something.

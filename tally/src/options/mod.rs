@@ -4,8 +4,10 @@ mod optimizer;
 mod report;
 mod train;
 mod training;
+mod unchanged;
 
 pub use optimizer::OptimizerOptions;
 pub use report::ReportOptions;
 pub use train::TrainOptions;
-pub use training::{CUSTOM, SEED, Training, check_microbatch, remarks, unchanged};
+pub use training::{CUSTOM, SEED, Training, check_microbatch, remarks};
+pub use unchanged::unchanged;

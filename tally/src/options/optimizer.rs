@@ -7,7 +7,7 @@ use anyhow::{bail, ensure};
 use clap::Args;
 use tally_core::optimizer::{Algorithm, LrSchedule, OptimizerConfig};
 
-use super::training::unchanged;
+use super::unchanged::unchanged;
 
 /// A number over 0, or `none`.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -15,6 +15,7 @@ use tally_proto::MAX_MICROBATCH;
 use tally_run::config::{RUN_VERSION, RunConfig};
 
 use super::optimizer::OptimizerOptions;
+use super::unchanged::unchanged;
 use crate::program::{CoordinatorProgram, Splits};
 
 /// The name of a recipe that an option departs from.
@@ -201,24 +202,4 @@ pub fn check_microbatch(batch_size: usize, microbatches: u32) -> anyhow::Result<
          most is {MAX_MICROBATCH}: raise --microbatches"
     );
     Ok(())
-}
-
-/// Checks an option that is fixed for a run.
-///
-/// # Errors
-/// If it was given beside `--resume` and is not as the run has it.
-pub fn unchanged<T: PartialEq>(
-    option: &str,
-    given: Option<&T>,
-    run: &T,
-    shown: impl Fn(&T) -> String,
-) -> anyhow::Result<()> {
-    match given {
-        Some(given) if given != run => bail!(
-            "{option} {} cannot change on --resume: the run has {}; leave it out, or start a new run",
-            shown(given),
-            shown(run)
-        ),
-        _ => Ok(()),
-    }
 }

@@ -16,8 +16,9 @@ use tally_proto::v1::{
 };
 use tally_worker::engine::Replica as _;
 use tally_worker::engine::synthetic::{SyntheticEngine, SyntheticSpec};
-use tally_worker::session::compute::{Compute, ComputeExit, Input};
-use tally_worker::session::sender::{self, SendCommand};
+use tally_worker::session::compute::{Compute, ComputeExit};
+use tally_worker::session::messages::{Input, SendCommand};
+use tally_worker::session::sender;
 use tally_worker::session::timeline::{SendTrack, Timeline};
 use tokio::sync::{Semaphore, mpsc};
 

@@ -1,4 +1,4 @@
-//! Measures what those who have no business with a coordinator cost a run: the figures of `docs/security.md`. It
+//! Measures what hostile connections cost a run: the figures of `docs/security.md`. It
 //! takes about three minutes.
 //!
 //! The engine is the synthetic one and computes nothing, so that a step is short and what comes on top is not

@@ -1,4 +1,4 @@
-//! Measures what it costs to tell what is done: the figures of `docs/observability.md`. It takes
+//! Measures what metrics, traces and the page cost a step: the figures of `docs/observability.md`. It takes
 //! about a minute.
 //!
 //! The engine is the synthetic one and computes nothing, so that a step is short and what comes on

@@ -1,4 +1,4 @@
-//! What a run under chaos is asked for.
+//! The options of `chaos`.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;

@@ -1,4 +1,4 @@
-//! What comes out: tables for people, JSON for machines.
+//! The scorecard of a run under chaos, as text, Markdown and JSON.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

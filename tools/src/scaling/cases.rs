@@ -1,4 +1,4 @@
-//! What is measured.
+//! The clusters that `scaling` measures.
 
 use tally_numerics::wire::WireDtype;
 

@@ -9,10 +9,11 @@ use burn_cuda::{Cuda, CudaDevice};
 use cubecl::config::cache::CacheConfig;
 use cubecl::config::{CubeClRuntimeConfig, RuntimeConfig as _};
 
-use super::{DeviceContext, Memory, panic_message, update};
+use super::{DeviceContext, Memory, update};
 use crate::cuda_probe;
 use crate::device::Precision;
 use crate::engine::EngineError;
+use crate::panic_message::panic_message;
 
 /// The backend, with its fusion of operations.
 pub type Gpu = Cuda<f32, i32>;

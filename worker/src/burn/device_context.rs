@@ -1,6 +1,5 @@
 //! Where and how an engine computes: the device, the precision, the threads.
 
-use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use burn::tensor::backend::Backend;
@@ -10,6 +9,7 @@ use tally_kernels::Simd;
 
 use crate::device::Precision;
 use crate::engine::EngineError;
+use crate::panic_message::panic_message;
 
 /// Where a backend's tensors lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,13 +134,4 @@ pub fn thread_pool(threads: usize) -> Result<(ThreadPool, String), EngineError> 
         })?;
     let plural = if threads == 1 { "" } else { "s" };
     Ok((pool, format!("{threads} thread{plural}")))
-}
-
-/// The message of a panic.
-#[must_use]
-pub fn panic_message(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<String>().map(String::as_str);
-    text.or_else(|| panic.downcast_ref::<&str>().copied())
-        .unwrap_or("it panicked without a message")
-        .to_owned()
 }

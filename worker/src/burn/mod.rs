@@ -17,7 +17,7 @@ pub mod sum;
 pub mod update;
 
 pub use convolution::ConvolutionBackend;
-pub use device_context::{DeviceContext, Memory, panic_message, thread_pool};
+pub use device_context::{DeviceContext, Memory, thread_pool};
 pub use device_replica::DeviceReplica;
 pub use parameters::Parameters;
 pub use sum::RoundingBackend;

@@ -3,11 +3,13 @@
 //! One session is one stay. [`handshake`] begins it. [`session_loop`] moves messages between the network and the
 //! compute thread. [`compute`] owns the engine and works strictly in the order of steps. [`sender`] sends
 //! contributions as credits allow; on the coordinator's machine, chunks lie in [`slots`] of shared memory and the
-//! messages only name them. In sharded attempts [`peers`] has links to other workers. [`timeline`] records spans of time. Tokio's threads never compute.
+//! messages only name them. In sharded attempts [`peers`] has links to other workers. What these parts send each other is in
+//! [`messages`]. [`timeline`] records spans of time. Tokio's threads never compute.
 
 pub mod compute;
 pub mod end;
 pub mod handshake;
+pub mod messages;
 pub mod options;
 pub mod peers;
 pub mod reconnect_delay;

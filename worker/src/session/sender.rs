@@ -17,94 +17,10 @@ use tally_proto::v1::gradient_up::Body;
 use tally_proto::v1::{Chunk, ContributionBegin, ContributionEnd, GradientUp, MessageContext, StateChunk};
 use tokio::sync::mpsc;
 
-use super::peers::{PartialSum, PeerSender};
+use super::messages::{PartialSum, Payload, SendCommand};
+use super::peers::PeerSender;
 use super::slots::SlotPool;
 use super::timeline::SendTrack;
-
-/// A command to the sender.
-#[derive(Debug)]
-pub enum SendCommand {
-    /// A node's contribution begins.
-    ContributionBegin {
-        /// The step.
-        step: u64,
-        /// The attempt.
-        attempt: u32,
-        /// The message.
-        header: ContributionBegin,
-    },
-    /// The next chunk of a node.
-    Chunk {
-        /// The attempt.
-        attempt: u32,
-        /// The node.
-        node: u32,
-        /// The chunk.
-        index: u32,
-        /// The floats.
-        data: Payload,
-    },
-    /// The node's contribution is complete.
-    ContributionEnd {
-        /// The attempt.
-        attempt: u32,
-        /// The message.
-        trailer: ContributionEnd,
-    },
-    /// An attempt is announced: from now on it is known where its chunks go.
-    Attempt {
-        /// The attempt.
-        attempt: u32,
-        /// Who adds up which chunk.
-        layout: Layout,
-    },
-    /// The coordinator adds these chunks up from here on.
-    TakeBack {
-        /// The attempt.
-        attempt: u32,
-        /// The chunks.
-        chunks: Vec<u32>,
-    },
-    /// A sum that this worker has made whole, for the coordinator. It needs no credit.
-    Sum {
-        /// The step.
-        step: u64,
-        /// The attempt.
-        attempt: u32,
-        /// The chunk.
-        index: u32,
-        /// The floats.
-        data: Bytes,
-    },
-    /// A chunk of the state that the coordinator asked for. It needs no credit.
-    State {
-        /// The state's step.
-        step: u64,
-        /// The message.
-        chunk: StateChunk,
-    },
-    /// The coordinator has summed this chunk.
-    Reduced {
-        /// The attempt.
-        attempt: u32,
-        /// The chunk.
-        index: u32,
-    },
-    /// Attempts up to this one are void.
-    Void {
-        /// The attempt.
-        attempt: u32,
-    },
-}
-
-/// The floats of a chunk.
-#[derive(Debug)]
-pub enum Payload {
-    /// In the message.
-    Bytes(Bytes),
-    /// In a slot of shared memory.
-    Slot(u32),
-}
 
 /// The contribution of one node, as far as it has not left.
 #[derive(Debug)]

@@ -20,12 +20,13 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_stream::StreamExt as _;
 use tonic::Streaming;
 
-use super::compute::{Compute, ComputeExit, GradientTransport, Input};
+use super::compute::{Compute, ComputeExit, GradientTransport};
 use super::end::{RetainedWorker, SessionEnd};
 use super::handshake::{self, Admitted, next};
+use super::messages::{Input, SendCommand};
 use super::options::SessionOptions;
 use super::peers::{PeerWiring, Peers};
-use super::sender::{self, SendCommand};
+use super::sender;
 use super::slots::SlotPool;
 use super::timeline::Timeline;
 use crate::program::WorkerProgram;

@@ -219,7 +219,7 @@ fn flipped(seed: u64, workers: usize, flips: u32) -> Counts {
     world.run_to(4);
     // Not the last of the run's steps to be audited; bad memory makes one chunk wrong.
     for _ in 0..flips {
-        let owner = world.core.flight().and_then(|f| f.audit.as_ref()).map(|a| a.owner());
+        let owner = world.core.flight().and_then(|f| f.audit.as_ref()).map(|a| a.contributor());
         if let Some(worker) = owner.and_then(|owner| world.worker_of(owner)) {
             (worker.flip, worker.faulty) = (true, true);
         }

@@ -108,11 +108,11 @@ impl PeerSide {
         texts.insert(node, 0, text);
         let (node, _, text) = due.into_iter().find_map(|step| texts.apply(step))?;
         let from = AttemptId { session: me, ..from };
+        let text = if self.miscounts { text + "!" } else { text };
         if let Some(owner) = self.layout.owner(index).filter(|owner| *owner != me) {
             self.out.push_back((owner, Peer::Partial { from, node, index, text, digest }));
             return None;
         }
-        let text = if self.miscounts { text + "!" } else { text };
         self.publish(from, index, &text);
         Some((index, text))
     }

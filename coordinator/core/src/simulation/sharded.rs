@@ -372,19 +372,28 @@ fn sum_1_an_unlinked_worker_of_another_kind_voids_the_attempt_in_which_it_takes_
 // ---- Audits of sums ----
 
 impl World {
-    /// Workers of which one adds up wrongly, from the beginning of a step in which its sums are audited.
-    fn miscounting(seed: u64, workers: usize) -> Self {
-        let mut world = Self::with(seed, RunSpec { audit_rate: 1.0, ..sharded_spec(workers) });
+    /// Workers on so many machines, and at the beginning of a step whose sums are audited the owner whose sums they are.
+    fn before_audit(seed: u64, workers: usize, machines: usize) -> (Self, Option<Session>) {
+        let spec = RunSpec { audit_rate: 1.0, ..sharded_spec(workers) };
+        let mut world = Self::on_machines(seed, spec, vec![""; workers], machines);
         let audited = |w: &Self| {
             let flight = w.core.flight().filter(|f| !f.closing && f.layout.is_sharded())?;
             (flight.reduction.emitted() == 0).then(|| w.core.audited_owner()).flatten()
         };
         world.until(|w| audited(w).is_some());
-        let at = audited(&world).and_then(|session| world.at(session));
-        if let Some(at) = at {
-            (world.workers[at].side.miscounts, world.workers[at].faulty) = (true, true);
+        let owner = audited(&world);
+        (world, owner)
+    }
+
+    /// This worker adds up wrongly until it is noticed; returns what the audits found that was not equal.
+    fn miscounts(mut self, session: Option<Session>) -> Vec<AuditResult> {
+        if let Some(at) = session.and_then(|session| self.at(session)) {
+            (self.workers[at].side.miscounts, self.workers[at].faulty) = (true, true);
         }
-        world
+        self.until(|w| w.counts.audits.iter().any(|result| *result != AuditResult::Equal));
+        self.workers.iter_mut().for_each(|worker| worker.side.miscounts = false);
+        let found = self.ends().audits;
+        found.into_iter().filter(|result| *result != AuditResult::Equal).collect()
     }
 }
 
@@ -392,16 +401,50 @@ impl World {
 fn sum_1_an_audit_finds_the_owner_that_adds_up_wrongly() {
     for workers in 2..5 {
         many(|seed| {
-            let mut world = World::miscounting(seed, workers);
-            world.until(|w| w.counts.audits.iter().any(|result| *result != AuditResult::Equal));
-            world.workers.iter_mut().for_each(|worker| worker.side.miscounts = false);
-            let counts = world.ends();
-            let differed: Vec<&AuditResult> =
-                counts.audits.iter().filter(|result| **result != AuditResult::Equal).collect();
+            let (world, owner) = World::before_audit(seed, workers, 0);
+            let differed = world.miscounts(owner);
             assert!(matches!(differed[..], [] | [AuditResult::Alone(_)]), "seed {seed}: {differed:?}");
             !differed.is_empty()
         });
     }
+}
+
+/// What a combiner adds up wrongly, its owner passes on. The simulation notices if an honest worker is sent away.
+#[test]
+fn sum_1_an_audit_blames_no_owner_for_what_a_combiner_added_up() {
+    many(|seed| {
+        let (world, owner) = World::before_audit(seed, 4, 2);
+        let elsewhere = world.core.flight().and_then(|flight| {
+            let machine = flight.layout.machines.iter().find(|m| !m.workers.contains(&owner.unwrap()))?;
+            machine.combiners.first().copied()
+        });
+        let differed = world.miscounts(elsewhere);
+        assert!(matches!(differed[..], [] | [AuditResult::Undecided]), "seed {seed}: {differed:?}");
+        !differed.is_empty()
+    });
+}
+
+/// An owner answers in the contributors' place when its sums are taken back.
+#[test]
+fn trust_1_an_owner_has_no_say_in_the_audit_of_its_sums() {
+    many(|seed| {
+        let (mut world, owner) = World::before_audit(seed, 3, 0);
+        world.until(|w| (0..CHUNKS).any(|chunk| w.core.is_audited_sum(chunk)));
+        let audited = (0..CHUNKS).find(|chunk| world.core.is_audited_sum(*chunk));
+        let (Some(session), Some(index)) = (owner, audited) else { return false };
+        let (Some(flight), Some(at)) = (world.core.flight(), world.at(session)) else { return false };
+        let from = AttemptId { session, step: flight.step, attempt: flight.attempt };
+        if flight.opened.contains(&(session, Node::ROOT)) || flight.layout.owner(index) != Some(session) {
+            return false;
+        }
+        world.workers[at].faulty = true;
+        world.held = Some("what it likes!".into());
+        world.feed(Event::Chunk { from, node: Node::ROOT, index, digest: None, fault: None });
+        let gone = world.at(session).is_none();
+        world.ends();
+        assert!(gone, "seed {seed}");
+        true
+    });
 }
 
 #[test]

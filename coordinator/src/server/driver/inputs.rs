@@ -63,14 +63,17 @@ impl Driver {
                         .into(),
                 };
                 self.control(&control, session, 0, 0, coordinator_message::Body::Welcome(welcome));
+                let dtype = config.wire_dtype;
                 let able =
-                    config.wire_dtype == WireDtype::F32 || hello.capabilities.iter().any(|c| c == BF16);
+                    capability_of(dtype).is_none_or(|wanted| hello.capabilities.iter().any(|c| c == wanted));
                 let pending = PendingWorker { hello, control, bulk: None, device: None, peer: None, secret };
                 self.pending.insert(session, pending);
                 if !able {
-                    let reason = "this run's gradients travel as bfloat16, which this worker cannot send; run the \
-                                  same build of Tally on both sides";
-                    self.refuse(session, reason.into());
+                    let reason = format!(
+                        "this run's gradients travel as {dtype}, which this worker cannot send; run the same build of Tally on \
+                         both sides"
+                    );
+                    self.refuse(session, reason);
                 }
                 if self.pending.len() > MAX_PENDING_WORKERS {
                     self.refuse(session, "too many workers are joining; try again later".into());

@@ -33,10 +33,10 @@ use tally_numerics::manifest::Manifest;
 use tally_numerics::state::State;
 use tally_numerics::update::Update;
 use tally_numerics::wire::WireDtype;
-use tally_worker::burn::panic_message;
 use tally_worker::cuda_probe;
 use tally_worker::device::Precision;
 use tally_worker::engine::{EngineError, Replica};
+use tally_worker::panic_message::panic_message;
 
 use self::device::{Device, Found, Landing, Memory, Outcome, Pinned};
 use self::inputs::Ahead;
@@ -237,7 +237,10 @@ impl GpuEngine {
         take: &mut dyn FnMut(Range<usize>, &[u8]),
     ) -> Outcome<Vec<f32>> {
         self.pack()?;
-        let rounded = rounding == WireDtype::Bf16;
+        let rounded = match rounding {
+            WireDtype::F32 => false,
+            WireDtype::Bf16 => true,
+        };
         let plan = Plan::new(&leaves.iter().map(|leaf| leaf.len()).collect::<Vec<_>>(), at_once);
         let Some(result) = plan.result else { return Ok(Vec::new()) };
         let parts = parts(&self.manifest);

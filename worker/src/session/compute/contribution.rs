@@ -19,7 +19,7 @@ use tally_proto::v1::{self, MessageContext, Receipt, WorkerMessage, worker_messa
 use tokio::sync::mpsc;
 
 use super::{Compute, ComputeError, GradientTransport, Input};
-use crate::session::sender::{Payload, SendCommand};
+use crate::session::messages::{Payload, SendCommand};
 
 /// A node to compute in an attempt at a step.
 struct NodeTask {

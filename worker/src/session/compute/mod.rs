@@ -27,7 +27,7 @@ use tally_proto::v1::{
 };
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
-use super::sender::SendCommand;
+use super::messages::{Input, SendCommand};
 use super::slots::SlotPool;
 use super::timeline::Timeline;
 use crate::engine::{Engine, EngineError};
@@ -38,17 +38,6 @@ use update::PendingUpdate;
 const MAX_TESTS: usize = 64;
 /// Plans and commits that may wait; the coordinator drops a replica that lags long before.
 const MAX_WAITING: usize = 1 << 16;
-
-/// An input of the compute thread. The permit is returned when the message has been processed.
-#[derive(Debug)]
-pub enum Input {
-    /// From the control stream.
-    Control(MessageContext, coordinator_message::Body, OwnedSemaphorePermit),
-    /// From the gradient stream.
-    Gradient(MessageContext, gradient_down::Body, OwnedSemaphorePermit),
-    /// The session is over.
-    End,
-}
 
 #[derive(Debug)]
 struct Plan {

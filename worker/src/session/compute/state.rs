@@ -9,7 +9,7 @@ use tally_proto::floats;
 use tally_proto::v1::{self, worker_message};
 
 use super::{Compute, ComputeError};
-use crate::session::sender::SendCommand;
+use crate::session::messages::SendCommand;
 
 /// A state that is being received.
 #[derive(Debug)]

@@ -15,7 +15,7 @@ use tokio::sync::Semaphore;
 use super::*;
 use crate::engine::Replica;
 use crate::engine::synthetic::{SyntheticEngine, SyntheticSpec};
-use crate::session::sender::Payload;
+use crate::session::messages::Payload;
 
 /// The optimizer keeps two moments.
 const RULE: Rule = Rule::Adam(Adam {

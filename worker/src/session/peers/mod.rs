@@ -27,8 +27,7 @@ use tally_transport::link::{LinkIdentity, LinkSecret};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
-use super::compute::Input;
-use super::sender::SendCommand;
+use super::messages::{Input, PartialSum, SendCommand};
 use attempt::Attempt;
 pub use listener::PeerOptions;
 use queue::{Frame, LinkQueue};
@@ -141,25 +140,6 @@ impl Peers {
         let shared = self.0.0.clone();
         self.0.0.spawn(async move { listener::dial(shared, dial).await });
     }
-}
-
-/// A chunk of a node, on its way to its owner or to its machine's combiner.
-#[derive(Debug, PartialEq, Eq)]
-pub struct PartialSum {
-    /// The session of the worker to which it goes.
-    pub to: u64,
-    /// The step.
-    pub step: u64,
-    /// The attempt.
-    pub attempt: u32,
-    /// The node.
-    pub node: u32,
-    /// The chunk.
-    pub index: u32,
-    /// The digest of the replica that computed it.
-    pub digest: u64,
-    /// The floats, as they travel.
-    pub data: Bytes,
 }
 
 impl PeerSender {
