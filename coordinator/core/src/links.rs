@@ -6,7 +6,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::cluster::Session;
+use super::Core;
+use super::cluster::{LinkAbility, Session};
+use super::events::Action;
 
 /// The first pause after a failure; it doubles with each further one …
 const PAUSE: Duration = Duration::from_secs(1);
@@ -113,6 +115,49 @@ impl Links {
     /// A worker is gone.
     pub fn remove(&mut self, session: Session) {
         self.pairs.retain(|&(a, b), _| a != session && b != session);
+    }
+}
+
+impl Core {
+    /// Has workers open the links that are due.
+    pub(super) fn dial(&mut self, now: Duration) {
+        if !self.wants_sharded() || !self.links.any_due(now) {
+            return;
+        }
+        let able = self.members.0.iter().filter(|(_, m)| m.was_ready && m.links != LinkAbility::None);
+        let workers: Vec<(Session, bool)> =
+            able.map(|(&session, m)| (session, m.links == LinkAbility::Listens)).collect();
+        for (session, peer) in self.links.due(now, &workers) {
+            self.actions.push(Action::Dial { session, peer });
+        }
+    }
+
+    pub(super) fn link_up(&mut self, now: Duration, session: Session, peer: Session) {
+        let able =
+            |session: &Session| self.members.0.get(session).is_some_and(|m| m.links != LinkAbility::None);
+        if able(&session) && able(&peer) && session != peer {
+            self.links.opened(now, session, peer);
+            // A run that is to be sharded need not wait for the next step's end to begin.
+            if self.flight.is_none() {
+                self.boundary(now);
+            }
+        }
+    }
+
+    pub(super) fn link_down(&mut self, now: Duration, session: Session, peer: Session, reason: &str) {
+        if !self.links.broke(now, session, peer) {
+            return;
+        }
+        let Some(flight) = self.flight.as_ref().filter(|flight| !flight.closing) else { return };
+        let mut chunks = flight.missing_of(session);
+        chunks.extend(flight.missing_of(peer));
+        chunks.sort_unstable();
+        chunks.dedup();
+        let name = |session: Session| self.members.0.get(&session).map_or("a worker", |m| m.name.as_str());
+        let reason = format!("the link between {} and {} broke: {reason}", name(session), name(peer));
+        if self.take_back(now, chunks, &reason) {
+            self.close_if_complete();
+        }
     }
 }
 

@@ -1,5 +1,7 @@
-//! Workers that join and leave, and the state of their replicas (**REP-1**).
+//! Workers that join and leave, and the state of their replicas: whether they have the right sums, and all of them
+//! (**REP-1**).
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tally_numerics::digest::Digest;
@@ -7,7 +9,7 @@ use tally_numerics::tree::Node;
 
 use super::Core;
 use super::cluster::{Member, Session, State};
-use super::events::{Action, ClusterEvent};
+use super::events::{Action, AttemptId, ClusterEvent};
 use super::fault_injection::FaultInjection;
 
 impl Core {
@@ -138,6 +140,63 @@ impl Core {
         if self.take_back(now, owned, &format!("{} is lost", member.name)) {
             self.take_over(now, &nodes);
             self.close_if_complete();
+        }
+    }
+
+    /// A replica's digest is wrong. If owners sent it other sums than they sent the coordinator, they have to go, and the
+    /// replica is sent the state. If nobody can tell any more, it is sent the state as well. Returns whether that is so.
+    pub(super) fn was_sent_other_sums(
+        &mut self,
+        now: Duration,
+        session: Session,
+        step: u64,
+        differing: Option<&[u32]>,
+    ) -> bool {
+        let Some((_, layout)) = self.layouts.iter().find(|(of, _)| *of == step) else { return false };
+        if self.injects(FaultInjection::BlameReceiver) || !layout.is_linked(session) {
+            return false;
+        }
+        let passed_on = |chunk: &u32| layout.source(session, *chunk) != layout.owner(*chunk);
+        let unclear = differing.is_some_and(|chunks| chunks.iter().any(passed_on));
+        // A sum that has come through a combiner may have been changed by it or by its owner.
+        let differing = differing.filter(|_| !unclear);
+        let owners: Option<BTreeSet<Session>> =
+            differing.map(|chunks| chunks.iter().filter_map(|&chunk| layout.owner(chunk)).collect());
+        if owners.as_ref().is_some_and(|owners| owners.is_empty() || owners.contains(&session)) {
+            return false;
+        }
+        if unclear {
+            // Whoever does it again is known then.
+            self.stop_combining(
+                self.committed,
+                "a machine that combines passed on other sums than the coordinator has",
+            );
+        }
+        if let Some(member) = self.members.0.get_mut(&session) {
+            member.state = State::Joining;
+        }
+        for owner in owners.unwrap_or_default() {
+            let reason = format!("it sent workers different sums of step {step}");
+            self.evict(now, owner, reason, true);
+        }
+        self.send_states();
+        true
+    }
+
+    /// A replica lacks sums of a step that is closed: its owner, or the link to it, was lost in between.
+    pub(super) fn need(&mut self, from: AttemptId, chunks: Vec<u32>) {
+        let AttemptId { session, step, attempt } = from;
+        let known = step == self.committed || self.flight.as_ref().is_some_and(|f| f.step == step);
+        if self.injects(FaultInjection::IgnoreNeed) {
+            return;
+        }
+        let Some(member) = self.members.0.get_mut(&session) else { return };
+        if known {
+            self.actions.push(Action::Resend { session, step, attempt, chunks });
+        } else if step < self.committed {
+            // Those sums are gone; the state they led to is not.
+            member.state = State::Joining;
+            self.send_states();
         }
     }
 }

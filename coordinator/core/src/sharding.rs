@@ -13,12 +13,12 @@
 //! Where workers of one machine combine, a combiner waits for what its machine was given when the attempt began, and knows
 //! of nothing else. So the coordinator takes all chunks back when nodes are dealt again.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::Core;
-use super::cluster::{LinkAbility, Session, State};
-use super::events::{Action, AttemptId, ClusterEvent};
+use super::cluster::Session;
+use super::events::{Action, ClusterEvent};
 use super::fault_injection::FaultInjection;
 use super::reduce_mode::ReduceMode;
 use tally_numerics::layout::{Layout, Machine};
@@ -32,7 +32,7 @@ const LEFT_OUT: usize = 8;
 
 impl Core {
     /// Whether steps are to be sharded where links allow it.
-    fn wants_sharded(&self) -> bool {
+    pub(super) fn wants_sharded(&self) -> bool {
         match self.spec.reduce {
             ReduceMode::Star => false,
             ReduceMode::Sharded => true,
@@ -205,105 +205,5 @@ impl Core {
             }
         }
         self.take_back(now, chunks, &reason);
-    }
-
-    // ---- Links ----
-
-    /// Has workers open the links that are due.
-    pub(super) fn dial(&mut self, now: Duration) {
-        if !self.wants_sharded() || !self.links.any_due(now) {
-            return;
-        }
-        let able = self.members.0.iter().filter(|(_, m)| m.was_ready && m.links != LinkAbility::None);
-        let workers: Vec<(Session, bool)> =
-            able.map(|(&session, m)| (session, m.links == LinkAbility::Listens)).collect();
-        for (session, peer) in self.links.due(now, &workers) {
-            self.actions.push(Action::Dial { session, peer });
-        }
-    }
-
-    pub(super) fn link_up(&mut self, now: Duration, session: Session, peer: Session) {
-        let able =
-            |session: &Session| self.members.0.get(session).is_some_and(|m| m.links != LinkAbility::None);
-        if able(&session) && able(&peer) && session != peer {
-            self.links.opened(now, session, peer);
-            // A run that is to be sharded need not wait for the next step's end to begin.
-            if self.flight.is_none() {
-                self.boundary(now);
-            }
-        }
-    }
-
-    pub(super) fn link_down(&mut self, now: Duration, session: Session, peer: Session, reason: &str) {
-        if !self.links.broke(now, session, peer) {
-            return;
-        }
-        let Some(flight) = self.flight.as_ref().filter(|flight| !flight.closing) else { return };
-        let mut chunks = flight.missing_of(session);
-        chunks.extend(flight.missing_of(peer));
-        chunks.sort_unstable();
-        chunks.dedup();
-        let name = |session: Session| self.members.0.get(&session).map_or("a worker", |m| m.name.as_str());
-        let reason = format!("the link between {} and {} broke: {reason}", name(session), name(peer));
-        if self.take_back(now, chunks, &reason) {
-            self.close_if_complete();
-        }
-    }
-
-    /// A replica's digest is wrong. If owners sent it other sums than they sent the coordinator, they have to go, and the
-    /// replica is sent the state. If nobody can tell any more, it is sent the state as well. Returns whether that is so.
-    pub(super) fn was_sent_other_sums(
-        &mut self,
-        now: Duration,
-        session: Session,
-        step: u64,
-        differing: Option<&[u32]>,
-    ) -> bool {
-        let Some((_, layout)) = self.layouts.iter().find(|(of, _)| *of == step) else { return false };
-        if self.injects(FaultInjection::BlameReceiver) || !layout.is_linked(session) {
-            return false;
-        }
-        let passed_on = |chunk: &u32| layout.source(session, *chunk) != layout.owner(*chunk);
-        let unclear = differing.is_some_and(|chunks| chunks.iter().any(passed_on));
-        // A sum that has come through a combiner may have been changed by it or by its owner.
-        let differing = differing.filter(|_| !unclear);
-        let owners: Option<BTreeSet<Session>> =
-            differing.map(|chunks| chunks.iter().filter_map(|&chunk| layout.owner(chunk)).collect());
-        if owners.as_ref().is_some_and(|owners| owners.is_empty() || owners.contains(&session)) {
-            return false;
-        }
-        if unclear {
-            // Whoever does it again is known then.
-            self.stop_combining(
-                self.committed,
-                "a machine that combines passed on other sums than the coordinator has",
-            );
-        }
-        if let Some(member) = self.members.0.get_mut(&session) {
-            member.state = State::Joining;
-        }
-        for owner in owners.unwrap_or_default() {
-            let reason = format!("it sent workers different sums of step {step}");
-            self.evict(now, owner, reason, true);
-        }
-        self.send_states();
-        true
-    }
-
-    /// A replica lacks sums of a step that is closed: its owner, or the link to it, was lost in between.
-    pub(super) fn need(&mut self, from: AttemptId, chunks: Vec<u32>) {
-        let AttemptId { session, step, attempt } = from;
-        let known = step == self.committed || self.flight.as_ref().is_some_and(|f| f.step == step);
-        if self.injects(FaultInjection::IgnoreNeed) {
-            return;
-        }
-        let Some(member) = self.members.0.get_mut(&session) else { return };
-        if known {
-            self.actions.push(Action::Resend { session, step, attempt, chunks });
-        } else if step < self.committed {
-            // Those sums are gone; the state they led to is not.
-            member.state = State::Joining;
-            self.send_states();
-        }
     }
 }

@@ -38,7 +38,7 @@ pub struct Summary {
     pub workers_joined: u64,
     /// Workers that were lost without leaving on their own request.
     pub workers_lost: u64,
-    /// Nodes that a second worker computed too, since this start.
+    /// Audits since this start: nodes that a second worker computed too, and sums that the coordinator added up too.
     #[serde(default)]
     pub audits: u64,
     /// Those whose bits differed.

@@ -103,8 +103,8 @@ pub struct TrainOptions<O: Args> {
     #[arg(long, value_enum, default_value_t = Reduce::Auto, help_heading = "Cluster")]
     pub reduce: Reduce,
 
-    /// In this share of the steps, 0 to 1, a second worker computes what another contributes, or the coordinator adds up what a worker did,
-    /// and the bits are compared [default: 0]
+    /// In this share of the steps, 0 to 1, a second worker computes what another contributes, or the coordinator adds up
+    /// what a worker added up, and the bits are compared [default: 0]
     #[arg(long, value_name = "RATE", value_parser = rate, help_heading = "Cluster")]
     pub audit_rate: Option<f64>,
 

@@ -95,6 +95,7 @@ struct Counts {
     late: u32,
     drifted: u32,
     audits: Vec<AuditResult>,
+    sums_audited: u32,
     sharded: u32,
     taken_back: u32,
     void: u32,

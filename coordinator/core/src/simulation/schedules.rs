@@ -175,13 +175,14 @@ fn all_promises_hold_under_random_schedules() {
         all.late += counts.late;
         all.drifted += counts.drifted;
         all.audits.extend(counts.audits);
+        all.sums_audited += counts.sums_audited;
         all.sharded += counts.sharded;
         all.taken_back += counts.taken_back;
         all.resent += counts.resent;
     }
     println!(
         "{SCHEDULES} schedules, {} events, {} crashes of the coordinator, {} states adopted, {} steps computed \
-         again, {} late shares, {} replicas drifted, {} audits, {} sharded attempts, chunks taken back {} times, sums sent \
+         again, {} late shares, {} replicas drifted, {} audits, {} of them of sums, {} sharded attempts, chunks taken back {} times, sums sent \
          again {} times",
         all.events,
         all.crashes,
@@ -190,6 +191,7 @@ fn all_promises_hold_under_random_schedules() {
         all.late,
         all.drifted,
         all.audits.len(),
+        all.sums_audited,
         all.sharded,
         all.taken_back,
         all.resent
@@ -199,6 +201,7 @@ fn all_promises_hold_under_random_schedules() {
         ("adopted", all.adopted),
         ("recomputed", all.recomputed),
         ("late", all.late),
+        ("audits of sums", all.sums_audited),
         ("sharded", all.sharded),
         ("taken back", all.taken_back),
         ("resent", all.resent),

@@ -183,7 +183,10 @@ impl World {
             }
             Action::Report(ClusterEvent::Adopted { .. }) => self.counts.adopted += 1,
             Action::Report(ClusterEvent::Late { .. }) => self.counts.late += 1,
-            Action::Report(ClusterEvent::Audited { result, .. }) => self.counts.audits.push(result),
+            Action::Report(ClusterEvent::Audited { result, node, .. }) => {
+                self.counts.audits.push(result);
+                self.counts.sums_audited += u32::from(node.is_none());
+            }
             Action::Finish(outcome) => self.outcome = Some(outcome),
             Action::SendLeaf { .. } | Action::TestBegin { .. } | Action::Report(_) => {}
         }
