@@ -203,7 +203,7 @@ impl Core {
         let Some(result) = result else { return };
         let Some(flight) = &mut self.flight else { return };
         let Some(audit) = flight.audit.take() else { return };
-        let (step, disputed, owner) = (flight.step, audit.node, audit.contributor);
+        let (step, node, owner) = (flight.step, audit.node, audit.contributor);
         let name =
             |session: Session| self.members.0.get(&session).map_or_else(String::new, |m| m.name.clone());
         let alone = match result {
@@ -211,11 +211,11 @@ impl Core {
             _ => None,
         };
         let checker = name(audit.checkers[0].0);
-        let (node, owner_name) = (Some(disputed), name(owner));
-        let note = ClusterEvent::Audited { step, node, owner: owner_name, checker, alone, result };
+        let note =
+            ClusterEvent::Audited { step, node: Some(node), owner: name(owner), checker, alone, result };
         self.count_audit(result);
         self.actions.push(Action::Report(note));
-        let fault = format!("its bits for {disputed} of step {step} are not those that two others got");
+        let fault = format!("its bits for {node} of step {step} are not those that two others got");
         match result {
             AuditResult::Equal => self.close_if_complete(),
             AuditResult::Alone(session) if session == owner => self.violated(now, session, fault),
@@ -227,7 +227,7 @@ impl Core {
                 self.close_if_complete()
             }
             AuditResult::Undecided => {
-                self.disputed = Some((step, disputed));
+                self.disputed = Some((step, node));
                 self.abort("an audit found different bits, and nobody to decide");
                 self.boundary(now);
             }
