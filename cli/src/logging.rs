@@ -18,14 +18,14 @@ use crate::output::{self, Level};
 pub enum LogFormat {
     /// For people
     Text,
-    /// For machines: an object a line
+    /// For machines: one JSON object a line
     Json,
 }
 
 /// Options for logs.
 #[derive(Clone, Debug, Args)]
 pub struct LogOptions {
-    /// error, warn, info, debug or trace; or a filter such as tally_worker=debug
+    /// off, error, warn, info, debug or trace; or a filter such as warn,tally_worker=debug
     #[arg(long, value_name = "LEVEL", default_value = "warn", value_parser = level, global = true, help_heading = "Logs")]
     pub log_level: Targets,
 

@@ -212,7 +212,8 @@ impl Output {
     fn tell_left_out(&self, state: &mut State) {
         let lines = std::mem::take(&mut state.left_out);
         if lines > 0 {
-            let told = format!("{lines} lines are left out here, since nobody took them");
+            let told =
+                format!("{lines} lines are left out here, because the reader of this output was too slow");
             let line = self.formatted(Level::Warn, &told);
             state.bytes += line.len();
             state.lines.push_back((Stream::Error, line));

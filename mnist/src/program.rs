@@ -30,7 +30,8 @@ use crate::prediction_server::PredictionServer;
 /// A named set of training options.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Recipe {
-    /// Trains fast and does not diverge: rate 0.1 with warm-up, along a line to zero, clipped at 2
+    /// Trains fast and does not diverge: learning rate 0.1 after a warm-up, falling linearly to 0, gradient norm
+    /// clipped at 2
     #[default]
     Default,
     /// That of the PyTorch program from which the task comes: rate 0.01, constant, unclipped, softmax-nll. It is
@@ -77,13 +78,13 @@ pub struct MnistOptions {
     #[arg(long, value_enum, help_heading = "Training")]
     pub recipe: Option<Recipe>,
 
-    /// Loss of the digit's answer: cross-entropy, or softmax-nll, as --recipe original has it [default:
-    /// cross-entropy]
+    /// The loss of the digit: cross-entropy or softmax-nll [default: cross-entropy, or softmax-nll with --recipe
+    /// original]
     #[arg(long, value_name = "LOSS", help_heading = "Training")]
     pub label_loss: Option<LabelLoss>,
 
-    /// The network: reference, mlp (small and quick), or
-    /// synthetic:parameters=N,us-per-sample=N,jitter=F (none at all, to measure) [default: reference]
+    /// The network: reference, mlp (small and quick), or synthetic:parameters=N,us-per-sample=N,jitter=F (no
+    /// network: workers only wait so many microseconds, to measure a cluster) [default: reference]
     #[arg(long, value_name = "MODEL", help_heading = "Training")]
     pub model: Option<ModelSpec>,
 

@@ -188,8 +188,8 @@ impl ConsoleObserver {
                 let worker = context.worker_name(*session);
                 let due = core.deadline().unwrap_or_default().as_secs_f64();
                 let text = format!(
-                    "worker {worker} is late at step {step}: all was due {due:.2} s after its beginning; others compute \
-                     its {leaves} microbatches too"
+                    "worker {worker} is late at step {step}: its microbatches were due {due:.2} s after the step began; others \
+                     compute these {leaves} too"
                 );
                 // A worker that is late again and again gets one line.
                 if self.named_late.insert(*session) {

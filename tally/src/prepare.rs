@@ -87,7 +87,7 @@ pub fn complete_optimizer<P: CoordinatorProgram>(program: &P, config: &mut RunCo
     if config.optimizer.lr_schedule == LrSchedule::Program {
         let rates = program.learning_rates(config, config.steps()?)?;
         let rates =
-            rates.context("the program has no schedule of its own any more, with which the run began")?;
+            rates.context("the run began with the program's own learning-rate schedule, and this build of the program has none; use the build that began the run")?;
         config.optimizer.set_rates(rates).map_err(anyhow::Error::msg)?;
         config.optimizer.check_rates(config.steps()?).map_err(anyhow::Error::msg)?;
     }

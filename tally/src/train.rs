@@ -13,6 +13,7 @@ use tally_cli::logging::in_one_line;
 use tally_cli::output::{self, Level};
 use tally_coordinator::access;
 use tally_coordinator::access::credentials::Credentials;
+use tally_coordinator::access::options::AccessOptions;
 use tally_coordinator::access::serve::{Port, Protocol, room};
 use tally_coordinator::server::driver::{Driver, DriverDeps};
 use tally_coordinator::server::driver_heartbeat::Heartbeat;
@@ -148,7 +149,8 @@ async fn train<P: CoordinatorProgram>(
             .note("this run is done already; start a new one, or raise --epochs under a constant schedule");
     }
 
-    let run = u64::from_str_radix(&config.run, 16).context("run.json: the run's identity is no number")?;
+    let run = u64::from_str_radix(&config.run, 16)
+        .context("run.json is damaged: \"run\" is not a number of 16 hex digits; restore it from a backup")?;
     let sizes = Sizes {
         gradient: config.tensors.trained_len(),
         state: config.tensors.len(),
@@ -227,7 +229,8 @@ async fn train<P: CoordinatorProgram>(
     let (outcome, summary) = result?;
     conclude(&outcome, &summary, &given, &program.commands().coordinator, &monitor)?;
     if options.linger && outcome == RunOutcome::Done {
-        monitor.note(&format!("serving http://{web_address} until a signal comes"));
+        let scheme = scheme(&options.access);
+        monitor.note(&format!("serving {scheme}://{web_address} until a signal comes"));
         asked.notified().await;
     }
     let _ = stop_web.send(());
@@ -302,7 +305,7 @@ fn greeting<O: clap::Args>(
         };
         lines.push(format!("resuming at step {step}{newer}"));
     }
-    let scheme = if options.access.tls_cert.is_some() { "https" } else { "http" };
+    let scheme = scheme(&options.access);
     lines.push(format!("run directory {}, dashboard and metrics on {scheme}://{web}", run_dir.display()));
     if !options.local {
         lines.push(format!(
@@ -388,7 +391,7 @@ fn conclude(
         };
         bail!(
             "the run diverged at step {step}: {tensor} has NaN or infinity in it; {kept}; try a lower --learning-rate, \
-             --clip-norm 2, or --recipe default"
+             or --clip-norm 2"
         );
     }
     output::result(&format!(
@@ -408,4 +411,9 @@ fn conclude(
         format!("the model is in {}, the best one in {}", last.display(), best.display())
     });
     Ok(())
+}
+
+/// The scheme of the page's address.
+fn scheme(access: &AccessOptions) -> &'static str {
+    if access.tls_cert.is_some() { "https" } else { "http" }
 }

@@ -19,7 +19,7 @@ pub const TOKEN: &str = "TALLY_TOKEN";
 /// Options of every client of a coordinator.
 #[derive(Clone, Debug, Default, Args)]
 pub struct ClientAccess {
-    /// Use TLS, and trust a coordinator whose certificate is one of these or is signed by one of them (PEM)
+    /// Use TLS, and trust a coordinator whose certificate is in this file or is signed by one in it (PEM)
     #[arg(long, value_name = "FILE", help_heading = "Security")]
     pub tls_ca: Option<PathBuf>,
 
@@ -35,7 +35,7 @@ pub struct ClientAccess {
     #[arg(long, value_name = "NAME", requires = "tls_ca", help_heading = "Security")]
     pub tls_server_name: Option<String>,
 
-    /// A file with the coordinator's token [default: the variable TALLY_TOKEN, if it is set]
+    /// A file with the coordinator's token [default: the token in the variable TALLY_TOKEN, if it is set]
     #[arg(long, value_name = "FILE", help_heading = "Security")]
     pub token_file: Option<PathBuf>,
 }

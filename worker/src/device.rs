@@ -69,7 +69,7 @@ pub struct DeviceOptions {
     #[arg(long, value_enum, default_value_t = BackendChoice::Auto, help_heading = "Device")]
     pub backend: BackendChoice,
 
-    /// Which CUDA device, from 0
+    /// The number of the CUDA device, counted from 0
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Device")]
     pub device: usize,
 

@@ -66,7 +66,7 @@ pub struct WorkOptions {
     #[command(flatten)]
     pub device: DeviceOptions,
 
-    /// Be several workers, a process for each of these: numbers such as 0,1,3, or all CUDA devices
+    /// Run several workers, one process for each CUDA device of these numbers, such as 0,1,3, or all
     #[arg(long, value_name = "N,N…|all", conflicts_with = "device", help_heading = "Device")]
     pub devices: Option<Devices>,
 

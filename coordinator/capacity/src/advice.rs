@@ -120,7 +120,7 @@ pub fn changes(cluster: &Cluster, seconds: f64) -> Vec<Change> {
         }
     };
     if cluster.wire_dtype == WireDtype::F32 {
-        let what = "--wire-dtype bf16 (half the bytes; another run's bits)";
+        let what = "--wire-dtype bf16 (half the bytes; the trained model has other bits)";
         consider(what.into(), Cluster { wire_dtype: WireDtype::Bf16, ..cluster.clone() });
     }
     let batch_size = 2 * cluster.batch_size;
@@ -149,7 +149,7 @@ pub fn changes(cluster: &Cluster, seconds: f64) -> Vec<Change> {
             && microbatches as usize <= cluster.batch_size
         {
             consider(
-                format!("--microbatches {microbatches} (another run's bits)"),
+                format!("--microbatches {microbatches} (the trained model has other bits)"),
                 Cluster { tree, ..cluster.clone() },
             );
         }

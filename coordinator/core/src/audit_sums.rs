@@ -194,7 +194,8 @@ impl Core {
             if !as_ours {
                 audit.disputed = true;
                 let step = audit.step;
-                let reason = format!("the sums of {} are not those of what workers sent to it", audit.name);
+                let reason =
+                    format!("the sums of {} differ from those of the gradients that it was sent", audit.name);
                 if !flight.layout.machines.is_empty() {
                     // Whoever does it again is known then.
                     self.stop_combining(step, "sums of machines that combine were wrong");
@@ -217,7 +218,8 @@ impl Core {
             result,
         }));
         if matches!(result, AuditResult::Alone(_)) {
-            let fault = format!("its sums of step {step} are not those of what workers sent to it");
+            let fault =
+                format!("its sums of step {step} differ from those of the gradients that it was sent");
             self.evict(now, owner, fault, false);
         }
         self.close_if_complete();

@@ -193,7 +193,7 @@ impl Core {
             None
         };
         if sharded && joins && (reason.is_some() || !flight.own.order().is_empty()) {
-            self.void_mixed(now, "a worker of another kind computes for others");
+            self.void_mixed(now, "a worker of another numerics class computes for others");
             return 0;
         }
         if let Some(reason) = reason {

@@ -37,7 +37,7 @@ pub fn banner(loaded: &LoadedCredentials, workers: SocketAddr, web: SocketAddr) 
             (true, false) => "the token",
             _ => "a certificate",
         };
-        let view = if loaded.view.is_some() { "; the other token is for looking only" } else { "" };
+        let view = if loaded.view.is_some() { "; the view token is for looking only" } else { "" };
         lines.push((false, format!("whoever has {who} can join the run and look at it{view}")));
     }
     if loaded.grpc.is_none() && !exposed.is_empty() {

@@ -132,7 +132,7 @@ fn load(options: &AccessOptions) -> anyhow::Result<LoadedCredentials> {
     );
     ensure!(
         view.is_none() || view != train,
-        "both tokens are the same, so that whoever may look could train"
+        "the train token and the view token are the same, so that everyone who may look could train; give another --view-token-file"
     );
     let (grpc, web) = match (&options.tls_cert, &options.tls_key) {
         (Some(_), Some(_)) => (

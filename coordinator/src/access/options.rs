@@ -7,8 +7,8 @@ use clap::Args;
 /// Options of the coordinator's ports. Without any of them everyone who reaches a port may use it.
 #[derive(Clone, Debug, Default, Args)]
 pub struct AccessOptions {
-    /// Speak TLS on both ports, with this certificate and those that vouch for it (PEM). Files are
-    /// looked at again every few seconds, so that they can be renewed
+    /// Use TLS on both ports, with this certificate, followed in the file by the intermediate ones that signed it
+    /// (PEM). Files of certificates, keys and tokens are read again every few seconds, so that they can be renewed
     #[arg(long, value_name = "FILE", requires = "tls_key", help_heading = "Security")]
     pub tls_cert: Option<PathBuf>,
 
@@ -16,17 +16,17 @@ pub struct AccessOptions {
     #[arg(long, value_name = "FILE", requires = "tls_cert", help_heading = "Security")]
     pub tls_key: Option<PathBuf>,
 
-    /// Let in only those whose own certificate these sign (PEM)
+    /// Let in only clients whose certificate is in this file or is signed by one in it (PEM)
     #[arg(long, value_name = "FILE", requires = "tls_cert", help_heading = "Security")]
     pub tls_client_ca: Option<PathBuf>,
 
-    /// A file with the token of those who may train, and look [default: the variable TALLY_TOKEN,
-    /// if it is set]
+    /// A file with the train token, with which a client may train and look [default: the token in the variable
+    /// TALLY_TOKEN, if it is set]
     #[arg(long, value_name = "FILE", help_heading = "Security")]
     pub token_file: Option<PathBuf>,
 
-    /// A file with the token of those who may only look [default: the variable TALLY_VIEW_TOKEN, if
-    /// it is set]
+    /// A file with the view token, with which a client may only look [default: the token in the variable
+    /// TALLY_VIEW_TOKEN, if it is set]
     #[arg(long, value_name = "FILE", help_heading = "Security")]
     pub view_token_file: Option<PathBuf>,
 

@@ -54,8 +54,12 @@ impl Denied {
             Self::Certificate => "this coordinator asks for a certificate; give --tls-cert and --tls-key",
             Self::NoToken => "this coordinator asks for a token; give --token-file, or set TALLY_TOKEN",
             Self::WrongToken => "the token is not this coordinator's; look at --token-file and TALLY_TOKEN",
-            Self::OnlyLooks => "this token is for looking, not for training; give the other one",
-            Self::Host => "call this by localhost or its address, or turn a token on",
+            Self::OnlyLooks => {
+                "this is the view token, which is for looking, not for training; give the train token (the coordinator's --token-file)"
+            }
+            Self::Host => {
+                "without a token this coordinator answers only to localhost and loopback addresses; use one in the URL, or start it with --token-file"
+            }
             Self::Origin => {
                 "another site's page may not do that; if this is the coordinator's own page behind a proxy, have the \
                  proxy hand on the Host header (nginx: proxy_set_header Host $http_host)"

@@ -22,12 +22,27 @@ use crate::program::MnistOptions;
 #[command(
     mut_arg("epochs", |arg| arg.help("Epochs to train [default: 19]")),
     mut_arg("batch_size", |arg| arg.help("Samples of a step, over all workers [default: 64]")),
-    mut_arg("learning_rate", |arg| arg.help("The learning rate at its peak [default: 0.1]")),
+    mut_arg("microbatches", |arg| arg.help(
+        "Microbatches that a step is cut into: a power of two, fixed for the run. The number limits how many workers can \
+         compute at once, and decides the bits of the trained model [default: 8]"
+    )),
+    mut_arg("learning_rate", |arg| arg.help(
+        "The learning rate at its peak [default: 0.1; 0.01 with --recipe original or --optimizer rmsprop, 0.001 with adam and \
+         adamw, 0.0001 with lion]"
+    )),
     mut_arg("optimizer", |arg| arg.help("The optimizer: sgd, adam, adamw, rmsprop or lion [default: sgd]")),
-    mut_arg("momentum", |arg| arg.help("sgd, rmsprop: momentum, as PyTorch defines it [default: 0.9]")),
-    mut_arg("clip_norm", |arg| arg.help("Clip the gradient's global norm to this; `none` does not [default: 2]")),
-    mut_arg("warmup_steps", |arg| arg.help("Steps over which the rate rises [default: 200, at most a fifth of the run]")),
-    mut_arg("lr_schedule", |arg| arg.help("How the rate goes on: constant, cosine or linear [default: linear]"))
+    mut_arg("momentum", |arg| arg.help(
+        "sgd, rmsprop: momentum, as PyTorch defines it [default: 0.9 with sgd, 0 with rmsprop]"
+    )),
+    mut_arg("clip_norm", |arg| arg.help(
+        "Clip the gradient's global norm to this; `none` switches it off [default: 2, or none with --recipe original]"
+    )),
+    mut_arg("warmup_steps", |arg| arg.help(
+        "Steps over which the learning rate rises [default: 200, at most a fifth of the run; 0 with --recipe original]"
+    )),
+    mut_arg("lr_schedule", |arg| arg.help(
+        "The learning rate after the warm-up: constant, cosine or linear [default: linear, or constant with --recipe original]"
+    ))
 )]
 pub struct Cli {
     /// Train (the default), or one of these

@@ -35,11 +35,11 @@ pub struct SamplesOptions {
     #[arg(long, value_name = "DIR")]
     pub checkpoint: Option<PathBuf>,
 
-    /// From which samples
+    /// The samples to draw
     #[arg(long, value_enum, value_name = "SPLIT", default_value_t = SplitChoice::Test)]
     pub split: SplitChoice,
 
-    /// Digits of a row
+    /// Digits in a row
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=MOST_TILES as i64))]
     pub columns: u32,
 

@@ -30,9 +30,9 @@ pub struct Cli {
 /// The commands beside work.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Print the test line of a checkpoint
+    /// Test a checkpoint again, and print its losses and accuracies in one line
     Evaluate(EvaluateOptions),
-    /// Answer pictures of digits
+    /// Predict the digit in pictures, and its sum and difference with a number
     Predict(PredictOptions),
 }
 

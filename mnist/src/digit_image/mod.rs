@@ -135,7 +135,8 @@ pub enum PictureError {
     /// Nothing in it has the form of a digit.
     #[error(
         "nothing that looks like one handwritten digit stands out from its background; cut the picture to the digit and \
-         some plain background around it, or say by --invert which of the two is the lighter"
+         some plain background around it, or tell worker predict which is lighter: --invert yes for dark ink on a light \
+         background, --invert no for light ink on a dark one"
     )]
     NoDigit,
 }

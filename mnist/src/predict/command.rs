@@ -39,7 +39,7 @@ pub struct PredictOptions {
     #[arg(long, value_enum, value_name = "CHOICE", default_value_t = Invert::Auto, hide_possible_values = true)]
     pub invert: Invert,
 
-    /// Print an object a line, with all ten probabilities
+    /// Print one JSON object a line for each picture, with the probabilities of all ten digits
     #[arg(long)]
     pub json: bool,
 

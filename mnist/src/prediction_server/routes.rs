@@ -54,7 +54,7 @@ async fn predict(
         Err(error) if error.status() == StatusCode::PAYLOAD_TOO_LARGE => {
             return refused(
                 error.status(),
-                format!("a picture may have {} MiB; scale it down", MOST_BYTES >> 20),
+                format!("a picture may have at most {} MiB; scale it down", MOST_BYTES >> 20),
             );
         }
         Err(error) => return refused(error.status(), error.body_text()),

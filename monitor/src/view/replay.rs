@@ -48,7 +48,9 @@ pub fn describe_line<'a>(line: &'a Line, schema: &Schema) -> Option<(Kind, Optio
         Line::TakenBack { step, chunks, reason } => (
             Kind::Reduction,
             None,
-            format!("the coordinator adds up {chunks} chunks of step {step} that workers were to: {reason}"),
+            format!(
+                "the coordinator adds up {chunks} chunks of step {step} that workers had to add up: {reason}"
+            ),
         ),
         Line::Adopt { step, worker, .. } => {
             (Kind::Adopt, Some(worker), format!("going on from step {step}, which {worker} held"))

@@ -35,12 +35,12 @@ pub fn run(options: &HealthOptions) -> anyhow::Result<String> {
     let said = match over_tls(address) {
         // TLS first: a coordinator that speaks it counts those who do not.
         Err(_) => ask(connect(address)?)
-            .with_context(|| format!("what listens on {address} gives no answer; is it --http-listen?"))?,
+            .with_context(|| format!("{address} takes connections and does not answer; give the coordinator's --http-listen with --connect"))?,
         Ok(said) => said,
     };
     ensure!(
         said.starts_with("HTTP/1.1 200"),
-        "{address} is not well: {}",
+        "the coordinator at {address} is not well: {}; its log says why",
         said.lines().next().unwrap_or_default()
     );
     Ok("well".into())

@@ -21,15 +21,15 @@ use crate::train;
 /// The commands beside training.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Say whether the coordinator on this machine is well, by the exit code: for container engines
+    /// Ask whether the coordinator on this machine is well: exit code 0 if it is, else 1; for container engines
     Health(health::HealthOptions),
     /// Say what a cluster would do, before there is one: a step's time, its parts, what limits it
     Plan(Box<plan::PlanOptions>),
-    /// Write what became of a run as a page, or compare two
+    /// Write a report of a run, or of two runs compared, as one HTML file
     Report(ReportOptions),
     /// Show what a running cluster is doing
     Status(status::StatusOptions),
-    /// Compute steps of a run again, and compare them with its journal
+    /// Compute steps of a run again, on a device like that of its workers, and compare them with its journal
     Verify(verify::VerifyOptions),
 }
 
@@ -78,7 +78,7 @@ pub fn check_extension(out: &Path, kind: &str, endings: &[&str]) -> anyhow::Resu
     let ending = out.extension().map(|ending| ending.to_string_lossy().to_ascii_lowercase());
     anyhow::ensure!(
         ending.as_ref().is_none_or(|ending| endings.contains(&ending.as_str())),
-        "--out {}: what is written is {kind}; give it a name that ends in .{}",
+        "--out {}: the output is {kind}; give it a name that ends in .{}",
         out.display(),
         endings[0]
     );

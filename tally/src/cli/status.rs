@@ -18,7 +18,7 @@ pub struct StatusOptions {
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:50051")]
     pub connect: String,
 
-    /// Print it as one JSON object
+    /// Print the status as one JSON object
     #[arg(long)]
     pub json: bool,
 
@@ -39,13 +39,18 @@ pub async fn run(options: &StatusOptions) -> anyhow::Result<String> {
             options.connect
         ),
         Err(ConnectError::Incompatible(reason)) => {
-            bail!("{} is no coordinator for this side: {reason}", options.connect)
+            bail!("cannot use {} as a coordinator: {reason}", options.connect)
         }
         other => other?,
     };
     let mut client = Client::new(connection);
     let reply = tokio::time::timeout(Duration::from_secs(5), client.status(StatusRequest {}));
-    let reply = reply.await.with_context(|| format!("{} did not answer in time", options.connect))?;
+    let reply = reply.await.with_context(|| {
+        format!(
+            "{} did not answer within 5 s; look at its log, or at /healthz on its --http-listen",
+            options.connect
+        )
+    })?;
     let reply = reply
         .map_err(|status| anyhow::anyhow!("{} did not answer: {}", options.connect, status.message()))?;
     let reply = reply.into_inner();

@@ -40,11 +40,12 @@ pub struct OptimizerOptions {
     #[arg(long, value_name = "RATE", help_heading = "Optimizer")]
     pub learning_rate: Option<f32>,
 
-    /// Steps over which the rate rises [default: the program's]
+    /// Steps over which the learning rate rises [default: the program's]
     #[arg(long, value_name = "STEPS", help_heading = "Optimizer")]
     pub warmup_steps: Option<u64>,
 
-    /// How the rate goes on: constant, cosine, linear, or program where the program has a schedule [default: the program's]
+    /// The learning rate after the warm-up: constant, cosine, linear, or program where the program has a schedule
+    /// [default: the program's]
     #[arg(long, value_name = "SCHEDULE", help_heading = "Optimizer")]
     pub lr_schedule: Option<LrSchedule>,
 

@@ -44,11 +44,11 @@ pub struct TrainOptions<O: Args> {
     #[arg(long, help_heading = "Cluster")]
     pub local: bool,
 
-    /// What local workers compute with
+    /// The device on which local workers compute
     #[arg(long, value_enum, default_value_t = BackendChoice::Auto, requires = "local", help_heading = "Cluster")]
     pub backend: BackendChoice,
 
-    /// What local workers on a GPU compute the network in
+    /// The number format in which local workers on a GPU compute the network
     #[arg(long, value_enum, default_value_t = Precision::default(), requires = "local", help_heading = "Cluster")]
     pub precision: Precision,
 
@@ -65,16 +65,16 @@ pub struct TrainOptions<O: Args> {
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9000", help_heading = "Cluster")]
     pub http_listen: SocketAddr,
 
-    /// Write what the coordinator and each worker do when to this file, for Perfetto or
-    /// chrome://tracing; what is in it is replaced
+    /// Write a timeline of the coordinator and of each worker to this file, for Perfetto or chrome://tracing; an
+    /// existing file is replaced
     #[arg(long, value_name = "FILE", conflicts_with = "no_timeline", help_heading = "Run directory")]
     pub trace: Option<PathBuf>,
 
-    /// When the run is done, keep serving its page and metrics until a signal comes
+    /// When the run is done, keep serving the dashboard and metrics until a signal comes
     #[arg(long, help_heading = "Cluster")]
     pub linger: bool,
 
-    /// Don't have workers tell what they do when: the timeline, and the metrics made from it, stay empty
+    /// Workers send no times of their work: the timeline, and the metrics made from it, stay empty
     #[arg(long, help_heading = "Cluster")]
     pub no_timeline: bool,
 
@@ -86,9 +86,9 @@ pub struct TrainOptions<O: Args> {
     #[arg(long, value_name = "DIR", conflicts_with = "resume", help_heading = "Run directory")]
     pub run_dir: Option<PathBuf>,
 
-    /// Go on with a stopped run. --workers, --local, --backend, --threads, --reduce, the addresses,
-    /// --checkpoint-every, --keep-checkpoints, --audit-rate and --tensorboard may change, and --epochs under
-    /// --lr-schedule constant; what else is given must be as it was
+    /// Go on with a stopped run. Options under Training, Optimizer and Data, if they are given, must be as they
+    /// were, except that --epochs may change under --lr-schedule constant, and --init and --data-dir may name new
+    /// paths of the same files. All other options may change
     #[arg(long, value_name = "RUN_DIR", help_heading = "Run directory")]
     pub resume: Option<PathBuf>,
 
@@ -108,7 +108,7 @@ pub struct TrainOptions<O: Args> {
     #[arg(long, value_name = "RATE", value_parser = rate, help_heading = "Cluster")]
     pub audit_rate: Option<f64>,
 
-    /// Checkpoint after every so many steps, beside those at the ends of epochs and at a stop
+    /// Steps between two checkpoints, beside those at the ends of epochs and at a stop [default: only these]
     #[arg(long, value_name = "STEPS", value_parser = clap::value_parser!(u64).range(1..), help_heading = "Run directory")]
     pub checkpoint_every: Option<u64>,
 

@@ -34,8 +34,8 @@ pub struct Training<O: Args> {
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub batch_size: Option<usize>,
 
-    /// Microbatches that a step is cut into: a power of two, fixed for the run. It bounds how many
-    /// workers can compute at once, and decides the bits [default: 8, or the program's]
+    /// Microbatches that a step is cut into: a power of two, fixed for the run. The number limits how many workers
+    /// can compute at once, and decides the bits of the trained model [default: the program's, or 8]
     #[arg(long, alias = "shards", value_name = "N", help_heading = "Training")]
     pub microbatches: Option<u32>,
 
@@ -43,8 +43,8 @@ pub struct Training<O: Args> {
     #[command(flatten)]
     pub optimizer: OptimizerOptions,
 
-    /// What gradients travel as: f32, or bf16 for half the bytes, rounded at every node of the
-    /// tree. It decides the bits [default: f32]
+    /// The number format in which gradients travel: f32, or bf16 for half the bytes, rounded at every addition. It
+    /// decides the bits of the trained model [default: f32]
     #[arg(long, value_name = "DTYPE", help_heading = "Training")]
     pub wire_dtype: Option<WireDtype>,
 
@@ -57,7 +57,8 @@ pub struct Training<O: Args> {
     #[arg(long, value_name = "FILE", help_heading = "Training")]
     pub init: Option<PathBuf>,
 
-    /// The file of --init may lack tensors, such as those of a new head: they are initialised as without it
+    /// The file of --init may lack tensors, such as those of a new head: these are initialised as in a run without
+    /// --init
     #[arg(long, requires = "init", help_heading = "Training")]
     pub init_partial: bool,
 

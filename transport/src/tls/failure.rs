@@ -76,7 +76,7 @@ fn alerted(alert: AlertDescription, side: Side) -> String {
             format!("it says that the certificate in {own} is no longer valid: renew it, and see that both clocks are right")
         }
         A::NoApplicationProtocol => "it speaks TLS and no HTTP/2: is that the port of its --http-listen, and not of its --listen?".into(),
-        A::UnrecognisedName => "it has no certificate for that name: give the one it has with --tls-server-name".into(),
+        A::UnrecognisedName => "it has no certificate for that name: give a name from its certificate with --tls-server-name".into(),
         A::HandshakeFailure | A::ProtocolVersion | A::InsufficientSecurity => {
             "it agrees to no version, cipher or certificate of this side; both need TLS 1.2 or 1.3, and it may ask for a certificate \
              (--tls-cert)".into()

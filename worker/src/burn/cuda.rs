@@ -82,7 +82,7 @@ fn try_out(device: &CudaDevice) -> Result<(), String> {
     let doubled = (Tensor::<Gpu, 1>::from_data(data, device) * 2.0).try_into_data();
     let values =
         doubled.map_err(|error| error.to_string())?.to_vec::<f32>().map_err(|error| format!("{error:?}"))?;
-    if values == [2.0, 4.0] { Ok(()) } else { Err(format!("it made {values:?} of twice [1, 2]")) }
+    if values == [2.0, 4.0] { Ok(()) } else { Err(format!("it computed 2 × [1, 2] as {values:?}")) }
 }
 
 /// Looks for the CUDA headers where cubecl-cuda does; it compiles every kernel with them.

@@ -92,7 +92,10 @@ pub async fn admit(
     }
     let (Some(context), Some(coordinator_message::Body::Welcome(welcome))) = (first.context, first.body)
     else {
-        return Err(SessionEnd::Refused("its first message was not a Welcome".into()));
+        return Err(SessionEnd::Failed(format!(
+            "what answers at {} is no Tally coordinator of this version (its first message was not a Welcome); check --connect",
+            options.connect
+        )));
     };
     version::check(Speaker::new(&welcome.build, welcome.protocol), Speaker::this())
         .map_err(|mismatch| SessionEnd::Refused(mismatch.to_string()))?;
@@ -102,7 +105,10 @@ pub async fn admit(
         && run == context.run
         && context.incarnation < newest
     {
-        let reason = format!("it is incarnation {}; {newest} has taken over", context.incarnation);
+        let reason = format!(
+            "it is start {} of the run's coordinator; start {newest} has taken over",
+            context.incarnation
+        );
         options.report(&format!("not joining {}: {reason}", options.connect));
         return Err(SessionEnd::Lost(reason));
     }
@@ -116,7 +122,12 @@ pub async fn admit(
     }
     let dtype = match welcome.wire_dtype.as_str() {
         "" => WireDtype::default(),
-        name => name.parse().map_err(|e| SessionEnd::Refused(format!("its gradients: {e}")))?,
+        name => name.parse().map_err(|e| {
+            SessionEnd::Failed(format!(
+                "the run's gradients travel in a format that this worker does not know: {e}; run the same build of Tally on \
+                 both sides"
+            ))
+        })?,
     };
     let share = options.share_memory && options.local.is_none();
     let elements = retained.engine.as_ref().filter(|_| share).map(|engine| engine.manifest().trained_len());

@@ -138,7 +138,7 @@ pub async fn run(
                         bail!("{} refused this worker: {reason}", options.connect)
                     }
                     SessionEnd::Lost(reason) => lost(reason, false),
-                    SessionEnd::Evicted(reason) => lost(format!("it sent this worker away: {reason}"), true),
+                    SessionEnd::Evicted(reason) => lost(format!("this worker was sent away: {reason}"), true),
                 }
             }
             Err(ConnectError::Access(error)) if !reported => return Err(error),

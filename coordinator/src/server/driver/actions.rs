@@ -183,8 +183,8 @@ impl Driver {
         match recorded {
             // It was computed before, and lost after its checkpoint, so the result must be the same.
             Some(recorded) if *recorded != committed.digest => bail!(
-                "step {step} was recomputed and has digest {} where the journal has {recorded}: this machine does \
-                 not compute the bits of the one that ran before; resume on workers of the same class",
+                "step {step} was recomputed and has digest {} where the journal has {recorded}: these workers do \
+                 not compute the bits that the run had; resume on workers of the same numerics class",
                 committed.digest
             ),
             Some(_) => {}
@@ -342,7 +342,7 @@ impl Driver {
                 self.record(&Line::Reduction { step, owners, reason })?;
             }
             ClusterEvent::TakenBack { step, chunks, reason } => {
-                tracing::info!(step, chunks, "the coordinator adds up what workers were to: {reason}");
+                tracing::info!(step, chunks, "the coordinator adds up what workers had to add up: {reason}");
                 self.record(&Line::TakenBack { step, chunks, reason })?;
             }
             ClusterEvent::TakenOver { step, leaves, by } => {

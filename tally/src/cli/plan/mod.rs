@@ -24,15 +24,16 @@ use crate::program::{CoordinatorProgram, ModelCosts};
 #[derive(Debug, Args)]
 #[command(group = ArgGroup::new("time").required(true).args(["sample_time", "step_time", "run"]))]
 pub struct PlanOptions {
-    /// Workers, all alike: one number, several, or a range
+    /// Numbers of workers, all alike: one, several, or a range, which is its ends and the powers of two between
+    /// them
     #[arg(long, value_name = "N,N..N", default_value = "1..64")]
     pub workers: Workers,
 
-    /// How long a worker computes a sample
+    /// The time in which a worker computes one sample, with s, ms or us, such as 4.8ms
     #[arg(long, value_name = "TIME", help_heading = "Computing")]
     pub sample_time: Option<Seconds>,
 
-    /// How long one worker computes a whole step's batch
+    /// The time in which one worker computes a whole step's batch, with s, ms or us
     #[arg(long, value_name = "TIME", help_heading = "Computing")]
     pub step_time: Option<Seconds>,
 
@@ -40,23 +41,23 @@ pub struct PlanOptions {
     #[arg(long, value_name = "RUN_DIR", help_heading = "Computing")]
     pub run: Option<PathBuf>,
 
-    /// The network, whose size is what counts here [default: reference]
+    /// The network, for its size [default: the run's, else the program's]
     #[arg(long, value_name = "MODEL", conflicts_with = "parameters", help_heading = "Computing")]
     pub model: Option<String>,
 
-    /// Its number of parameters instead, such as 25M
+    /// The network's number of parameters, in place of --model, such as 25M
     #[arg(long, value_name = "N", help_heading = "Computing")]
     pub parameters: Option<Count>,
 
-    /// Samples of a step, over all workers [default: 64]
+    /// Samples of a step, over all workers [default: the run's, else the program's]
     #[arg(long, value_name = "N", help_heading = "Computing")]
     pub batch_size: Option<usize>,
 
-    /// Microbatches that a step is cut into [default: 8]
+    /// Microbatches that a step is cut into [default: the run's, else the program's]
     #[arg(long, value_name = "N", help_heading = "Computing")]
     pub microbatches: Option<u32>,
 
-    /// What gradients travel as: f32 or bf16 [default: f32]
+    /// The number format in which gradients travel: f32 or bf16 [default: the run's, or f32]
     #[arg(long, value_name = "DTYPE", help_heading = "Computing")]
     pub wire_dtype: Option<WireDtype>,
 
@@ -68,15 +69,16 @@ pub struct PlanOptions {
     #[arg(long, help_heading = "Computing")]
     pub unclipped: bool,
 
-    /// Bits a second of the coordinator's link, the same both ways
+    /// Bits a second of the coordinator's network connection, the same both ways, with k, M, G or T
     #[arg(long, value_name = "RATE", default_value = "10G", help_heading = "Network")]
     pub bandwidth: Bits,
 
-    /// Bits a second of each worker's link, or, with --per-machine, of each machine's [default: as --bandwidth]
+    /// Bits a second of each worker's network connection, or, with --per-machine, of each machine's [default: as
+    /// --bandwidth]
     #[arg(long, value_name = "RATE", help_heading = "Network")]
     pub worker_bandwidth: Option<Bits>,
 
-    /// From a worker to the coordinator and back, as ping shows it
+    /// The round-trip time between a worker and the coordinator, as ping shows it
     #[arg(long, value_name = "TIME", default_value = "0.2ms", help_heading = "Network")]
     pub round_trip: Seconds,
 
@@ -84,7 +86,7 @@ pub struct PlanOptions {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096), help_heading = "Machines")]
     pub cores: Option<u32>,
 
-    /// Workers on each machine, which share its link, and combine their gradients in sharded steps
+    /// Workers on each machine, which share its network connection, and combine their gradients in sharded steps
     #[arg(
         long, value_name = "N", default_value_t = 1, conflicts_with = "one_machine", help_heading = "Machines",
         value_parser = clap::value_parser!(u32).range(1..=4096)
@@ -100,7 +102,7 @@ pub struct PlanOptions {
     #[arg(long, value_name = "FILE", help_heading = "Machines")]
     pub costs: Option<PathBuf>,
 
-    /// Print it as one JSON object
+    /// Print the plan as one JSON object
     #[arg(long)]
     pub json: bool,
 }
@@ -207,7 +209,11 @@ pub fn run<P: CoordinatorProgram>(
             let costs: Costs = serde_json::from_slice(&text).with_context(|| {
                 format!("{} is no file of costs; `scaling calibrate` writes one", path.display())
             })?;
-            ensure!(costs.is_sound(), "{} has a cost that is none", path.display());
+            ensure!(
+                costs.is_sound(),
+                "{} has a cost that is negative, too large, or no number; write the file anew with `scaling calibrate`",
+                path.display()
+            );
             costs
         }
     };

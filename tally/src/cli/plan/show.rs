@@ -128,9 +128,9 @@ pub fn text(
     }
     writeln!(
         out,
-        "\nThe parts add up to the step; what goes on beside something longer counts nothing. In, out, memory and CPU\n\
-         (seconds of a core for a step) are the coordinator's. All but `sharded` is of the star; `sharded` is a step in which\n\
-         workers add up, which --reduce auto chooses where it is faster."
+        "\nThe columns compute to control add up to the step; work beside something longer counts as 0. In, out, memory and\n\
+         CPU (core-seconds for a step) are the coordinator's. All columns but `sharded` are for --reduce star; `sharded` is the\n\
+         time of a step in which workers add up. --reduce auto chooses the faster."
     )?;
     verdict(out, rows)
 }
@@ -151,7 +151,7 @@ fn verdict(out: &mut impl Write, rows: &[Row]) -> anyhow::Result<()> {
     if rows.len() > 1 {
         writeln!(
             out,
-            "{workers} workers do {} samples/s; more do at most a twentieth more.",
+            "{workers} workers do {} samples/s, at least 95 % of the most in the table.",
             number(samples_per_second)
         )?;
     }

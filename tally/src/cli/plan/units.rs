@@ -103,7 +103,7 @@ impl FromStr for Workers {
                 ));
             };
             if low > high {
-                return Err(format!("{part} has its greater end in front"));
+                return Err(format!("{part}: write the smaller number first, as in 1..64"));
             }
             let powers = (0..).map(|power| 1usize << power).take_while(|n| *n < high);
             all.extend([low].into_iter().chain(powers.filter(|n| *n > low)).chain([high]));
