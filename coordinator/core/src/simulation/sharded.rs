@@ -456,6 +456,20 @@ fn sum_1_audits_of_honest_owners_find_nothing() {
     }
 }
 
+/// Where devices compute different bits, nodes are audited in the place of sums.
+#[test]
+fn sum_1_sums_of_unlike_devices_are_not_audited_and_their_nodes_are() {
+    let audited = |kinds: &[&'static str]| {
+        let spec = RunSpec { audit_rate: 1.0, ..sharded_spec(kinds.len()) };
+        let world = World::of_kinds(1, spec, kinds.to_vec()).finish();
+        assert_eq!(world.outcome, Some(RunOutcome::Done));
+        (world.counts.audits.len(), world.counts.sums_audited)
+    };
+    let (unlike, alike) = (audited(&["CPU", OTHER_BITS, "CPU"]), audited(&["CPU"; 3]));
+    assert!(unlike.0 >= 7 && unlike.1 == 0, "{unlike:?}");
+    assert!(alike.0 >= 7 && alike.1 >= 2, "{alike:?}");
+}
+
 /// Contributors die, freeze and lose links while sums are audited.
 fn audit_amid_faults(seed: u64, fault: Option<FaultInjection>) -> bool {
     let mut world = World::with(seed, RunSpec { audit_rate: 1.0, ..sharded_spec(4) });
