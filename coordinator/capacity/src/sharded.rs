@@ -22,10 +22,12 @@ pub fn step_seconds(cluster: &Cluster) -> Option<f64> {
     // The workers of a machine combine what they were given into as few nodes as can be.
     let mates = cluster.per_machine.clamp(1, cluster.workers);
     let machines: Vec<&[_]> = layout.chunks(mates).collect();
-    let combined =
-        |machine: &[Vec<_>]| Machine::combined(cluster.tree, machine.iter().flatten().copied()).len();
-    let nodes: usize = machines.iter().map(|machine| combined(machine)).sum();
-    let most = machines.iter().map(|machine| combined(machine)).max().unwrap_or(0) as f64;
+    let combined = machines
+        .iter()
+        .map(|machine| Machine::combined(cluster.tree, machine.iter().flatten().copied()).len());
+    let combined: Vec<usize> = combined.collect();
+    let nodes: usize = combined.iter().sum();
+    let most = combined.into_iter().max().unwrap_or(0) as f64;
     let given = machines.iter().map(|machine| machine.iter().map(Vec::len).sum::<usize>()).max().unwrap_or(0);
     let own = layout.iter().map(Vec::len).max().unwrap_or(0) as f64;
 

@@ -160,10 +160,8 @@ impl Core {
             flight.reduction.forget(chunk);
             flight.own.push(chunk);
         }
-        for member in self.members.0.values_mut().filter(|m| !m.open.is_empty() || !m.closed.is_empty()) {
-            member.due = member.due.max(due);
-        }
         let (step, attempt) = (flight.step, flight.attempt);
+        self.postpone(due);
         self.actions.push(Action::TakeBack { step, attempt, chunks });
     }
 

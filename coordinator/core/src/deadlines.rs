@@ -54,6 +54,13 @@ impl Core {
         now + FLOOR + slack(self.transfer * transfers)
     }
 
+    /// Nobody who contributes is late before this moment.
+    pub(super) fn postpone(&mut self, due: Duration) {
+        for member in self.members.0.values_mut().filter(|m| !m.open.is_empty() || !m.closed.is_empty()) {
+            member.due = member.due.max(due);
+        }
+    }
+
     /// A worker has been given `leaves` more leaves.
     pub(super) fn extend_deadline(&mut self, now: Duration, session: Session, leaves: u32, samples: usize) {
         let mean_leaf = samples as f64 / f64::from(self.spec.tree.microbatches());

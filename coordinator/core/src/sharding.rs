@@ -144,9 +144,7 @@ impl Core {
         let (due, count) = (self.transfer_due(now), chunks.len());
         let Some(flight) = &mut self.flight else { return false };
         chunks.iter().for_each(|&chunk| flight.own.push(chunk));
-        for member in self.members.0.values_mut().filter(|m| !m.open.is_empty() || !m.closed.is_empty()) {
-            member.due = member.due.max(due);
-        }
+        self.postpone(due);
         self.actions.push(Action::TakeBack { step, attempt, chunks });
         self.actions.push(Action::Report(ClusterEvent::TakenBack {
             step,

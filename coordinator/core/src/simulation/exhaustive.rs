@@ -256,7 +256,7 @@ fn relative(text: &str, now: Duration) -> String {
     out + rest
 }
 
-/// So many states may wait before the search goes on depth-first: some 2 GB.
+/// So many states may wait before the search goes on depth-first: some 0.6 GB.
 const WIDE: usize = 30_000;
 
 /// Explores every state that so many faults can lead to, and returns how many there are.

@@ -4,6 +4,7 @@
 //!
 //! The promises are checked after every event, and carry their names where they fail.
 
+mod audited_sums;
 mod cases;
 mod exhaustive;
 mod peers;

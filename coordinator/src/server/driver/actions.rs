@@ -375,5 +375,5 @@ impl Driver {
 
 /// What an audit of sums is told of one.
 fn summed(chunk: u32, Shared(sum): &Shared) -> Event {
-    Event::Summed { chunk, digest: digest::of(chunk as usize * CHUNK, sum, &[sum]) }
+    Event::Summed { chunk, digest: chunk_digest(chunk, sum) }
 }

@@ -34,7 +34,7 @@ impl Driver {
                     Err(fault) => (None, Some(fault)),
                 };
                 let audited = data.as_ref().filter(|_| self.core.is_audited(from, node));
-                let digest = audited.map(|values| digest::of(index as usize * CHUNK, values, &[values]));
+                let digest = audited.map(|values| chunk_digest(index, values));
                 self.events.push_back((Event::Chunk { from, node, index, digest, fault }, data));
             }
             Input::State { session, step, vector, index, data } => {

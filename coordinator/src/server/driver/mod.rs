@@ -204,6 +204,11 @@ struct Totals {
     trained_samples: u64,
 }
 
+/// The digest of a chunk's floats, as audits compare them.
+fn chunk_digest(index: u32, values: &[f32]) -> Digest {
+    digest::of(index as usize * CHUNK, values, &[values])
+}
+
 impl Driver {
     /// A driver about to start.
     #[must_use]
