@@ -16,7 +16,7 @@ import urllib.request
 from pathlib import Path
 
 RULES = Path(__file__).resolve().parents[2] / "deploy/prometheus/rules/tally.yml"
-MODEL = ["--model", "synthetic:parameters=1000,us-per-sample=500", "--train-limit", "640", "--test-limit", "5"]
+MODEL = ["--model", "synthetic:parameters=1000,us-per-sample=500", "--batch-size", "64", "--train-limit", "640", "--test-limit", "5"]
 # Each alert, and a minute by which it has waited long enough. None has at the first minute.
 FIRE = {"TallyNoWorkers": 3, "TallyNoProgress": 11, "TallyTooFewWorkers": 16, "TallyCheckpointTooOld": 66}
 

@@ -31,7 +31,7 @@ port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0));
 # To be called in a subshell, which becomes the job.
 job() {
     exec env PATH="$work/bin:$PATH" SLURM_JOB_ID=7 SLURM_JOB_NUM_NODES=2 SLURM_JOB_NODELIST=node SLURM_SUBMIT_DIR="$work" TALLY_PORT="$port" \
-        bash deploy/slurm/tally.sbatch --model synthetic:parameters=50000,us-per-sample=800 --train-limit 500 --test-limit 12 --epochs 6
+        bash deploy/slurm/tally.sbatch --model synthetic:parameters=50000,us-per-sample=800 --batch-size 64 --train-limit 500 --test-limit 12 --epochs 6
 }
 journal=$work/runs/slurm-7/journal.jsonl
 job >"$work/first.log" 2>&1 & first=$!

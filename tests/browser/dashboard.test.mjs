@@ -9,7 +9,7 @@ import { Cluster, DEADLINE } from "./cluster.mjs";
 /** A small network that learns within seconds, in a run far longer than the tests. */
 const RUN = [
   ["--workers", "2"], ["--model", "mlp"], ["--epochs", "5000"], ["--lr-schedule", "constant"], ["--learning-rate", "0.01"],
-  ["--train-limit", "12800"], ["--test-limit", "500"], ["--checkpoint-every", "1000"],
+  ["--batch-size", "64"], ["--train-limit", "12800"], ["--test-limit", "500"], ["--checkpoint-every", "1000"],
 ].flat();
 
 /** A name that would be markup, were it not for the page's care to show text as text. */

@@ -13,7 +13,7 @@ const [LOSE, TAKE] = [Number(process.env.TALLY_LOSE_AT ?? 380), Number(process.e
 const HOURS = 4 * 3600 * 1000;
 
 const RUN = [
-  ["--workers", "3"], ["--epochs", "4"], ["--train-limit", "8000"], ["--test-limit", "1000"],
+  ["--workers", "3"], ["--epochs", "4"], ["--batch-size", "64"], ["--learning-rate", "0.1"], ["--train-limit", "8000"], ["--test-limit", "1000"],
   ["--checkpoint-every", "50"], ["--audit-rate", "0.02"],
 ].flat();
 

@@ -10,9 +10,9 @@ pub fn options(us_per_sample: u32, epochs: u32) -> Vec<String> {
     let model = format!("synthetic:parameters=50000,us-per-sample={us_per_sample}");
     // A learning rate that does not depend on the number of epochs.
     let schedule = ["--lr-schedule", "constant", "--warmup-steps", "10"];
-    let data = ["--train-limit", "250", "--test-limit", "12"];
-    let options = ["--model", &model, "--epochs", &epochs.to_string()].map(String::from);
-    options.into_iter().chain([schedule, data].concat().into_iter().map(String::from)).collect()
+    let data = ["--batch-size", "64", "--train-limit", "250", "--test-limit", "12"];
+    let options = ["--model", &model, "--epochs", &epochs.to_string()];
+    [&options[..], &schedule, &data].concat().into_iter().map(String::from).collect()
 }
 
 /// The digests of the baseline run, as many steps as any test needs.

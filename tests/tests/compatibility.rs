@@ -160,9 +160,11 @@ fn a_coordinator_of_another_protocol_is_not_worked_for() {
 
 // ---- Files ----
 
-const OPTIONS: [&str; 10] = [
+const OPTIONS: [&str; 12] = [
     "--model",
     "mlp",
+    "--batch-size",
+    "64",
     "--train-limit",
     "128",
     "--test-limit",

@@ -7,7 +7,9 @@ use serde_json::Value;
 use tally_tools::cluster::{Coordinator, DEADLINE, Process, RunDir, Signal, Worker, binaries, events, run};
 
 /// 200 steps of some tens of milliseconds.
-const OPTIONS: [&str; 6] = [
+const OPTIONS: [&str; 8] = [
+    "--batch-size",
+    "64",
     "--model",
     "synthetic:parameters=50000,us-per-sample=800",
     "--train-limit",

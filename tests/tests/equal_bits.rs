@@ -46,13 +46,13 @@ fn outcome(run: &RunDir, steps: usize, workers: usize) -> (String, Vec<String>, 
 #[test]
 fn sum_1_synthetic_gradients_of_several_chunks_have_the_same_bits_for_any_workers() {
     let model = "synthetic:parameters=600000,us-per-sample=20";
-    let options = ["--model", model, "--epochs", "2", "--train-limit", "640", "--test-limit", "150"];
+    let options = ["--model", model, "--epochs", "2", "--train-limit", "160", "--test-limit", "150"];
     clusters_agree(&ALL, 20, &options);
 }
 
 #[test]
 fn sum_1_a_small_network_has_the_same_bits_for_any_workers() {
-    let options = ["--model", "mlp", "--epochs", "2", "--train-limit", "640", "--test-limit", "150"];
+    let options = ["--model", "mlp", "--epochs", "2", "--train-limit", "160", "--test-limit", "150"];
     clusters_agree(&ALL, 20, &options);
 }
 
@@ -68,7 +68,7 @@ fn sum_1_a_short_last_batch_with_empty_leaves_has_the_same_bits_for_any_workers(
 /// steps again rounds as they did.
 #[test]
 fn sum_1_gradients_as_bfloat16_have_the_same_bits_for_any_workers() {
-    let options = ["--model", "mlp", "--epochs", "2", "--train-limit", "640", "--test-limit", "150"];
+    let options = ["--model", "mlp", "--epochs", "2", "--train-limit", "160", "--test-limit", "150"];
     let rounded = [&options[..], &["--wire-dtype", "bf16"]].concat();
     clusters_agree(&ALL, 20, &rounded);
     let run = train_apart(3, &rounded);
@@ -100,7 +100,7 @@ fn sum_1_the_reference_network_has_the_same_bits_for_any_workers() {
 /// As GPUs do it, whose leaves are added up on the device.
 #[test]
 fn sum_1_workers_that_compute_as_gpus_have_the_same_bits_for_any_number_of_them() {
-    let options = ["--model", "mlp", "--epochs", "1", "--train-limit", "320", "--test-limit", "30"];
+    let options = ["--model", "mlp", "--epochs", "1", "--train-limit", "80", "--test-limit", "30"];
     let clusters: [(Train, usize); 3] = [(train_local, 1), (train_local, 2), (train_local, 3)];
     for wire in ["f32", "bf16"] {
         let way = ["--backend", "cpu-as-gpu", "--wire-dtype", wire];

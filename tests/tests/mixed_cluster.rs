@@ -18,7 +18,7 @@ fn train(run: &RunDir, workers: &[[&str; 4]], options: &[&str]) {
     workers.iter().for_each(|worker| worker.succeed());
 }
 
-const SMALL: [&str; 6] = ["--model", "mlp", "--epochs", "2", "--train-limit", "1280"];
+const SMALL: [&str; 8] = ["--model", "mlp", "--epochs", "2", "--batch-size", "64", "--train-limit", "1280"];
 
 #[test]
 fn rep_1_replicas_agree_whatever_their_gradients_were_computed_on() {

@@ -13,7 +13,8 @@ fn plan(options: &[&str]) -> Value {
 
 #[test]
 fn a_plan_says_when_the_link_is_the_limit_and_what_helps() {
-    let slow = ["--sample-time", "5ms", "--bandwidth", "1G", "--cores", "8", "--workers", "1,8"];
+    let slow = ["--sample-time", "5ms", "--batch-size", "64", "--bandwidth", "1G", "--cores", "8"];
+    let slow = [&slow[..], &["--workers", "1,8"]].concat();
     let plan = plan(&slow);
     assert_eq!(plan["parameters"], 6_402_764);
     let [one, eight] = [0, 1].map(|at| &plan["predictions"][at]);

@@ -14,8 +14,18 @@ use tally_tools::cluster::{
 };
 
 /// Four epochs of eight steps, the last one short: 32 steps, on the way down of the rate.
-const OPTIONS: [&str; 8] =
-    ["--train-limit", "500", "--test-limit", "12", "--epochs", "4", "--checkpoint-every", "3"];
+const OPTIONS: [&str; 10] = [
+    "--batch-size",
+    "64",
+    "--train-limit",
+    "500",
+    "--test-limit",
+    "12",
+    "--epochs",
+    "4",
+    "--checkpoint-every",
+    "3",
+];
 const STEPS: u64 = 32;
 /// A step takes some tens of milliseconds, so that it can be interrupted.
 const SLOW: &str = "synthetic:parameters=50000,us-per-sample=800";

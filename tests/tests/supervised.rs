@@ -10,7 +10,9 @@ use tally_tests::free_port;
 use tally_tools::cluster::{Coordinator, DEADLINE, RunDir, Signal, Worker, train_local};
 
 /// 32 steps of some tens of milliseconds.
-const OPTIONS: [&str; 8] = [
+const OPTIONS: [&str; 10] = [
+    "--batch-size",
+    "64",
     "--model",
     "synthetic:parameters=50000,us-per-sample=800",
     "--train-limit",

@@ -13,9 +13,11 @@ use serde_json::Value;
 use tally_tools::cluster::{Coordinator, Output, RunDir, Signal, run as run_binary, train_local};
 
 /// Four epochs of eight steps, the last one of each short.
-const OPTIONS: [&str; 10] = [
+const OPTIONS: [&str; 12] = [
     "--model",
     "mlp",
+    "--batch-size",
+    "64",
     "--train-limit",
     "500",
     "--test-limit",
@@ -198,7 +200,7 @@ fn the_reference_network_and_given_weights_are_verified_too() {
     let weights = first.path().join("weights.safetensors");
     fs::copy(first.path().join("checkpoints/last/model.safetensors"), &weights).unwrap();
     let given = ["--init", weights.to_str().unwrap()];
-    let run = train_local(1, &[&OPTIONS[..6], &["--epochs", "1"], &given].concat());
+    let run = train_local(1, &[&OPTIONS[..8], &["--epochs", "1"], &given].concat());
     proved(&run, &["--steps", "..3"]);
     fs::remove_file(&weights).unwrap();
     verify(&run, &["--steps", "..3"])
@@ -212,7 +214,7 @@ fn what_cannot_be_verified_is_named() {
     fs::create_dir_all(nowhere.path()).unwrap();
     verify(&nowhere, &[]).is_refused(&["is no run directory"]);
 
-    let run = train_local(1, &[&OPTIONS[..6], &["--epochs", "1"]].concat());
+    let run = train_local(1, &[&OPTIONS[..8], &["--epochs", "1"]].concat());
     verify(&run, &["--steps", "9"]).is_refused(&["--steps 9..9", "steps 1 to 8"]);
     verify(&run, &["--data-dir", nowhere.arg()]).is_refused(&[nowhere.arg()]);
     let output = verify(&run, &["--steps", "5..3"]);

@@ -53,9 +53,9 @@ fn data_1_the_schedule_of_an_epoch_has_every_sample_once() {
 /// A coordinator with two workers in the middle of training, slow enough to be looked at.
 fn training(run: &RunDir) -> (Coordinator, Vec<Worker>) {
     let model = "synthetic:parameters=50000,us-per-sample=1000";
-    let options = ["--train-limit", "128", "--test-limit", "10", "--epochs", "500"];
+    let data = ["--batch-size", "64", "--train-limit", "128", "--test-limit", "10", "--epochs", "500"];
     let coordinator = Coordinator::start(
-        [&["--workers", "2", "--run-dir", run.arg(), "--model", model], &options[..]].concat(),
+        [&["--workers", "2", "--run-dir", run.arg(), "--model", model], &data[..]].concat(),
     );
     let workers = Worker::start_many(coordinator.grpc_port(), 2);
     run.wait_for("test pass", |line| line["event"] == "test");
@@ -304,7 +304,7 @@ fn json_logs_are_an_object_a_line() {
 #[test]
 fn plain_output_has_no_control_characters() {
     let run = RunDir::new();
-    let options = ["--model", "mlp", "--epochs", "2", "--train-limit", "128", "--test-limit", "10"];
+    let options = ["--model", "mlp", "--epochs", "2", "--train-limit", "32", "--test-limit", "10"];
     let cluster = ["--local", "--run-dir", run.arg(), "--log-level", "debug"];
     let coordinator = Coordinator::start([&cluster[..], &options].concat());
     coordinator.succeed();

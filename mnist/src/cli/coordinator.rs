@@ -21,13 +21,13 @@ use crate::program::MnistOptions;
 // What this program's defaults are.
 #[command(
     mut_arg("epochs", |arg| arg.help("Epochs to train [default: 19]")),
-    mut_arg("batch_size", |arg| arg.help("Samples of a step, over all workers [default: 64]")),
+    mut_arg("batch_size", |arg| arg.help("Samples of a step, over all workers [default: 16, or 64 with --recipe original]")),
     mut_arg("microbatches", |arg| arg.help(
         "Microbatches that a step is cut into: a power of two, fixed for the run. The number limits how many workers can \
          compute at once, and decides the bits of the trained model [default: 8]"
     )),
     mut_arg("learning_rate", |arg| arg.help(
-        "The learning rate at its peak [default: 0.1; 0.01 with --recipe original or --optimizer rmsprop, 0.001 with adam and \
+        "The learning rate at its peak [default: 0.05; 0.01 with --recipe original or --optimizer rmsprop, 0.001 with adam and \
          adamw, 0.0001 with lion]"
     )),
     mut_arg("optimizer", |arg| arg.help("The optimizer: sgd, adam, adamw, rmsprop or lion [default: sgd]")),
@@ -38,7 +38,7 @@ use crate::program::MnistOptions;
         "Clip the gradient's global norm to this; `none` switches it off [default: 2, or none with --recipe original]"
     )),
     mut_arg("warmup_steps", |arg| arg.help(
-        "Steps over which the learning rate rises [default: 200, at most a fifth of the run; 0 with --recipe original]"
+        "Steps over which the learning rate rises [default: 400, at most a fifth of the run; 0 with --recipe original]"
     )),
     mut_arg("lr_schedule", |arg| arg.help(
         "The learning rate after the warm-up: constant, cosine or linear [default: linear, or constant with --recipe original]"

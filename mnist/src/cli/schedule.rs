@@ -9,7 +9,7 @@ use tally::options::SEED;
 use tally_numerics::order::Schedule;
 
 use crate::data::{DataOptions, MnistWithNumbers};
-use crate::program::BATCH_SIZE;
+use crate::program::Recipe;
 
 /// Options of `coordinator schedule`.
 #[derive(Debug, Args)]
@@ -23,7 +23,7 @@ pub struct ScheduleOptions {
     pub seed: u64,
 
     /// Samples of a step
-    #[arg(long, value_name = "N", default_value_t = BATCH_SIZE)]
+    #[arg(long, value_name = "N", default_value_t = Recipe::Default.batch_size())]
     pub batch_size: usize,
 
     /// The data.

@@ -41,7 +41,7 @@ fn seconds(run: &RunDir) -> Vec<f64> {
 
 fn start(run: &RunDir, workers: usize, options: &[&str]) -> Coordinator {
     let workers = workers.to_string();
-    let cluster = ["--workers", &workers, "--run-dir", run.arg(), "--test-limit", "1"];
+    let cluster = ["--workers", &workers, "--run-dir", run.arg(), "--batch-size", "64", "--test-limit", "1"];
     Coordinator::start([&cluster, options].concat())
 }
 

@@ -36,9 +36,17 @@ struct Options {
     #[arg(long, value_name = "PATH")]
     python: Option<PathBuf>,
 
+    /// Samples of a step of the reference network; each of them is measured
+    #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [16, 64])]
+    batches: Vec<usize>,
+
     /// Leave out the reference network
     #[arg(long)]
     allreduce_only: bool,
+
+    /// Leave out the all-reduce alone
+    #[arg(long, conflicts_with = "allreduce_only")]
+    steps_only: bool,
 }
 
 /// One measurement of one cluster.
@@ -233,7 +241,7 @@ fn medians(rounds: &[Measured]) -> Measured {
 
 #[derive(Serialize)]
 struct Row {
-    what: &'static str,
+    what: String,
     #[serde(flatten)]
     tally: Measured,
     pytorch_ms: Option<f64>,
@@ -252,10 +260,14 @@ fn main() -> anyhow::Result<()> {
         cluster(workers, 1, 60, workers, way, &extra)
     };
     let (mut reduce, mut reduce_peer) = (vec![vec![Vec::new(); 3]; 3], vec![Vec::new(); 3]);
-    let (mut train, mut train_peer) = (vec![Vec::new(); 3], vec![Vec::new(); 3]);
+    let batches = options.batches.iter();
+    let trainings: Vec<(usize, usize, usize)> = batches
+        .flat_map(|&batch| [(1, 1), (1, 2), (2, 1)].map(|(workers, threads)| (batch, workers, threads)))
+        .collect();
+    let (mut train, mut train_peer) = (vec![Vec::new(); trainings.len()], vec![Vec::new(); trainings.len()]);
     for round in 1..=options.rounds {
         eprintln!("round {round} of {}", options.rounds);
-        for (at, workers) in [2, 4, 8].into_iter().enumerate() {
+        for (at, workers) in [2, 4, 8].into_iter().enumerate().filter(|_| !options.steps_only) {
             for (way, measured) in Way::ALL.into_iter().zip(&mut reduce) {
                 measured[at].push(synthetic(workers, way)?);
             }
@@ -266,19 +278,18 @@ fn main() -> anyhow::Result<()> {
         if options.allreduce_only {
             continue;
         }
-        for (at, (workers, threads)) in [(1, 1), (1, 2), (2, 1)].into_iter().enumerate() {
-            train[at].push(cluster(workers, threads, options.steps, 64, Way::SharedMemory, &[])?);
+        for (at, &(batch, workers, threads)) in trainings.iter().enumerate() {
+            train[at].push(cluster(workers, threads, options.steps, batch, Way::SharedMemory, &[])?);
             if let Some(python) = &options.python {
-                let steps = options.steps.to_string();
-                let args: &[&str] = match workers {
-                    1 => &["step", "--threads", &threads.to_string(), "--steps", &steps],
-                    _ => &["ddp", "--procs", "2", "--threads", "1", "--steps", &steps],
-                };
-                train_peer[at].push(peer(python, args)?);
+                let (batch, steps) = (batch.to_string(), options.steps.to_string());
+                let (threads, procs) = (threads.to_string(), workers.to_string());
+                let which = if workers == 1 { &["step"][..] } else { &["ddp", "--procs", &procs] };
+                let sizes = ["--threads", &threads, "--steps", &steps, "--batch", &batch];
+                train_peer[at].push(peer(python, &[which, &sizes].concat())?);
             }
         }
     }
-    let row = |what, tally: Measured, pytorch: &[(f64, f64)], ours: fn(&Measured) -> f64| {
+    let row = |what: String, tally: Measured, pytorch: &[(f64, f64)], ours: fn(&Measured) -> f64| {
         let of =
             |part: fn(&(f64, f64)) -> f64| (!pytorch.is_empty()).then(|| median(pytorch.iter().map(part)));
         let (pytorch_ms, pytorch_mib) = (of(|p| p.0), of(|p| p.1));
@@ -287,15 +298,18 @@ fn main() -> anyhow::Result<()> {
     };
     let mut rows = Vec::new();
     for (way, measured) in Way::ALL.into_iter().zip(&reduce) {
-        for (measured, peer) in measured.iter().zip(&reduce_peer) {
-            rows.push(row(way.what(), medians(measured), peer, |m| m.round_ms));
+        for (measured, peer) in measured.iter().zip(&reduce_peer).filter(|(m, _)| !m.is_empty()) {
+            rows.push(row(way.what().into(), medians(measured), peer, |m| m.round_ms));
         }
     }
-    for (measured, peer) in train.iter().zip(&train_peer).filter(|(m, _)| !m.is_empty()) {
-        rows.push(row("step, batch 64, 8 microbatches", medians(measured), peer, |m| m.step_ms));
+    let trained = train.iter().zip(&train_peer).filter(|(m, _)| !m.is_empty());
+    for ((measured, peer), (batch, ..)) in trained.zip(&trainings) {
+        rows.push(row(format!("step, batch {batch}, 8 microbatches"), medians(measured), peer, |m| {
+            m.step_ms
+        }));
     }
     println!(
-        "{:25} {:>7} {:>7} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>9} {:>9} {:>9} {:>9} {:>9} {:>6}",
+        "{:30} {:>7} {:>7} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>9} {:>9} {:>9} {:>9} {:>9} {:>6}",
         "",
         "workers",
         "threads",
@@ -317,7 +331,7 @@ fn main() -> anyhow::Result<()> {
         let m = &r.tally;
         let shown = |value: Option<f64>, digits: usize| value.map_or("-".into(), |v| format!("{v:.digits$}"));
         println!(
-            "{:25} {:>7} {:>7} {:>8.1} {:>8.1} {:>8.1} {:>8.1} {:>8.1} {:>8.1} {:>8.2} {:>5.0} MiB {:>5.0} MiB {:>5.0} MiB {:>5} MiB {:>9} {:>6}",
+            "{:30} {:>7} {:>7} {:>8.1} {:>8.1} {:>8.1} {:>8.1} {:>8.1} {:>8.1} {:>8.2} {:>5.0} MiB {:>5.0} MiB {:>5.0} MiB {:>5} MiB {:>9} {:>6}",
             r.what,
             m.workers,
             m.threads,
