@@ -105,7 +105,7 @@ impl CoordinatorProgram for MnistProgram {
     type Options = MnistOptions;
 
     fn commands(&self) -> Commands {
-        Commands { coordinator: "coordinator".into(), worker: "worker".into() }
+        Commands { coordinator: "coordinator".into(), common: "coordinator".into(), worker: "worker".into() }
     }
 
     fn defaults(&self, options: Option<&MnistOptions>) -> anyhow::Result<Defaults> {

@@ -129,6 +129,8 @@ pub struct Defaults {
 pub struct Commands {
     /// `coordinator`.
     pub coordinator: String,
+    /// That of which `status`, `report`, `verify` and `plan` are subcommands: `coordinator`.
+    pub common: String,
     /// `worker`.
     pub worker: String,
 }

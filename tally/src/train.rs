@@ -31,7 +31,7 @@ use tally_numerics::{CREDIT_WINDOW, chunks};
 use tally_proto::pool::Pool;
 use tally_run::config::RunConfig;
 use tally_run::stored_path::shell_quoted;
-use tally_run::summary::Summary;
+use tally_run::summary::{MedianSeconds, Summary};
 use tally_transport::local::LocalTransport;
 use tally_worker::program::WorkerProgram;
 use tally_worker::signals::{self, STOPPED_EARLY, Signals};
@@ -42,7 +42,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use crate::local_workers;
 use crate::options::{TrainOptions, remarks};
 use crate::prepare::{Prepared, new_run, resumed_run};
-use crate::program::CoordinatorProgram;
+use crate::program::{Commands, CoordinatorProgram};
 
 /// Where workers connect to, unless told otherwise.
 const PORT: u16 = 50051;
@@ -227,7 +227,7 @@ async fn train<P: CoordinatorProgram>(
     let _ = tokio::time::timeout(WORKERS_CLOSE, server).await;
     let _ = tokio::time::timeout(PAGES_CLOSE, web).await;
     let (outcome, summary) = result?;
-    conclude(&outcome, &summary, &given, &program.commands().coordinator, &monitor)?;
+    conclude(&outcome, &summary, &given, &program.commands(), &monitor)?;
     if options.linger && outcome == RunOutcome::Done {
         let scheme = scheme(&options.access);
         monitor.note(&format!("serving {scheme}://{web_address} until a signal comes"));
@@ -378,7 +378,7 @@ fn conclude(
     outcome: &RunOutcome,
     summary: &Summary,
     run_dir: &Path,
-    coordinator: &str,
+    commands: &Commands,
     monitor: &Monitor,
 ) -> anyhow::Result<()> {
     // Without symbolic links, the directory that the file names.
@@ -400,12 +400,15 @@ fn conclude(
         human_seconds(summary.wall_seconds),
         summary.samples_per_second
     ));
+    if let Some(hint) = of_transfers(summary.steps, &summary.median_seconds, run_dir, commands) {
+        output::result(&hint);
+    }
     if let Some(test) = &summary.test {
         output::result(&format!("test: {}", monitor.test_line(test)));
     }
     output::result(&format!("parameters SHA-256 {}", summary.parameters_sha256));
     output::result(&if *outcome == RunOutcome::Stopped {
-        format!("stopped; go on with: {coordinator} --resume {}", shell_quoted(run_dir))
+        format!("stopped; go on with: {} --resume {}", commands.coordinator, shell_quoted(run_dir))
     } else {
         let [last, best] = ["last", "best"].map(checkpoint);
         format!("the model is in {}, the best one in {}", last.display(), best.display())
@@ -413,7 +416,45 @@ fn conclude(
     Ok(())
 }
 
+/// Where transfers took most of a step's time in a run of some length: the command that says what would help.
+fn of_transfers(steps: u64, median: &MedianSeconds, run_dir: &Path, commands: &Commands) -> Option<String> {
+    let share = median.transfer / median.step;
+    (steps >= 100 && share > 0.5).then(|| {
+        format!(
+            "transfers took {:.0} % of a step; {} plan --run {} --bandwidth BITS_A_SECOND says what would help",
+            1e2 * share,
+            commands.common,
+            shell_quoted(run_dir)
+        )
+    })
+}
+
 /// The scheme of the page's address.
 fn scheme(access: &AccessOptions) -> &'static str {
     if access.tls_cert.is_some() { "https" } else { "http" }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_of_mostly_transfers_says_which_command_helps() {
+        let [coordinator, common, worker] =
+            ["fashion coordinator", "fashion", "fashion worker"].map(String::from);
+        let commands = Commands { coordinator, common, worker };
+        let hint = |steps, transfer| {
+            let median = MedianSeconds { step: 0.5, transfer, ..MedianSeconds::default() };
+            of_transfers(steps, &median, Path::new("my run"), &commands)
+        };
+        assert_eq!(
+            hint(100, 0.4).as_deref(),
+            Some(
+                "transfers took 80 % of a step; fashion plan --run 'my run' --bandwidth BITS_A_SECOND says what would help"
+            )
+        );
+        assert_eq!(hint(100, 0.2), None, "they took less than half of it");
+        assert_eq!(hint(99, 0.4), None, "so short a run says little");
+        assert_eq!(of_transfers(100, &MedianSeconds::default(), Path::new("run"), &commands), None);
+    }
 }

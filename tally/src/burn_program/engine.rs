@@ -15,7 +15,7 @@ use tally_numerics::update::Update;
 use tally_numerics::wire::WireDtype;
 use tally_proto::convert::Microbatch;
 use tally_worker::burn::sum::{self, Sum, rounded};
-use tally_worker::burn::{DeviceContext, DeviceReplica, Memory, RoundingBackend, UpdateBackend};
+use tally_worker::burn::{CheckedReplica, DeviceContext, Memory, RoundingBackend, UpdateBackend};
 use tally_worker::engine::{Engine, EngineError, Replica, one_by_one};
 
 use super::job::{Job, StepOutput};
@@ -31,14 +31,11 @@ where
 {
     job: Box<dyn Job<B>>,
     layout: Layout,
-    context: DeviceContext<B::InnerBackend>,
-    replica: DeviceReplica<B::InnerBackend>,
+    replica: CheckedReplica<B::InnerBackend>,
     /// The module has the committed parameters, and the run's constants.
     loaded: (bool, bool),
     /// The device rounds as the wire does.
     rounds: bool,
-    /// Why the device failed in a call that returns no error; the next one that does returns it.
-    failed: Option<EngineError>,
     seed: u64,
     /// Samples weigh differently.
     weighted: bool,
@@ -65,29 +62,16 @@ where
         // What a program says of itself is no failure of the device.
         let made = context.run(|device| Ok(prepared(device, seed, local, make)))?;
         let (job, layout, weighted) = made.map_err(EngineError::Arguments)?;
-        let (replica, rounds) = context.run(|device| {
-            let replica = DeviceReplica::load(State::zeros(layout.manifest(), 1), device);
-            Ok((replica, on_device && sum::rounds::<B::InnerBackend>(device)?))
-        })?;
-        Ok(Self {
-            job,
-            layout,
-            context,
-            replica,
-            loaded: (false, false),
-            rounds,
-            failed: None,
-            seed,
-            weighted,
-            draws: None,
-        })
+        let rounds = on_device && context.run(sum::rounds::<B::InnerBackend>)?;
+        let replica = CheckedReplica::new(context, State::zeros(layout.manifest(), 1))?;
+        Ok(Self { job, layout, replica, loaded: (false, false), rounds, seed, weighted, draws: None })
     }
 
     /// Gives the module the committed parameters, if it does not have them.
     fn ready(&mut self) -> Result<(), EngineError> {
-        self.failed.take().map_or(Ok(()), Err)?;
+        self.replica.check()?;
         if !self.loaded.0 {
-            let Self { job, layout, replica, context, loaded, .. } = self;
+            let Self { job, layout, replica: CheckedReplica { context, replica, .. }, loaded, .. } = self;
             context.run(|_| {
                 let constants = (!loaded.1).then(|| replica.constants());
                 job.load(layout, replica.parameters(), constants);
@@ -108,7 +92,8 @@ where
         ready: &mut dyn FnMut(&[f32]),
     ) -> Result<Vec<Sums>, EngineError> {
         self.ready()?;
-        let Self { job, layout, context, seed, draws, weighted, .. } = self;
+        let Self { job, layout, replica, seed, draws, weighted, .. } = self;
+        let context = &replica.context;
         let (read, losses) = context.run(|device| {
             let mut fold = Fold::default();
             let mut losses = Vec::with_capacity(microbatches.len());
@@ -159,7 +144,8 @@ where
     /// The gradient of a microbatch that lies in the host's memory.
     fn in_host(&mut self, samples: &Microbatch, scale: f32, out: &mut [f32]) -> Result<Sums, EngineError> {
         self.ready()?;
-        let Self { job, layout, context, seed, draws, weighted, .. } = self;
+        let Self { job, layout, replica, seed, draws, weighted, .. } = self;
+        let context = &replica.context;
         context.run(|device| {
             let StepOutput { gradients, loss, weight } =
                 step(&mut **job, layout, samples, device, *seed, draws)?;
@@ -276,52 +262,33 @@ where
     }
 
     fn device_name(&self) -> String {
-        self.context.name.clone()
+        self.replica.context.name.clone()
     }
 
     fn numerics_class(&self) -> String {
-        format!("{}, {}", self.context.numerics_class, self.context.precision)
+        format!("{}, {}", self.replica.context.numerics_class, self.replica.context.precision)
     }
 
     fn load(&mut self, state: State) -> Digest {
         assert!(state.fits(self.manifest()), "a state has the manifest's length");
         self.loaded = (false, false);
-        let digest = state.digest();
-        // A failure is the next call's error: the digest says only that the state came whole.
-        match self.context.run(|device| Ok(DeviceReplica::load(state, device))) {
-            Ok(replica) => (self.replica, self.failed) = (replica, None),
-            Err(error) => self.failed = Some(error),
-        }
-        digest
+        self.replica.load(state)
     }
 
     fn state(&mut self) -> Result<State, EngineError> {
-        self.failed.take().map_or(Ok(()), Err)?;
-        self.context.run(|_| self.replica.state())
+        self.replica.state()
     }
 
     fn previous_state(&mut self) -> Option<State> {
-        self.context.run(|_| self.replica.previous_state()).unwrap_or_else(|error| {
-            tracing::warn!("the previous step's state is lost: {error}");
-            None
-        })
+        self.replica.previous_state()
     }
 
     fn apply(&mut self, update: &Update, first: usize, gradient: &[f32]) -> Digest {
-        let Self { context, replica, failed, .. } = self;
-        let applied = context.run(|device| {
-            replica.apply(update, first, gradient, device);
-            Ok(())
-        });
-        if let Err(error) = applied {
-            failed.get_or_insert(error);
-        }
-        Digest::default()
+        self.replica.apply(update, first, gradient)
     }
 
     fn finish_update(&mut self) -> Result<Digest, EngineError> {
-        self.failed.take().map_or(Ok(()), Err)?;
-        self.context.run(|_| self.replica.finish_update())
+        self.replica.finish_update()
     }
 
     fn commit(&mut self) {
@@ -351,7 +318,7 @@ where
             ready(out);
             return Ok(Sums::default());
         }
-        match self.context.memory {
+        match self.replica.context.memory {
             Memory::Host => {
                 let losses = self.in_host(samples, scale, out).map_err(at(samples))?;
                 ready(out);
@@ -366,7 +333,7 @@ where
     }
 
     fn fuses_nodes(&self, rounding: WireDtype) -> bool {
-        self.context.memory == Memory::Device && (rounding == WireDtype::F32 || self.rounds)
+        self.replica.context.memory == Memory::Device && (rounding == WireDtype::F32 || self.rounds)
     }
 
     fn node_gradient(
@@ -389,7 +356,7 @@ where
 
     fn evaluate(&mut self, samples: &Microbatch) -> Result<Sums, EngineError> {
         self.ready()?;
-        let Self { job, context, .. } = self;
+        let Self { job, replica: CheckedReplica { context, .. }, .. } = self;
         context.run(|device| job.evaluate(samples, device).map(Sums).map_err(in_full)).map_err(at(samples))
     }
 }

@@ -258,7 +258,11 @@ impl<P: Program> CoordinatorProgram for BurnProgram<P> {
     type Options = ProgramOptions<P::Args>;
 
     fn commands(&self) -> Commands {
-        Commands { coordinator: format!("{} coordinator", P::NAME), worker: format!("{} worker", P::NAME) }
+        Commands {
+            coordinator: format!("{} coordinator", P::NAME),
+            common: P::NAME.into(),
+            worker: format!("{} worker", P::NAME),
+        }
     }
 
     fn defaults(&self, options: Option<&Self::Options>) -> anyhow::Result<Defaults> {

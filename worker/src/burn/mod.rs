@@ -1,10 +1,11 @@
 //! Parts of an engine that computes with Burn, for any model on any device that Burn has a backend for.
 //!
 //! A model is a list of tensors and a forward pass over [`Parameters`], made of [`layers`]. Its replica lives on the
-//! device ([`device_replica`]). The update is an operation of the backend that rounds exactly as the coordinator does
+//! device ([`device_replica`], and [`checked_replica`] for its failures). The update is an operation of the backend that rounds exactly as the coordinator does
 //! ([`update`], **REP-1**), and so is the rounding of a node's sum ([`sum`], **SUM-1**). [`convolution`] makes the 3×3
 //! convolution fast on CPUs. A [`DeviceContext`] says where all of this is computed.
 
+pub mod checked_replica;
 pub mod convolution;
 #[cfg(feature = "cuda")]
 pub mod cuda;
@@ -16,6 +17,7 @@ pub mod relu;
 pub mod sum;
 pub mod update;
 
+pub use checked_replica::CheckedReplica;
 pub use convolution::ConvolutionBackend;
 pub use device_context::{DeviceContext, Memory, thread_pool};
 pub use device_replica::DeviceReplica;

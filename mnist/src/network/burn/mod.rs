@@ -31,7 +31,7 @@ use tally_numerics::sum::Fold;
 use tally_numerics::update::Update;
 use tally_numerics::wire::WireDtype;
 use tally_worker::burn::sum::{self, Sum, rounded};
-use tally_worker::burn::{BurnBackend, DeviceContext, DeviceReplica, Memory, Parameters};
+use tally_worker::burn::{BurnBackend, CheckedReplica, DeviceContext, Memory, Parameters};
 use tally_worker::device::Precision;
 use tally_worker::engine::{EngineError, Replica};
 
@@ -58,16 +58,13 @@ pub struct BurnEngine<B: BurnBackend, N> {
     network: N,
     loss: LabelLoss,
     manifest: Manifest,
-    context: DeviceContext<B>,
-    replica: DeviceReplica<B>,
+    replica: CheckedReplica<B>,
     /// The committed parameters tensor by tensor; `None` since they last changed.
     parameters: Option<Parameters<B>>,
     /// Whether the device rounds as the wire does, once that was tried.
     rounds: OnceCell<bool>,
     /// Microbatches that were uploaded ahead of their step, with their samples' ids.
     ahead: VecDeque<(Vec<u32>, Uploaded<B>)>,
-    /// Why the device failed in a call that returns no error; the next one that does returns it.
-    failed: Option<EngineError>,
 }
 
 impl<B: BurnBackend, N: Network> BurnEngine<B, N> {
@@ -78,16 +75,16 @@ impl<B: BurnBackend, N: Network> BurnEngine<B, N> {
     pub fn new(network: N, loss: LabelLoss, context: DeviceContext<B>) -> Result<Self, EngineError> {
         let manifest = network.manifest();
         let zeros = State::zeros(&manifest, 1);
-        let replica = context.run(|device| Ok(DeviceReplica::load(zeros, device)))?;
+        let replica = CheckedReplica::new(context, zeros)?;
         let (ahead, rounds) = (VecDeque::new(), OnceCell::new());
-        Ok(Self { network, loss, manifest, context, replica, parameters: None, rounds, ahead, failed: None })
+        Ok(Self { network, loss, manifest, replica, parameters: None, rounds, ahead })
     }
 
     fn rounds(&self) -> bool {
         *self.rounds.get_or_init(|| {
-            let rounds = self.context.run(sum::rounds::<B>);
+            let rounds = self.replica.context.run(sum::rounds::<B>);
             if !matches!(rounds, Ok(true)) {
-                let name = &self.context.name;
+                let name = &self.replica.context.name;
                 tracing::info!(
                     "{name} does not round to bf16 as the wire does, so the host rounds ({rounds:?})"
                 );
@@ -96,15 +93,11 @@ impl<B: BurnBackend, N: Network> BurnEngine<B, N> {
         })
     }
 
-    fn check(&mut self) -> Result<(), EngineError> {
-        self.failed.take().map_or(Ok(()), Err)
-    }
-
     /// Cuts the committed parameters into the manifest's tensors, if that is not done yet.
     fn cut(&mut self) -> Result<(), EngineError> {
-        self.check()?;
+        self.replica.check()?;
         if self.parameters.is_none() {
-            let Self { manifest, context, replica, .. } = self;
+            let Self { manifest, replica: CheckedReplica { context, replica, .. }, .. } = self;
             let flat = context.run(|_| {
                 let cut = |index| replica.parameters().clone().slice([manifest.range(index)]);
                 Ok((0..manifest.tensors().len()).map(cut).collect())
@@ -124,7 +117,7 @@ impl<B: BurnBackend, N: Network> BurnEngine<B, N> {
         ready: &mut dyn FnMut(&[f32]),
     ) -> Result<Vec<Losses>, EngineError> {
         self.cut()?;
-        let Self { network, loss, context, parameters, ahead, .. } = self;
+        let Self { network, loss, replica: CheckedReplica { context, .. }, parameters, ahead, .. } = self;
         let Some(parameters) = parameters else { return Ok(Vec::new()) };
         let (network, loss, precision) = (&*network, *loss, context.precision);
         let read = context.run(|device| {
@@ -176,7 +169,7 @@ impl<B: BurnBackend, N: Network> BurnEngine<B, N> {
         ready: &mut dyn FnMut(&[f32]),
     ) -> Result<Losses, EngineError> {
         self.cut()?;
-        let Self { network, loss, manifest, context, parameters, .. } = self;
+        let Self { network, loss, manifest, replica: CheckedReplica { context, .. }, parameters, .. } = self;
         let Some(parameters) = parameters else { return Ok(Losses::default()) };
         let (network, loss, precision) = (&*network, *loss, context.precision);
         let (losses, gradients) = context.run(|device| {
@@ -203,14 +196,14 @@ impl<B: BurnBackend, N: Network> Replica for BurnEngine<B, N> {
     }
 
     fn device_name(&self) -> String {
-        match self.context.precision {
-            Precision::F32 | Precision::Tf32 => self.context.name.clone(),
-            Precision::Bf16 => format!("{}, bf16", self.context.name),
+        match self.replica.context.precision {
+            Precision::F32 | Precision::Tf32 => self.replica.context.name.clone(),
+            Precision::Bf16 => format!("{}, bf16", self.replica.context.name),
         }
     }
 
     fn numerics_class(&self) -> String {
-        let DeviceContext { numerics_class, precision, .. } = &self.context;
+        let DeviceContext { numerics_class, precision, .. } = &self.replica.context;
         format!("{numerics_class}, {precision}")
     }
 
@@ -219,42 +212,23 @@ impl<B: BurnBackend, N: Network> Replica for BurnEngine<B, N> {
         self.parameters = None;
         // Another run may have other samples of the same ids.
         self.ahead.clear();
-        let digest = state.digest();
-        // A failure is the next call's error: the digest says only that the state came whole.
-        match self.context.run(|device| Ok(DeviceReplica::load(state, device))) {
-            Ok(replica) => (self.replica, self.failed) = (replica, None),
-            Err(error) => self.failed = Some(error),
-        }
-        digest
+        self.replica.load(state)
     }
 
     fn state(&mut self) -> Result<State, EngineError> {
-        self.check()?;
-        self.context.run(|_| self.replica.state())
+        self.replica.state()
     }
 
     fn previous_state(&mut self) -> Option<State> {
-        self.context.run(|_| self.replica.previous_state()).unwrap_or_else(|error| {
-            tracing::warn!("the previous step's state is lost: {error}");
-            None
-        })
+        self.replica.previous_state()
     }
 
     fn apply(&mut self, update: &Update, first: usize, gradient: &[f32]) -> Digest {
-        let Self { context, replica, failed, .. } = self;
-        let applied = context.run(|device| {
-            replica.apply(update, first, gradient, device);
-            Ok(())
-        });
-        if let Err(error) = applied {
-            failed.get_or_insert(error);
-        }
-        Digest::default()
+        self.replica.apply(update, first, gradient)
     }
 
     fn finish_update(&mut self) -> Result<Digest, EngineError> {
-        self.check()?;
-        self.context.run(|_| self.replica.finish_update())
+        self.replica.finish_update()
     }
 
     fn commit(&mut self) {
@@ -265,15 +239,15 @@ impl<B: BurnBackend, N: Network> Replica for BurnEngine<B, N> {
 
 impl<B: BurnBackend, N: Network> DigitEngine for BurnEngine<B, N> {
     fn prefetch(&mut self, samples: &Samples) {
-        if self.context.memory == Memory::Host || samples.is_empty() {
+        if self.replica.context.memory == Memory::Host || samples.is_empty() {
             return;
         }
-        match self.context.run(|device| Ok(inputs::with_targets(samples, device))) {
+        match self.replica.context.run(|device| Ok(inputs::with_targets(samples, device))) {
             Ok(uploaded) => {
                 self.ahead.truncate(MOST_AHEAD - 1);
                 self.ahead.push_front((samples.ids().to_vec(), uploaded));
             }
-            Err(error) => self.failed = Some(error),
+            Err(error) => self.replica.fail(error),
         }
     }
 
@@ -290,7 +264,7 @@ impl<B: BurnBackend, N: Network> DigitEngine for BurnEngine<B, N> {
             ready(out);
             return Ok(Losses::default());
         }
-        match self.context.memory {
+        match self.replica.context.memory {
             Memory::Host => self.in_host(samples, scale, out, ready),
             Memory::Device => {
                 let losses = self.on_device(&[samples], scale, WireDtype::F32, out, ready)?;
@@ -300,7 +274,7 @@ impl<B: BurnBackend, N: Network> DigitEngine for BurnEngine<B, N> {
     }
 
     fn fuses_nodes(&self, rounding: WireDtype) -> bool {
-        self.context.memory == Memory::Device && (rounding == WireDtype::F32 || self.rounds())
+        self.replica.context.memory == Memory::Device && (rounding == WireDtype::F32 || self.rounds())
     }
 
     fn node_gradient(
@@ -320,7 +294,7 @@ impl<B: BurnBackend, N: Network> DigitEngine for BurnEngine<B, N> {
 
     fn predict(&mut self, samples: &Samples) -> Result<Outputs, EngineError> {
         self.cut()?;
-        let Self { network, context, parameters, .. } = self;
+        let Self { network, replica: CheckedReplica { context, .. }, parameters, .. } = self;
         let Some(parameters) = parameters.as_ref().filter(|_| !samples.is_empty()) else {
             return Ok(Outputs::default());
         };

@@ -138,7 +138,7 @@ pub fn text(
 /// Where the limit is, and what to do.
 fn verdict(out: &mut impl Write, rows: &[Row]) -> anyhow::Result<()> {
     if let Some(first) = rows.iter().find(|row| row.limit != Limit::Computing) {
-        writeln!(out, "From {} workers on, the limit is {}.", first.prediction.workers, first.limit)?;
+        writeln!(out, "From {} on, the limit is {}.", workers_of(first.prediction.workers), first.limit)?;
     } else {
         writeln!(out, "Computing is the limit for all of these.")?;
     }
@@ -151,7 +151,8 @@ fn verdict(out: &mut impl Write, rows: &[Row]) -> anyhow::Result<()> {
     if rows.len() > 1 {
         writeln!(
             out,
-            "{workers} workers do {} samples/s, at least 95 % of the most in the table.",
+            "{}: {} samples/s, at least 95 % of the most in the table.",
+            workers_of(workers),
             number(samples_per_second)
         )?;
     }
@@ -161,11 +162,11 @@ fn verdict(out: &mut impl Write, rows: &[Row]) -> anyhow::Result<()> {
     if let Some((workers, rate)) = sharded.max_by(|a, b| a.1.total_cmp(&b.1))
         && rate > samples_per_second
     {
-        writeln!(out, "Sharded, {workers} workers do {} samples/s.", number(rate))?;
+        writeln!(out, "Sharded, {}: {} samples/s.", workers_of(workers), number(rate))?;
     }
     let Some(last) = rows.last() else { return Ok(()) };
     if !last.changes.is_empty() {
-        writeln!(out, "\nWith {} workers, what would help:", last.prediction.workers)?;
+        writeln!(out, "\nWith {}, what would help:", workers_of(last.prediction.workers))?;
     }
     for change in &last.changes {
         writeln!(out, "  {:.2} times the samples/s: {}", change.times, change.what)?;
@@ -196,6 +197,10 @@ fn rate(bits: f64) -> String {
         b if b < 1e9 => format!("{} Mbit/s", digits(b / 1e6)),
         b => format!("{} Gbit/s", digits(b / 1e9)),
     }
+}
+
+fn workers_of(count: usize) -> String {
+    format!("{count} worker{}", if count == 1 { "" } else { "s" })
 }
 
 fn number(value: f64) -> String {
