@@ -129,7 +129,7 @@ pub struct Defaults {
 pub struct Commands {
     /// `coordinator`.
     pub coordinator: String,
-    /// That of which `status`, `report`, `verify` and `plan` are subcommands: `coordinator`.
+    /// The command that has the subcommands `status`, `report`, `verify` and `plan`: `coordinator`.
     pub common: String,
     /// `worker`.
     pub worker: String,

@@ -1,9 +1,10 @@
 //! Parts of an engine that computes with Burn, for any model on any device that Burn has a backend for.
 //!
 //! A model is a list of tensors and a forward pass over [`Parameters`], made of [`layers`]. Its replica lives on the
-//! device ([`device_replica`], and [`checked_replica`] for its failures). The update is an operation of the backend that rounds exactly as the coordinator does
-//! ([`update`], **REP-1**), and so is the rounding of a node's sum ([`sum`], **SUM-1**). [`convolution`] makes the 3×3
-//! convolution fast on CPUs. A [`DeviceContext`] says where all of this is computed.
+//! device ([`device_replica`]), and [`checked_replica`] turns the device's failures into errors. The update is an
+//! operation of the backend that rounds exactly as the coordinator does ([`update`], **REP-1**), and so is the rounding
+//! of a node's sum ([`sum`], **SUM-1**). [`convolution`] makes the 3×3 convolution fast on CPUs. A [`DeviceContext`] says
+//! where all of this is computed.
 
 pub mod checked_replica;
 pub mod convolution;
