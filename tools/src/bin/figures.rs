@@ -1,7 +1,7 @@
 //! Measures whole runs and prints one table and one JSON object: the figures of
 //! `docs/performance.md`.
 //!
-//! `cargo run --release -p tally-tools --bin figures` takes about five minutes. With
+//! `cargo run --release -p tally-tools --bin figures` takes some minutes. With
 //! `--python PATH` (a Python that has PyTorch) it times PyTorch's all-reduce and step in
 //! the same rounds, so that both see the same machine.
 
