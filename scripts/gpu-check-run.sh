@@ -39,16 +39,19 @@ for place in site.getsitepackages() + [site.getusersitepackages()]:
     done
 fi
 export TALLY_CACHE_DIR="${TALLY_CACHE_DIR:-$here/cache}"
+# The driver keeps what it compiles here.
+export CUDA_CACHE_PATH="${CUDA_CACHE_PATH:-$TALLY_CACHE_DIR/driver}"
 export PYTHONUNBUFFERED=1
 if [ "$limit" = 0 ]; then exec "$program" "${options[@]}"; fi
 
 log() { printf '%4d s  %s\n' "$SECONDS" "$*" | tee -a "$out/log.txt" >&2; }
 failed=0
 
-# keep NAME: keeps findings, which are JSON, apart from the other lines that a profiler or sanitizer writes between them.
+# keep NAME END: keeps findings, which are JSON, apart from the other lines that a profiler or sanitizer writes between them. At second
+# END it stops, because a process that a profiler has started may outlive the profiler and hold the pipe.
 keep() {
     local line
-    while IFS= read -r line; do
+    while [ "$SECONDS" -lt "$2" ] && IFS= read -r -t $(($2 - SECONDS)) line; do
         case "$line" in
         "{"*) printf '%s\n' "$line" | tee -a "$out/findings.jsonl" ;;
         *) log "$1: $line" ;;
@@ -66,7 +69,7 @@ part() {
         return 0
     fi
     log "$name: begins, for at most $seconds s"
-    { timeout -k 2 "$seconds" "$@" 2>&3 | keep "$name"; } 3> >(while IFS= read -r line; do log "$name: $line"; done) || rc=$?
+    { timeout -k 2 "$seconds" "$@" 2>&3 | keep "$name" $((SECONDS + seconds + 4)); } 3> >(while IFS= read -r line; do log "$name: $line"; done) || rc=$?
     case "$rc" in
     0) log "$name: done" ;;
     124 | 137) log "$name: STOPPED, its time was over" ;;
@@ -86,14 +89,18 @@ with_options() {
     done
     given+=("${options[@]}")
 }
-# check SECONDS NAME OPTIONS…: a part that is gpu-check. Its own deadline is a little earlier, so that it can say what is missing.
+# check SECONDS NAME OPTIONS…: a part that is gpu-check. It ends its work a little earlier, so that it can say what is missing. A job
+# in it has as long, or what `each` says.
 check() {
-    local seconds=$1 name=$2
+    local seconds=$1 name=$2 left=$((limit - SECONDS))
     shift 2
-    with_options --deadline $((seconds > 10 ? seconds - 5 : 5)) --logs "$logs" "$@"
+    [ "$left" -lt "$seconds" ] && seconds=$left
+    local within=$((seconds > 10 ? seconds - 5 : 5))
+    with_options --deadline "${each:-$within}" --within "$within" --logs "$logs" "$@"
     part "$seconds" "$name" "$program" "${given[@]}"
     local rc=$?
-    [ "$rc" = 3 ] && exit 3
+    # What it said last comes through another process.
+    [ "$rc" = 3 ] && sleep 0.5 && exit 3
     [ "$rc" = 0 ] && return
     failed=1
     # The logs of clusters, in case one failed.
@@ -112,6 +119,8 @@ together() {
     done
 }
 
+# While a file of the driver's is open, the GPU stays initialised from one process to the next.
+[ -r /dev/nvidia0 ] && exec 9</dev/nvidia0
 logs=$(mktemp -d) && touch "$logs/begin"
 trap 'rm -rf "$logs"' EXIT
 log "$mode"
@@ -127,11 +136,12 @@ if [ "$mode" = first ]; then
     together "${pids[@]}"
     if there compute-sanitizer; then
         pids=()
-        with_options --only update --precisions tf32
-        (part 80 memcheck compute-sanitizer --tool memcheck --track-stream-ordered-races all --error-exitcode 9 \
+        with_options --only update --precisions tf32 --deadline 75
+        # With a second stream, whose order memcheck can watch.
+        (TALLY_GPU_VARIANT=ldmatrix,streams part 80 memcheck compute-sanitizer --tool memcheck --track-stream-ordered-races all --error-exitcode 9 \
             "$program" --here "${given[@]}") &
         pids+=($!)
-        with_options --only update --precisions bf16
+        with_options --only update --precisions bf16 --deadline 75
         (part 80 racecheck compute-sanitizer --tool racecheck --error-exitcode 9 "$program" --here "${given[@]}") &
         pids+=($!)
         together "${pids[@]}"
@@ -142,12 +152,23 @@ else
     # All variants are compiled first, side by side, so that none is compiled while another is measured.
     tf32="default ldmatrix wide ldmatrix,wide streams ldmatrix,streams wgmma wgmma,streams"
     bf16="default half half,wide half,streams half,wgmma half,wgmma,streams"
+    # Their golden values are found meanwhile, and only those that have them are measured. PyTorch is read from the disk, too.
     pids=()
-    for variant in $tf32; do (check 40 "compile tf32 $variant" --precisions tf32 --only golden --variants "$variant" >/dev/null) & pids+=($!); done
-    for variant in $bf16; do (check 40 "compile bf16 $variant" --precisions bf16 --only golden --variants "$variant" >/dev/null) & pids+=($!); done
+    (timeout 60 python3 -c 'import torch' >/dev/null 2>&1) &
+    golden() { # PRECISION VARIANT
+        check 40 "golden $1 $2" --precisions "$1" --only golden --variants "$2" >/dev/null
+        [ "$failed" = 0 ] && echo "$2" >>"$logs/good-$1"
+        exit "$failed"
+    }
+    for variant in $tf32; do (golden tf32 "$variant") & pids+=($!); done
+    for variant in $bf16; do (golden bf16 "$variant") & pids+=($!); done
     together "${pids[@]}"
-    check 75 "variants, tf32" --precisions tf32 --only golden,steps --batches 256,1024 --steps 100 --variants "$tf32"
-    check 60 "variants, bf16" --precisions bf16 --only golden,steps --batches 256,1024 --steps 100 --variants "$bf16"
+    # Those that are good, in the order of the words.
+    good() { for variant in $2; do grep -qx "$variant" "$logs/good-$1" 2>/dev/null && echo "$variant"; done | tr '\n' ' ' | sed 's/ $//'; }
+    for precision in tf32 bf16; do
+        variants=$(good "$precision" "${!precision}")
+        [ -n "$variants" ] && each=15 check 75 "variants, $precision" --precisions "$precision" --only steps --batches 256,1024 --steps 100 --variants "$variants"
+    done
     if there python3 && python3 -c 'import importlib.util as u, sys; sys.exit(not u.find_spec("torch"))'; then
         check 70 "PyTorch" --precisions tf32,bf16 --only pytorch --batches 256,1024 --steps 100 --peer "$here/torch_peer.py" --ways eager,graph
     else
@@ -156,8 +177,9 @@ else
     check 50 "clusters" --precisions tf32 --only cluster --workers 1,2 --cluster-batch 1024
     if there ncu; then
         for batch in 256 1024; do
-            with_options --only profile --precisions tf32 --batches "$batch"
-            part 40 "ncu, $batch" ncu --profile-from-start off --clock-control none --section SpeedOfLight --section Occupancy \
+            with_options --only profile --precisions tf32 --batches "$batch" --deadline 38
+            # The kernels of the network; the 98 launches of the update come after them.
+            part 40 "ncu, $batch" ncu --profile-from-start off --launch-count 54 --clock-control none --section SpeedOfLight --section Occupancy \
                 --section MemoryWorkloadAnalysis --csv --page details --log-file "$out/ncu-$batch.csv" \
                 "$program" --here "${given[@]}"
         done
@@ -168,6 +190,8 @@ else
         check 90 "PyTorch, compiled" --precisions tf32,bf16 --only pytorch --batches 256,1024 --steps 100 --peer "$here/torch_peer.py" --ways compile
     fi
 fi
+# Bits of variants that must be equal, and the quickest of them.
+[ "$mode" = speed ] && limit=$((SECONDS + 10)) && { part 10 "all" "$program" --compare "$out/findings.jsonl" || failed=1; }
 grep -h '"found":"quickest"' "$out/findings.jsonl" | while IFS= read -r line; do log "$line"; done
 log "done in $SECONDS s; $out has what was found"
 exit "$failed"

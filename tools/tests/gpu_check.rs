@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Command, Output};
 
 use serde_json::Value;
@@ -61,6 +62,50 @@ fn a_part_that_takes_too_long_is_a_failure_of_its_own() {
     let lines = String::from_utf8(output.stdout).unwrap();
     let found: Value = serde_json::from_str(lines.lines().last().unwrap()).unwrap();
     assert_eq!(found["failures"].as_array().unwrap().len(), 1, "{lines}");
+}
+
+/// The report is there, too, if the time for all parts is over.
+#[test]
+fn parts_without_time_are_failures() {
+    let output =
+        gpu_check("--backend cpu --only repetition,update --batches 8 --repeats 100000000 --within 3");
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{log}");
+    assert!(log.contains("FAILED f32, update: its time was over before it began"), "{log}");
+    let lines = String::from_utf8(output.stdout).unwrap();
+    let found: Value = serde_json::from_str(lines.lines().last().unwrap()).unwrap();
+    assert_eq!(found["failures"].as_array().unwrap().len(), 2, "{lines}");
+}
+
+/// A process that a profiler has started ends by itself.
+#[test]
+fn a_process_ends_itself_after_its_deadline() {
+    let output =
+        gpu_check("--here --backend cpu --only repetition --batches 8 --repeats 100000000 --deadline 1");
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.signal(), Some(9), "{log}");
+    assert!(log.contains("this was not done within 2 s"), "{log}");
+}
+
+#[test]
+fn findings_that_were_kept_are_compared() {
+    let kept = tempfile::NamedTempFile::new().unwrap();
+    let golden = |variant: &str, bits: &str| {
+        serde_json::json!({"found": "golden", "precision": "tf32", "answers": 0.0, "losses": 0.0, "norms": 0.0,
+            "tolerance": [1.0, 1.0, 1.0], "variant": variant, "bits": bits})
+    };
+    let lines = [golden("default", "one"), golden("wide", "another")].map(|line| line.to_string());
+    fs::write(kept.path(), format!("{}\nno finding\n{{\"version\": \"1\"}}\n", lines.join("\n"))).unwrap();
+    let output = gpu_check(&format!("--compare {}", kept.path().display()));
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{log}");
+    assert!(
+        log.contains("FAILED tf32, golden, wide: its bits are not those of variant \"default\""),
+        "{log}"
+    );
+    let output = gpu_check("--compare /nowhere/findings.jsonl");
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert!(log.starts_with("error: /nowhere/findings.jsonl: "), "{log}");
 }
 
 /// The script for a GPU's machine (`run.sh`) keeps the findings.

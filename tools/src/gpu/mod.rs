@@ -90,6 +90,10 @@ pub struct Options {
     #[arg(long, default_value_t = 120, value_name = "SECONDS")]
     pub deadline: u64,
 
+    /// Seconds for all parts together. Parts for which none are left are failures [default: no limit]
+    #[arg(long, value_name = "SECONDS")]
+    pub within: Option<u64>,
+
     /// Sizes of the batch for step times
     #[arg(long, value_delimiter = ',', default_values_t = [64, 256, 1024, 4096], value_name = "SIZES")]
     pub batches: Vec<usize>,
@@ -135,9 +139,17 @@ pub struct Options {
     #[arg(long, value_name = "DIR")]
     pub sources: Option<PathBuf>,
 
+    /// Compare the findings in this file, a line of JSON each, and do nothing else
+    #[arg(long, value_name = "FILE")]
+    pub compare: Option<PathBuf>,
+
     /// Do the parts in this process
     #[arg(long, hide = true)]
     pub here: bool,
+
+    /// End with the process that started this one
+    #[arg(long, hide = true)]
+    pub end_with_parent: bool,
 }
 
 impl Options {
@@ -199,6 +211,21 @@ impl Options {
         backend::network(&ModelSpec::Reference, loss, &device)
     }
 
+    /// The same engine, but not held to the CPU first: what it computes wrong can then be told in full.
+    ///
+    /// # Errors
+    /// Why it can't be had.
+    pub fn unchecked_engine(
+        &self,
+        precision: Precision,
+        loss: LabelLoss,
+    ) -> Result<Box<dyn DigitEngine>, EngineError> {
+        match self.exactly() {
+            BackendChoice::CudaTally => Ok(Box::new(GpuEngine::new(loss, precision, self.device)?)),
+            _ => self.engine(precision, loss),
+        }
+    }
+
     /// The same engine by its own type, which can measure itself. Only a GPU with Tally's kernels has it.
     ///
     /// # Errors
@@ -216,12 +243,19 @@ pub fn run(options: &Options) -> ExitCode {
             Sources::write(folder).map_err(|error| format!("{}: {error}", folder.display())),
         );
     }
+    if let Some(file) = &options.compare {
+        return parts::compare(file);
+    }
     if options.here { here(options) } else { parts::run(options) }
 }
 
 /// Does the parts in this process.
 fn here(options: &Options) -> ExitCode {
-    parts::end_with_parent();
+    if options.end_with_parent {
+        parts::end_with_parent();
+    }
+    // A little later than whoever watches this process.
+    parts::end_after(options.deadline + 1);
     let first = options.precisions()[0];
     let mut findings = Findings::default();
     match options.engine(first, LabelLoss::default()) {

@@ -1,15 +1,19 @@
 //! The parts. Each runs in a process of its own, which must end in time.
 
 use std::fmt::Display;
+use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::process::CommandExt as _;
+use std::path::Path;
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use rustix::process::{Pid, Signal, kill_process_group, set_parent_process_death_signal};
+use rustix::process::{
+    Pid, Signal, getpid, kill_process, kill_process_group, set_parent_process_death_signal,
+};
 use tally_mnist::network::gpu::layers::Variant;
 use tally_worker::device::Precision;
 
@@ -67,8 +71,16 @@ fn jobs(options: &Options) -> Vec<Job> {
 /// Does all jobs, and prints the findings.
 pub(super) fn run(options: &Options) -> ExitCode {
     let mut findings = Findings::default();
+    let end = options.within.map(|seconds| Instant::now() + Duration::from_secs(seconds));
     for job in jobs(options) {
-        match start(options, &job).map(|child| watch(child, &job, options.deadline, &mut findings)) {
+        let left = end.map(|end| end.saturating_duration_since(Instant::now()).as_secs());
+        let deadline = left.map_or(options.deadline, |left| left.min(options.deadline));
+        if deadline == 0 {
+            findings.fail(&job.words(), "its time was over before it began");
+            continue;
+        }
+        let options = Options { deadline, ..options.clone() };
+        match start(&options, &job).map(|child| watch(child, &job, deadline, &mut findings)) {
             Ok(Some(UNAVAILABLE)) => return ExitCode::from(3),
             Ok(_) => (),
             Err(error) => findings.fail(&job.words(), &format!("{error:#}")),
@@ -78,12 +90,25 @@ pub(super) fn run(options: &Options) -> ExitCode {
     findings.end(speed::gpu())
 }
 
+/// Compares findings that were kept before, and prints what follows from them.
+pub(super) fn compare(file: &Path) -> ExitCode {
+    let mut findings = Findings::default();
+    let kept = fs::read_to_string(file).map_err(|error| format!("{}: {error}", file.display()));
+    match kept.map(|lines| lines.lines().for_each(|line| findings.add_kept(line))) {
+        Ok(()) => {
+            findings.compare();
+            findings.end(speed::gpu())
+        }
+        Err(error) => exit_code(Err(error)),
+    }
+}
+
 fn start(options: &Options, job: &Job) -> anyhow::Result<Child> {
     let this = std::env::current_exe().context("cannot find this program, to start it again")?;
     let list = |numbers: &[usize]| numbers.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
     let precisions: Vec<String> = job.precisions.iter().map(ToString::to_string).collect();
     let mut part = Command::new(this);
-    part.arg("--here").args(["--backend", &options.backend.to_string()]);
+    part.args(["--here", "--end-with-parent", "--backend", &options.backend.to_string()]);
     part.args(["--device", &options.device.to_string(), "--only", &job.part.name()]);
     part.args(["--precisions", &precisions.join(","), "--deadline", &options.deadline.to_string()]);
     part.args(["--batches", &list(&options.batches), "--steps", &options.steps.to_string()]);
@@ -148,6 +173,17 @@ fn watch(mut child: Child, job: &Job, seconds: u64, findings: &mut Findings) -> 
 /// Has the kernel kill this process when its parent ends.
 pub fn end_with_parent() {
     let _ = set_parent_process_death_signal(Some(Signal::KILL));
+}
+
+/// Kills this process after so many seconds. A kernel that never ends would keep it even from exiting by itself, and a profiler
+/// starts it where no one else would end it.
+#[allow(clippy::print_stderr)]
+pub(super) fn end_after(seconds: u64) {
+    thread::spawn(move || {
+        thread::sleep(Duration::from_secs(seconds));
+        eprintln!("error: this was not done within {seconds} s");
+        kill_process(getpid(), Signal::KILL)
+    });
 }
 
 /// Prints why there is no device.

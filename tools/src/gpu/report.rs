@@ -174,6 +174,13 @@ impl Findings {
         }
     }
 
+    /// Takes a line that was kept, if it is a finding.
+    pub fn add_kept(&mut self, line: &str) {
+        if let Ok(finding) = serde_json::from_str(line) {
+            self.report.add(finding);
+        }
+    }
+
     fn tell(&mut self, finding: Finding) {
         match serde_json::to_string(&finding) {
             Ok(line) => print(&line),

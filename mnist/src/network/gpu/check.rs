@@ -36,16 +36,20 @@ pub fn check(engine: &mut dyn DigitEngine, precision: Precision, loss: LabelLoss
     let failed = |error: EngineError| error.to_string();
     engine.node_gradient(&leaves, 0.2, WireDtype::F32, &mut ours, &mut |_| ()).map_err(failed)?;
     host.node_gradient(&leaves, 0.2, WireDtype::F32, &mut theirs, &mut |_| ()).map_err(failed)?;
-    for (index, tensor) in manifest.tensors().iter().enumerate() {
+    let allowed = tolerance(precision);
+    let distances = manifest.tensors().iter().enumerate().map(|(index, tensor)| {
         let range = manifest.range(index);
-        let off = distance(&ours[range.clone()], &theirs[range]);
-        let allowed = tolerance(precision);
-        if off.is_nan() || off > allowed {
-            return Err(format!(
-                "its gradient by {} is {off:.1e} from the CPU's, of which {allowed} may be rounding",
-                tensor.name
-            ));
-        }
+        (&tensor.name, distance(&ours[range.clone()], &theirs[range]))
+    });
+    let wrong = distances.filter(|(_, off)| off.is_nan() || *off > allowed);
+    // All of them, because they show where in the network it begins.
+    let wrong: Vec<String> = wrong.map(|(name, off)| format!("{name} {off:.1e}")).collect();
+    if !wrong.is_empty() {
+        return Err(format!(
+            "of {} gradients these are from the CPU's, by more than the {allowed} that may be rounding: {}",
+            manifest.tensors().len(),
+            wrong.join(", ")
+        ));
     }
     let update = Update::sgd(0.0371, 0.9, 0.7312);
     let digest = apply_whole(engine, &update, &theirs).map_err(failed)?;

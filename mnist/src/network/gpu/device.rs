@@ -28,8 +28,9 @@ pub type Outcome<T> = Result<T, DriverError>;
 /// What GPUs the kernels are compiled for, by compute capability: the newest of them that the GPU and the run-time compiler know.
 /// From 80 on (Ampere) there are copies that don't pass through registers, units for TF32 and bfloat16, and the shared memory.
 const CAPABILITIES: [usize; 2] = [90, 80];
-/// The version of PTX that such kernels need, for a driver that is older than the run-time compiler.
-const PTX_VERSION: &str = "7.8";
+/// The versions of PTX that such kernels need, for a driver that is older than the run-time compiler: those with instructions that
+/// only one capability has, and others.
+const PTX_VERSIONS: [&str; 2] = ["8.0", "7.8"];
 
 /// What a kernel is given.
 #[derive(Clone, Copy, Debug)]
@@ -241,7 +242,9 @@ fn compiled(source: &str, capability: usize, own: bool) -> Result<Arc<str>, Stri
     }
     let directory = std::env::var_os("TALLY_CACHE_DIR").filter(|directory| !directory.is_empty());
     let file = directory.map(|directory| kept(Path::new(&directory), &name));
-    let ptx: Arc<str> = match file.as_ref().and_then(|file| fs::read_to_string(file).ok()) {
+    // A compiler that stands in for NVIDIA's writes no PTX.
+    let known = file.as_ref().and_then(|file| fs::read_to_string(file).ok());
+    let ptx: Arc<str> = match known.filter(|ptx| ptx.contains(".version ")) {
         Some(ptx) => ptx.into(),
         None => {
             let ptx = compile(source, capability, own)?;
@@ -272,12 +275,18 @@ fn keep(file: &Path, text: &str) -> std::io::Result<()> {
 /// Compiles a program to PTX for a GPU of this capability, with the instructions that only such GPUs have if `own`.
 fn compile(source: &str, capability: usize, own: bool) -> Result<String, String> {
     let mut said = String::from("they need 80 or more");
-    for known in CAPABILITIES.into_iter().filter(|&known| known <= capability) {
+    let suits = |&known: &usize| if own { known == capability } else { known <= capability };
+    for known in CAPABILITIES.into_iter().filter(suits) {
         let architecture = format!("--gpu-architecture=compute_{known}{}", if own { "a" } else { "" });
         let options = vec![architecture, "--std=c++17".into()];
         let options = CompileOptions { fmad: Some(false), options, ..CompileOptions::default() };
         match compile_ptx_with_opts(source, options) {
-            Ok(ptx) => return Ok(ptx.to_src()),
+            Ok(ptx) => {
+                tracing::info!(
+                    "the kernels are compiled for compute capability {known}, the GPU has {capability}"
+                );
+                return Ok(ptx.to_src());
+            }
             // An old compiler does not know a new GPU.
             Err(CompileError::CompileError { nvrtc, log, .. }) => {
                 let log = log.to_string_lossy();
@@ -292,8 +301,10 @@ fn compile(source: &str, capability: usize, own: bool) -> Result<String, String>
 
 /// The same program, said to be of the oldest version that has all it uses.
 fn lowered(ptx: &str) -> String {
+    let [own, others] = PTX_VERSIONS;
+    let version = if ptx.contains(".target sm_90a") { own } else { others };
     let line = |line: &str| match line.strip_prefix(".version ") {
-        Some(_) => format!(".version {PTX_VERSION}\n"),
+        Some(_) => format!(".version {version}\n"),
         None => format!("{line}\n"),
     };
     ptx.lines().map(line).collect()

@@ -23,7 +23,7 @@ pub mod program;
 pub mod state;
 
 use std::ops::Range;
-use std::panic::catch_unwind;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use cudarc::driver::DriverError;
 use rayon::prelude::*;
@@ -165,7 +165,11 @@ impl GpuEngine {
     /// # Errors
     /// [`EngineError::Failed`] if the device does.
     pub fn device_ms(&self) -> Result<f64, EngineError> {
-        self.device.milliseconds().map_err(said)
+        // cudarc panics where a driver lacks a function: drivers before CUDA 12.8 lack the one that cudarc asks for here.
+        match catch_unwind(AssertUnwindSafe(|| self.device.milliseconds())) {
+            Ok(asked) => asked.map_err(said),
+            Err(panic) => Err(failed(panic_message(&*panic))),
+        }
     }
 
     /// Does `work` while a profiler looks, if there is one that waits for this call.
@@ -215,6 +219,7 @@ impl GpuEngine {
             };
             // Nothing may be on its way to memory that is given back.
             let _ = self.device.down.synchronize();
+            let _ = self.device.weights.synchronize();
             self.ahead.clear();
             if !device::is_for_want_of_memory(&error) || at_once <= PIECE {
                 return Err(said(error));

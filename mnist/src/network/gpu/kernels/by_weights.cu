@@ -44,7 +44,8 @@ KERNEL BOUNDS(THREADS, BLOCKS) NAME(const stored *RESTRICT by_output, const stor
         stored *to = (stored *)shared + (tile) % STAGES * STAGE;                                                     \
         UNROLL for (int i = 0; i < ROW_COPIES; i++) {                                                                \
             const int depth = row_depth + ROW_STEP * i, pixel = (tile) * DEPTH + depth, there = pixel < pixels;      \
-            if (DEPTH % ROW_STEP == 0 || depth < DEPTH) {                                                            \
+            /* Only the last copy may be too deep. The compiler does not know that, and would branch at each. */         \
+            if (DEPTH % ROW_STEP == 0 || i + 1 < ROW_COPIES || depth < DEPTH) {                                      \
                 copy16(to + depth * ROW_PITCH + row_at, there ? rows_from + pixel * OUTPUTS : by_output, there);     \
             }                                                                                                        \
         }                                                                                                            \
