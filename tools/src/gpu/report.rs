@@ -266,11 +266,13 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "Tally {} on {}", self.version, self.device)?;
         self.gpu.iter().try_for_each(|gpu| writeln!(f, "{gpu}"))?;
-        writeln!(
-            f,
-            "\n{:9} {:>16} {:>16} {:>16}   golden values: error (allowed)",
-            "", "answers", "losses", "norms"
-        )?;
+        if !self.golden.is_empty() {
+            writeln!(
+                f,
+                "\n{:9} {:>16} {:>16} {:>16}   golden values: error (allowed)",
+                "", "answers", "losses", "norms"
+            )?;
+        }
         for g in &self.golden {
             let [answers, losses, norms] = [(g.answers, 0), (g.losses, 1), (g.norms, 2)]
                 .map(|(error, at)| format!("{error:.1e} ({:.0e})", g.tolerance[at]));
@@ -290,23 +292,25 @@ impl fmt::Display for Report {
                 sizes.join(", ")
             )?;
         }
-        writeln!(
-            f,
-            "\n{:9} {:5} {:>6} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9} {:>10} {:>8} {:>8} {:>8}   a step of one worker, ms",
-            "",
-            "",
-            "batch",
-            "step",
-            "device",
-            "gradient",
-            "update",
-            "least",
-            "first",
-            "samples/s",
-            "PT fp32",
-            "PT tf32",
-            "PT bf16"
-        )?;
+        if !self.steps.is_empty() {
+            writeln!(
+                f,
+                "\n{:9} {:5} {:>6} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9} {:>10} {:>8} {:>8} {:>8}   a step of one worker, ms",
+                "",
+                "",
+                "batch",
+                "step",
+                "device",
+                "gradient",
+                "update",
+                "least",
+                "first",
+                "samples/s",
+                "PT fp32",
+                "PT tf32",
+                "PT bf16"
+            )?;
+        }
         for s in &self.steps {
             let peers = ["fp32", "tf32", "bf16"]
                 .map(|p| self.peer(p, s.batch).map_or("-".into(), |ms| format!("{ms:.2}")));
@@ -329,11 +333,13 @@ impl fmt::Display for Report {
                 s.variant
             )?;
         }
-        writeln!(
-            f,
-            "\n{:9} {:>7} {:>6} {:>9} {:>9} {:>9} {:>6} {:>11} {:>5}   a cluster on the device, ms",
-            "", "workers", "batch", "step", "computing", "rest", "part", "worker", "lost"
-        )?;
+        if !self.clusters.is_empty() {
+            writeln!(
+                f,
+                "\n{:9} {:>7} {:>6} {:>9} {:>9} {:>9} {:>6} {:>11} {:>5}   a cluster on the device, ms",
+                "", "workers", "batch", "step", "computing", "rest", "part", "worker", "lost"
+            )?;
+        }
         for c in &self.clusters {
             writeln!(
                 f,
