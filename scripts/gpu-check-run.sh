@@ -58,12 +58,14 @@ keep() {
         esac
     done
 }
+# capped SECONDS: so many, or as many as are left.
+capped() { echo $(($1 < limit - SECONDS ? $1 : limit - SECONDS)); }
 # part SECONDS NAME COMMAND…: keeps the command's findings and messages as they come. The command has so many seconds, or as many
 # as are left.
 part() {
-    local seconds=$1 name=$2 left=$((limit - SECONDS)) rc=0
+    local seconds name=$2 rc=0
+    seconds=$(capped "$1")
     shift 2
-    [ "$left" -lt "$seconds" ] && seconds=$left
     if [ "$seconds" -lt 5 ]; then
         log "$name: left out, the time is over"
         return 0
@@ -92,9 +94,9 @@ with_options() {
 # check SECONDS NAME OPTIONS…: a part that is gpu-check. It ends its work a little earlier, so that it can say what is missing. A job
 # in it has as long, or what `each` says.
 check() {
-    local seconds=$1 name=$2 left=$((limit - SECONDS))
+    local seconds name=$2
+    seconds=$(capped "$1")
     shift 2
-    [ "$left" -lt "$seconds" ] && seconds=$left
     local within=$((seconds > 10 ? seconds - 5 : 5))
     with_options --deadline "${each:-$within}" --within "$within" --logs "$logs" "$@"
     part "$seconds" "$name" "$program" "${given[@]}"
@@ -155,6 +157,7 @@ else
     # Their golden values are found meanwhile, and only those that have them are measured. PyTorch is read from the disk, too.
     pids=()
     (timeout 60 python3 -c 'import torch' >/dev/null 2>&1) &
+    reading=$!
     golden() { # PRECISION VARIANT
         check 40 "golden $1 $2" --precisions "$1" --only golden --variants "$2" >/dev/null
         [ "$failed" = 0 ] && echo "$2" >>"$logs/good-$1"
@@ -163,6 +166,7 @@ else
     for variant in $tf32; do (golden tf32 "$variant") & pids+=($!); done
     for variant in $bf16; do (golden bf16 "$variant") & pids+=($!); done
     together "${pids[@]}"
+    wait "$reading"
     # Those that are good, in the order of the words.
     good() { for variant in $2; do grep -qx "$variant" "$logs/good-$1" 2>/dev/null && echo "$variant"; done | tr '\n' ' ' | sed 's/ $//'; }
     for precision in tf32 bf16; do

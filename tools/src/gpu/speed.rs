@@ -96,10 +96,14 @@ pub fn steps(options: &Options, precision: Precision, batch: usize) -> anyhow::R
     let gradient_ms = median(first_part[untimed..].iter().copied());
     let least_ms = whole[untimed..].iter().copied().fold(f64::INFINITY, f64::min);
     let device_ms = match options.kernels() == "tally" && options.is_gpu() {
-        // An old driver cannot say it, and the step's time counts all the same.
-        true => on_the_device(options, precision, batch, &sum)
-            .inspect_err(|error| eprintln!("left out: the time on the device: {error:#}"))
-            .ok(),
+        true => match on_the_device(options, precision, batch, &sum) {
+            // An old driver cannot say it, and the step's time counts all the same.
+            Err(error @ EngineError::Unavailable(_)) => {
+                eprintln!("left out: the time on the device: {error}");
+                None
+            }
+            measured => Some(measured?),
+        },
         false => None,
     };
     Ok(Steps {

@@ -46,7 +46,7 @@ pub fn check(engine: &mut dyn DigitEngine, precision: Precision, loss: LabelLoss
     let wrong: Vec<String> = wrong.map(|(name, off)| format!("{name} {off:.1e}")).collect();
     if !wrong.is_empty() {
         return Err(format!(
-            "of {} gradients these are from the CPU's, by more than the {allowed} that may be rounding: {}",
+            "of {} gradients these are farther from the CPU's than the {allowed} that may be rounding: {}",
             manifest.tensors().len(),
             wrong.join(", ")
         ));

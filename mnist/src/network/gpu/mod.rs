@@ -163,12 +163,12 @@ impl GpuEngine {
     /// starts the measurement.
     ///
     /// # Errors
-    /// [`EngineError::Failed`] if the device does.
+    /// [`EngineError::Failed`] if the device does, [`EngineError::Unavailable`] if the driver cannot say it.
     pub fn device_ms(&self) -> Result<f64, EngineError> {
         // cudarc panics where a driver lacks a function: drivers before CUDA 12.8 lack the one that cudarc asks for here.
         match catch_unwind(AssertUnwindSafe(|| self.device.milliseconds())) {
             Ok(asked) => asked.map_err(said),
-            Err(panic) => Err(failed(panic_message(&*panic))),
+            Err(panic) => Err(EngineError::Unavailable(panic_message(&*panic))),
         }
     }
 
